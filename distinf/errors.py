@@ -1,0 +1,25 @@
+"""What a user can be told in one line, each with its own exit code (1 is kept for our bugs)."""
+
+
+class DistinfError(Exception):
+    """An error with one clear line for the user; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(DistinfError, ValueError):
+    """The configuration or the input is wrong: what, where, and what to change."""
+
+    exit_code = 2
+
+
+class CorruptionError(DistinfError):
+    """Bytes on disk are not those that were committed."""
+
+    exit_code = 3
+
+
+class Interrupted(DistinfError):
+    """Stopped before the end; running the same command again resumes."""
+
+    exit_code = 4
