@@ -1,0 +1,17 @@
+"""How work is spread: units, the ledger, and two runtimes with the same three verbs."""
+
+from distinf.runtime.ledger import Ledger
+from distinf.runtime.protocol import Resources, Runtime, RuntimeSettings, Work, open_runtime
+from distinf.runtime.units import Cost, Unit, digest
+
+__all__ = [
+    "Cost",
+    "Ledger",
+    "Resources",
+    "Runtime",
+    "RuntimeSettings",
+    "Unit",
+    "Work",
+    "digest",
+    "open_runtime",
+]

@@ -1,0 +1,111 @@
+"""What the ranks of a gang say to each other: a few verbs over torch.distributed.
+
+Numerics receive one of these and never see a process group. A gang of one is the same code.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Single:
+    """The collective of one rank: the reference."""
+
+    rank = 0
+    size = 1
+
+    def owned(self, shards: int) -> range:
+        """This rank's contiguous logical shards."""
+        return range(shards * self.rank // self.size, shards * (self.rank + 1) // self.size)
+
+    def ordered_sum(self, parts_SX: Tensor) -> Tensor:
+        """Sum over all ranks' shards, fp64, in shard order: bitwise the same at any size."""
+        return _sum_in_order(parts_SX)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        if list(sizes) != [len(x)]:
+            raise ValueError(f"reduce_scatter: sizes {list(sizes)} do not add up to {len(x)} rows")
+        return x.clone()
+
+    def barrier(self) -> None:
+        return None
+
+
+def _sum_in_order(parts_SX: Tensor) -> Tensor:
+    total = torch.zeros(parts_SX.shape[1:], dtype=torch.float64, device=parts_SX.device)
+    for part in parts_SX:
+        total += part
+    return total
+
+
+class ProcessGroup(Single):
+    """The default torch.distributed group of this process: gloo on CPU, NCCL on CUDA."""
+
+    def __init__(self, rank: int, size: int):
+        self.rank = rank
+        self.size = size
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        import torch.distributed as dist
+
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=x.device)
+        lengths[self.rank] = len(x)
+        dist.all_reduce(lengths)
+        longest = int(lengths.max())
+        padded = x.new_zeros((longest, *x.shape[1:]))
+        padded[: len(x)] = x
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded)
+        return torch.cat([g[: int(n)] for g, n in zip(gathered, lengths, strict=True)])
+
+    def ordered_sum(self, parts_SX: Tensor) -> Tensor:
+        return _sum_in_order(self.all_gather(parts_SX))
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        import torch.distributed as dist
+
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        if sum(sizes) != len(x) or len(sizes) != self.size:
+            raise ValueError(f"reduce_scatter: sizes {list(sizes)} do not fit {len(x)} rows")
+        start = sum(sizes[: self.rank])
+        return self.all_reduce(x)[start : start + sizes[self.rank]].clone()
+
+    def barrier(self) -> None:
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def join_group(rank: int, size: int, address: str, *, device: torch.device, timeout_s: float) -> Any:
+    """Form the default process group at tcp://address -> its collective (Single where size is 1)."""
+    if size == 1:
+        return Single()
+    import torch.distributed as dist
+
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, init_method=f"tcp://{address}", rank=rank, world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+    )  # fmt: skip
+    return ProcessGroup(rank, size)
+
+
+def leave_group() -> None:
+    """Leave the default process group if there is one."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

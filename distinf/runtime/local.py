@@ -1,0 +1,52 @@
+"""Everything in this process, one unit after the other: the reference, without Ray."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from distinf.runtime.ledger import Ledger
+from distinf.runtime.protocol import Resources, RuntimeSettings, Work
+from distinf.runtime.units import Unit
+from distinf.runtime.worker import Outcome, Worker, gave_up, raise_unless_retryable
+
+
+class LocalRuntime:
+    """A pool, gang or grid of one. A gang has one rank: ordered sums make that the same result."""
+
+    def __init__(self, settings: RuntimeSettings):
+        self._settings = settings
+        self._worker: Worker | None = None
+
+    def pool(self, work: Work, units: Sequence[Unit], ledger: Ledger) -> None:
+        done = ledger.committed_ids()
+        for unit in {unit.id: unit for unit in units if unit.id not in done}.values():
+            self._attempt(unit.describe(), lambda n, unit=unit: self._ready().run(work, unit, n))
+        ledger.seal_full_segments()
+
+    def gang(self, work: Work, ranks: int) -> Any:
+        timeout_s = self._settings.timeout_s
+        return self._attempt(
+            work.body, lambda _: self._ready().run_rank(work, 0, 1, "", timeout_s)
+        ).value
+
+    def grid(self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources) -> None:
+        self.pool(work, jobs, ledger)
+
+    def close(self) -> None:
+        self._worker = None
+
+    def _ready(self) -> Worker:
+        if self._worker is None:
+            gpu = self._settings.num_gpus > 0 and torch.cuda.is_available()
+            self._worker = Worker(self._settings.threads, gpu=gpu)
+            self._worker.ready()
+        return self._worker
+
+    def _attempt(self, what: str, call: Any) -> Outcome:
+        for attempt in range(1, self._settings.attempts + 1):
+            outcome: Outcome = call(attempt)
+            if outcome.error is None:
+                return outcome
+            raise_unless_retryable(outcome)
+        raise gave_up(what, self._settings.attempts, outcome)

@@ -1,0 +1,117 @@
+"""The protocol that both runtimes speak, and the settings that choose between them."""
+
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from distinf.errors import InputError
+from distinf.runtime.ledger import Ledger
+from distinf.runtime.units import Unit
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker holds; GPUs may be fractions."""
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """Where the work runs. None of it changes a result, so none of it is in the fingerprint.
+
+    kind        ray, or local: everything in this process, one unit after the other
+    workers     warm actors, which are also a gang's ranks; 0: as many as the cluster has room for
+    num_cpus    of each worker (pool, gang and grid)
+    num_gpus    of each worker, fractions too; a worker with any takes CUDA, the others the CPU
+    threads     torch threads of a worker; more than one changes the order of sums
+    address     of a cluster to join ("auto" finds one on this machine); None starts a local one
+    attempts    at a unit, and at a gang, before the run stops
+    timeout_s   for actors to start, and for a collective operation to finish
+    dashboard   of a cluster started here, on localhost
+    working_dir a folder to send to the workers of a joined cluster, where your own task lives
+    insecure    True to join a cluster beyond this machine that has no token authentication
+    """
+
+    kind: str = "ray"
+    workers: int = 0
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    threads: int = 1
+    address: str | None = None
+    attempts: int = 3
+    timeout_s: float = 120.0
+    dashboard: bool = True
+    working_dir: str | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ray", "local"):
+            raise ValueError(f"kind: '{self.kind}' is neither 'ray' nor 'local'")
+        if self.workers < 0 or self.threads < 1 or self.attempts < 1:
+            raise ValueError("workers must be at least 0, threads and attempts at least 1")
+        for name in ("num_cpus", "num_gpus"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name}: {value} must be 0 or more")
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(self.num_cpus, self.num_gpus)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker runs, as import paths and JSON: nothing is pickled.
+
+    prepare  "module:function", called as prepare(context, device) -> state, once per worker
+    body     "module:function", called as body(state, unit, attempt) in a pool or grid, and as
+             body(state, collective, attempt) in a gang; commits its own results
+    attempt  a name that no other attempt at the same unit has
+    """
+
+    body: str
+    prepare: str
+    context: Mapping[str, Any]
+
+
+class Runtime(Protocol):
+    """Three shapes of work over one set of warm workers. All return when all is committed."""
+
+    def pool(self, work: Work, units: Sequence[Unit], ledger: Ledger) -> None:
+        """Map the body over the units that the ledger does not hold yet; retry those that fail."""
+
+    def gang(self, work: Work, ranks: int) -> Any:
+        """Run the body on every rank at once -> rank 0's JSON-able return value.
+
+        If a rank dies all are stopped, and the gang starts again from what is committed.
+        `ranks` is the most that can be used; 0 means as many as there are workers.
+        """
+
+    def grid(self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources) -> None:
+        """Run independent jobs, each once (by id), on workers of the given resources."""
+
+    def close(self) -> None:
+        """Stop the workers, and the cluster if this runtime started it."""
+
+
+def open_runtime(settings: RuntimeSettings) -> Runtime:
+    """The runtime that the settings name; nothing starts before its first work."""
+    if settings.kind == "local":
+        from distinf.runtime.local import LocalRuntime
+
+        return LocalRuntime(settings)
+    if "ray" not in sys.modules:  # ray reads its mode once, when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        from distinf.runtime.ray import RayRuntime
+    except ImportError:
+        raise InputError(
+            "runtime.kind: ray is not installed here; pip install 'ray[default]' or set "
+            "runtime.kind=local"
+        ) from None
+    return RayRuntime(settings)

@@ -1,0 +1,145 @@
+"""What happens on a worker, the same in both runtimes: prepare once, run a body, say how it went."""
+
+import importlib
+import os
+import socket
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distinf.errors import CorruptionError, DistinfError, InputError, Interrupted
+from distinf.runtime.collective import Single, join_group, leave_group
+from distinf.runtime.protocol import Work
+from distinf.runtime.units import Unit, digest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one call ended. `error` is the name of a class that the caller raises again."""
+
+    value: Any = None
+    error: str | None = None
+    message: str = ""
+    trace: str = ""
+    where: str = ""
+
+
+RAISABLE: dict[str, type[DistinfError]] = {
+    cls.__name__: cls for cls in (InputError, CorruptionError, Interrupted)
+}
+
+
+def resolve(path: str) -> Callable[..., Any]:
+    """The function at "module:function"; InputError naming what is not there."""
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise
+        raise InputError(
+            f"task: no module '{module_name}'; run from the folder that holds it or install it"
+        ) from None
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise InputError(f"task: module '{module_name}' has no '{name}'") from None
+
+
+class Worker:
+    """One warm worker. Keeps the state of the last context it prepared."""
+
+    def __init__(self, threads: int = 1, paths: Sequence[str] = (), gpu: bool = False):
+        self._threads = threads
+        self._paths = list(paths)
+        self._gpu = gpu
+        self._key = ""
+        self._state: Any = None
+
+    def ready(self) -> str:
+        """Set up this process -> the name of the host."""
+        torch.set_num_threads(self._threads)
+        sys.path.extend(path for path in self._paths if path not in sys.path)
+        return socket.gethostname()
+
+    def device(self) -> torch.device:
+        """CUDA for a worker that holds a GPU where there is one, else the CPU."""
+        if self._gpu and torch.cuda.is_available():
+            return torch.device("cuda", 0)  # the runtime shows a worker only its own devices
+        return torch.device("cpu")
+
+    def free_address(self) -> str:
+        """host:port on this worker's node that other ranks can reach."""
+        host = _own_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"{host}:{probe.getsockname()[1]}"
+
+    def run(self, work: Work, unit: Unit, attempt: int) -> Outcome:
+        """The body on one unit, in a pool or grid."""
+        name = f"{attempt}-{uuid.uuid4().hex[:8]}"
+        return self._guard(lambda: resolve(work.body)(self._prepared(work), unit, name))
+
+    def run_rank(
+        self, work: Work, rank: int, size: int, address: str, timeout_s: float
+    ) -> Outcome:
+        """The body as one rank of a gang."""
+
+        def call() -> Any:
+            device = self.device()
+            collective = Single()
+            if size > 1:
+                collective = join_group(rank, size, address, device=device, timeout_s=timeout_s)
+            try:
+                name = f"g-{uuid.uuid4().hex[:8]}"
+                return resolve(work.body)(self._prepared(work), collective, name)
+            finally:
+                leave_group()
+
+        return self._guard(call)
+
+    def _prepared(self, work: Work) -> Any:
+        key = digest([work.prepare, dict(work.context)])
+        if key != self._key:
+            self._state = resolve(work.prepare)(work.context, self.device())
+            self._key = key
+        return self._state
+
+    def _guard(self, call: Callable[[], Any]) -> Outcome:
+        where = f"{socket.gethostname()} (pid {os.getpid()})"
+        try:
+            return Outcome(value=call(), where=where)
+        except Exception as error:
+            kind = next((n for n, cls in RAISABLE.items() if isinstance(error, cls)), "Exception")
+            lines = str(error).strip().splitlines() or [""]
+            message = lines[0] if kind in RAISABLE else f"{type(error).__name__}: {lines[0]}"
+            return Outcome(error=kind, message=message, trace=traceback.format_exc(), where=where)
+
+
+def raise_unless_retryable(outcome: Outcome) -> None:
+    """Errors that another attempt cannot mend are raised in the caller."""
+    if outcome.error in RAISABLE:
+        raise RAISABLE[outcome.error](outcome.message)
+
+
+def gave_up(what: str, attempts: int, outcome: Outcome) -> Interrupted:
+    """The error for a unit or gang whose attempts are used up; the trace rides along for logs."""
+    error = Interrupted(
+        f"{what} failed on {outcome.where or 'a worker that died'} (attempt {attempts} of "
+        f"{attempts}): {outcome.message}; run the same command to resume"
+    )
+    error.add_note(outcome.trace)
+    return error
+
+
+def _own_address() -> str:
+    """This node's address as others see it; loopback where there is no network."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"

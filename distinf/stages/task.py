@@ -1,0 +1,133 @@
+"""What a study or a user supplies: a model, its data, losses per sample and a metric.
+
+A task is an import path plus settings. Every worker builds its own; none is ever pickled.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from distinf.errors import InputError
+from distinf.runtime.worker import resolve
+
+Batch = dict[str, Tensor]
+PerSampleLoss = Callable[[nn.Module, Batch], Tensor]  # -> [N]
+SPLITS = ("train", "evaluation")
+
+STUDIES = {"receiver": "distinf.studies.receiver:task"}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What `plan` needs to know without data and without a download.
+
+    flops_per_sample             of one forward pass
+    activation_bytes_per_sample  kept for one backward pass
+    row_bytes                    stored per row, by split; 0 where the task's data are its own
+    """
+
+    parameters: int
+    flops_per_sample: float
+    activation_bytes_per_sample: float
+    row_bytes: Mapping[str, float] = field(default_factory=dict)
+
+
+class RowSource(Protocol):
+    """Stored rows of a split."""
+
+    def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows named by `ids` [n], in that order, of every array."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """The contract of design.md; `TensorTask` implements it for data that fit in memory.
+
+    losses     per-sample losses by name; the first is the training loss, the others query losses
+    metric     the key of `evaluate` that should go down
+    reference  the key of what is achievable per sample, or None: the gap is the metric itself
+    axis       a key of `evaluate` to plot the metric against, or None
+    """
+
+    losses: Mapping[str, PerSampleLoss]
+    metric: str
+    reference: str | None
+    axis: str | None
+
+    def model(self) -> nn.Module:
+        """Freshly initialised, deterministic in the seed, on the CPU."""
+
+    def rows(self, split: str) -> int:
+        """How many rows the split ("train" or "evaluation") has."""
+
+    def batch(self, split: str, ids: np.ndarray) -> Batch:
+        """CPU tensors of the rows `ids` [n], in that order, first dimension n."""
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Columns [n]: the metric, and whatever else is worth a column."""
+
+    def optimizer(
+        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """The optimizer of training and of fine-tuning."""
+
+    def digests(self) -> Mapping[str, str]:
+        """What identifies data and model; the fingerprint covers it."""
+
+    def shapes(self) -> Shapes:
+        """Sizes and costs, from the settings alone."""
+
+
+@runtime_checkable
+class GeneratingTask(Protocol):
+    """A task whose rows are made, unit by unit, in the data stage."""
+
+    def rows_per_unit(self, split: str) -> int:
+        """Rows of one unit; every unit starts at a multiple of it."""
+
+    def generate(self, split: str, start: int, stop: int) -> Mapping[str, np.ndarray]:
+        """Arrays [stop - start, ...], a function of (seed, split, start, stop) alone."""
+
+    def attach(self, split: str, rows: RowSource) -> None:
+        """From now on `batch` reads the split from `rows`."""
+
+
+def task_path(name: str) -> str:
+    """A study's short name, or "module:function" as it stands."""
+    if name in STUDIES:
+        return STUDIES[name]
+    if ":" not in name:
+        known = ", ".join(sorted(STUDIES))
+        raise InputError(f"task: '{name}' is neither a study ({known}) nor module:function")
+    return name
+
+
+def settings_type(name: str) -> Any:
+    """What the factory says its settings are: a dataclass, or dict where it says nothing."""
+    factory = resolve(task_path(name))
+    first = next(iter(inspect.signature(factory).parameters), None)
+    hinted = typing.get_type_hints(factory).get(first or "", dict)
+    return hinted if is_dataclass(hinted) else dict[str, Any]
+
+
+def build_task(name: str, settings: Mapping[str, Any], seed: int) -> Task:
+    """Call the factory with its validated settings -> the task."""
+    typed = TypeAdapter(settings_type(name)).validate_python(dict(settings))
+    task = resolve(task_path(name))(typed, seed)
+    if not isinstance(task, Task):
+        missing = [m for m in _members(Task) if not hasattr(task, m)]
+        raise InputError(f"task: {name} returned an object without {', '.join(missing)}")
+    return task
+
+
+def _members(protocol: type) -> list[str]:
+    return sorted(typing.get_protocol_members(protocol)) if hasattr(
+        typing, "get_protocol_members"
+    ) else sorted(set(protocol.__annotations__) | {n for n in vars(protocol) if n[0] != "_"})

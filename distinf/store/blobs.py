@@ -1,0 +1,190 @@
+"""Named byte strings in a folder or a bucket: durable put, put-if-absent, get, list.
+
+The whole store stands on these few verbs, so a local folder, s3:// and gs:// differ only here.
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from distinf.errors import InputError
+
+
+class Blobs(Protocol):
+    """Keys are '/'-separated, relative to the root; values are whole byte strings."""
+
+    root: str
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write durably, replacing what was there."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write durably unless the key exists, atomically; True if this call wrote it."""
+
+    def get(self, key: str) -> bytes:
+        """The bytes; KeyError if there are none."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Sorted keys below `prefix/` (all depths), as keys relative to the root."""
+
+    def delete(self, key: str) -> None:
+        """Remove the key if it is there."""
+
+    def free_bytes(self) -> int | None:
+        """Room left, or None where the backend has no such limit."""
+
+
+class Folder:
+    """A local or shared folder. A put is: temporary file, fsync, link or rename, fsync folder."""
+
+    def __init__(self, root: str):
+        self.root = str(Path(root).absolute())
+
+    def _path(self, key: str) -> Path:
+        return Path(self.root, key)
+
+    def _staged(self, path: Path, data: bytes) -> Path:
+        _make_durable_folder(path.parent)
+        staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+        with open(staged, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return staged
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        os.replace(self._staged(path, data), path)
+        _sync_folder(path.parent)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        staged = self._staged(path, data)
+        try:
+            os.link(staged, path)  # fails if the name exists, also over NFS
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(staged)
+        _sync_folder(path.parent)
+        return True
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise KeyError(key) from None
+
+    def names(self, prefix: str) -> list[str]:
+        return sorted(self._walk(prefix))
+
+    def _walk(self, prefix: str) -> Iterator[str]:
+        for folder, _, files in os.walk(self._path(prefix)):
+            inside = os.path.relpath(folder, self.root)
+            for name in files:
+                if not name.endswith(".partial"):
+                    yield name if inside == "." else f"{inside}/{name}"
+
+    def delete(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path(key).unlink()
+
+    def free_bytes(self) -> int | None:
+        folder = Path(self.root)
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+
+class Bucket:
+    """An object store through obstore: a put is atomic and durable by the service's contract."""
+
+    def __init__(self, store: Any, root: str):
+        self.root = root
+        self._store = store
+
+    def put(self, key: str, data: bytes) -> None:
+        import obstore
+
+        obstore.put(self._store, key, data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            obstore.put(self._store, key, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def get(self, key: str) -> bytes:
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        try:
+            return bytes(obstore.get(self._store, key).bytes())
+        except (NotFoundError, FileNotFoundError):
+            raise KeyError(key) from None
+
+    def names(self, prefix: str) -> list[str]:
+        import obstore
+
+        return sorted(
+            str(entry["path"])
+            for page in obstore.list(self._store, prefix or None)
+            for entry in page
+        )
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, key)
+
+    def free_bytes(self) -> int | None:
+        return None
+
+
+_memory: dict[str, Bucket] = {}  # memory:// roots live as long as the process, for tests
+
+
+def open_root(root: str) -> Blobs:
+    """A folder path, or a URL (s3://, gs://, az://, memory://NAME) -> its blobs.
+
+    Credentials of a bucket come from the environment, as its own tools take them.
+    """
+    if "://" not in root or root.startswith("file://"):
+        return Folder(root.removeprefix("file://"))
+    scheme = root.split("://", 1)[0]
+    from obstore.store import MemoryStore, from_url
+
+    if scheme == "memory":
+        if root not in _memory:
+            _memory[root] = Bucket(MemoryStore(), root)
+        return _memory[root]
+    try:
+        return Bucket(from_url(root), root)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"out: cannot open {root}: {reason}; check the URL and its keys") from None
+
+
+def _make_durable_folder(folder: Path) -> None:
+    if folder.exists():
+        return
+    _make_durable_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

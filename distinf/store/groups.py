@@ -1,0 +1,175 @@
+"""One unit's arrays as one Zarr group: written whole, read back, and verified on every read.
+
+zarr encodes and decodes; the bytes travel through `Blobs`. A reader is given the manifest from a
+commit record, never a listing: an object that the manifest names must be there with its sha256
+(plain zarr would read a missing chunk as zeros), and one that it does not name is not read.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import MemoryStore
+
+from distinf.errors import CorruptionError
+from distinf.store.blobs import Blobs
+
+Arrays = Mapping[str, np.ndarray]
+Manifest = Mapping[str, Any]  # {"group": prefix, "files": {key: sha256}, "bytes": int}
+
+CHUNK_BYTES = 8 << 20
+
+
+def encode(
+    arrays: Arrays, *, chunk_rows: int | None = None, attributes: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
+    """Zarr v3 objects of a group by key; arrays are chunked along their first axis only.
+
+    `chunk_rows` rows a chunk, or about 8 MiB where it is None. No compression: gradients and
+    radio samples are noise to a compressor (measured: 8 % smaller, half the speed).
+    """
+    memory = MemoryStore()
+    group = zarr.create_group(memory, attributes=dict(attributes or {}))
+    for name, values in arrays.items():
+        values = np.asarray(values, order="C")
+        rows = chunk_rows or max(1, CHUNK_BYTES // max(1, values[:1].nbytes))
+        chunks = (min(rows, max(1, len(values))), *values.shape[1:]) if values.ndim else ()
+        target = group.create_array(
+            name, shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=None,
+            config={"write_empty_chunks": True},
+        )  # fmt: skip
+        if values.size:
+            target[...] = values
+    return {key: buffer.to_bytes() for key, buffer in memory._store_dict.items()}
+
+
+def write_group(
+    blobs: Blobs,
+    group: str,
+    arrays: Arrays,
+    *,
+    chunk_rows: int | None = None,
+    may_hold_nan: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Check finite, write durably, read back -> the manifest that a commit record carries.
+
+    Raises ValueError for a non-finite value in an array not named in `may_hold_nan`, and
+    CorruptionError if what was read back is not what was written.
+    """
+    for name, values in arrays.items():
+        if name in set(may_hold_nan) or not np.issubdtype(values.dtype, np.floating):
+            continue
+        if not np.isfinite(values).all():
+            raise ValueError(f"{group}: array '{name}' has a non-finite value; nothing committed")
+    objects = encode(arrays, chunk_rows=chunk_rows)
+    for key, data in objects.items():
+        blobs.put(f"{group}/{key}", data)
+    files = {key: hashlib.sha256(data).hexdigest() for key, data in objects.items()}
+    manifest = {"group": group, "files": files, "bytes": sum(map(len, objects.values()))}
+    verify_group(blobs, manifest)
+    return manifest
+
+
+def verify_group(blobs: Blobs, manifest: Manifest) -> None:
+    """Read every object the manifest names; CorruptionError for the first that is not intact."""
+    for key in manifest["files"]:
+        _intact(blobs, manifest, key)
+
+
+def read_group(blobs: Blobs, manifest: Manifest, names: Sequence[str] | None = None) -> dict:
+    """Whole arrays of a committed group by name (all of them where `names` is None)."""
+    group = open_group(blobs, manifest)
+    wanted = sorted(dict(group.arrays())) if names is None else names
+    return {name: np.asarray(group[name][...]) for name in wanted}
+
+
+def open_group(blobs: Blobs, manifest: Manifest) -> zarr.Group:
+    """A read-only Zarr group whose every chunk is verified as it is read."""
+    return zarr.open_group(_Committed(blobs, manifest), mode="r", use_consolidated=False)
+
+
+def _intact(blobs: Blobs, manifest: Manifest, key: str) -> bytes:
+    name = f"{manifest['group']}/{key}"
+    try:
+        data = blobs.get(name)
+    except KeyError:
+        raise CorruptionError(
+            f"{name} is missing but was committed; move its commit record away and run again"
+        ) from None
+    if hashlib.sha256(data).hexdigest() != manifest["files"][key]:
+        raise CorruptionError(
+            f"{name} is not what was committed (sha256 differs); `distinf verify` lists all such"
+        )
+    return data
+
+
+class _Committed(Store):
+    """A zarr store that serves exactly the manifest's objects."""
+
+    def __init__(self, blobs: Blobs, manifest: Manifest):
+        super().__init__(read_only=True)
+        self._blobs = blobs
+        self._manifest = manifest
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        if key not in self._manifest["files"]:
+            if "/c/" in key or key.endswith("/c"):
+                raise CorruptionError(f"{self._manifest['group']}/{key} was never committed")
+            return None
+        if byte_range is not None:
+            raise ValueError("a committed chunk is read whole, so that its sha256 can be checked")
+        return prototype.buffer.from_bytes(_intact(self._blobs, self._manifest, key))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        return key in self._manifest["files"]
+
+    async def list(self) -> AsyncIterator[str]:
+        for key in self._manifest["files"]:
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        for key in self._manifest["files"]:
+            if key.startswith(prefix):
+                yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        inside = f"{prefix.rstrip('/')}/" if prefix else ""
+        names = (k[len(inside) :].split("/")[0] for k in self._manifest["files"] if k.startswith(inside))
+        for name in sorted(set(names)):
+            yield name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Committed) and other._manifest == self._manifest
+
+    @property
+    def supports_writes(self) -> bool:
+        return False
+
+    @property
+    def supports_deletes(self) -> bool:
+        return False
+
+    @property
+    def supports_listing(self) -> bool:
+        return True
+
+    @property
+    def supports_partial_writes(self) -> bool:
+        return False
+
+    async def set(self, key: str, value: Buffer) -> None:
+        raise PermissionError("a committed group is read-only")
+
+    async def delete(self, key: str) -> None:
+        raise PermissionError("a committed group is read-only")

@@ -1,0 +1,99 @@
+"""Scripted bodies for runtime tests: they count their calls on disk and fail as told."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distinf.errors import InputError
+from distinf.runtime import Ledger, Unit, Work
+from distinf.store import open_root, write_group
+
+
+def prepare(context: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    blobs = open_root(context["root"])
+    calls = Path(context["root"], "calls")
+    calls.mkdir(parents=True, exist_ok=True)
+    (calls / f"prepare-{os.getpid()}-{time.time_ns()}").touch()
+    return {"blobs": blobs, "calls": calls, "script": context.get("script", {}), "device": device}
+
+
+def work(root: str, body: str, **script: Any) -> Work:
+    """`script`: call number of a unit or rank -> what it does."""
+    return Work(
+        f"tests.support.bodies:{body}",
+        "tests.support.bodies:prepare",
+        {"root": root, "script": script},
+    )
+
+
+def calls(root: str, name: str) -> int:
+    return len(list(Path(root, "calls").glob(f"{name}-call-*")))
+
+
+def _count(state: Mapping[str, Any], name: str) -> int:
+    """This call's number, counting from 1, over all processes."""
+    number = 1
+    while True:
+        try:
+            (state["calls"] / f"{name}-call-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return number
+
+
+def _act(action: str | None) -> None:
+    if action == "raise":
+        raise RuntimeError("scripted failure")
+    if action == "refuse":
+        raise InputError("scripted bad input; change the script")
+    if action == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action and action.startswith("sleep"):
+        time.sleep(float(action.removeprefix("sleep")))
+
+
+def square(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]:
+    """Commits start squared; acts by the script of its row and call before or after."""
+    number = _count(state, f"row{unit.start}")
+    script = state["script"].get(str(unit.start), {})
+    _act(script.get(f"before{number}"))
+    value = torch.tensor([float(unit.start) ** 2]).numpy()
+    manifest = write_group(state["blobs"], f"square.zarr/{unit.id}/{attempt}", {"value": value})
+    record = Ledger(state["blobs"], "square").commit(unit, 1, {"manifest": manifest})
+    _act(script.get(f"after{number}"))
+    return record
+
+
+def ordered_mean(state: Mapping[str, Any], collective: Any, attempt: str) -> list[float]:
+    """A gang body: sums fixed shards in order; may die on a rank at its nth start."""
+    number = _count(state, f"rank{collective.rank}")
+    parts = []
+    for shard in collective.owned(8):
+        generator = torch.Generator().manual_seed(shard)
+        parts.append(torch.randn(5, generator=generator) * 10.0 ** (shard - 4))
+    local = torch.stack(parts) if parts else torch.zeros(0, 5)
+    _act(state["script"].get(str(collective.rank), {}).get(f"before{number}"))
+    total = collective.ordered_sum(local)
+    gathered = collective.all_gather(torch.full((collective.rank + 1,), float(collective.rank)))
+    reduced = collective.all_reduce(torch.ones(1))
+    collective.barrier()
+    return [*total.tolist(), float(collective.size), float(gathered.sum()), float(reduced)]
+
+
+def where(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]:
+    """Commits what this worker was given."""
+    content = {
+        "device": str(state["device"]),
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "threads": torch.get_num_threads(),
+        "pid": os.getpid(),
+        "mode": os.environ.get("RAY_AUTH_MODE", ""),
+    }
+    time.sleep(state["script"].get("seconds", 0.0))
+    return Ledger(state["blobs"], unit.stage).commit(unit, 1, content)
