@@ -17,6 +17,7 @@ class LocalRuntime:
     def __init__(self, settings: RuntimeSettings):
         self._settings = settings
         self._worker: Worker | None = None
+        self.busy_s = 0.0
 
     def pool(self, work: Work, units: Sequence[Unit], ledger: Ledger) -> None:
         done = ledger.committed_ids()
@@ -46,6 +47,7 @@ class LocalRuntime:
     def _attempt(self, what: str, call: Any) -> Outcome:
         for attempt in range(1, self._settings.attempts + 1):
             outcome: Outcome = call(attempt)
+            self.busy_s += outcome.seconds
             if outcome.error is None:
                 return outcome
             raise_unless_retryable(outcome)

@@ -80,7 +80,12 @@ class Work:
 
 
 class Runtime(Protocol):
-    """Three shapes of work over one set of warm workers. All return when all is committed."""
+    """Three shapes of work over one set of warm workers. All return when all is committed.
+
+    `busy_s` adds up the seconds that workers spent in bodies.
+    """
+
+    busy_s: float
 
     def pool(self, work: Work, units: Sequence[Unit], ledger: Ledger) -> None:
         """Map the body over the units that the ledger does not hold yet; retry those that fail."""

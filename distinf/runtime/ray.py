@@ -32,6 +32,7 @@ class RayRuntime:
         self._settings = settings
         self._actors: dict[Any, Resources] = {}  # ready ones
         self._started = False
+        self.busy_s = 0.0
 
     # -- verbs -----------------------------------------------------------------------------
 
@@ -95,6 +96,19 @@ class RayRuntime:
             if attempt == self._settings.attempts:
                 raise gave_up(work.body, attempt, outcome)
         return None
+
+    def blind_nodes(self, path: str) -> list[str]:
+        """Addresses of nodes that could be given work but do not see the file at `path`."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self._start(self._settings.resources)
+        asked = {}
+        for node in ray.nodes():
+            if node["Alive"] and _fits(node["Resources"], self._settings.resources):
+                where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                options = {"num_cpus": 0, "scheduling_strategy": where}
+                asked[node["NodeManagerAddress"]] = ray.remote(_sees).options(**options).remote(path)
+        return [address for address, seen in asked.items() if not ray.get(seen)]
 
     def close(self) -> None:
         if not self._started:
@@ -166,6 +180,7 @@ class RayRuntime:
             try:
                 value = ray.get(future)
                 outcome = value if isinstance(value, Outcome) else Outcome(value=value)
+                self.busy_s += outcome.seconds
             except RayError as error:
                 self._actors.pop(actor, None)
                 with contextlib.suppress(RayError, ValueError):
@@ -264,6 +279,10 @@ def _fits(node: dict[str, float], resources: Resources) -> int:
         if amount > 0
     ]
     return min(counts) if counts else 1
+
+
+def _sees(path: str) -> bool:
+    return os.path.exists(path)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import importlib
 import os
 import socket
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ class Outcome:
     message: str = ""
     trace: str = ""
     where: str = ""
+    seconds: float = 0.0
 
 
 RAISABLE: dict[str, type[DistinfError]] = {
@@ -112,8 +114,10 @@ class Worker:
 
     def _guard(self, call: Callable[[], Any]) -> Outcome:
         where = f"{socket.gethostname()} (pid {os.getpid()})"
+        began = time.perf_counter()
         try:
-            return Outcome(value=call(), where=where)
+            value = call()
+            return Outcome(value=value, where=where, seconds=time.perf_counter() - began)
         except Exception as error:
             kind = next((n for n, cls in RAISABLE.items() if isinstance(error, cls)), "Exception")
             lines = str(error).strip().splitlines() or [""]

@@ -21,7 +21,7 @@ Batch = dict[str, Tensor]
 PerSampleLoss = Callable[[nn.Module, Batch], Tensor]  # -> [N]
 SPLITS = ("train", "evaluation")
 
-STUDIES = {"receiver": "distinf.studies.receiver:task"}
+STUDIES = {"receiver": "distinf.studies.receiver.task:task"}  # named here, imported on demand
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,27 @@ class Shapes:
     flops_per_sample: float
     activation_bytes_per_sample: float
     row_bytes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How the report speaks of a task. Labels are for people; `baseline` is a column's name.
+
+    deviations: what is reconstructed or differs from the paper, one sentence each.
+    columns: stored per-row columns worth showing beside a row; category columns name their values
+    in the task's `labels`.
+    """
+
+    question: str = "Which training samples help the model where it does worst?"
+    noun: str = "samples"
+    metric: str = "metric"
+    reference: str | None = None
+    baseline: str | None = None
+    baseline_label: str | None = None
+    axis: str | None = None
+    log: bool = False
+    columns: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
 
 
 class RowSource(Protocol):

@@ -36,8 +36,7 @@ def encode(
     group = zarr.create_group(memory, attributes=dict(attributes or {}))
     for name, values in arrays.items():
         values = np.asarray(values, order="C")
-        rows = chunk_rows or max(1, CHUNK_BYTES // max(1, values[:1].nbytes))
-        chunks = (min(rows, max(1, len(values))), *values.shape[1:]) if values.ndim else ()
+        chunks = _chunks(values, chunk_rows) if values.ndim else ()
         target = group.create_array(
             name, shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=None,
             config={"write_empty_chunks": True},
@@ -45,6 +44,11 @@ def encode(
         if values.size:
             target[...] = values
     return {key: buffer.to_bytes() for key, buffer in memory._store_dict.items()}
+
+
+def _chunks(values: np.ndarray, chunk_rows: int | None) -> tuple[int, ...]:
+    rows = chunk_rows or max(1, CHUNK_BYTES // max(1, values[:1].nbytes))
+    return (min(rows, max(1, len(values))), *(max(1, side) for side in values.shape[1:]))
 
 
 def write_group(

@@ -1,0 +1,141 @@
+"""The command line: parse, call, print. Every error a user can mend is one line and an exit code."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from distinf.errors import DistinfError, Interrupted
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 a bug of ours, 2 bad config or input, 3 corrupted, 4 resumable."""
+    options = _parser().parse_args(arguments)
+    sys.path.insert(0, os.getcwd())  # a user's `task: module:function` lies where they are
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return int(options.call(options) or 0)
+    except DistinfError as error:
+        if os.environ.get("DISTINF_TRACE"):
+            raise
+        return _fail(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("stopped; run the same command to resume", Interrupted.exit_code)
+    except OSError as error:
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        return _fail(f"error: {what}; run the same command to resume", Interrupted.exit_code)
+
+
+def _fail(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    from distinf import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="distinf",
+        description="Which training samples made this model do that, and what if we act on it?",
+    )
+    parser.add_argument("--version", action="version", version=f"distinf {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="carry a run out, or resume it")
+    _configurable(run)
+    run.add_argument(
+        "--accept", action="append", default=[], metavar="KEY",
+        help="resume although this key of the fingerprint differs; recorded in the run",
+    )  # fmt: skip
+    run.set_defaults(call=_run)
+
+    plan = commands.add_parser("plan", help="what a run will take, without running it")
+    _configurable(plan)
+    plan.add_argument(
+        "--gflops", type=float, default=10.0, metavar="N",
+        help="what a worker computes per second, in 10^9 (default 10: one CPU core)",
+    )  # fmt: skip
+    plan.set_defaults(call=_plan)
+
+    for name, call, text in (
+        ("status", _status, "how far a run is, from its ledger"),
+        ("report", _report, "make a run's report anew"),
+        ("verify", _verify, "check every committed byte of a run"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("run", metavar="RUN", help="the run's folder or URL")
+        command.set_defaults(call=call)
+    return parser
+
+
+def _configurable(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a run's folder to replay")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override one key, as in --set train.steps=100; may be given again",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="folder or URL of the run")
+
+
+def _load(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from distinf.config import load
+
+    out = [f"out={options.out}"] if options.out else []
+    return load(options.config, [*options.overrides, *out])
+
+
+def _run(options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    config = _load(options)
+    from distinf.progress import Reporter, summary
+    from distinf.run import execute
+
+    session = execute(config, Reporter(), options.accept)
+    summary(session, time.monotonic() - began)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    config = _load(options)
+    from distinf.progress import plan_table
+    from distinf.run import plan
+
+    plan_table(plan(config, options.gflops * 1e9))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from distinf.progress import status_table
+    from distinf.run import reopen, status
+
+    status_table(status(reopen(options.run)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from distinf.run import reopen, rewrite_report
+
+    print(rewrite_report(reopen(options.run)))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from distinf.errors import CorruptionError
+    from distinf.run import reopen, verify
+
+    found = verify(reopen(options.run))
+    for problem in found.problems:
+        print(problem, file=sys.stderr)
+    counted = f"{found.records} records, {found.files} files, {found.bytes / 1e6:.1f} MB"
+    if found.problems:
+        print(f"{len(found.problems)} problems in {counted}", file=sys.stderr)
+        return CorruptionError.exit_code
+    print(f"intact: {counted}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""A run's configuration: YAML in, validated and resolved out, and the fingerprint of what it fixes.
+
+Components own their settings as frozen dataclasses; this composes them, and refuses what none knows.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import inspect
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+from distinf import __version__
+from distinf.errors import InputError
+from distinf.runtime import RuntimeSettings
+from distinf.stages.session import bases
+from distinf.stages.settings import (
+    ActionSettings,
+    CurvatureSettings,
+    DataSettings,
+    EvaluateSettings,
+    GradientSettings,
+    ReportSettings,
+    ScoreSettings,
+    StageSettings,
+    TargetSettings,
+    TrainSettings,
+)
+from distinf.stages.task import Task, build_task, settings_type, task_path
+
+STAGES = tuple(field.name for field in dataclasses.fields(StageSettings))
+NOT_FINGERPRINTED = ("runtime", "out", "provenance", "data.cache_mb", "report")
+PACKAGES = ("torch", "numpy", "zarr", "ray", "sionna-no-rt", "transformers", "peft")
+
+
+class RunConfig(BaseModel):
+    """One run. `settings` are the task's own; the rest is the same for every task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = "receiver"
+    seed: int = Field(default=0, ge=0)
+    out: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+    data: DataSettings = Field(default_factory=DataSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    targets: TargetSettings = Field(default_factory=TargetSettings)
+    curvature: CurvatureSettings = Field(default_factory=CurvatureSettings)
+    gradients: GradientSettings = Field(default_factory=GradientSettings)
+    scores: ScoreSettings = Field(default_factory=ScoreSettings)
+    actions: ActionSettings = Field(default_factory=ActionSettings)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+    provenance: dict[str, Any] | None = None  # written into a run's folder; never read back
+
+    @property
+    def stages(self) -> StageSettings:
+        return StageSettings(**{name: getattr(self, name) for name in STAGES})
+
+    def build_task(self) -> Task:
+        return build_task(self.task, self.settings, self.seed)
+
+    def context(self, root: str) -> dict[str, Any]:
+        """What a worker needs to know of this run, as JSON."""
+        return {
+            "root": root,
+            "task": self.task,
+            "task_settings": self.settings,
+            "seed": self.seed,
+            "settings": dataclasses.asdict(self.stages),
+            "basis": bases(self.task, self.build_task(), self.seed, self.stages),
+        }
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read, override (`a.b=value`, the value as YAML), validate and resolve a configuration.
+
+    A config.yaml inside a run's folder replays that run: its `out` is the folder it lies in.
+    Raises InputError with one line for whatever is wrong.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "config.yaml"
+    try:
+        raw = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise InputError(f"{path}:{line} {problem}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: holds no keys; see configs/quickstart.yaml")
+    if raw.get("provenance") is not None:
+        raw = {**raw, "out": str(file.parent), "provenance": None}
+    for override in overrides:
+        _override(raw, override)
+    raw.setdefault("out", f"runs/{file.stem}")
+    return resolve(raw, path)
+
+
+def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Validate a mapping, the task's own settings included, and fill in every default."""
+    try:
+        config = RunConfig(**raw)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error)}") from None
+    typed = settings_type(config.task)
+    if not dataclasses.is_dataclass(typed):
+        return config
+    holder = create_model(
+        "Task settings", __config__=ConfigDict(extra="forbid"), settings=(typed, ...)
+    )
+    try:
+        settings = holder(settings=config.settings).settings  # type: ignore[attr-defined]
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error, holder)}") from None
+    plain = TypeAdapter(typed).dump_python(settings, mode="json")
+    return config.model_copy(update={"settings": plain})
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: write it as key=value, as in --set seed=1")
+    *path, last = key.strip().split(".")
+    place = raw
+    for name in path:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise InputError(f"--set {override}: '{name}' is a value, it has no keys below it")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: the value is not valid YAML") from None
+
+
+def _explain(error: ValidationError, root: Any = RunConfig) -> str:
+    """The first problem in one line, with the nearest valid name for an unknown key."""
+    problems = error.errors()
+    first = problems[0]
+    path = [str(part) for part in first["loc"]]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = sorted(_field_names(root, path[:-1]))
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        return f"unknown key '{'.'.join(path)}'; {hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(path)}: {message}{more}"
+
+
+def _field_names(root: Any, path: Sequence[str]) -> Iterator[str]:
+    """Names of the fields of the model or dataclass at `path`."""
+    for part in path:
+        fields = root.model_fields if hasattr(root, "model_fields") else {}
+        if part in fields:
+            root = fields[part].annotation
+        elif dataclasses.is_dataclass(root):
+            hints = inspect.get_annotations(root, eval_str=True)  # type: ignore[arg-type]
+            root = hints.get(part)
+    if hasattr(root, "model_fields"):
+        yield from root.model_fields
+    elif dataclasses.is_dataclass(root):
+        yield from (field.name for field in dataclasses.fields(root))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as {"a.b": leaf}."""
+    if isinstance(value, Mapping) and value:
+        found: dict[str, Any] = {}
+        for key, inner in value.items():
+            found |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {prefix: value}
+
+
+def fingerprint(config: RunConfig) -> dict[str, Any]:
+    """What a resumed run must agree on, by dotted key: config, data, model and code."""
+    plain = config.model_dump(mode="json")
+    keys = {
+        key: value
+        for key, value in flatten(plain).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in NOT_FINGERPRINTED)
+    }
+    task = config.build_task()
+    keys |= {f"digest.{name}": value for name, value in task.digests().items()}
+    keys["code.distinf"] = __version__
+    keys["code.task"] = _source_digest(task_path(config.task))
+    return keys
+
+
+def _source_digest(path: str) -> str:
+    module = importlib.import_module(path.partition(":")[0])
+    file = inspect.getsourcefile(module)
+    files = [Path(file)] if file else []
+    if file and Path(file).name == "__init__.py":
+        files = sorted(Path(file).parent.rglob("*.py"))
+    total = hashlib.sha256()
+    for source in files:
+        total.update(source.read_bytes())
+    return total.hexdigest()[:20]
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted keys on which two fingerprints differ."""
+    missing = object()
+    return sorted(
+        key
+        for key in stored.keys() | now.keys()
+        if _same(stored.get(key, missing)) != _same(now.get(key, missing))
+    )
+
+
+def _same(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def provenance(config: RunConfig, accepted: Sequence[str] = ()) -> dict[str, Any]:
+    """What config.yaml records beside the settings."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": {"distinf": __version__, "python": platform.python_version()}
+        | found,
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+        "fingerprint": fingerprint(config),
+        "accepted": list(accepted),
+    }
+
+
+def dump(config: RunConfig, record: Mapping[str, Any]) -> str:
+    """The resolved configuration and its provenance as YAML that `distinf run` replays."""
+    plain = config.model_dump(mode="json", exclude={"provenance"})
+    return yaml.safe_dump({**plain, "provenance": dict(record)}, sort_keys=False, width=100)

@@ -1,0 +1,20 @@
+"""Cosine similarity of gradients.
+
+Shape legend: Q queries, N training samples.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CosineSettings:
+    """Nothing to set."""
+
+
+def scores(cross_QN: Tensor, query_sqnorm_Q: Tensor, train_sqnorm_N: Tensor) -> Tensor:
+    """[Q, N]: g_q . g_i / (|g_q| |g_i|) (paper 003, Eq. 4); a zero gradient's scores are 0."""
+    norms_QN = query_sqnorm_Q.sqrt()[:, None] * train_sqnorm_N.sqrt()
+    return torch.where(norms_QN > 0, cross_QN / norms_QN, 0.0)

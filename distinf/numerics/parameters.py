@@ -1,0 +1,102 @@
+"""The order of a model's parameters in one flat vector, and the way there and back.
+
+Shape legend: P parameters in the layout.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from distinf.errors import InputError
+
+LORA = re.compile(r"(^|\.)lora_")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the parameters that a flat vector of length `size` stands for."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, blocks: str = "all") -> "Layout":
+        """Trainable parameters in `named_parameters` order, filtered by `blocks`.
+
+        `blocks` is "all", "lora" (names with a `lora_` component), or a regex searched in the
+        dotted name. A shared parameter appears once, under its first name.
+        Raises InputError if nothing matches.
+        """
+        pattern = _pattern(blocks)
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        chosen = [(name, p.shape) for name, p in trainable if pattern.search(name)]
+        if not chosen:
+            example = f"such as {trainable[0][0]!r}" if trainable else "none of them"
+            raise InputError(
+                f"blocks {blocks!r} matches no trainable parameter "
+                f"({len(trainable)} are trainable, {example}); change the regex or unfreeze them"
+            )
+        return cls(tuple(name for name, _ in chosen), tuple(shape for _, shape in chosen))
+
+    @property
+    def size(self) -> int:
+        """P, the length of the flat vector."""
+        return sum(self.lengths)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Entries of each parameter, in order."""
+        return tuple(prod(shape) for shape in self.shapes)
+
+    @property
+    def spans(self) -> dict[str, slice]:
+        """Where each parameter lies in the flat vector."""
+        ends = [0]
+        for length in self.lengths:
+            ends.append(ends[-1] + length)
+        return {name: slice(*span) for name, span in zip(self.names, pairwise(ends), strict=True)}
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """One vector [P] from a tensor per name; KeyError if a name is missing."""
+        return torch.cat([tensors[name].reshape(-1) for name in self.names])
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of a vector [P], one per name and in the parameter's shape."""
+        if vector.shape != (self.size,):
+            raise InputError(
+                f"a vector of shape {tuple(vector.shape)} does not fit a layout of {self.size} "
+                "parameters; was it made with other blocks?"
+            )
+        parts = vector.split(self.lengths)
+        return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
+
+    def gather(self, model: nn.Module) -> Tensor:
+        """The model's present values as a new vector [P]."""
+        return self.flatten(self.parameters(model))
+
+    def parameters(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's own parameters of this layout, detached (no copy)."""
+        return {name: model.get_parameter(name).detach() for name in self.names}
+
+    def scatter_(self, model: nn.Module, vector: Tensor) -> None:
+        """Write a vector [P] into the model's parameters, in place."""
+        values = self.unflatten(vector)
+        with torch.no_grad():
+            for name in self.names:
+                model.get_parameter(name).copy_(values[name])
+
+
+def _pattern(blocks: str) -> re.Pattern[str]:
+    if blocks == "all":
+        return re.compile("")
+    if blocks == "lora":
+        return LORA
+    try:
+        return re.compile(blocks)
+    except re.error as error:
+        raise InputError(f"blocks {blocks!r} is not a valid regex: {error}") from error

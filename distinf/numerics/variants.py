@@ -1,0 +1,241 @@
+"""From coordinates in a Ritz basis to influence scores: classic, relative and leave-one-out forms.
+
+Sign: score > 0 means that training on the sample helps the query (lowers its loss).
+Shape legend: Q queries, N training samples, K Ritz pairs.
+"""
+
+from dataclasses import dataclass, field
+from math import isfinite, nan
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from distinf.errors import InputError
+from distinf.numerics.krylov import complement_mean
+
+Policy = Literal["refuse", "keep", "absolute", "drop"]
+Variant = Literal["classic", "theta-relative", "ell-relative", "newfluence"]
+Scaling = Literal["mean", "paper"]
+VARIANTS: tuple[str, ...] = get_args(Variant)
+
+# A denominator below this fraction of the damping amplifies a pair beyond what its accuracy allows.
+SAFE_FRACTION = 0.1
+# Ritz values are this accurate, relative to the largest, when products are float32.
+RITZ_PRECISION = 1e-7
+
+
+@dataclass(frozen=True)
+class PolicyReport:
+    """What the policy met and did.
+
+    negative: values < 0; unsafe: values whose damped denominator is not safely positive; changed:
+    replaced by their magnitude; dropped: left to the complement; smallest: the smallest value met.
+    """
+
+    policy: Policy = "keep"
+    negative: int = 0
+    unsafe: int = 0
+    changed: int = 0
+    dropped: int = 0
+    smallest: float = nan
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The damped operator that scores use: pairs, damping, and the complement's mean eigenvalue.
+
+    values_K: fp64 Ritz values after the policy; kept: their positions among the original pairs
+    (None: all, in order).
+    """
+
+    values_K: Tensor
+    damping: float
+    complement: float = 0.0
+    kept: tuple[int, ...] | None = None
+    report: PolicyReport = field(default_factory=PolicyReport)
+
+    @property
+    def rest(self) -> float:
+        """Denominator outside the pairs, complement + damping."""
+        return self.complement + self.damping
+
+    def select(self, tensor: Tensor, dim: int = -1) -> Tensor:
+        """The kept pairs' entries of a tensor that has all original pairs along `dim`."""
+        if self.kept is None:
+            return tensor
+        return tensor.index_select(dim, torch.tensor(self.kept, device=tensor.device))
+
+
+def spectrum(
+    values_K: Tensor,
+    damping: float,
+    *,
+    dim: int,
+    trace: float = nan,
+    policy: Policy = "refuse",
+) -> Spectrum:
+    """Apply the policy for negative and tiny Ritz values of an operator in `dim` dimensions.
+
+    refuse: InputError if any value + damping is not safely positive. keep: all as they are.
+    absolute: negative values become their magnitude. drop: negative or unsafe pairs join the
+    complement, whose mean eigenvalue (at least 0) follows from `trace`; it is 0 without a trace.
+    """
+    if policy not in get_args(Policy):
+        raise InputError(f"policy {policy!r} is unknown; use one of {', '.join(get_args(Policy))}")
+    if not (isfinite(damping) and damping >= 0):
+        raise InputError(f"damping {damping} must be a finite number >= 0")
+    values_K = values_K.detach().to("cpu", torch.float64)
+    if not len(values_K):
+        return Spectrum(values_K, damping, _complement(trace, values_K, dim, damping))
+    smallest, largest = float(values_K.min()), float(values_K.abs().max())
+    floor = max(SAFE_FRACTION * damping, RITZ_PRECISION * largest)
+    negative_K = values_K < 0
+    changed_K = values_K.abs() if policy == "absolute" else values_K
+    unsafe_K = changed_K + damping <= floor
+    if bool(unsafe_K.any()) and policy in ("refuse", "absolute"):
+        needed = max(
+            -float(changed_K.min()) / (1 - 2 * SAFE_FRACTION), 2 * RITZ_PRECISION * largest
+        )
+        raise InputError(
+            f"{int(unsafe_K.sum())} of {len(values_K)} Ritz values are too negative or too small "
+            f"for damping {damping:.3g} (smallest {smallest:.3g}); set damping to {needed:.2g} or "
+            "more, or policy to 'drop'" + (" or 'absolute'" if policy == "refuse" else "")
+        )
+    dropped_K = (unsafe_K | negative_K) & (policy == "drop")
+    kept = torch.nonzero(~dropped_K).view(-1)
+    final_K = changed_K[kept]
+    report = PolicyReport(
+        policy=policy,
+        negative=int(negative_K.sum()),
+        unsafe=int(unsafe_K.sum()),
+        changed=int((changed_K != values_K).sum()),
+        dropped=int(dropped_K.sum()),
+        smallest=smallest,
+    )
+    # The trace is the operator's own, so the complement's share is what its own values leave.
+    complement = _complement(trace, values_K[kept], dim, damping)
+    return Spectrum(final_K, damping, complement, tuple(kept.tolist()), report)
+
+
+def _complement(trace: float, values_K: Tensor, dim: int, damping: float) -> float:
+    mean = complement_mean(trace, values_K, dim)
+    if dim > len(values_K) and mean + damping <= 0:
+        raise InputError(
+            f"damping 0 leaves {dim - len(values_K)} directions outside the Ritz pairs with a zero "
+            "denominator; set a damping > 0"
+        )
+    return mean
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """What a pass over the samples leaves: enough for every variant and damping.
+
+    train_NK and query_QK: U g for all original pairs; train_sqnorm_N: |g_i|^2; dots_QN: g_q . g_i.
+    Training gradients are of the training loss; queries' may be of another loss (cross-loss).
+    """
+
+    train_NK: Tensor
+    train_sqnorm_N: Tensor
+    query_QK: Tensor
+    dots_QN: Tensor
+
+    @classmethod
+    def of(cls, train_NP: Tensor, query_QP: Tensor, vectors_KP: Tensor) -> "Coordinates":
+        """Coordinates of gradients in the Ritz vectors, in fp64."""
+        train_NP, query_QP = train_NP.double(), query_QP.double()
+        vectors_KP = vectors_KP.to(train_NP)
+        sqnorm_N = train_NP.square().sum(1)
+        return cls(
+            train_NP @ vectors_KP.T, sqnorm_N, query_QP @ vectors_KP.T, query_QP @ train_NP.T
+        )
+
+
+@dataclass(frozen=True)
+class VariantScores:
+    """scores_QN fp64, and how many samples had a denominator <= 0.
+
+    Such a sample's scores are nan, except under newfluence with scaling "paper", where a negative
+    denominator flips their sign as that equation does.
+    """
+
+    scores_QN: Tensor
+    nonpositive: int
+
+
+def scores(
+    coordinates: Coordinates,
+    spectrum: Spectrum,
+    variant: Variant = "classic",
+    *,
+    scaling: Scaling = "mean",
+    count: int | None = None,
+    solved_dots_QN: Tensor | None = None,
+) -> VariantScores:
+    """Influence of each training sample on each query under (H + damping)^-1.
+
+    `count` is the number of training samples that H is the mean over (default: the rows given);
+    `solved_dots_QN` = x_q . g_i from refined solves replaces the classic numerator.
+    """
+    train_NK = spectrum.select(coordinates.train_NK).double()
+    classic_QN = solved_dots_QN
+    if classic_QN is None:
+        classic_QN = damped_dots(coordinates, spectrum)
+    inverse_K = (1.0 / (spectrum.values_K + spectrum.damping)).to(train_NK.device)
+    squares_NK = train_NK.square()
+    # Rounding can leave a sample inside the basis with slightly less than nothing outside.
+    rest_N = (coordinates.train_sqnorm_N.double() - squares_NK.sum(1)).clamp(min=0.0)
+    outside = 1.0 / spectrum.rest if spectrum.rest else 0.0
+    self_N = squares_NK @ inverse_K + rest_N * outside
+    solved_sqnorm_N = squares_NK @ inverse_K.square() + rest_N * outside**2
+    total = count if count is not None else len(train_NK)
+    return apply_variant(
+        classic_QN.double(), self_N, solved_sqnorm_N, variant, scaling=scaling, count=total
+    )
+
+
+def damped_dots(coordinates: Coordinates, spectrum: Spectrum) -> Tensor:
+    """fp64 [Q, N]: g_q . (H + damping)^-1 g_i, the classic score."""
+    train_NK = spectrum.select(coordinates.train_NK).double()
+    query_QK = spectrum.select(coordinates.query_QK).double()
+    inverse_K = (1.0 / (spectrum.values_K + spectrum.damping)).to(train_NK.device)
+    outside = 1.0 / spectrum.rest if spectrum.rest else 0.0
+    inside_QN = (query_QK * (inverse_K - outside)) @ train_NK.T
+    return inside_QN + coordinates.dots_QN.double() * outside
+
+
+def apply_variant(
+    classic_QN: Tensor,
+    self_N: Tensor,
+    solved_sqnorm_N: Tensor,
+    variant: Variant,
+    *,
+    scaling: Scaling = "mean",
+    count: int,
+) -> VariantScores:
+    """Divide classic scores by the variant's denominator, in our sign.
+
+    self_N = g_i . A g_i and solved_sqnorm_N = |A g_i|^2 with A the damped inverse; both of the
+    training loss. theta-relative: sqrt(solved_sqnorm_N). ell-relative: sqrt(self_N). newfluence:
+    1 - self / count (leave-one-out with a mean Hessian, exact where the sample's own Hessian is
+    g g^T and an overcorrection for outliers), or 1 - self under scaling "paper".
+    """
+    if variant == "classic":
+        return VariantScores(classic_QN, 0)
+    if variant == "newfluence":
+        if scaling not in get_args(Scaling):
+            raise InputError(f"scaling {scaling!r} is unknown; use 'mean' or 'paper'")
+        denominator_N = 1.0 - self_N / (count if scaling == "mean" else 1)
+    elif variant in ("theta-relative", "ell-relative"):
+        denominator_N = solved_sqnorm_N if variant == "theta-relative" else self_N
+    else:
+        raise InputError(f"variant {variant!r} is unknown; use one of {', '.join(VARIANTS)}")
+    bad_N = denominator_N <= 0
+    if variant == "newfluence":
+        unusable_N = bad_N if scaling == "mean" else denominator_N == 0
+    else:
+        unusable_N = bad_N
+        denominator_N = denominator_N.clamp(min=0.0).sqrt()
+    scores_QN = torch.where(unusable_N, nan, classic_QN / denominator_N)
+    return VariantScores(scores_QN, int(bad_N.sum()))

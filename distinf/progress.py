@@ -1,0 +1,151 @@
+"""What a person sees while a run works: a live line in a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from distinf.run import StagePlan, StageStatus
+from distinf.runtime import Unit
+from distinf.stages import report
+from distinf.stages.session import Session
+
+POLL_S = 0.5
+PLAIN_S = 10.0
+
+DESCRIPTIONS = {
+    "data": "generate data",
+    "train": "train",
+    "evaluate": "evaluate, choose targets",
+    "curvature": "curvature (Arnoldi)",
+    "queries": "target gradients",
+    "gradients": "training gradients",
+    "scores": "influence scores",
+    "actions": "fine-tune",
+    "report": "report",
+}
+
+
+class Reporter:
+    """Shows each stage as the ledger fills up, so what it shows as done is committed."""
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(file=sys.stderr)
+
+    @contextmanager
+    def __call__(
+        self, stage: str, units: Sequence[Unit], done: Callable[[], int]
+    ) -> Iterator[None]:
+        stop = threading.Event()
+        began = time.monotonic()
+        start = done()
+        show = self._live if self._console.is_terminal else self._plain
+        thread = threading.Thread(target=show, args=(stage, len(units), start, done, stop))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        count = len(units)
+        seconds = time.monotonic() - began
+        kept = f", {start} were done before" if start else ""
+        self._console.print(
+            f"[green]done[/] {DESCRIPTIONS.get(stage, stage):<26} {count} "
+            f"unit{'s' if count != 1 else ''} in {seconds:.1f} s{kept}",
+            highlight=False,
+        )
+
+    def _live(
+        self, stage: str, total: int, start: int, done: Callable[[], int], stop: threading.Event
+    ) -> None:
+        columns = (
+            TextColumn("     {task.description:<26}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task(DESCRIPTIONS.get(stage, stage), total=total, completed=start)
+            while not stop.wait(POLL_S):
+                bar.update(task, completed=done())
+
+    def _plain(
+        self, stage: str, total: int, start: int, done: Callable[[], int], stop: threading.Event
+    ) -> None:
+        began = time.monotonic()
+        while not stop.wait(PLAIN_S):
+            now = done()
+            elapsed = time.monotonic() - began
+            left = (total - now) * elapsed / (now - start) if now > start else None
+            about = f", about {left:.0f} s left" if left is not None else ""
+            self._console.print(
+                f"     {DESCRIPTIONS.get(stage, stage)}: {now} of {total} units after "
+                f"{elapsed:.0f} s{about}",
+                highlight=False,
+            )
+
+
+def summary(session: Session, seconds: float, console: Console | None = None) -> None:
+    """The answer in a few lines, and where the report is."""
+    out = console or Console()
+    trials = report.outcomes(session)
+    words = report.wording(session)
+    table = Table(title="Gap reduction after fine-tuning", title_justify="left")
+    for name in ("fine-tuned on", "mean", "deviation", "trials"):
+        table.add_column(name, justify="left" if name == "fine-tuned on" else "right")
+    for selection in session.settings.actions.selections:
+        found = np.array([t.gap_reduction_pct for t in trials if t.selection == selection])
+        found = found[np.isfinite(found)]
+        if len(found):
+            mean, deviation = f"{found.mean():.1f} %", f"{found.std():.1f}"
+            table.add_row(f"{selection} {words.noun}", mean, deviation, str(len(found)))
+    out.print(table)
+    out.print(f"finished in {seconds:.0f} s", highlight=False)
+    out.print(f"report: {session.blobs.root}/report/index.html", highlight=False, soft_wrap=True)
+
+
+def plan_table(plans: Sequence[StagePlan], console: Console | None = None) -> None:
+    """What each stage will take, and the sum."""
+    table = Table("stage", title="Plan", title_justify="left")
+    for name in ("units", "FLOP", "stored MB", "peak MB a worker", "seconds"):
+        table.add_column(name, justify="right")
+    for p in plans:
+        cells = (p.flops, p.bytes / 1e6, p.memory / 1e6, p.seconds)
+        table.add_row(p.stage, str(p.units), *(f"{c:.3g}" for c in cells))
+    table.add_section()
+    table.add_row(
+        "all",
+        str(sum(p.units for p in plans)),
+        f"{sum(p.flops for p in plans):.3g}",
+        f"{sum(p.bytes for p in plans) / 1e6:.3g}",
+        f"{max(p.memory for p in plans) / 1e6:.3g}",
+        f"{sum(p.seconds for p in plans):.3g}",
+    )
+    (console or Console()).print(table)
+
+
+def status_table(stages: Sequence[StageStatus], console: Console | None = None) -> None:
+    """How far each stage is."""
+    table = Table("stage", title="Status", title_justify="left")
+    for name in ("done", "of", "retries", "left"):
+        table.add_column(name, justify="right")
+    for s in stages:
+        left = "" if s.left_s is None else f"{s.left_s:.0f} s"
+        table.add_row(s.stage, str(s.done), str(s.total), str(s.retries), left)
+    (console or Console()).print(table)

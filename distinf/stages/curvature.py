@@ -1,0 +1,206 @@
+"""Stage curvature: Arnoldi on the mean Hessian or Gauss-Newton product, as a gang.
+
+Ranks share the samples, sum their products, and each keeps only its slice of the basis. Every
+Krylov step is committed: a killed run repeats at most the product it was in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distinf.errors import InputError
+from distinf.numerics.collective import Collective
+from distinf.numerics.curvature import hessian_product, microbatch_rows, sharded_mean_product
+from distinf.numerics.krylov import (
+    ArnoldiSettings,
+    ArnoldiState,
+    Matvec,
+    RitzPairs,
+    complement_probe,
+    iterate,
+    ritz,
+)
+from distinf.numerics.parameters import Layout
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.stages.session import Outline, Session, done_for_all, draw, row_ranges
+from distinf.stages.task import Batch
+from distinf.stages.train import trained_model
+
+NAME = "curvature"
+PRODUCT = 9.0  # an exact Hessian product costs nine forward passes (jvp over grad)
+
+
+def step_units(outline: Outline) -> list[Unit]:
+    """One unit per Krylov step."""
+    steps = outline.settings.curvature.steps
+    return [Unit(NAME, outline.basis[NAME], j, j + 1, {"krylov_step": j}) for j in range(steps)]
+
+
+def pairs_unit(outline: Outline) -> Unit:
+    return Unit(NAME, outline.basis[NAME], job={"part": "ritz pairs"})
+
+
+def probe_units(outline: Outline) -> list[Unit]:
+    probes = outline.settings.curvature.probes
+    return [Unit(NAME, outline.basis[NAME], i, i + 1, {"trace_probe": i}) for i in range(probes)]
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """Krylov steps, the Ritz pairs, the trace probes."""
+    settings, shapes = outline.settings.curvature, outline.shapes
+    product = PRODUCT * shapes.flops_per_sample * min(settings.samples, outline.rows["train"])
+    vector = 4.0 * shapes.parameters
+    memory = settings.memory_mb * 2**20 + vector * (settings.steps + settings.keep + 4)
+    step = Cost(flops=product, bytes=vector, memory=memory)
+    measured = settings.keep if settings.residuals == "products" else 0
+    pairs = Cost(flops=product * measured, bytes=vector * settings.keep, memory=memory)
+    return [
+        *((unit, step) for unit in step_units(outline)),
+        (pairs_unit(outline), pairs),
+        *((unit, replace(step, bytes=64.0)) for unit in probe_units(outline)),
+    ]
+
+
+def is_done(session: Session) -> bool:
+    wanted = [pairs_unit(session.outline), *probe_units(session.outline)]
+    return len(session.done(wanted)) == len(wanted)
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    if not is_done(session):
+        shards = session.settings.curvature.shards
+        runtime.gang(session.work("distinf.stages.curvature:body"), shards)
+
+
+def body(session: Session, collective: Collective, attempt: str) -> int:
+    """Krylov steps, Ritz pairs, trace probes -> the number of steps taken."""
+    settings, outline = session.settings.curvature, session.outline
+    model = session.cached("trained", lambda: trained_model(session))
+    layout = Layout.of(model, settings.blocks)
+    if not all(done_for_all(session, collective, [pairs_unit(outline)])):
+        _commit_pairs(session, collective, attempt, model, layout)
+    vectors_KP = stored_pairs(session, trace=False).vectors.to(session.device)
+    matvec = mean_product(session, collective, model, layout)
+    probes = probe_units(outline)
+    done = done_for_all(session, collective, probes)
+    for unit in (unit for unit, is_done in zip(probes, done, strict=True) if not is_done):
+        value = complement_probe(matvec, vectors_KP, seed=session.seed, probe=unit.start)
+        if collective.rank == 0:
+            session.commit(unit, attempt, {"value": np.array([value])})
+    collective.barrier()
+    return settings.steps
+
+
+def _commit_pairs(
+    session: Session, collective: Collective, attempt: str, model: nn.Module, layout: Layout
+) -> None:
+    settings, outline = session.settings.curvature, session.outline
+    if settings.keep > layout.size:
+        raise InputError(f"curvature.keep: {settings.keep} is more than {layout.size} parameters")
+    arnoldi = ArnoldiSettings(settings.steps, settings.keep, seed=session.seed, probes=0)
+    state = ArnoldiState.start(layout.size, arnoldi, collective, session.device)
+    wanted = step_units(outline)
+    finished = [*done_for_all(session, collective, wanted), False].index(False)
+    for unit in wanted[:finished]:
+        stored = session.arrays(unit)
+        state.append(torch.from_numpy(stored["vector"]), torch.from_numpy(stored["column"]))
+    fixed = mean_product(session, collective, model, layout)
+
+    def matvec(vector_P: Tensor) -> Tensor:
+        if not settings.fresh:
+            return fixed(vector_P)
+        return mean_product(session, collective, model, layout, step=state.step)(vector_P)
+
+    for record in iterate(matvec, state):
+        if collective.rank == 0:
+            arrays = {"vector": record.vector.cpu().numpy(), "column": record.column.numpy()}
+            summary = {
+                "asymmetry": record.asymmetry,
+                "orthogonality": record.orthogonality,
+                "product_s": record.product_s,
+                "own_s": record.own_s,
+                "ranks": collective.size,
+            }
+            session.commit(wanted[record.step], attempt, arrays, summary=summary)
+    measured = settings.residuals == "products"
+    pairs = ritz(state, settings.keep, fixed if measured else None)
+    if collective.rank == 0:
+        session.commit(pairs_unit(outline), attempt, _pair_arrays(pairs))
+    collective.barrier()
+
+
+def mean_product(
+    session: Session,
+    collective: Collective,
+    model: nn.Module,
+    layout: Layout,
+    step: int | None = None,
+) -> Matvec:
+    """v -> mean curvature times v over the run's samples (or over step's own, if `fresh`)."""
+    settings, outline = session.settings.curvature, session.outline
+    purpose = "curvature rows" if step is None else f"curvature rows of step {step}"
+    ids = np.sort(draw(session.seed, purpose, outline.rows["train"], settings.samples))
+    shapes = outline.shapes
+    rows = microbatch_rows(
+        max(1, int(PRODUCT / 3 * shapes.activation_bytes_per_sample)),
+        int(settings.memory_mb * 2**20),
+    )
+    loss = next(iter(session.task.losses.values()))
+    pieces = np.array_split(ids, settings.shards)
+    products = {
+        shard: hessian_product(
+            model, loss, _Microbatches(session, pieces[shard], rows), layout, settings.kind
+        )
+        for shard in collective.owned(settings.shards)
+    }
+    return sharded_mean_product(
+        products, count=len(ids), collective=collective, reduction=settings.reduction
+    )
+
+
+class _Microbatches(Sequence[Batch]):
+    """The microbatches of one shard, read when they are used: a product outweighs the reading."""
+
+    def __init__(self, session: Session, ids: np.ndarray, rows: int):
+        self._session = session
+        self._ids = [ids[a:b] for a, b in row_ranges(len(ids), rows)]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]
+        return self._session.batch("train", self._ids[index])
+
+
+def _pair_arrays(pairs: RitzPairs) -> dict[str, np.ndarray]:
+    return {
+        "values": pairs.values.numpy(),
+        "vectors": pairs.vectors.cpu().numpy(),
+        "residuals": pairs.residuals.numpy(),
+        "hessenberg": pairs.hessenberg.numpy(),
+        "quality": np.array([pairs.orthogonality, pairs.asymmetry]),
+    }
+
+
+def stored_pairs(session: Session, trace: bool = True) -> RitzPairs:
+    """The committed Ritz pairs, with the trace from the committed probes where there are any."""
+    stored = session.cached("pairs", lambda: session.arrays(pairs_unit(session.outline)))
+    values = torch.from_numpy(stored["values"])
+    pairs = RitzPairs(
+        values=values,
+        vectors=torch.from_numpy(stored["vectors"]),
+        residuals=torch.from_numpy(stored["residuals"]),
+        orthogonality=float(stored["quality"][0]),
+        asymmetry=float(stored["quality"][1]),
+        trace=float("nan"),
+        hessenberg=torch.from_numpy(stored["hessenberg"]),
+    )
+    probes = probe_units(session.outline) if trace else []
+    if not probes:
+        return pairs
+    found = np.concatenate([session.arrays(unit)["value"] for unit in probes])
+    error = float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else float("nan")
+    return replace(pairs, trace=float(values.sum()) + float(found.mean()), trace_error=error)

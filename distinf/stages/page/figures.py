@@ -1,0 +1,160 @@
+"""Pictures of the metric: over fine-tuning steps, along the axis, and where the targets are.
+
+Each function returns an inline <svg>, or None where the findings do not hold its data.
+Shapes: E evaluation samples.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from distinf.stages.page.captions import titles
+from distinf.stages.page.findings import SELECTED, Findings
+from distinf.stages.page.formats import count, identifier, shortened
+from distinf.stages.page.svg import (
+    COLOR,
+    DASH,
+    MARKER,
+    drawing,
+    export,
+    legend,
+    linear_axis,
+    log_axis,
+    role,
+    title,
+)
+from distinf.stages.page.tables import steps
+
+MOST_NAMED = 8
+MOST_POINTS = 3_000
+
+
+def steps_figure(findings: Findings) -> str | None:
+    """The targets' metric over fine-tuning steps: mean and one sd per selection."""
+    rows = [r for r in steps(findings) if math.isfinite(r["mean"])]
+    if max((r["step"] for r in rows), default=0) == 0:
+        return None
+    metric = findings.metric
+    references = [t.reference for t in findings.targets if t.reference is not None]
+    with drawing("steps", 3.5) as figure:
+        axes = figure.subplots()
+        for selection in findings.selections():
+            mine = [r for r in rows if r["selection"] == selection]
+            _band(axes, mine, selection, metric.log)
+        if references:
+            level = float(np.mean(references))
+            line = axes.axhline(level, color=COLOR["reference"], ls=DASH["reference"], lw=1.5)
+            line.set_label(metric.reference or "reference")
+        _metric_scale(axes, findings, [r["mean"] for r in rows] + references)
+        linear_axis(axes, "x", integer=True)
+        axes.set_xlabel("fine-tuning step")
+        title(axes, f"{metric.name} of the targets")
+        legend(figure, axes)
+        return export(figure, "steps", titles(findings)["steps"])
+
+
+def _band(axes: Axes, rows: list[dict[str, Any]], selection: str, log: bool) -> None:
+    """Mean and one sd on each side; on a log scale the lower side stops above zero."""
+    x, mean, sd = (np.array([r[k] for r in rows]) for k in ("step", "mean", "sd"))
+    low = np.maximum(mean - sd, mean / 10) if log else mean - sd
+    color, marker = COLOR[role(selection)], MARKER.get(selection, "D")
+    axes.fill_between(x, low, mean + sd, color=color, alpha=0.14, lw=0)
+    axes.plot(x, mean, color=color, marker=marker, ms=5, label=selection)
+
+
+def axis_figure(findings: Findings) -> str | None:
+    """The metric against the axis, per model or receiver, over the number of samples per bin."""
+    curves = findings.axis_curves
+    if curves is None or not len(curves.x):
+        return None
+    metric = findings.metric
+    with drawing("axis", 4.6) as figure:
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[6, 1])
+        every: list[float] = []
+        for name, curve in curves.curves.items():
+            y = np.array(curve, dtype=float)
+            if metric.log:
+                y[~(y > 0)] = np.nan
+            every += y[np.isfinite(y)].tolist()
+            style: dict[str, Any] = {"color": COLOR[role(name)], "ls": DASH.get(name, "-")}
+            style |= {"marker": MARKER.get(name), "lw": 2.2 if name == SELECTED else 1.5}
+            axes.plot(curves.x, y, ms=3.6, label=curve_label(findings, name), **style)
+        _metric_scale(axes, findings, every)
+        title(axes, f"{metric.name}, mean of each bin")
+        width = np.diff(curves.x).min() * 0.8 if len(curves.x) > 1 else 0.8
+        below.bar(curves.x, curves.counts, width=width, color=COLOR["soft"])
+        below.grid(False)
+        linear_axis(below, "x")
+        below.set_yticks([max(curves.counts)], [count(int(max(curves.counts)))])
+        below.set_xlabel(shortened(metric.axis or "axis", 60))
+        title(below, "samples per bin")
+        legend(figure, axes)
+        return export(figure, "axis", titles(findings)["axis"])
+
+
+def curve_label(findings: Findings, name: str) -> str:
+    """A curve's role in words: what the reference and the baseline are, and after which tuning."""
+    metric = findings.metric
+    if name in ("reference", "baseline"):
+        return getattr(metric, name) or name
+    return "before fine-tuning" if name == "before" else f"after {name}"
+
+
+def _metric_scale(axes: Axes, findings: Findings, values: list[float]) -> None:
+    if findings.metric.log:
+        log_axis(axes, "y", values)
+    else:
+        linear_axis(axes, "y")
+
+
+def targets_figure(findings: Findings) -> str | None:
+    """Every evaluation sample's gap before fine-tuning, with the targets ringed."""
+    points = findings.evaluation
+    if points is None or points.axis_E is None or not np.isfinite(points.gap_E).any():
+        return None
+    finite_E = np.isfinite(points.gap_E)
+    eligible_E = finite_E if points.eligible_E is None else finite_E & points.eligible_E
+    if not eligible_E.any():
+        eligible_E = finite_E
+    chosen_E = np.isin(points.ids_E, [t.id for t in findings.targets])
+    shown_E = finite_E & (points.gap_E <= 1.12 * max(points.gap_E[eligible_E].max(), 1e-12))
+    with drawing("targets", 3.5) as figure:
+        axes = figure.subplots()
+        for mask, color, label in (
+            (~eligible_E, "soft", "not eligible"),
+            (eligible_E & ~chosen_E, "accent", "eligible"),
+        ):
+            at = thinned(np.flatnonzero(mask & shown_E))
+            style: dict[str, Any] = {"color": COLOR[color], "ms": 3, "mew": 0, "alpha": 0.6}
+            if at.size:
+                axes.plot(points.axis_E[at], points.gap_E[at], "o", label=label, **style)
+        at = np.flatnonzero(chosen_E & finite_E)
+        ring: dict[str, Any] = {"color": COLOR["harmful"], "mfc": "none", "ms": 9, "mew": 1.8}
+        axes.plot(points.axis_E[at], points.gap_E[at], "o", label="target", **ring)
+        for k in at if at.size <= MOST_NAMED else ():
+            where = (points.axis_E[k], points.gap_E[k])
+            name = identifier(int(points.ids_E[k]))
+            axes.annotate(name, where, (8, 0), textcoords="offset points", va="center")
+        linear_axis(axes, "x")
+        linear_axis(axes, "y")
+        axes.set_xlabel(shortened(findings.metric.axis or "axis", 60))
+        title(axes, gap_label(findings))
+        legend(figure, axes)
+        return export(figure, "targets", titles(findings)["targets"])
+
+
+def gap_label(findings: Findings) -> str:
+    """What the gap is, for an axis."""
+    metric = findings.metric
+    if metric.reference is None:
+        return f"{metric.name} before fine-tuning"
+    return f"{metric.name} gap, relative to the {metric.reference}'s"
+
+
+def thinned(at: np.ndarray) -> np.ndarray:
+    """At most MOST_POINTS of the indices, evenly spaced: a page must stay small."""
+    if at.size <= MOST_POINTS:
+        return at
+    return at[np.linspace(0, at.size - 1, MOST_POINTS).astype(np.int64)]

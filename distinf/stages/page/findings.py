@@ -1,0 +1,263 @@
+"""What a run found: the report page's only input.
+
+Shapes: N training samples, E evaluation samples, K Ritz values, B bins of the axis.
+The metric is something that should go down. Scores: above 0, training on the sample helps.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+SELECTED, CONTROL, OPPOSITE = "helpful", "random", "harmful"
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How to name the metric: `reference` None means that the gap is the metric itself."""
+
+    name: str = "loss"
+    reference: str | None = None  # "genie-aided LMMSE"
+    baseline: str | None = None  # another receiver to compare with, "LS + LMMSE"
+    axis: str | None = None  # "SNR [dB]"
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The arm that the answer is about, and the noun for what was selected."""
+
+    loss: str = ""
+    variant: str = ""
+    update: str = "first-order"
+    aim: str = "single-target"
+    noun: str = "samples"
+    pool: int | None = None  # how many of the most helpful were drawn from
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One fine-tune: the selection it used, its target (an evaluation row id) and its seed.
+
+    `loss` and `variant` are empty where the selection does not depend on scores (random).
+    `gap_reduction_pct` may be NaN (diverged, or no gap to reduce): counted, never averaged.
+    `non_target_change_pct`: change of the other samples' mean metric; above 0 is worse.
+    """
+
+    selection: str
+    target: int
+    seed: int
+    gap_reduction_pct: float
+    metric_by_step: Sequence[float] = ()  # from before the first step
+    non_target_change_pct: float | None = None
+    loss: str = ""
+    variant: str = ""
+    update: str = "first-order"
+    aim: str = "single-target"
+
+
+@dataclass(frozen=True)
+class AxisCurves:
+    """The metric's mean per bin of the axis; roles: before, reference, baseline or a selection."""
+
+    x: Sequence[float]
+    counts: Sequence[int]
+    curves: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class EvaluationPoints:
+    """Every evaluation sample before fine-tuning; `eligible` could have been chosen as target."""
+
+    ids_E: np.ndarray
+    gap_E: np.ndarray
+    axis_E: np.ndarray | None = None
+    eligible_E: np.ndarray | None = None
+    rule: str = ""  # "genie BER of at least 0.001"
+
+
+@dataclass(frozen=True)
+class ScoreSet:
+    """One loss's and variant's scores: target -> float [N]."""
+
+    loss: str
+    variant: str
+    scores: Mapping[int, np.ndarray]
+    nonpositive_denominators: int = 0
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """A row of the tables of most helpful (rank 1, 2, …) and most harmful (-1, -2, …) samples."""
+
+    target: int
+    rank: int
+    id: int
+    score: float
+    columns: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """An evaluation sample to improve, before fine-tuning; `gap` is relative to the reference."""
+
+    id: int
+    metric: float
+    gap: float
+    reference: float | None = None
+    axis: float | None = None
+    columns: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """The curvature's Ritz pairs, most extreme first, and what the solver did with them."""
+
+    values_K: Sequence[float]
+    residuals_K: Sequence[float]
+    kept: int
+    damping: float
+    complement_mean: float | None = None
+    trace: float | None = None
+    policy: str = ""  # what happens to pairs with value + damping <= 0
+    dropped: int = 0  # pairs that the policy acted on
+    orthogonality: float | None = None  # max |QᵀQ - I|
+    asymmetry: float | None = None  # ‖T - Tᵀ‖ / ‖T‖
+    operator: str = "Hessian"
+
+
+@dataclass(frozen=True)
+class Solve:
+    """One refined query's outcome, as the solver returned it."""
+
+    target: int
+    loss: str
+    status: str
+    steps: int
+    residual: float
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    steps: Sequence[int]
+    loss: Sequence[float]
+    label: str = "training loss"
+
+
+@dataclass(frozen=True)
+class StageCost:
+    stage: str
+    units: int
+    seconds: float  # wall
+    worker_seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number from the literature to print beside ours."""
+
+    source: str
+    loss: str
+    variant: str
+    selection: str
+    mean_pct: float
+    sd_pct: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    config_yaml: str = ""
+    command: str = ""  # replays the run
+    fingerprint: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything on the page. A part that is None or empty is left out of it."""
+
+    title: str
+    task: str  # one sentence: what was run
+    question: str = ""
+    metric: MetricInfo = field(default_factory=MetricInfo)
+    headline: Headline = field(default_factory=Headline)
+    outcomes: Sequence[Outcome] = ()
+    descriptions: Mapping[str, str] = field(default_factory=dict)  # selection -> "the 50 most …"
+    targets: Sequence[Target] = ()
+    evaluation: EvaluationPoints | None = None
+    axis_curves: AxisCurves | None = None
+    scores: Sequence[ScoreSet] = ()
+    top_samples: Sequence[ScoredSample] = ()
+    ritz: Ritz | None = None
+    solves: Sequence[Solve] = ()
+    training: TrainingCurve | None = None
+    costs: Sequence[StageCost] = ()
+    published: Sequence[Published] = ()
+    deviations: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    quarantined: Mapping[str, Sequence[int]] = field(default_factory=dict)  # split -> sample ids
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def headline_outcomes(self) -> list[Outcome]:
+        """The trials of the headline's loss, variant, update and aim, and their controls."""
+        head = self.headline
+        return [
+            o
+            for o in self.outcomes
+            if o.loss in ("", head.loss)
+            and o.variant in ("", head.variant)
+            and (o.update, o.aim) == (head.update, head.aim)
+        ]
+
+    def selections(self) -> list[str]:
+        """The headline's selections: helpful, random, harmful, then others as they came."""
+        seen = list(dict.fromkeys(o.selection for o in self.headline_outcomes()))
+        order = [SELECTED, CONTROL, OPPOSITE]
+        return [s for s in order if s in seen] + [s for s in seen if s not in order]
+
+    def first_scored(self) -> int | None:
+        """The first target that has scores: the one with the largest gap."""
+        scored = [i for s in self.scores for i in s.scores]
+        return next((t.id for t in self.targets if t.id in scored), next(iter(scored), None))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, strict JSON: non-finite numbers are null, arrays their summaries."""
+        return plain(self)
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON: NaN and infinities become None; an array becomes its summary."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, np.ndarray):
+        return array_summary(value)
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def array_summary(array: np.ndarray) -> dict[str, float | int | None]:
+    """Count, non-finite count, mean, sd and five quantiles of the finite entries."""
+    finite = np.asarray(array, dtype=np.float64).ravel()
+    total = int(finite.size)
+    finite = finite[np.isfinite(finite)]
+    summary: dict[str, float | int | None] = {"count": total, "nonfinite": total - finite.size}
+    names = ("min", "q25", "median", "q75", "max")
+    if finite.size == 0:
+        return summary | dict.fromkeys(("mean", "sd", *names))
+    quantiles = np.quantile(finite, (0, 0.25, 0.5, 0.75, 1))
+    summary |= {"mean": float(finite.mean()), "sd": float(finite.std())}
+    return summary | {n: float(q) for n, q in zip(names, quantiles, strict=True)}

@@ -1,0 +1,88 @@
+"""Two-level bootstrap: targets are resampled first, then each one's seeds.
+
+Shapes: R resamples, T targets, S seeds (padded to the target with the most).
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over trials; `low` and `high` are NaN where fewer than two trials give no interval."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    trials: int
+    failed: int  # non-finite trials, left out of the mean
+    targets: int
+
+    @property
+    def has_interval(self) -> bool:
+        return math.isfinite(self.low)
+
+
+Trials = Mapping[tuple[int, int], float]
+
+
+def estimate(trials: Trials, seed: int = 0) -> Estimate:
+    """Mean, sample sd and percentile interval of (target, seed) -> value.
+
+    With one target only its seeds are resampled, so the interval says nothing of other targets.
+    """
+    finite = {key: value for key, value in sorted(trials.items()) if math.isfinite(value)}
+    failed = len(trials) - len(finite)
+    groups = _by_target(finite.items())
+    values = np.array(list(finite.values()))
+    if not finite:
+        return Estimate(math.nan, math.nan, math.nan, math.nan, 0, failed, 0)
+    if values.size < 2:
+        return Estimate(float(values[0]), math.nan, math.nan, math.nan, 1, failed, 1)
+    means_R = bootstrap_means(groups, seed)
+    low, high = np.quantile(means_R, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    mean, sd = float(values.mean()), float(values.std(ddof=1))
+    return Estimate(mean, sd, float(low), float(high), values.size, failed, len(groups))
+
+
+def bootstrap_means(groups: list[np.ndarray], seed: int) -> np.ndarray:
+    """[R] means of trials over resampled targets and, within each draw, resampled seeds."""
+    rng = np.random.default_rng(seed)
+    counts_T = np.array([g.size for g in groups])
+    padded_TS = np.zeros((len(groups), counts_T.max()))
+    for row, group in zip(padded_TS, groups, strict=True):
+        row[: group.size] = group
+    columns_S = np.arange(padded_TS.shape[1])
+    means = []
+    for start in range(0, RESAMPLES, CHUNK):
+        size = min(CHUNK, RESAMPLES - start)
+        picked_RT = rng.integers(len(groups), size=(size, len(groups)))
+        counts_RT = counts_T[picked_RT]
+        uniform_RTS = rng.random((size, len(groups), columns_S.size))
+        seeds_RTS = (uniform_RTS * counts_RT[..., None]).astype(np.int64)
+        drawn_RTS = padded_TS[picked_RT[..., None], seeds_RTS]
+        drawn_RTS *= columns_S < counts_RT[..., None]
+        means.append(drawn_RTS.sum((1, 2)) / counts_RT.sum(1))
+    return np.concatenate(means)
+
+
+def differences(ours: Trials, control: Trials) -> dict[tuple[int, int], float]:
+    """ours - control for the (target, seed) pairs that both have with finite values."""
+    both = (key for key in sorted(ours) if key in control)
+    paired = {key: ours[key] - control[key] for key in both}
+    return {key: value for key, value in paired.items() if math.isfinite(value)}
+
+
+def _by_target(items: Iterable[tuple[tuple[int, int], float]]) -> list[np.ndarray]:
+    groups: dict[int, list[float]] = {}
+    for (target, _), value in items:
+        groups.setdefault(target, []).append(value)
+    return [np.array(g) for g in groups.values()]

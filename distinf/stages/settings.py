@@ -1,0 +1,241 @@
+"""Every knob of every stage, with its default. All of it is part of a run's fingerprint."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """chunk_rows: rows of one stored chunk, the least that is read at once.
+    cache_mb: a split up to this size is kept in a worker's memory once it was read."""
+
+    chunk_rows: int = 24
+    cache_mb: float = 2_048.0
+
+    def __post_init__(self) -> None:
+        _at_least("chunk_rows", self.chunk_rows, 1)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Linear warm-up, constant, then linear decay to 0 (DeepRx, section V: shares .027 and .3).
+
+    steps             optimizer steps; 0 keeps the model as the task makes it
+    batch_size        rows a step, over all shards
+    shards            logical pieces of a batch, each with its own batch statistics; fixed, so that
+                      any number of ranks gives the same bits
+    warmup, constant  shares of `steps` up to whose end the rate rises, then stays at its maximum
+    checkpoint_every  steps between commits: the most that a killed run repeats
+    """
+
+    steps: int = 400
+    batch_size: int = 48
+    lr: float = 1e-2
+    weight_decay: float = 1e-4
+    warmup: float = 800 / 30_000
+    constant: float = 0.3
+    shards: int = 2
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        _at_least("steps", self.steps, 0)
+        _at_least("checkpoint_every", self.checkpoint_every, 1)
+        _at_least("shards", self.shards, 1)
+        _positive("lr", self.lr)
+        if self.batch_size % self.shards or self.batch_size < self.shards:
+            raise ValueError(
+                f"batch_size: {self.batch_size} is not a multiple of train.shards ({self.shards})"
+            )
+        if not 0 <= self.warmup <= self.constant <= 1:
+            raise ValueError("warmup and constant are shares: 0 <= warmup <= constant <= 1")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        done = (step + 1) / self.steps
+        if done < self.warmup:
+            return self.lr * done / self.warmup
+        if done <= self.constant or self.constant == 1:
+            return self.lr
+        return self.lr * (1 - (step / self.steps - self.constant) / (1 - self.constant))
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """batch_size: rows evaluated at once. rows_per_unit: rows of one unit."""
+
+    batch_size: int = 64
+    rows_per_unit: int = 1_024
+
+    def __post_init__(self) -> None:
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("rows_per_unit", self.rows_per_unit, 1)
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """Which evaluation rows to improve: those of largest gap (paper 000, Eq. 9).
+
+    count          how many
+    min_reference  only rows whose reference is at least this (paper 000: genie BER 1e-3)
+    """
+
+    count: int = 5
+    min_reference: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _at_least("count", self.count, 1)
+
+
+@dataclass(frozen=True)
+class CurvatureSettings:
+    """Arnoldi on the mean curvature over some training rows.
+
+    kind          hessian (exact), or gauss-newton (positive semi-definite)
+    steps, keep   Krylov steps, and Ritz pairs kept
+    samples       training rows of one product, drawn by the seed
+    fresh         other rows at every step, as in paper 000 (its T is then not symmetric)
+    shards        logical pieces of a product; fixed, so that any number of ranks gives the same bits
+    reduction     ordered (bitwise the same on any ranks) or allreduce (the fast path)
+    memory_mb     of activations of one microbatch
+    probes        products for the trace, hence the complement's mean eigenvalue; 0: none
+    residuals     products (true ones, a product per pair) or relation (from the Arnoldi relation)
+    blocks        which parameters: all, lora, or a regex on their names
+    refine        how many of the targets' solves to refine by a preconditioned Krylov solve
+    refine_steps, refine_tolerance  where a refined solve stops
+    """
+
+    kind: Literal["hessian", "gauss-newton"] = "hessian"
+    steps: int = 200
+    keep: int = 40
+    samples: int = 11_990
+    fresh: bool = False
+    shards: int = 8
+    reduction: Literal["ordered", "allreduce"] = "ordered"
+    memory_mb: float = 1_024.0
+    probes: int = 30
+    residuals: Literal["products", "relation"] = "relation"
+    blocks: str = "all"
+    refine: int = 0
+    refine_steps: int = 100
+    refine_tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _at_least("steps", self.steps, 1)
+        _at_least("samples", self.samples, 1)
+        _at_least("shards", self.shards, 1)
+        _at_least("probes", self.probes, 0)
+        _at_least("refine", self.refine, 0)
+        _positive("memory_mb", self.memory_mb)
+        if not 1 <= self.keep <= self.steps:
+            raise ValueError(
+                f"keep: {self.keep} Ritz pairs cannot come from {self.steps} steps; "
+                "raise curvature.steps or lower curvature.keep"
+            )
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """rows: training rows to score (0: all). rows_per_unit: rows of one unit.
+    chunk: per-sample gradients at once. method: vmap, or loop (layers that vmap cannot pass)."""
+
+    rows: int = 0
+    rows_per_unit: int = 480
+    chunk: int = 16
+    method: Literal["vmap", "loop"] = "vmap"
+
+    def __post_init__(self) -> None:
+        _at_least("rows", self.rows, 0)
+        _at_least("rows_per_unit", self.rows_per_unit, 1)
+        _at_least("chunk", self.chunk, 1)
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """damping   lambda, added to every eigenvalue
+    negative  Ritz values below or near zero: refuse, absolute, drop (into the complement), keep
+    scaling   of Newfluence: mean (the leave-one-out factor of a mean Hessian) or paper (Eq. 6)
+    """
+
+    damping: float = 1e-3
+    negative: Literal["refuse", "absolute", "drop", "keep"] = "refuse"
+    scaling: Literal["mean", "paper"] = "mean"
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.damping) or self.damping < 0:
+            raise ValueError(f"damping: {self.damping} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class ActionSettings:
+    """Fine-tune on a pool of rows, and see what it does to the target and to the others.
+
+    loss, variant  whose scores choose the pools
+    selections     helpful (highest scores), harmful (lowest), random (any row)
+    pool           rows in the helpful and the harmful pool (paper 000: 50)
+    steps, batch_size, lr, weight_decay  of fine-tuning (paper 000: 3 x 24, 0.002, 1e-5)
+    seeds          repetitions, each with its own draws from the pools
+    non_targets    other evaluation rows, drawn by the seed, that measure side effects
+    optimizer      fresh: its state starts at zero (paper 000 does not say; BatchNorm stays frozen)
+    """
+
+    loss: str = ""
+    variant: Literal["classic", "theta-relative", "ell-relative", "newfluence"] = "ell-relative"
+    selections: tuple[Literal["random", "helpful", "harmful"], ...] = (
+        "random",
+        "helpful",
+        "harmful",
+    )
+    pool: int = 50
+    steps: int = 3
+    batch_size: int = 24
+    lr: float = 2e-3
+    weight_decay: float = 1e-5
+    seeds: int = 10
+    non_targets: int = 200
+    optimizer: Literal["fresh"] = "fresh"
+
+    def __post_init__(self) -> None:
+        for name in ("pool", "steps", "batch_size", "seeds"):
+            _at_least(name, getattr(self, name), 1)
+        _positive("lr", self.lr)
+        if not self.selections:
+            raise ValueError("selections: name at least one of random, helpful, harmful")
+        if self.batch_size > self.pool:
+            raise ValueError(
+                f"batch_size: {self.batch_size} rows cannot be drawn from a pool of {self.pool}; "
+                "raise actions.pool or lower actions.batch_size"
+            )
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """title: of the page. bins: of the metric against the task's axis."""
+
+    title: str = ""
+    bins: int = 10
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """The settings of all stages of the basis route."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    targets: TargetSettings = field(default_factory=TargetSettings)
+    curvature: CurvatureSettings = field(default_factory=CurvatureSettings)
+    gradients: GradientSettings = field(default_factory=GradientSettings)
+    scores: ScoreSettings = field(default_factory=ScoreSettings)
+    actions: ActionSettings = field(default_factory=ActionSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}: {value} must be at least {least}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name}: {value} must be more than 0")

@@ -1,0 +1,215 @@
+"""The receiver study as a task: generated slots, DeepRx, its losses and error rates.
+
+Shapes: N slots, A receive antennas, C = 2(2A + 1) channels, S = 14 symbols, F subcarriers, B bits
+a symbol.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distinf.stages.task import RowSource, Shapes
+from distinf.studies.receiver import losses, pilots
+from distinf.studies.receiver.deeprx import DeepRx, DeepRxConfig, deeprx_inputs
+from distinf.studies.receiver.lamb import Lamb
+from distinf.studies.receiver.scenario import (
+    CHANNEL_MODELS,
+    SYMBOLS_PER_SLOT,
+    ScenarioConfig,
+)
+
+Batch = dict[str, Tensor]
+
+# Stored columns that a batch and an evaluation pass through as they are.
+CONDITIONS = ("snr_db", "delay_spread_ns", "doppler_hz", "model", "genie_ber")
+# Settings that change neither a slot nor how many there are.
+NOT_DATA = ("frames_per_unit",)
+
+
+@dataclass(frozen=True)
+class ReceiverSettings:
+    """The scenario, the network, and the training loss of a receiver run."""
+
+    scenario: ScenarioConfig = field(default_factory=ScenarioConfig)
+    model: DeepRxConfig = field(default_factory=DeepRxConfig)
+    loss_weight: Literal["log2snr", "none"] = "log2snr"  # see losses.CapacityBce
+    loss_units: Literal["nats", "bits"] = "nats"
+    ber_temperature: float = 1.0  # of the smooth bit error rate
+
+    def __post_init__(self) -> None:
+        if self.loss_weight not in ("log2snr", "none"):
+            raise ValueError(f"loss_weight={self.loss_weight!r}: use 'log2snr' or 'none'")
+        if self.loss_units not in ("nats", "bits"):
+            raise ValueError(f"loss_units={self.loss_units!r}: use 'nats' or 'bits'")
+        if self.ber_temperature <= 0:
+            raise ValueError(f"ber_temperature={self.ber_temperature}: must be above 0")
+
+
+class ReceiverTask:
+    """Slots are generated in units of whole frames, and read back after `attach`.
+
+    A batch: inputs float32 [N, C, S, F] channels_last, bits uint8 [N, B, S, F], mask bool
+    [N, S, F] (true at data), and float32 [N] snr_db, delay_spread_ns, doppler_hz, model (an index
+    into labels["model"]), genie_ber and, for the evaluation split, baseline_ber.
+    """
+
+    metric = "ber"
+    reference = "genie_ber"
+    axis = "snr_db"
+    labels: Mapping[str, tuple[str, ...]] = {"model": CHANNEL_MODELS}
+
+    def __init__(self, settings: ReceiverSettings, seed: int) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.losses = {
+            "bce": losses.CapacityBce(settings.loss_weight, settings.loss_units),
+            "ber": losses.SmoothBer(settings.ber_temperature),
+        }
+        self._sources: dict[str, RowSource] = {}
+
+    def model(self) -> nn.Module:
+        """DeepRx with weights that depend on the seed alone; torch's own generator is untouched."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_stable_int(f"receiver model/{self.seed}"))
+            return self._build()
+
+    def rows(self, split: str) -> int:
+        return self.settings.scenario.slots(split)
+
+    def rows_per_unit(self, split: str) -> int:
+        scenario = self.settings.scenario
+        return scenario.frames_per_unit * scenario.frame_slots
+
+    def generate(self, split: str, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Slots start:stop; see `link.generate`. Needs Sionna."""
+        from distinf.studies.receiver import link
+
+        return link.generate(self.settings.scenario, self.seed, split, start, stop)
+
+    def attach(self, split: str, rows: RowSource) -> None:
+        self._sources[split] = rows
+
+    def batch(self, split: str, ids: np.ndarray) -> Batch:
+        """Rows in the order of ids; a row is the same whichever others come with it."""
+        if split not in self._sources:
+            raise ValueError(f"no {split} slots attached; generate them and attach the rows first")
+        return self.from_rows(self._sources[split].take(ids))
+
+    def from_rows(self, rows: Mapping[str, np.ndarray]) -> Batch:
+        """Stored columns to a batch: pilots, raw channel and mask are derived here."""
+        scenario = self.settings.scenario
+        dmrs = torch.from_numpy(rows["dmrs"].astype(np.int64))
+        shape = (scenario.bits_per_symbol, SYMBOLS_PER_SLOT, scenario.subcarriers)
+        bits = np.unpackbits(rows["bits"], axis=1, count=int(np.prod(shape)))
+        grid = torch.from_numpy(np.ascontiguousarray(rows["grid"]))
+        batch = {
+            "inputs": deeprx_inputs(grid, pilots.pilot_grids(scenario)[dmrs]),
+            "bits": torch.from_numpy(bits.reshape(-1, *shape)),
+            "mask": pilots.data_masks(scenario)[dmrs],
+        }
+        for name in (*CONDITIONS, "baseline_ber"):
+            if name in rows:
+                batch[name] = torch.from_numpy(rows[name].astype(np.float32))
+        return batch
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Per slot: ber (the network's), genie_ber, baseline_ber and the channel's conditions.
+
+        Runs the model in eval mode and leaves its mode as it was.
+        """
+        training = model.training
+        model.eval()
+        try:
+            outputs = model(batch["inputs"])
+        finally:
+            model.train(training)
+        columns = {"ber": losses.hard_ber(outputs, batch)}
+        kept = [name for name in ("genie_ber", "baseline_ber", *CONDITIONS) if name in batch]
+        return columns | {name: batch[name].float() for name in kept}
+
+    def optimizer(
+        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        return Lamb(parameters, lr=lr, weight_decay=weight_decay)
+
+    def digests(self) -> dict[str, str]:
+        """Identity of the slots and of the freshly initialised network."""
+        scenario = asdict(self.settings.scenario)
+        for name in NOT_DATA:
+            del scenario[name]
+        network = {
+            "model": asdict(self.settings.model),
+            "bits": self.settings.scenario.bits_per_symbol,
+            "rx_antennas": self.settings.scenario.rx_antennas,
+        }
+        return {
+            "data": _digest({"seed": self.seed, "scenario": scenario}),
+            "model": _digest({"seed": self.seed, **network}),
+        }
+
+    def shapes(self) -> Shapes:
+        with torch.device("meta"):
+            model = self._build().eval()
+        scenario = self.settings.scenario
+        channels = model.conv_in.in_channels
+        inputs = torch.empty(
+            1, channels, SYMBOLS_PER_SLOT, scenario.subcarriers, device="meta"
+        ).contiguous(memory_format=torch.channels_last)
+        with FlopCounterMode(display=False) as counter:
+            activations = _activation_bytes(model, inputs)
+        return Shapes(
+            parameters=sum(p.numel() for p in model.parameters()),
+            flops_per_sample=counter.get_total_flops(),
+            activation_bytes_per_sample=activations,
+            row_bytes={split: self._row_bytes(split) for split in ("train", "evaluation")},
+        )
+
+    def _build(self) -> DeepRx:
+        scenario = self.settings.scenario
+        return DeepRx(self.settings.model, scenario.bits_per_symbol, scenario.rx_antennas)
+
+    def _row_bytes(self, split: str) -> int:
+        scenario = self.settings.scenario
+        grid = 2 * 2 * scenario.rx_antennas * SYMBOLS_PER_SLOT * scenario.subcarriers
+        rates = 1 if split == "train" else 2
+        return grid + scenario.packed_bytes + 4 * (3 + rates) + 2
+
+
+def task(settings: ReceiverSettings, seed: int) -> ReceiverTask:
+    """The factory that a configuration names: `distinf.studies.receiver.task:task`."""
+    return ReceiverTask(settings, seed)
+
+
+def _activation_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """Bytes of every layer's output, which a backward pass keeps (ReLUs counted with them)."""
+    total = 0
+
+    def count(_: nn.Module, __: Any, output: Tensor) -> None:
+        nonlocal total
+        total += output.numel() * output.element_size()
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    # A ReLU follows every norm and has its size.
+    norms = [leaf for leaf in leaves if isinstance(leaf, nn.BatchNorm2d)]
+    handles += [norm.register_forward_hook(count) for norm in norms]
+    model(inputs)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _stable_int(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

@@ -1,0 +1,177 @@
+"""Imports point down: cli > config > studies > stages > runtime | store | numerics > errors."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A module may import its own part and lower levels. Parts of one level never import each other.
+LEVELS = {
+    "__main__": 8,
+    "cli": 7,
+    "progress": 6,
+    "run": 5,
+    "config": 4,
+    "studies": 3,
+    "stages": 2,
+    "runtime": 1,
+    "store": 1,
+    "numerics": 1,
+    "errors": 0,
+}
+FACADE = 9  # distinf/__init__.py: the Python surface, which no module inside may use,
+VERSION = "distinf.__version__"  # but for this constant
+RAY_FILE = "distinf/runtime/ray.py"
+NUMERICS_MAY_IMPORT = {"torch", "numpy"} | set(sys.stdlib_module_names)
+
+
+def violations(sources: Mapping[str, str]) -> list[str]:
+    """The rules that these sources, by path such as distinf/store/rows.py, break: one line each."""
+    found = []
+    for path, source in sources.items():
+        tree = ast.parse(source)
+        for line, target in imports(path, tree):
+            found += [f"{path}:{line}: {why}" for why in _broken(path, target)]
+        if _part(_module(path)) == "numerics":
+            lines = [node.lineno for node in ast.walk(tree) if _is_torch_distributed(node)]
+            found += [f"{path}:{line}: numerics uses torch.distributed" for line in lines]
+    return found
+
+
+def imports(path: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, full dotted name) of all that is imported, anywhere in the file."""
+    module = _module(path)
+    package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            above = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def _broken(path: str, target: str) -> Iterator[str]:
+    own, root = _part(_module(path)), target.split(".")[0]
+    if root == "distinf" and target != VERSION:
+        other = _part(target)
+        if other != own and _level(other) >= _level(own):
+            yield f"{own or 'distinf'} imports {target}"
+    elif root == "ray" and path != RAY_FILE:
+        yield f"imports ray outside {RAY_FILE}"
+    elif own == "numerics":
+        if root not in NUMERICS_MAY_IMPORT:
+            yield f"numerics imports {target}"
+        if target.startswith("torch.distributed"):
+            yield "numerics uses torch.distributed"
+
+
+def _is_torch_distributed(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Attribute)
+        and node.attr == "distributed"
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "torch"
+    )
+
+
+def _module(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _part(module: str) -> str:
+    """'store' for distinf.store.rows; '' for distinf itself and the names it offers."""
+    part = module.partition(".")[2].partition(".")[0]
+    return part if part in LEVELS else ""
+
+
+def _level(part: str) -> int:
+    return LEVELS.get(part, FACADE)
+
+
+# -- the package ---------------------------------------------------------------------------
+
+
+def package() -> dict[str, str]:
+    files = sorted((REPOSITORY / "distinf").rglob("*.py"))
+    return {str(file.relative_to(REPOSITORY)): file.read_text() for file in files}
+
+
+def test_imports_point_down():
+    assert violations(package()) == []
+
+
+def test_every_part_of_the_package_has_a_level():
+    parts = {path.split("/")[1].removesuffix(".py") for path in package()} - {"__init__"}
+    assert parts - set(LEVELS) == set()  # something new at the top needs its level above
+    assert {"stages", "runtime", "store", "numerics", "errors"} <= parts
+
+
+def test_importing_the_package_is_light():
+    heavy = ["ray", "zarr", "sionna", "matplotlib", "transformers", "tensorflow"]
+    code = f"import sys, distinf; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+# -- the rules -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "why"),
+    [
+        ("distinf/stages/data.py", "import distinf.studies.receiver", "stages imports"),
+        ("distinf/stages/data.py", "from ..studies import receiver", "stages imports"),
+        ("distinf/stages/data.py", "from distinf.config import RunConfig", "stages imports"),
+        ("distinf/store/rows.py", "from distinf.runtime.units import Unit", "store imports"),
+        ("distinf/store/rows.py", "from .. import numerics", "store imports"),
+        ("distinf/runtime/__init__.py", "from ..store import rows", "runtime imports"),
+        ("distinf/numerics/krylov.py", "from ..runtime import collective", "numerics imports"),
+        ("distinf/numerics/estimators/fisher.py", "from ...store import rows", "numerics imports"),
+        ("distinf/errors.py", "from .numerics import krylov", "errors imports"),
+        ("distinf/config.py", "def f():\n    from distinf.cli import main", "config imports"),
+        ("distinf/stages/data.py", "import distinf", "stages imports distinf"),
+        ("distinf/stages/data.py", "from distinf import influence", "stages imports distinf"),
+        ("distinf/runtime/worker.py", "import ray", "imports ray outside"),
+        ("distinf/runtime/local.py", "from ray.util import placement_group", "ray outside"),
+        ("distinf/cli.py", "import ray", "imports ray outside"),
+        ("distinf/numerics/krylov.py", "import zarr", "numerics imports zarr"),
+        ("distinf/numerics/krylov.py", "from pydantic import BaseModel", "numerics imports"),
+        ("distinf/numerics/krylov.py", "import yaml", "numerics imports yaml"),
+        ("distinf/numerics/krylov.py", "import torch.distributed as dist", "torch.distributed"),
+        ("distinf/numerics/krylov.py", "from torch import distributed", "torch.distributed"),
+        ("distinf/numerics/krylov.py", "import torch\ntorch.distributed.barrier()", "distributed"),
+    ],
+)
+def test_a_violation_is_caught(path, source, why):
+    found = violations({path: source})
+    assert len(found) == 1
+    assert why in found[0]
+    assert found[0].startswith(f"{path}:")
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("distinf/numerics/krylov.py", "import math\nimport torch\nfrom .solve import Solution"),
+        ("distinf/numerics/estimators/__init__.py", "from ..variants import apply"),
+        ("distinf/store/rows.py", "import zarr\nfrom distinf.errors import InputError"),
+        ("distinf/store/rows.py", "from distinf import errors"),
+        ("distinf/runtime/ray.py", "import ray\nfrom ray.exceptions import RayError"),
+        ("distinf/stages/data.py", "from ..store import rows\nfrom . import route"),
+        ("distinf/studies/receiver/task.py", "from ...stages import task"),
+        ("distinf/cli.py", "from distinf.config import RunConfig"),
+        ("distinf/config.py", "from distinf import __version__"),
+        ("distinf/__init__.py", "from distinf.numerics.krylov import arnoldi"),
+    ],
+)
+def test_an_import_that_points_down_is_allowed(path, source):
+    assert violations({path: source}) == []
