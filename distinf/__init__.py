@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from distinf.numerics.capture import per_sample_gradients
     from distinf.numerics.influence import influence
     from distinf.numerics.krylov import arnoldi
+    from distinf.stages.tensor_task import TensorTask
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "aggregate", "arnoldi", "influence", "per_sample_gradients"]
+__all__ = ["TensorTask", "__version__", "aggregate", "arnoldi", "influence", "per_sample_gradients"]
 
 _HOMES = {
+    "TensorTask": "distinf.stages.tensor_task",
     "aggregate": "distinf.numerics.aggregation",
     "arnoldi": "distinf.numerics.krylov",
     "influence": "distinf.numerics.influence",

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Every error a user can mend is one line and an exit code."""
+"""The command line: parse, call, print. What a user can mend is one line and an exit code."""
 
 import argparse
 import os

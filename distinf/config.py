@@ -1,6 +1,6 @@
 """A run's configuration: YAML in, validated and resolved out, and the fingerprint of what it fixes.
 
-Components own their settings as frozen dataclasses; this composes them, and refuses what none knows.
+Components own their settings as frozen dataclasses; this composes them and refuses the rest.
 """
 
 import dataclasses
@@ -93,7 +93,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         raw = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; give the path of a YAML file") from None
+        raise InputError(
+            f"{path}: {error.strerror or error}; give the path of a YAML file"
+        ) from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
@@ -235,8 +237,7 @@ def provenance(config: RunConfig, accepted: Sequence[str] = ()) -> dict[str, Any
         except metadata.PackageNotFoundError:
             continue
     return {
-        "versions": {"distinf": __version__, "python": platform.python_version()}
-        | found,
+        "versions": {"distinf": __version__, "python": platform.python_version()} | found,
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "fingerprint": fingerprint(config),
         "accepted": list(accepted),

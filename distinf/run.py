@@ -90,7 +90,7 @@ def _refuse_what_cannot_fit(plans: Sequence[StagePlan], blobs: Blobs) -> None:
         largest = max(plans, key=lambda p: p.bytes)
         raise InputError(
             f"out: the run stores about {needed / 1e9:.1f} GB (most in '{largest.stage}') but "
-            f"{blobs.root} has {free / 1e9:.1f} GB free; choose another --out or make the run smaller"
+            f"{blobs.root} has {free / 1e9:.1f} GB free; choose another --out or a smaller run"
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     worst = max(plans, key=lambda p: p.memory)
@@ -124,7 +124,7 @@ def open_session(config: RunConfig, accept: Sequence[str] = ()) -> Session:
     if refused:
         names = ", ".join(refused[:6]) + (" …" if len(refused) > 6 else "")
         raise InputError(
-            f"out: {blobs.root} belongs to another run: {names} differ{'s' if len(refused) == 1 else ''}; "
+            f"out: {blobs.root} belongs to another run (differing: {names}); "
             f"choose another --out, or --accept {refused[0]} to go on with what is still valid"
         )
     if differing:
@@ -245,4 +245,3 @@ def rewrite_report(session: Session) -> str:
 
 def page_path(session: Session) -> str:
     return f"{session.blobs.root}/report/index.html"
-

@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
@@ -136,7 +135,8 @@ def hessian_product(
     def matvec(vector_P: Tensor) -> Tensor:
         parameters = layout.parameters(model)
         parts = layout.unflatten(vector_P)
-        tangents = {name: parts[name].to(p) for name, p in parameters.items()}
+        # In each parameter's own memory format (channels_last, say), which is the fast one.
+        tangents = {name: torch.empty_like(p).copy_(parts[name]) for name, p in parameters.items()}
         total_P = torch.zeros_like(vector_P, dtype=torch.float64)
         with twice_differentiable(model):
             for batch in batches() if callable(batches) else batches:
@@ -164,18 +164,13 @@ def _microbatch_product(
     def forward_over_reverse(
         parameters: Parameters, tangents: Parameters, batch: Batch
     ) -> Parameters:
-        # As jvp(grad), but torch.func.grad would also keep the graph of the backward pass.
-        with forward_ad.dual_level(), torch.enable_grad():
-            duals = {
-                name: forward_ad.make_dual(p.detach().requires_grad_(), tangents[name])
-                for name, p in parameters.items()
-            }
-            gradients = torch.autograd.grad(
-                total(duals, batch), list(duals.values()), materialize_grads=True
-            )
-            second = [forward_ad.unpack_dual(g).tangent for g in gradients]
-        named = zip(parameters, second, strict=True)
-        return {n: torch.zeros_like(parameters[n]) if t is None else t for n, t in named}
+        def gradient(p: Parameters) -> Parameters:
+            value, pull_back = vjp(lambda q: total(q, batch), p)
+            # Unlike torch.func.grad, neither keep nor build a graph of the backward pass.
+            with torch.no_grad():
+                return pull_back(torch.ones_like(value), retain_graph=False)[0]
+
+        return jvp(gradient, (parameters,), (tangents,))[1]
 
     def reverse_over_reverse(
         parameters: Parameters, tangents: Parameters, batch: Batch

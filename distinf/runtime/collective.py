@@ -89,8 +89,10 @@ class ProcessGroup(Single):
         dist.barrier()
 
 
-def join_group(rank: int, size: int, address: str, *, device: torch.device, timeout_s: float) -> Any:
-    """Form the default process group at tcp://address -> its collective (Single where size is 1)."""
+def join_group(
+    rank: int, size: int, address: str, *, device: torch.device, timeout_s: float
+) -> Any:
+    """Form the default process group at tcp://address -> its collective; Single for size 1."""
     if size == 1:
         return Single()
     import torch.distributed as dist

@@ -86,13 +86,13 @@ class Ledger:
                 merged.setdefault(unit_id, record)
         wanted = None if units is None else {unit.id for unit in units}
         for name in names:
-            unit_id = _unit_of(name)
-            if unit_id is None or unit_id in merged or (wanted and unit_id not in wanted):
+            found = _unit_of(name)
+            if found is None or found in merged or (wanted is not None and found not in wanted):
                 continue
-            record = self._read_loose(name, unit_id)
-            if record is None:  # sealed between the listing and the reading
+            loose = self._read_loose(name, found)
+            if loose is None:  # sealed between the listing and the reading
                 return self.read(units)
-            merged[unit_id] = record
+            merged[found] = loose
         return merged if wanted is None else {k: v for k, v in merged.items() if k in wanted}
 
     def committed_ids(self) -> set[str]:

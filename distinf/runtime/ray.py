@@ -107,7 +107,9 @@ class RayRuntime:
             if node["Alive"] and _fits(node["Resources"], self._settings.resources):
                 where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 options = {"num_cpus": 0, "scheduling_strategy": where}
-                asked[node["NodeManagerAddress"]] = ray.remote(_sees).options(**options).remote(path)
+                asked[node["NodeManagerAddress"]] = (
+                    ray.remote(_sees).options(**options).remote(path)
+                )
         return [address for address, seen in asked.items() if not ray.get(seen)]
 
     def close(self) -> None:
@@ -200,7 +202,7 @@ class RayRuntime:
         return remote.remote(self._settings.threads, paths, resources.num_gpus > 0)
 
     def _keep_shape(self, resources: Resources) -> list[Any]:
-        """Ready actors of this shape; those of another are stopped, so that nothing waits on them."""
+        """Ready actors of this shape; others are stopped, so that nothing waits on them."""
         for actor, shape in list(self._actors.items()):
             if shape != resources:
                 del self._actors[actor]

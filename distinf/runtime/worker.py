@@ -1,4 +1,4 @@
-"""What happens on a worker, the same in both runtimes: prepare once, run a body, say how it went."""
+"""What happens on a worker, in both runtimes: prepare once, run a body, say how it went."""
 
 import importlib
 import os
@@ -87,9 +87,7 @@ class Worker:
         name = f"{attempt}-{uuid.uuid4().hex[:8]}"
         return self._guard(lambda: resolve(work.body)(self._prepared(work), unit, name))
 
-    def run_rank(
-        self, work: Work, rank: int, size: int, address: str, timeout_s: float
-    ) -> Outcome:
+    def run_rank(self, work: Work, rank: int, size: int, address: str, timeout_s: float) -> Outcome:
         """The body as one rank of a gang."""
 
         def call() -> Any:

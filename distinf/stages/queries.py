@@ -66,9 +66,7 @@ def run(session: Session, runtime: Runtime) -> None:
     damped_spectrum(session)  # an indefinite operator is refused before anything is solved
     wanted = [gradient_unit(session.outline), *_solvable(session)]
     if len(session.done(wanted)) < len(wanted):
-        runtime.gang(
-            session.work("distinf.stages.queries:body"), session.settings.curvature.shards
-        )
+        runtime.gang(session.work("distinf.stages.queries:body"), session.settings.curvature.shards)
 
 
 def damped_spectrum(session: Session) -> Spectrum:

@@ -17,6 +17,7 @@ from distinf.stages.session import Outline, Session
 from distinf.stages.task import Wording
 
 NAME = "report"
+OPERATORS = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
 TOP = 5  # most helpful and most harmful rows listed per target
 
 
@@ -64,7 +65,7 @@ def findings(session: Session) -> page.Findings:
         headline=page.Headline(
             loss=settings.actions.loss or session.outline.losses[0],
             variant=settings.actions.variant, noun=words.noun, pool=settings.actions.pool,
-            steps=settings.actions.steps, batch=settings.actions.batch_size,
+            steps=settings.actions.steps,
         ),
         outcomes=outcomes(session),
         descriptions=_descriptions(session, words),
@@ -133,7 +134,7 @@ def _sentence(session: Session, words: Wording) -> str:
         f"of {gradients.scored_rows(outline):,} of them on the "
         f"{len(evaluate.chosen_targets(session).ids)} evaluation {words.noun} with the largest gap "
         f"was estimated from {settings.curvature.keep} Ritz pairs of the "
-        f"{settings.curvature.kind.replace('gauss-newton', 'Gauss-Newton').replace('hessian', 'Hessian')}, "
+        f"{OPERATORS[settings.curvature.kind]}, "
         f"and the model was fine-tuned for {settings.actions.steps} steps on what it chose."
     )
 
@@ -242,9 +243,7 @@ def _top_samples(session: Session, words: Wording) -> list[page.ScoredSample]:
         batch = session.task.batch("train", rows)
         places = [*range(1, len(best) + 1), *range(-1, -len(worst) - 1, -1)]
         for i, (place, row) in enumerate(zip(places, rows.tolist(), strict=True)):
-            shown = {
-                n: _named(session, n, float(batch[n][i])) for n in words.columns if n in batch
-            }
+            shown = {n: _named(session, n, float(batch[n][i])) for n in words.columns if n in batch}
             found.append(page.ScoredSample(target, place, row, float(scores_N[row]), shown))
     return found
 
@@ -262,7 +261,7 @@ def _ritz(session: Session) -> page.Ritz:
         dropped=spectrum.report.dropped + spectrum.report.changed,
         orthogonality=pairs.orthogonality,
         asymmetry=pairs.asymmetry,
-        operator="Hessian" if session.settings.curvature.kind == "hessian" else "Gauss-Newton",
+        operator=OPERATORS[session.settings.curvature.kind],
     )
 
 
@@ -339,4 +338,3 @@ def _provenance(session: Session) -> page.Provenance:
         | {"processor": platform.machine()},
         seeds={"run": session.seed},
     )
-

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from types import ModuleType
 from typing import Protocol
 
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Ledger, Runtime, Unit
 from distinf.stages import (
     actions,
     curvature,
@@ -56,10 +57,14 @@ def run(session: Session, runtime: Runtime, watch: Watcher) -> None:
         ids = {unit.id for unit in wanted}
         ledger = session.ledger(stage.NAME)
         began, busy_s = time.time(), runtime.busy_s
-        with watch(stage.NAME, wanted, lambda s=ledger, i=ids: len(s.committed_ids() & i)):
+        with watch(stage.NAME, wanted, partial(_count, ledger, ids)):
             stage.run(session, runtime)
         seconds = time.time() - began
         session.note_time(stage.NAME, began, seconds, runtime.busy_s - busy_s)
+
+
+def _count(ledger: Ledger, ids: set[str]) -> int:
+    return len(ledger.committed_ids() & ids)
 
 
 def is_done(session: Session, stage: ModuleType, wanted: Sequence[Unit]) -> bool:

@@ -45,7 +45,7 @@ def bases(name: str, task: Task, seed: int, settings: StageSettings) -> dict[str
     )
     identity = dict(task.digests())
     found: dict[str, str] = {}
-    s = {key: value for key, value in asdict(settings).items()}
+    s = asdict(settings)
     refine = {k: s["curvature"].pop(k) for k in list(s["curvature"]) if k.startswith("refine")}
     data = {k: v for k, v in s["data"].items() if k != "cache_mb"}
     train = {k: v for k, v in s["train"].items() if k != "checkpoint_every"}
@@ -95,12 +95,16 @@ class Session:
     @cached_property
     def outline(self) -> Outline:
         task = self.task
-        generating = isinstance(task, GeneratingTask)
+        per_unit = (
+            {split: task.rows_per_unit(split) for split in SPLITS}
+            if isinstance(task, GeneratingTask)
+            else {}
+        )
         return Outline(
             settings=self.settings,
             basis=self.basis,
             rows={split: task.rows(split) for split in SPLITS},
-            rows_per_unit={s: task.rows_per_unit(s) for s in SPLITS} if generating else {},
+            rows_per_unit=per_unit,
             losses=list(task.losses),
             shapes=task.shapes(),
         )
@@ -194,7 +198,7 @@ def row_ranges(rows: int, rows_per_unit: int) -> list[tuple[int, int]]:
 
 
 def draw(seed: int, purpose: str, count: int, size: int | None) -> np.ndarray:
-    """`size` (None: all) distinct ids of `count`, in random order, a function of (seed, purpose) alone."""
+    """`size` (None: all) distinct ids of `count` in random order, from (seed, purpose) alone."""
     return generator(seed, purpose).permutation(count)[:size]
 
 

@@ -95,7 +95,7 @@ class CurvatureSettings:
     steps, keep   Krylov steps, and Ritz pairs kept
     samples       training rows of one product, drawn by the seed
     fresh         other rows at every step, as in paper 000 (its T is then not symmetric)
-    shards        logical pieces of a product; fixed, so that any number of ranks gives the same bits
+    shards        logical pieces of a product; fixed, so that the ranks do not change a bit
     reduction     ordered (bitwise the same on any ranks) or allreduce (the fast path)
     memory_mb     of activations of one microbatch
     probes        products for the trace, hence the complement's mean eigenvalue; 0: none

@@ -149,6 +149,8 @@ def build_task(name: str, settings: Mapping[str, Any], seed: int) -> Task:
 
 
 def _members(protocol: type) -> list[str]:
-    return sorted(typing.get_protocol_members(protocol)) if hasattr(
-        typing, "get_protocol_members"
-    ) else sorted(set(protocol.__annotations__) | {n for n in vars(protocol) if n[0] != "_"})
+    return (
+        sorted(typing.get_protocol_members(protocol))
+        if hasattr(typing, "get_protocol_members")
+        else sorted(set(protocol.__annotations__) | {n for n in vars(protocol) if n[0] != "_"})
+    )

@@ -7,6 +7,7 @@ One rank or many, killed or not, the weights are the same bits.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,12 +94,14 @@ def step_rows(session: Session, step: int) -> np.ndarray:
     count = session.outline.rows["train"]
     first = step * size
     order = {
-        epoch: session.cached(
-            ("epoch", epoch), lambda e=epoch: generator(session.seed, f"epoch {e}").permutation(count)
-        )
+        epoch: session.cached(("epoch", epoch), partial(_epoch, session.seed, epoch, count))
         for epoch in range(first // count, (first + size - 1) // count + 1)
     }
     return np.array([order[i // count][i % count] for i in range(first, first + size)])
+
+
+def _epoch(seed: int, epoch: int, count: int) -> np.ndarray:
+    return generator(seed, f"epoch {epoch}").permutation(count)
 
 
 def _step(
@@ -175,9 +178,7 @@ def _load_model(model: nn.Module, stored: Mapping[str, np.ndarray]) -> None:
     model.load_state_dict(state)
 
 
-def _optimizer_arrays(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, np.ndarray]:
+def _optimizer_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
     return {
         f"optimizer.{name}.{key}": value
         for name, parameter in model.named_parameters()

@@ -149,7 +149,9 @@ class _Committed(Store):
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         inside = f"{prefix.rstrip('/')}/" if prefix else ""
-        names = (k[len(inside) :].split("/")[0] for k in self._manifest["files"] if k.startswith(inside))
+        names = (
+            k[len(inside) :].split("/")[0] for k in self._manifest["files"] if k.startswith(inside)
+        )
         for name in sorted(set(names)):
             yield name
 

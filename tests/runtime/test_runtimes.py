@@ -109,7 +109,7 @@ def test_workers_prepare_once_and_use_the_threads_they_were_given(runtime, root)
     runtime.pool(work(root, "where"), wanted, ledger)
     records = ledger.read(wanted).values()
     assert {record["threads"] for record in records} == {1}
-    prepared = len(list((open_root(root).names("calls"))))
+    prepared = len(list(open_root(root).names("calls")))
     assert prepared == len({record["pid"] for record in records})
     if is_ray(runtime):
         assert {record["mode"] for record in records} == {"token"}

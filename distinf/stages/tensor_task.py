@@ -1,0 +1,109 @@
+"""A task from tensors that fit in memory: your own model in ten lines."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distinf.errors import InputError
+from distinf.stages.task import Batch, PerSampleLoss, Shapes, Wording
+
+
+class TensorTask:
+    """Splits are dicts of tensors whose first dimension is the row.
+
+    model      () -> nn.Module; called under `seed`, so its initial weights are reproducible
+    data       {"train": {name: Tensor [N, ...]}, "evaluation": {...}}
+    losses     {name: loss(model, batch) -> [N]}; the first is the training loss
+    metric     (model, batch) -> [N], what should go down (default: the training loss)
+    optimizer  (parameters, lr=…, weight_decay=…) -> optimizer (default: torch.optim.AdamW)
+    """
+
+    reference: str | None = None
+    axis: str | None = None
+    metric = "metric"
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module],
+        data: Mapping[str, Mapping[str, Tensor]],
+        losses: Mapping[str, PerSampleLoss],
+        metric: PerSampleLoss | None = None,
+        seed: int = 0,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    ):
+        missing = [split for split in ("train", "evaluation") if not data.get(split)]
+        if missing:
+            raise InputError(f"task: data has no '{missing[0]}' split")
+        for split, columns in data.items():
+            lengths = {name: len(values) for name, values in columns.items()}
+            if len(set(lengths.values())) != 1:
+                raise InputError(f"task: columns of '{split}' differ in length: {lengths}")
+        if not losses:
+            raise InputError("task: give at least one per-sample loss")
+        self.losses = dict(losses)
+        self.wording = Wording(metric=next(iter(losses)) if metric is None else "metric")
+        self._model = model
+        self._data = data
+        self._metric = metric or next(iter(losses.values()))
+        self._seed = seed
+        self._optimizer = optimizer
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            return self._model()
+
+    def rows(self, split: str) -> int:
+        return len(next(iter(self._data[split].values())))
+
+    def batch(self, split: str, ids: np.ndarray) -> Batch:
+        index = torch.from_numpy(np.asarray(ids, dtype=np.int64))
+        return {name: values[index] for name, values in self._data[split].items()}
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"metric": self._metric(model, batch)}
+
+    def optimizer(
+        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        return self._optimizer(parameters, lr=lr, weight_decay=weight_decay)
+
+    def digests(self) -> Mapping[str, str]:
+        found = {
+            f"data.{split}.{name}": _digest(values)
+            for split, columns in self._data.items()
+            for name, values in columns.items()
+        }
+        state = self.model().state_dict().values()
+        return found | {"model": hashlib.sha256("".join(map(_digest, state)).encode()).hexdigest()}
+
+    def shapes(self) -> Shapes:
+        model = self.model().eval()
+        batch = self.batch("train", np.arange(1))
+        kept: list[int] = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            next(iter(self.losses.values()))(model, batch)
+        return Shapes(
+            parameters=sum(p.numel() for p in model.parameters()),
+            flops_per_sample=float(counter.get_total_flops()),
+            activation_bytes_per_sample=float(sum(kept)),
+        )
+
+
+def _digest(values: Any) -> str:
+    plain = values.detach().cpu().contiguous()
+    head = f"{plain.dtype} {tuple(plain.shape)} ".encode()
+    return hashlib.sha256(head + plain.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -1,0 +1,135 @@
+"""The ledger: the first commit wins, nothing altered is believed, segments change no answer."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distinf.errors import CorruptionError
+from distinf.runtime import Ledger, Unit
+from distinf.runtime import ledger as module
+from distinf.runtime.ledger import seal, unseal
+from distinf.runtime.units import digest
+from distinf.store import open_root
+
+
+def units(count: int, stage: str = "s") -> list[Unit]:
+    return [Unit(stage, "basis", i, i + 1) for i in range(count)]
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    return open_root(str(tmp_path))
+
+
+def test_a_units_id_depends_on_what_it_computes_alone():
+    one = Unit("s", "b", 0, 5, {"x": 1, "y": 2})
+    assert one.id == Unit("s", "b", 0, 5, {"y": 2, "x": 1}).id
+    others = [Unit("t", "b", 0, 5), Unit("s", "c", 0, 5), Unit("s", "b", 0, 6), Unit("s", "b", 1, 5)]
+    assert len({one.id, *(unit.id for unit in others)}) == 5
+
+
+def test_the_first_commit_wins_and_the_late_one_is_told_so(blobs):
+    unit = units(1)[0]
+    first = Ledger(blobs, "s").commit(unit, 1, {"manifest": "first"})
+    late = Ledger(blobs, "s").commit(unit, 2, {"manifest": "late"})
+    assert first["manifest"] == late["manifest"] == "first"
+    assert Ledger(blobs, "s").read([unit])[unit.id]["manifest"] == "first"
+
+
+def test_an_altered_record_is_refused_by_name(blobs):
+    unit = units(1)[0]
+    Ledger(blobs, "s").commit(unit, 1, {"manifest": {"bytes": 10}})
+    name = f"ledger/s/{unit.id}.json"
+    blobs.put(name, blobs.get(name).replace(b'"bytes": 10', b'"bytes": 11'))
+    with pytest.raises(CorruptionError, match=f"{unit.id}.json was altered"):
+        Ledger(blobs, "s").read()
+
+
+def test_a_torn_record_is_refused(blobs):
+    unit = units(1)[0]
+    Ledger(blobs, "s").commit(unit, 1, {})
+    name = f"ledger/s/{unit.id}.json"
+    blobs.put(name, blobs.get(name)[:-10])
+    with pytest.raises(CorruptionError, match="is not a commit record"):
+        Ledger(blobs, "s").read()
+
+
+def test_a_record_under_another_units_name_is_refused(blobs):
+    one, two = units(2)
+    Ledger(blobs, "s").commit(one, 1, {})
+    blobs.put(f"ledger/s/{two.id}.json", blobs.get(f"ledger/s/{one.id}.json"))
+    with pytest.raises(CorruptionError, match="holds the record of unit"):
+        Ledger(blobs, "s").read()
+
+
+def test_sealing_changes_no_answer(blobs, monkeypatch):
+    monkeypatch.setattr(module, "SEGMENT_RECORDS", 10)
+    wanted = units(25)
+    ledger = Ledger(blobs, "s")
+    for unit in wanted:
+        ledger.commit(unit, 1, {"value": unit.start})
+    before = ledger.read()
+    assert ledger.seal_full_segments() == 2
+    names = blobs.names("ledger/s")
+    assert len([n for n in names if "segment-" in n]) == 2
+    assert len(names) == 2 + 5
+    fresh = Ledger(blobs, "s")
+    assert fresh.read() == before
+    assert fresh.committed_ids() == {unit.id for unit in wanted}
+    assert fresh.seal_full_segments() == 0
+
+
+def test_a_late_commit_beside_a_segment_changes_nothing(blobs, monkeypatch):
+    monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
+    wanted = units(2)
+    ledger = Ledger(blobs, "s")
+    for unit in wanted:
+        ledger.commit(unit, 1, {"manifest": "sealed"})
+    ledger.seal_full_segments()
+    Ledger(blobs, "s").commit(wanted[0], 9, {"manifest": "zombie"})
+    assert Ledger(blobs, "s").read()[wanted[0].id]["manifest"] == "sealed"
+
+
+def test_an_altered_segment_is_refused(blobs, monkeypatch):
+    monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
+    ledger = Ledger(blobs, "s")
+    for unit in units(2):
+        ledger.commit(unit, 1, {"value": 5})
+    ledger.seal_full_segments()
+    name = blobs.names("ledger/s")[0]
+    blobs.put(name, blobs.get(name).replace(b'"value": 5', b'"value": 6'))
+    with pytest.raises(CorruptionError, match="was altered"):
+        Ledger(blobs, "s").read()
+
+
+def test_reading_none_of_the_units_reads_none(blobs):
+    ledger = Ledger(blobs, "s")
+    ledger.commit(units(1)[0], 1, {})
+    assert ledger.read([]) == {}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text() | st.floats(-1e9, 1e9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(content=st.dictionaries(st.text().filter(lambda k: k != "sha256"), json_values, max_size=4))
+def test_what_is_sealed_comes_back(content):
+    assert unseal(seal(content), "x") == json.loads(json.dumps(content))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=80))
+def test_arbitrary_bytes_never_pass_for_a_record(data):
+    with pytest.raises(CorruptionError):
+        unseal(data, "x")
+
+
+def test_digest_refuses_nan():
+    with pytest.raises(ValueError):
+        digest([float("nan")])
