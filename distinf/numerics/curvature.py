@@ -165,7 +165,8 @@ def _microbatch_product(
         parameters: Parameters, tangents: Parameters, batch: Batch
     ) -> Parameters:
         def gradient(p: Parameters) -> Parameters:
-            value, pull_back = vjp(lambda q: total(q, batch), p)
+            primal = vjp(lambda q: total(q, batch), p)
+            value, pull_back = primal[0], primal[1]
             # Unlike torch.func.grad, neither keep nor build a graph of the backward pass.
             with torch.no_grad():
                 return pull_back(torch.ones_like(value), retain_graph=False)[0]

@@ -252,7 +252,7 @@ def ritz(state: ArnoldiState, keep: int, matvec: Matvec | None = None) -> RitzPa
     values_K, weights_MK = values_M[order], vectors_MM[:, order]
     vectors_KD = state.basis.combine(_pad(weights_MK.T, state.basis.count))
     skew_K = torch.linalg.vector_norm((square_MM - symmetric_MM) @ weights_MK, dim=0)
-    residuals_K = (state.hessenberg[done, done - 1] * weights_MK[-1]).abs()
+    residuals_K = torch.hypot(skew_K, state.hessenberg[done, done - 1] * weights_MK[-1])
     if matvec is not None:
         residuals_K = _measured_residuals(matvec, values_K, vectors_KD)
     gram = state.basis.gram()

@@ -63,7 +63,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
                 scaling=settings.scaling, count=session.outline.rows["train"],
                 solved_dots_QN=classic_QN,
             )  # fmt: skip
-            values = found.scores_QN.numpy()
+            values = found.scores_QN.numpy().copy()
             values[:, quarantined_N] = np.nan
             arrays[f"{loss}.{variant}"] = values
             nonpositive[f"{loss}.{variant}"] = found.nonpositive

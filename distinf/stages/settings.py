@@ -57,7 +57,7 @@ class TrainSettings:
             return self.lr * done / self.warmup
         if done <= self.constant or self.constant == 1:
             return self.lr
-        return self.lr * (1 - (step / self.steps - self.constant) / (1 - self.constant))
+        return self.lr * min(1.0, (1 - step / self.steps) / (1 - self.constant))
 
 
 @dataclass(frozen=True)

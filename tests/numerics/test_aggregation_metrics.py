@@ -86,6 +86,8 @@ def test_bootstrap_covers_the_spread_between_groups_and_is_deterministic():
 
 def test_bootstrap_weights_groups_equally_and_is_as_wide_as_theory_says():
     assert bootstrap_interval([[1.0], [3.0] * 100]).mean == 2.0
+    same = bootstrap_interval([[1.0], [1.0] * 7])
+    assert (same.low, same.high) == (1.0, 1.0)
     values = torch.randn(400, generator=torch.Generator().manual_seed(0)).tolist()
     found = bootstrap_interval([[value] for value in values])
     assert found.high - found.low == pytest.approx(2 * 1.96 / 20, rel=0.15)

@@ -50,6 +50,16 @@ def test_the_ritz_pairs_save_products():
     assert with_pairs.steps < 0.7 * without.steps
 
 
+def test_all_pairs_of_an_indefinite_operator_solve_it_in_two_steps():
+    """S (H + damping) S then has the eigenvalues -1 and +1 only."""
+    matrix = symmetric(20)
+    pairs = arnoldi(matrix.mv, 20, steps=20, keep=20, dtype="float64", probes=0)
+    placed = spectrum(pairs.values, 0.3, dim=20, policy="keep")
+    rhs = torch.ones(20).double()
+    found = refine(matrix.mv, rhs, pairs.vectors, placed, RefineSettings(1e-9, dtype="float64"))
+    assert (found.status, found.steps) == (Status.CONVERGED, 2)
+
+
 def test_a_dropped_pair_is_left_out_of_the_preconditioner_only():
     matrix = symmetric(DIM)
     pairs, placed = setting(matrix, 0.3, policy="drop")

@@ -76,10 +76,9 @@ def test_every_channel_model_has_unit_mean_power(name):
     wide = ScenarioConfig()
     frame = link.Frame(CHANNEL_MODELS.index(name), 10.0, 300.0, 500.0, 0)
     response = link.channel_response(link.sionna_channels(), wide, frame, 400, torch_seed=5)
-    power_A = response.abs().square().mean((0, 2, 3))
     assert response.shape == (400, 2, 14, 312)
-    # 400 slots of about ten independent fades each leave a standard error of some 0.016.
-    torch.testing.assert_close(power_A, torch.ones(2), atol=0.05, rtol=0)
+    # Over 400 independent slots the standard error is 0.03 at most (CDL-A, 0.004 for TDL-E).
+    assert response.abs().square().mean().item() == pytest.approx(1, abs=0.06)
 
 
 def test_doppler_gives_the_jakes_correlation():

@@ -1,0 +1,74 @@
+"""Small whole runs for tests: the points task, its config, and what it left behind."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distinf.config import resolve
+from distinf.run import execute
+from distinf.stages import scores
+from distinf.stages.session import Session
+
+ROOT = Path(__file__).parents[2]
+
+POINTS: dict[str, Any] = {
+    "task": "tests.support.blobs_task:task",
+    "runtime": {"kind": "local", "dashboard": False},
+    "train": {"steps": 12, "batch_size": 24, "lr": 0.02, "checkpoint_every": 3},
+    "targets": {"count": 2},
+    "curvature": {"steps": 8, "keep": 4, "samples": 40, "probes": 2, "shards": 4},
+    "gradients": {"rows_per_unit": 60, "chunk": 20},
+    "scores": {"damping": 0.05, "negative": "absolute"},
+    "actions": {"pool": 30, "batch_size": 10, "steps": 2, "seeds": 2, "non_targets": 20},
+}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with nested changes."""
+    found = dict(base)
+    for key, value in changes.items():
+        inner = found.get(key)
+        both = isinstance(value, dict) and isinstance(inner, dict)
+        found[key] = merged(inner, value) if both else value
+    return found
+
+
+def silent(stage: str, units: Sequence[Any], done: Any) -> Any:
+    """A watcher that shows nothing."""
+    return nullcontext()
+
+
+def run_points(out: Path | str, accept: Sequence[str] = (), **changes: Any) -> Session:
+    """Carry the points run out in this process."""
+    config = resolve({**merged(POINTS, changes), "out": str(out)})
+    return execute(config, silent, accept)
+
+
+def all_scores(session: Session) -> dict[str, np.ndarray]:
+    """Every stored score array, by name."""
+    return session.arrays(scores.score_unit(session.outline))
+
+
+def same_bits(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
+    """Equal to the last bit, NaN included."""
+    return one.keys() == two.keys() and all(
+        one[name].tobytes() == two[name].tobytes() for name in one
+    )
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "distinf.cli", *arguments]
+
+
+def distinf(*arguments: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, from the repository's root."""
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip

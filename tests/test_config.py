@@ -1,0 +1,129 @@
+"""Configuration: what is wrong is said in one line that names the key and the way out."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distinf.config import STAGES, RunConfig, differences, flatten, load, resolve
+from distinf.errors import InputError
+from distinf.stages.settings import TrainSettings
+from tests.support.runs import POINTS, ROOT
+
+BAD = [
+    ({"tasks": "receiver"}, r"unknown key 'tasks'; did you mean 'task'\?"),
+    ({"train": {"step": 3}}, r"unknown key 'train.step'; did you mean 'steps'\?"),
+    ({"curvature": {"kept": 3}}, r"unknown key 'curvature.kept'; did you mean 'keep'\?"),
+    ({"settings": {"scenario": {"prb": 4}}}, r"unknown key 'settings.scenario.prb'.*'prbs'"),
+    ({"settings": {"modell": {}}}, r"unknown key 'settings.modell'; did you mean 'model'\?"),
+    ({"settings": {"scenario": {"snr_db": [20, 0]}}}, r"snr_db=\(20, 0\) is reversed"),
+    ({"settings": {"scenario": {"prbs": 400}}}, r"prbs=400.*allows 1 to 270 PRBs"),
+    ({"settings": {"scenario": {"train_slots": 100}}}, r"train_slots=100.*nearest is 96"),
+    ({"settings": {"scenario": {"train_models": ["TDL-F"]}}}, r"TDL-F"),
+    ({"curvature": {"steps": 5, "keep": 10}}, r"keep: 10 Ritz pairs cannot come from 5 steps"),
+    ({"curvature": {"kind": "fisher"}}, r"curvature.kind: .*'hessian' or 'gauss-newton'"),
+    ({"train": {"lr": "fast"}}, r"train.lr: .*number"),
+    ({"train": {"lr": -1}}, r"lr: -1(.0)? must be more than 0"),
+    ({"train": {"batch_size": 7, "shards": 2}}, r"batch_size: 7 is not a multiple"),
+    ({"scores": {"damping": float("nan")}}, r"damping: nan must be 0 or more"),
+    ({"actions": {"pool": 10, "batch_size": 24}}, r"cannot be drawn from a pool of 10"),
+    ({"runtime": {"kind": "slurm"}}, r"'slurm' is neither 'ray' nor 'local'"),
+    ({"runtime": {"num_gpus": -0.5}}, r"num_gpus: -0.5 must be 0 or more"),
+    ({"seed": -1}, r"seed: .*greater than or equal to 0"),
+    ({"task": "reciever"}, r"task: 'reciever' is neither a study \(receiver\) nor module:function"),
+    ({"task": "no_such_module:task"}, r"task: no module 'no_such_module'"),
+    ({"task": "tests.support.blobs_task:absent"}, r"has no 'absent'"),
+    ({**POINTS, "settings": {"rows": 3}}, r"rows: 3 must be at least 40"),
+]
+
+
+@pytest.mark.parametrize(("raw", "message"), BAD, ids=[m[:30] for _, m in BAD])
+def test_bad_input_is_one_line(raw, message):
+    with pytest.raises(InputError) as caught:
+        resolve(raw)
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_scientific_notation_that_yaml_reads_as_text_is_a_number(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("train: {lr: 1e-3}\n")
+    assert load(str(file)).train.lr == 1e-3
+
+
+def test_overrides_reach_nested_and_task_keys(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("seed: 1\n")
+    config = load(str(file), ["seed=5", "train.steps=7", "settings.scenario.snr_db=[0, 9]"])
+    assert (config.seed, config.train.steps) == (5, 7)
+    assert config.settings["scenario"]["snr_db"] == [0.0, 9.0]
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "seed.x=3", "train=[", "nothing.at.all=1"])
+def test_a_bad_override_is_one_line(tmp_path, override):
+    file = tmp_path / "c.yaml"
+    file.write_text("seed: 1\n")
+    with pytest.raises(InputError):
+        load(str(file), [override])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "", "a: b: c"])
+def test_a_broken_file_is_one_line(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"c\.yaml"):
+        load(str(file))
+
+
+def test_a_missing_file_is_one_line():
+    with pytest.raises(InputError, match=r"nowhere.yaml: No such file.*give the path"):
+        load("nowhere.yaml")
+
+
+def test_task_settings_are_resolved_to_their_defaults():
+    config = resolve({"task": "receiver"})
+    assert config.settings["scenario"]["prbs"] == 26
+    assert resolve(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_we_ship_is_valid(path):
+    config = load(str(path))
+    assert config.context("memory://x")["basis"].keys() >= {"data", "train", "report"}
+
+
+def test_the_basis_of_a_stage_covers_what_it_depends_on_and_no_more():
+    def basis(**changes):
+        return resolve({**POINTS, **changes}).context("x")["basis"]
+
+    def changed(**changes):
+        before, after = basis(), basis(**changes)
+        return [stage for stage in before if before[stage] != after[stage]]
+
+    whole = ["data", "train", "evaluate", "curvature", "queries", "gradients", "scores"]
+    assert changed(seed=1) == [*whole, "actions", "report"]
+    assert changed(actions={**POINTS["actions"], "lr": 1.0}) == ["actions", "report"]
+    assert changed(targets={"count": 1}) == ["queries", "gradients", "scores", "actions", "report"]
+    assert changed(runtime={"kind": "ray", "workers": 7}) == []
+    assert changed(data={"cache_mb": 1}) == []
+
+
+def test_differences_name_dotted_keys():
+    one, two = flatten({"a": {"b": 1, "c": [1, 2]}}), flatten({"a": {"b": 2, "c": (1, 2)}, "d": 3})
+    assert differences(one, two) == ["a.b", "d"]
+
+
+def test_every_stage_setting_is_a_key_of_the_config():
+    assert set(STAGES) <= set(RunConfig.model_fields)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.integers(1, 500), warmup=st.floats(0, 0.4), constant=st.floats(0.4, 1))
+def test_the_rate_rises_holds_and_falls_within_its_bounds(steps, warmup, constant):
+    train = TrainSettings(steps=steps, warmup=warmup, constant=constant, lr=0.5)
+    rates = [train.rate(step) for step in range(steps)]
+    assert all(0 < rate <= 0.5 for rate in rates)
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)

@@ -1,0 +1,250 @@
+"""Whole runs: right against dense algebra, the same whatever the workers, resumable, refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.func import functional_call, hessian, jacrev
+
+from distinf.config import load
+from distinf.errors import InputError
+from distinf.run import reopen, rewrite_report, status, verify
+from distinf.stages import actions, curvature, evaluate, gradients, report, route, train
+from distinf.stages.session import draw
+from distinf.store import open_root
+from tests.support.runs import all_scores, run_points, same_bits
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One points run, carried out once."""
+    return run_points(tmp_path_factory.mktemp("runs") / "points")
+
+
+def dense(session):
+    """Per-sample gradients [N, P], targets' gradients [T, P] and mean Hessian [P, P], in fp64."""
+    model = train.trained_model(session).double()
+    loss = next(iter(session.task.losses.values()))
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+    sizes = [p.numel() for p in model.parameters()]
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    class Call(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, batch):
+            return loss(self.inner, batch)
+
+    call = Call()
+
+    def losses(theta, batch):
+        parts = theta.split(sizes)
+        named = {f"inner.{n}": p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+        return functional_call(call, named, (batch,))
+
+    def rows(split, ids):
+        batch = session.task.batch(split, ids)
+        return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+    everything = rows("train", np.arange(session.outline.rows["train"]))
+    grads_NP = jacrev(losses)(theta, everything)
+    targets = rows("evaluation", evaluate.chosen_targets(session).ids)
+    queries_TP = jacrev(losses)(theta, targets)
+    settings = session.settings.curvature
+    ids = np.sort(draw(session.seed, "curvature rows", len(grads_NP), settings.samples))
+    hessian_PP = hessian(lambda t: losses(t, rows("train", ids)).mean())(theta)
+    return grads_NP, queries_TP, hessian_PP
+
+
+def test_every_variant_agrees_with_dense_algebra(tmp_path):
+    """With the full basis nothing is approximated but the products' own rounding."""
+    full = {"steps": 86, "keep": 86, "samples": 40, "probes": 0, "shards": 4}
+    session = run_points(
+        tmp_path / "full", curvature=full, scores={"damping": 1.0, "negative": "keep"}
+    )
+    grads_NP, queries_TP, hessian_PP = (x.detach() for x in dense(session))
+    assert grads_NP.shape[1] == 86
+    inverse_PP = torch.linalg.inv(hessian_PP + torch.eye(86, dtype=torch.float64))
+    solved_NP = grads_NP @ inverse_PP
+    classic = (queries_TP @ solved_NP.T).numpy()
+    self_N = (grads_NP * solved_NP).sum(1).numpy()
+    expected = {
+        "classic": classic,
+        "theta-relative": classic / solved_NP.norm(dim=1).numpy(),
+        "ell-relative": classic / np.sqrt(self_N),
+        "newfluence": classic / (1 - self_N / len(grads_NP)),
+    }
+    found = all_scores(session)
+    for variant, values in expected.items():
+        error = np.abs(found[f"cross-entropy.{variant}"] - values).max() / np.abs(values).max()
+        assert error < 1e-4, variant
+
+
+def test_refined_scores_agree_with_the_dense_solve(tmp_path):
+    limits = {"refine": 2, "refine_steps": 80, "refine_tolerance": 1e-5}
+    session = run_points(tmp_path / "refined", curvature=limits, scores={"damping": 1.0})
+    grads_NP, queries_TP, hessian_PP = (x.detach() for x in dense(session))
+    damped_PP = hessian_PP + torch.eye(86, dtype=torch.float64)
+    expected = (torch.linalg.solve(damped_PP, queries_TP.T).T @ grads_NP.T).numpy()
+    found = all_scores(session)["cross-entropy.classic"]
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-4
+
+
+def test_a_positive_score_means_that_training_on_the_row_lowers_the_targets_loss(finished):
+    found = {selection: [] for selection in ("helpful", "harmful")}
+    for outcome in report.outcomes(finished):
+        if outcome.selection in found:
+            found[outcome.selection].append(outcome.gap_reduction_pct)
+    assert np.mean(found["helpful"]) > 0 > np.mean(found["harmful"])
+
+
+def test_a_finished_run_is_intact_and_needs_no_second_look(finished):
+    checked = verify(finished)
+    assert checked.problems == []
+    assert checked.records == sum(s.done for s in status(finished)) > 30
+    before = {n: open_root(finished.blobs.root).get(n) for n in finished.blobs.names("ledger")}
+    again = run_points(finished.blobs.root)
+    assert {n: again.blobs.get(n) for n in again.blobs.names("ledger")} == before
+
+
+def test_rows_and_tables_of_the_report_are_there(finished):
+    page = rewrite_report(finished)
+    text = open(page, encoding="utf-8").read()
+    assert text.startswith("<!doctype html>") or text.startswith("<!DOCTYPE html>")
+    names = finished.blobs.names("report")
+    assert {"report/index.html", "report/trials.csv", "report/trials.json"} <= set(names)
+
+
+def test_the_folders_config_replays_the_run(finished, tmp_path):
+    config = load(f"{finished.blobs.root}/config.yaml", [f"out={tmp_path}/again"])
+    text = finished.blobs.get("config.yaml")
+    assert yaml.safe_load(text)["provenance"]["fingerprint"]["train.steps"] == 12
+    assert load(finished.blobs.root).out == finished.blobs.root
+    assert dict(config.context("x")["basis"]) == dict(finished.basis)
+
+
+def test_chunks_and_units_change_scores_by_rounding_alone(finished, tmp_path):
+    other = run_points(
+        tmp_path / "chunks", gradients={"rows_per_unit": 50, "chunk": 7}, curvature={"memory_mb": 1}
+    )
+    for name, values in all_scores(finished).items():
+        np.testing.assert_allclose(all_scores(other)[name], values, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_gives_the_same_bits_at_any_number_of_ranks(finished, tmp_path, workers):
+    runtime = {"kind": "ray", "workers": workers, "dashboard": False}
+    other = run_points(tmp_path / "ray", runtime=runtime)
+    assert same_bits(all_scores(other), all_scores(finished))
+
+
+def test_a_row_whose_gradient_is_not_finite_is_quarantined_by_id(tmp_path):
+    session = run_points(
+        tmp_path / "poisoned",
+        task="tests.support.blobs_task:poisoned",
+        train={"steps": 0},
+        curvature={"samples": 20},
+    )
+    assert 7 not in draw(0, "curvature rows", 240, 20)
+    assert gradients.quarantined_rows(session) == [7]
+    for values in all_scores(session).values():
+        assert np.isnan(values[:, 7]).all()
+        assert np.isfinite(np.delete(values, 7, axis=1)).all()
+    for job in actions.chosen_jobs(session):
+        if job.job["selection"] != "random":
+            assert 7 not in actions.pool_rows(session, job.job["target"], job.job["selection"])
+    assert "7" in session.blobs.get("report/index.html").decode()
+
+
+def test_a_row_that_is_not_finite_stops_training_with_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"train: the loss or a gradient is not finite at step"):
+        run_points(tmp_path / "poisoned", task="tests.support.blobs_task:poisoned")
+
+
+def test_another_config_is_refused_by_key_and_can_be_accepted(finished, tmp_path):
+    out = tmp_path / "changed"
+    first = run_points(out)
+    with pytest.raises(InputError, match=r"belongs to another run \(differing: scores.damping\)"):
+        run_points(out, scores={"damping": 0.5})
+    second = run_points(out, accept=["scores.damping"], scores={"damping": 0.5})
+    assert yaml.safe_load(second.blobs.get("config.yaml"))["provenance"]["accepted"] == [
+        "scores.damping"
+    ]
+    assert not same_bits(all_scores(first), all_scores(second))
+    assert second.basis["curvature"] == first.basis["curvature"]
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(InputError, match=r"is not empty and holds no config.yaml"):
+        run_points(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_no_eligible_target_is_refused_before_the_curvature(tmp_path):
+    with pytest.raises(InputError, match=r"lower targets.min_reference"):
+        run_points(tmp_path / "none", task="tests.test_run:hopeless")
+    assert "curvature" not in {n.split("/")[1] for n in open_root(str(tmp_path / "none")).names("ledger")}
+
+
+def hopeless(settings: dict, seed: int):
+    """A task whose reference is below every threshold."""
+    from tests.support.blobs_task import Points, task
+
+    made = task(Points(), seed)
+    made.reference = "reference"
+    metric = made.evaluate
+    made.evaluate = lambda model, batch: {
+        **metric(model, batch),
+        "reference": torch.zeros(len(batch["label"])),
+    }
+    return made
+
+
+def test_an_indefinite_solve_is_refused_and_names_the_way_out(tmp_path):
+    with pytest.raises(InputError, match=r"scores: .*set damping to .* --accept scores.damping"):
+        run_points(
+            tmp_path / "indefinite",
+            train={"steps": 0},
+            curvature={"steps": 40, "keep": 40},
+            scores={"damping": 1e-6, "negative": "refuse"},
+        )
+
+
+def test_not_enough_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("distinf.store.blobs.Folder.free_bytes", lambda self: 1_000)
+    with pytest.raises(InputError, match=r"out: the run stores about .* GB free"):
+        run_points(tmp_path / "full")
+    assert not (tmp_path / "full").exists()
+
+
+def test_units_are_planned_without_data(finished):
+    planned = route.all_units(finished.outline)
+    assert [len(planned[s]) for s in ("train", "curvature", "gradients")] == [4, 8 + 1 + 2, 4]
+    assert all(cost.flops > 0 for _, cost in planned["train"])
+    assert sum(cost.bytes for _, cost in planned["gradients"]) < 1e6
+
+
+def test_stored_pairs_are_ritz_pairs_of_the_dense_hessian(finished):
+    pairs = curvature.stored_pairs(finished)
+    hessian_PP = dense(finished)[2].detach()
+    vectors_KP = pairs.vectors.double()
+    residuals = (vectors_KP @ hessian_PP - pairs.values[:, None] * vectors_KP).norm(dim=1)
+    np.testing.assert_allclose(residuals.numpy(), pairs.residuals.numpy(), atol=1e-5)
+    assert math.isfinite(pairs.trace)
+
+
+def test_step_rows_cover_an_epoch_once(finished):
+    rows = np.concatenate([train.step_rows(finished, step) for step in range(10)])
+    assert sorted(rows) == list(range(240))
+
+
+def test_reopen_names_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(InputError, match=r"give the folder of a run"):
+        reopen(str(tmp_path))
