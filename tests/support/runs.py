@@ -15,7 +15,7 @@ from distinf.run import execute
 from distinf.stages import scores
 from distinf.stages.session import Session
 
-ROOT = Path(__file__).parents[2]
+REPOSITORY = ROOT = Path(__file__).parents[2]
 
 POINTS: dict[str, Any] = {
     "task": "tests.support.blobs_task:task",
@@ -70,5 +70,5 @@ def distinf(*arguments: str, timeout_s: float = 100) -> subprocess.CompletedProc
     """The command line in a process of its own, from the repository's root."""
     return subprocess.run(
         command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{ROOT}"}, check=False,
     )  # fmt: skip
