@@ -1,6 +1,7 @@
 """Whole runs: right against dense algebra, the same whatever the workers, resumable, refused."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -190,7 +191,9 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
 def test_no_eligible_target_is_refused_before_the_curvature(tmp_path):
     with pytest.raises(InputError, match=r"lower targets.min_reference"):
         run_points(tmp_path / "none", task="tests.test_run:hopeless")
-    assert "curvature" not in {n.split("/")[1] for n in open_root(str(tmp_path / "none")).names("ledger")}
+    assert "curvature" not in {
+        n.split("/")[1] for n in open_root(str(tmp_path / "none")).names("ledger")
+    }
 
 
 def hopeless(settings: dict, seed: int):
@@ -248,3 +251,12 @@ def test_step_rows_cover_an_epoch_once(finished):
 def test_reopen_names_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(InputError, match=r"give the folder of a run"):
         reopen(str(tmp_path))
+
+
+def test_a_run_in_a_bucket_is_the_same_run(finished):
+    bucket = f"memory://run-{time.time_ns()}"
+    session = run_points(bucket)
+    assert session.blobs.root == bucket
+    assert same_bits(all_scores(session), all_scores(finished))
+    assert verify(session).problems == []
+    assert "report/index.html" in session.blobs.names("report")

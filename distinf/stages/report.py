@@ -128,24 +128,28 @@ def _reference(session: Session, ids: np.ndarray) -> np.ndarray:
 def _sentence(session: Session, words: Wording) -> str:
     settings, outline = session.settings, session.outline
     model = f"{outline.shapes.parameters:,}-parameter"
+    rows, every = gradients.scored_rows(outline), outline.rows["train"]
+    scored = "each of them" if rows == every else f"{rows:,} of them"
     return (
         f"A {model} {type(session.fresh_model()).__name__} was trained for "
         f"{settings.train.steps:,} steps on {outline.rows['train']:,} {words.noun}; the influence "
-        f"of {gradients.scored_rows(outline):,} of them on the "
+        f"of {scored} on the "
         f"{len(evaluate.chosen_targets(session).ids)} evaluation {words.noun} with the largest gap "
         f"was estimated from {settings.curvature.keep} Ritz pairs of the "
         f"{OPERATORS[settings.curvature.kind]}, "
-        f"and the model was fine-tuned for {settings.actions.steps} steps on what it chose."
+        f"and the model was fine-tuned for {settings.actions.steps} steps of "
+        f"{settings.actions.batch_size} {words.noun} on what the scores chose."
     )
 
 
 def _descriptions(session: Session, words: Wording) -> dict[str, str]:
+    """Each selection as the subject of a sentence."""
     settings = session.settings.actions
-    pool = f"drawn from the {settings.pool} {words.noun} with the"
+    score = f"{settings.variant} score for the target"
     return {
-        "helpful": f"{pool} highest {settings.variant} score for the target",
-        "harmful": f"{pool} lowest {settings.variant} score for the target",
-        "random": f"drawn from all {session.outline.rows['train']:,} training {words.noun}",
+        "helpful": f"the {settings.pool} {words.noun} with the highest {score}",
+        "harmful": f"the {settings.pool} {words.noun} with the lowest {score}",
+        "random": f"random training {words.noun}",
     }
 
 

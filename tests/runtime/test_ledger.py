@@ -26,7 +26,12 @@ def blobs(tmp_path):
 def test_a_units_id_depends_on_what_it_computes_alone():
     one = Unit("s", "b", 0, 5, {"x": 1, "y": 2})
     assert one.id == Unit("s", "b", 0, 5, {"y": 2, "x": 1}).id
-    others = [Unit("t", "b", 0, 5), Unit("s", "c", 0, 5), Unit("s", "b", 0, 6), Unit("s", "b", 1, 5)]
+    others = [
+        Unit("t", "b", 0, 5),
+        Unit("s", "c", 0, 5),
+        Unit("s", "b", 0, 6),
+        Unit("s", "b", 1, 5),
+    ]
     assert len({one.id, *(unit.id for unit in others)}) == 5
 
 

@@ -35,7 +35,9 @@ def task(settings: Points, seed: int) -> TensorTask:
     train = points(settings.rows, seed + 1)
     train["label"][: settings.flipped] = 1 - train["label"][: settings.flipped]
     return TensorTask(
-        model=lambda: nn.Sequential(nn.Linear(4, settings.width), nn.Tanh(), nn.Linear(settings.width, 2)),
+        model=lambda: nn.Sequential(
+            nn.Linear(4, settings.width), nn.Tanh(), nn.Linear(settings.width, 2)
+        ),
         data={"train": train, "evaluation": points(64, seed + 2)},
         losses={"cross-entropy": loss},
         seed=seed,

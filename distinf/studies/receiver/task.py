@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distinf.stages.task import RowSource, Shapes
-from distinf.stages.task import Shapes, Wording
+from distinf.stages.task import RowSource, Shapes, Wording
 from distinf.studies.receiver import losses, pilots
 from distinf.studies.receiver.deeprx import DeepRx, DeepRxConfig, deeprx_inputs
 from distinf.studies.receiver.lamb import Lamb
