@@ -14,7 +14,7 @@ from distinf.errors import DistinfError, Interrupted
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 a bug of ours, 2 bad config or input, 3 corrupted, 4 resumable."""
     options = _parser().parse_args(arguments)
-    sys.path.insert(0, os.getcwd())  # a user's `task: module:function` lies where they are
+    sys.path.append(os.getcwd())  # a user's `task: module:function` lies where they are
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(options.call(options) or 0)
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
         return _fail("stopped; run the same command to resume", Interrupted.exit_code)
-    except OSError as error:
+    except OSError as error:  # a disk that is full, a folder that went away
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         return _fail(f"error: {what}; run the same command to resume", Interrupted.exit_code)
 
@@ -103,8 +103,12 @@ def _run(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     config = _load(options)
+    from distinf.errors import InputError
     from distinf.progress import plan_table
     from distinf.run import plan
+
+    if not options.gflops > 0:
+        raise InputError(f"--gflops {options.gflops:g}: give a number above 0")
 
     plan_table(plan(config, options.gflops * 1e9))
 

@@ -11,6 +11,7 @@ import inspect
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from distinf.stages.task import Task, build_task, settings_type, task_path
 
 STAGES = tuple(field.name for field in dataclasses.fields(StageSettings))
 NOT_FINGERPRINTED = ("runtime", "out", "provenance", "data.cache_mb", "report")
+BITWISE = ("torch", "numpy", "sionna-no-rt", "sionna")  # another version, other last bits
 PACKAGES = ("torch", "numpy", "zarr", "ray", "sionna-no-rt", "transformers", "peft")
 
 
@@ -66,7 +68,9 @@ class RunConfig(BaseModel):
     def stages(self) -> StageSettings:
         return StageSettings(**{name: getattr(self, name) for name in STAGES})
 
-    def build_task(self) -> Task:
+    @cached_property
+    def identity(self) -> Task:
+        """The task, for its digests and shapes; a session builds its own and attaches rows."""
         return build_task(self.task, self.settings, self.seed)
 
     def context(self, root: str) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class RunConfig(BaseModel):
             "task_settings": self.settings,
             "seed": self.seed,
             "settings": dataclasses.asdict(self.stages),
-            "basis": bases(self.task, self.build_task(), self.seed, self.stages),
+            "basis": bases(self.task, self.settings, self.identity, self.seed, self.stages),
         }
 
 
@@ -96,6 +100,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise InputError(
             f"{path}: {error.strerror or error}; give the path of a YAML file"
         ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text; give the path of a YAML file") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
@@ -113,6 +119,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Validate a mapping, the task's own settings included, and fill in every default."""
+    odd = [key for key in raw if not isinstance(key, str)]
+    if odd:
+        raise InputError(f"{where}: unknown key '{odd[0]}'; keys are names such as 'train'")
     try:
         config = RunConfig(**raw)
     except ValidationError as error:
@@ -195,8 +204,8 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
         for key, value in flatten(plain).items()
         if not any(key == name or key.startswith(f"{name}.") for name in NOT_FINGERPRINTED)
     }
-    task = config.build_task()
-    keys |= {f"digest.{name}": value for name, value in task.digests().items()}
+    keys |= {f"digest.{name}": value for name, value in config.identity.digests().items()}
+    keys |= {f"version.{name}": _version(name) for name in BITWISE}
     keys["code.distinf"] = __version__
     keys["code.task"] = _source_digest(task_path(config.task))
     return keys
@@ -206,7 +215,7 @@ def _source_digest(path: str) -> str:
     module = importlib.import_module(path.partition(":")[0])
     file = inspect.getsourcefile(module)
     files = [Path(file)] if file else []
-    if file and Path(file).name == "__init__.py":
+    if file and module.__package__:  # what a task is made of lies beside it in its package
         files = sorted(Path(file).parent.rglob("*.py"))
     total = hashlib.sha256()
     for source in files:
@@ -230,18 +239,20 @@ def _same(value: Any) -> Any:
 
 def provenance(config: RunConfig, accepted: Sequence[str] = ()) -> dict[str, Any]:
     """What config.yaml records beside the settings."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    found = {name: version for name in PACKAGES if (version := _version(name))}
     return {
         "versions": {"distinf": __version__, "python": platform.python_version()} | found,
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "fingerprint": fingerprint(config),
         "accepted": list(accepted),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def dump(config: RunConfig, record: Mapping[str, Any]) -> str:

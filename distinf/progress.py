@@ -113,7 +113,10 @@ def summary(session: Session, seconds: float, console: Console | None = None) ->
         found = np.array([t.gap_reduction_pct for t in trials if t.selection == selection])
         found = found[np.isfinite(found)]
         if len(found):
-            mean, deviation = f"{found.mean():.1f} %", f"{found.std():.1f}"
+            mean, deviation = (
+                f"{found.mean():.1f} %",
+                f"{found.std(ddof=1) if len(found) > 1 else 0.0:.1f}",
+            )
             table.add_row(f"{selection} {words.noun}", mean, deviation, str(len(found)))
     out.print(table)
     out.print(f"finished in {seconds:.0f} s", highlight=False)
@@ -123,7 +126,7 @@ def summary(session: Session, seconds: float, console: Console | None = None) ->
 def plan_table(plans: Sequence[StagePlan], console: Console | None = None) -> None:
     """What each stage will take, and the sum."""
     table = Table("stage", title="Plan", title_justify="left")
-    for name in ("units", "FLOP", "stored MB", "peak MB a worker", "seconds"):
+    for name in ("units", "FLOP", "stored MB", "peak MB", "seconds"):
         table.add_column(name, justify="right")
     for p in plans:
         cells = (p.flops, p.bytes / 1e6, p.memory / 1e6, p.seconds)

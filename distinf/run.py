@@ -1,6 +1,7 @@
 """A run as a whole: open or resume its folder, plan it, carry it out, look at it, verify it."""
 
 import os
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,11 @@ import torch
 import yaml
 
 from distinf.config import RunConfig, differences, dump, fingerprint, load, provenance
-from distinf.errors import CorruptionError, InputError
+from distinf.errors import CorruptionError, InputError, Interrupted
 from distinf.runtime import Ledger, RuntimeSettings, open_runtime
 from distinf.stages import report, route
 from distinf.stages.session import Outline, Session
-from distinf.store import Blobs, open_root, verify_group
+from distinf.store import Blobs, damage, open_root
 
 CONFIG = "config.yaml"
 SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a margin
@@ -22,7 +23,7 @@ SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a m
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage will take. `seconds` assumes the rate that was given to `plan`."""
+    """What one stage will take: `memory` of all workers on this machine, `seconds` at a rate."""
 
     stage: str
     units: int
@@ -65,7 +66,12 @@ def plan(config: RunConfig, rate_flops: float = 1e10) -> list[StagePlan]:
 
 
 def _plans(outline: Outline, runtime: RuntimeSettings, rate_flops: float) -> list[StagePlan]:
+    cached = sum(
+        min(outline.settings.data.cache_mb * 2**20, rows * outline.shapes.row_bytes.get(split, 0.0))
+        for split, rows in outline.rows.items()
+    )
     workers = 1 if runtime.kind == "local" else runtime.workers or os.cpu_count() or 1
+    together = workers if runtime.address is None else 1  # those of a cluster lie elsewhere
     found = []
     for stage, units in route.all_units(outline).items():
         costs = [cost for _, cost in units]
@@ -76,7 +82,7 @@ def _plans(outline: Outline, runtime: RuntimeSettings, rate_flops: float) -> lis
                 units=len(costs),
                 flops=flops,
                 bytes=sum(cost.bytes for cost in costs),
-                memory=max((cost.memory for cost in costs), default=0.0),
+                memory=together * max((cost.memory + cached for cost in costs), default=0.0),
                 seconds=flops / rate_flops / workers,
             )
         )
@@ -96,9 +102,9 @@ def _refuse_what_cannot_fit(plans: Sequence[StagePlan], blobs: Blobs) -> None:
     worst = max(plans, key=lambda p: p.memory)
     if worst.memory > memory:
         raise InputError(
-            f"{worst.stage}: a worker needs about {worst.memory / 1e9:.1f} GB but this machine has "
-            f"{memory / 1e9:.1f} GB; lower curvature.memory_mb, curvature.keep, gradients.chunk or "
-            "the batch size"
+            f"{worst.stage}: the workers need about {worst.memory / 1e9:.1f} GB but this machine "
+            f"has {memory / 1e9:.1f} GB; lower runtime.workers, curvature.memory_mb, "
+            "curvature.keep, gradients.chunk, data.cache_mb or the batch size"
         )
 
 
@@ -108,29 +114,46 @@ def open_session(config: RunConfig, accept: Sequence[str] = ()) -> Session:
     A folder of another config, data, model or code is refused with the differing keys named,
     unless each is accepted; what was accepted is recorded. Nothing is written before all checks.
     """
+    session, text = checked_session(config, accept)
+    _write_config(session, text)
+    return session
+
+
+def _write_config(session: Session, text: str | None) -> None:
+    if text is None:
+        return
+    try:
+        session.blobs.put(CONFIG, text.encode())
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"out: cannot write {session.blobs.root}: {reason}") from None
+
+
+def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Session, str | None]:
+    """The session, and the config.yaml to write (None: it stands); nothing is written here."""
     blobs = open_root(str(config.out))
     session = _session(config, blobs.root)
     stored = _stored_provenance(blobs)
+    if stored is None and blobs.names(""):
+        raise InputError(
+            f"out: {blobs.root} is not empty and holds no {CONFIG}; choose another --out"
+        )
+    route.check(session)
     if stored is None:
-        if blobs.names(""):
-            raise InputError(
-                f"out: {blobs.root} is not empty and holds no {CONFIG}; choose another --out"
-            )
         _refuse_what_cannot_fit(_plans(session.outline, config.runtime, 1e10), blobs)
-        blobs.put(CONFIG, dump(config, provenance(config, accept)).encode())
-        return session
+        return session, dump(config, provenance(config, accept))
     differing = differences(stored.get("fingerprint", {}), fingerprint(config))
     refused = [key for key in differing if not _accepted(key, accept)]
     if refused:
         names = ", ".join(refused[:6]) + (" …" if len(refused) > 6 else "")
         raise InputError(
-            f"out: {blobs.root} belongs to another run (differing: {names}); "
-            f"choose another --out, or --accept {refused[0]} to go on with what is still valid"
+            f"out: {blobs.root} belongs to another run (differing: {names}); choose another --out, "
+            f"or --accept {refused[0]} to go on and keep what does not depend on it"
         )
-    if differing:
-        accepted = sorted({*stored.get("accepted", []), *differing})
-        blobs.put(CONFIG, dump(config, provenance(config, accepted)).encode())
-    return session
+    if not differing:
+        return session, None
+    accepted = sorted({*stored.get("accepted", []), *differing})
+    return session, dump(config, provenance(config, accepted))
 
 
 def _accepted(key: str, accept: Sequence[str]) -> bool:
@@ -153,15 +176,28 @@ def _session(config: RunConfig, root: str) -> Session:
 
 def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ()) -> Session:
     """Carry the run out, from wherever it stands, and close what it started."""
-    session = open_session(config, accept)
+    session, text = checked_session(config, accept)
     runtime = open_runtime(config.runtime)
     try:
         if config.runtime.address and "://" not in session.blobs.root:
             _refuse_unseen_folder(session, runtime)
+        _write_config(session, text)
         route.run(session, runtime, watch)
+    except Interrupted as error:
+        raise _with_details(session, error) from None
     finally:
         runtime.close()
     return session
+
+
+def _with_details(session: Session, error: Interrupted) -> Interrupted:
+    """The same error, its worker's traceback put beside the run for whoever looks into it."""
+    details = "\n".join(getattr(error, "__notes__", []))
+    if not details.strip():
+        return error
+    name = f"log/failure-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    session.blobs.put(name, details.encode())
+    return Interrupted(f"{error} (details: {session.blobs.root}/{name})")
 
 
 def _refuse_unseen_folder(session: Session, runtime: Any) -> None:
@@ -213,21 +249,15 @@ def status(session: Session) -> list[StageStatus]:
 
 
 def verify(session: Session) -> Verification:
-    """Read every committed byte again; list what is missing or altered."""
+    """Read every committed byte again; list all that is missing or altered."""
     found = Verification()
     for stage in route.BASIS_ROUTE:
-        try:
-            records = Ledger(session.blobs, stage.NAME).read()
-        except CorruptionError as error:
-            found.problems.append(str(error))
-            continue
-        for record in records.values():
-            found.records += 1
+        ledger = Ledger(session.blobs, stage.NAME)
+        found.problems += ledger.damaged()
+        for record in ledger.intact().values():
             manifest = record["manifest"]
-            try:
-                verify_group(session.blobs, manifest)
-            except CorruptionError as error:
-                found.problems.append(str(error))
+            found.problems += damage(session.blobs, manifest)
+            found.records += 1
             found.files += len(manifest["files"])
             found.bytes += manifest["bytes"]
     return found

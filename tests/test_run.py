@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from torch.func import functional_call, hessian, jacrev
 
 from distinf.config import load
-from distinf.errors import InputError
+from distinf.errors import InputError, Interrupted
 from distinf.run import reopen, rewrite_report, status, verify
 from distinf.stages import actions, curvature, evaluate, gradients, report, route, train
 from distinf.stages.session import draw
@@ -87,8 +88,9 @@ def test_every_variant_agrees_with_dense_algebra(tmp_path):
 
 
 def test_refined_scores_agree_with_the_dense_solve(tmp_path):
+    keep = {"damping": 1.0, "negative": "keep"}
     limits = {"refine": 2, "refine_steps": 80, "refine_tolerance": 1e-5}
-    session = run_points(tmp_path / "refined", curvature=limits, scores={"damping": 1.0})
+    session = run_points(tmp_path / "refined", curvature=limits, scores=keep)
     grads_NP, queries_TP, hessian_PP = (x.detach() for x in dense(session))
     damped_PP = hessian_PP + torch.eye(86, dtype=torch.float64)
     expected = (torch.linalg.solve(damped_PP, queries_TP.T).T @ grads_NP.T).numpy()
@@ -115,8 +117,7 @@ def test_a_finished_run_is_intact_and_needs_no_second_look(finished):
 
 def test_rows_and_tables_of_the_report_are_there(finished):
     page = rewrite_report(finished)
-    text = open(page, encoding="utf-8").read()
-    assert text.startswith("<!doctype html>") or text.startswith("<!DOCTYPE html>")
+    assert Path(page).read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     names = finished.blobs.names("report")
     assert {"report/index.html", "report/trials.csv", "report/trials.json"} <= set(names)
 
@@ -158,8 +159,8 @@ def test_a_row_whose_gradient_is_not_finite_is_quarantined_by_id(tmp_path):
         assert np.isnan(values[:, 7]).all()
         assert np.isfinite(np.delete(values, 7, axis=1)).all()
     for job in actions.chosen_jobs(session):
-        if job.job["selection"] != "random":
-            assert 7 not in actions.pool_rows(session, job.job["target"], job.job["selection"])
+        assert 7 not in actions.pool_rows(session, job.job["target"], job.job["selection"])
+    assert all(np.isfinite(o.gap_reduction_pct) for o in report.outcomes(session))
     assert "7" in session.blobs.get("report/index.html").decode()
 
 
@@ -260,3 +261,113 @@ def test_a_run_in_a_bucket_is_the_same_run(finished):
     assert same_bits(all_scores(session), all_scores(finished))
     assert verify(session).problems == []
     assert "report/index.html" in session.blobs.names("report")
+
+
+def test_settings_that_the_model_rules_out_are_refused_before_anything_is_written(tmp_path):
+    wrong = [
+        ({"curvature": {"steps": 90, "keep": 90}}, r"curvature.keep: 90 is more than 86"),
+        ({"curvature": {"blocks": "absent"}}, r"matches no trainable parameter"),
+        ({"curvature": {"kind": "gauss-newton"}}, r"curvature.kind: gauss-newton needs the loss"),
+        ({"curvature": {"memory_mb": 1e-6}}, r"curvature.memory_mb: one sample needs"),
+        ({"actions": {"loss": "ber"}}, r"actions.loss: 'ber' is not a loss of this task"),
+        ({"gradients": {"rows": 20}}, r"actions.pool: 30 is more than the 20 rows"),
+        ({"targets": {"count": 64}}, r"leave none to measure side effects"),
+    ]
+    for changes, message in wrong:
+        with pytest.raises(InputError, match=message):
+            run_points(tmp_path / "run", **changes)
+        assert not (tmp_path / "run").exists()
+
+
+def test_more_seeds_keep_the_jobs_that_are_done(tmp_path):
+    first = run_points(tmp_path / "run")
+    more = run_points(tmp_path / "run", accept=["actions.seeds"], actions={"seeds": 3})
+    kept = {job.id for job in actions.chosen_jobs(first)}
+    assert kept < {job.id for job in actions.chosen_jobs(more)}
+    assert len(report.outcomes(more)) == 18
+
+
+def test_another_damping_keeps_the_pass_over_the_gradients(finished, tmp_path):
+    changed = run_points(tmp_path / "run", scores={"damping": 0.5})
+    assert changed.basis["gradients"] == finished.basis["gradients"]
+    assert changed.basis["scores"] != finished.basis["scores"]
+
+
+def test_a_changed_policy_and_a_refined_solve_do_not_mix(tmp_path):
+    with pytest.raises(InputError, match=r"curvature.refine: scores.negative=drop changed 0 and"):
+        run_points(
+            tmp_path / "run",
+            train={"steps": 0},
+            curvature={"steps": 40, "keep": 40, "refine": 1},
+            scores={"negative": "drop", "damping": 1e-3},
+        )
+
+
+def test_dropout_is_the_same_however_often_and_wherever_a_step_is_taken(tmp_path):
+    once = run_points(tmp_path / "once", task="tests.test_run:noisy")
+    torch.rand(17)
+    again = run_points(
+        tmp_path / "again", task="tests.test_run:noisy", train={"checkpoint_every": 1}
+    )
+    assert same_bits(all_scores(once), all_scores(again))
+
+
+def noisy(settings: dict, seed: int):
+    """A task with dropout and batch statistics."""
+    from tests.support.blobs_task import Points, task
+
+    made = task(Points(), seed)
+    made._model = lambda: torch.nn.Sequential(
+        torch.nn.Linear(4, 12), torch.nn.BatchNorm1d(12), torch.nn.Dropout(0.5),
+        torch.nn.Tanh(), torch.nn.Linear(12, 2),
+    )  # fmt: skip
+    return made
+
+
+def test_a_report_that_was_deleted_is_made_again(tmp_path):
+    session = run_points(tmp_path / "run")
+    session.blobs.delete("report/index.html")
+    run_points(tmp_path / "run")
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+
+
+def test_verify_lists_all_that_is_damaged(tmp_path):
+    session = run_points(tmp_path / "run")
+    chunks = [n for n in session.blobs.names("gradients.zarr") if "/c/" in n][:3]
+    for chunk in chunks:
+        session.blobs.delete(chunk)
+    record = session.blobs.names("ledger/actions")[0]
+    session.blobs.put(record, b"{}")
+    problems = verify(reopen(str(tmp_path / "run"))).problems
+    assert len(problems) == 4
+    assert all(any(name in line for line in problems) for name in [*chunks, record])
+
+
+def test_a_mean_loss_is_refused_in_the_first_step(tmp_path):
+    with pytest.raises(InputError, match=r"return one value per sample"):
+        run_points(tmp_path / "run", task="tests.test_run:averaging")
+
+
+def averaging(settings: dict, seed: int):
+    """A task whose loss is wrongly a mean."""
+    from tests.support.blobs_task import Points, loss, task
+
+    made = task(Points(), seed)
+    made.losses = {"mean": lambda model, batch: loss(model, batch).mean()}
+    return made
+
+
+def test_a_bug_in_a_task_leaves_its_traceback_beside_the_run(tmp_path):
+    with pytest.raises(Interrupted, match=r"KeyError: 'y'.*details: .*log/failure-"):
+        run_points(tmp_path / "run", task="tests.test_run:buggy")
+    notes = list((tmp_path / "run" / "log").iterdir())
+    assert "Traceback" in notes[0].read_text()
+
+
+def buggy(settings: dict, seed: int):
+    """A task that fails in evaluation."""
+    from tests.support.blobs_task import Points, task
+
+    made = task(Points(), seed)
+    made.evaluate = lambda model, batch: {"metric": batch["y"]}
+    return made

@@ -216,8 +216,8 @@ def _extend(state: ArnoldiState, product_D: Tensor) -> StepRecord:
     result = state.basis.orthogonalise(product_D)
     if not (isfinite(result.incoming_norm) and isfinite(result.norm)):
         raise InputError(
-            f"Arnoldi step {step}: the curvature product is not finite; quarantine samples with "
-            "non-finite losses, or compute the curvature in float32"
+            f"Arnoldi step {step}: the curvature product is not finite; look for samples "
+            "with extreme inputs, or compute the curvature in float32"
         )
     norm = torch.tensor([result.norm], dtype=torch.float64)
     column = torch.cat([result.coefficients_J.cpu(), norm])
@@ -307,7 +307,7 @@ def complement_probe(matvec: Matvec, vectors_KD: Tensor, *, seed: int, probe: in
     value = float(z_D.double() @ matvec(z_D).double())
     if not isfinite(value):
         raise InputError(
-            f"trace probe {probe}: the curvature product is not finite; quarantine samples with "
-            "non-finite losses, or compute the curvature in float32"
+            f"trace probe {probe}: the curvature product is not finite; look for samples "
+            "with extreme inputs, or compute the curvature in float32"
         )
     return value

@@ -150,8 +150,8 @@ def _gmres(
         result = basis.orthogonalise(work(vector_P))
         if not (isfinite(result.incoming_norm) and isfinite(result.norm)):
             raise InputError(
-                f"solve step {step}: the curvature product is not finite; quarantine samples with "
-                "non-finite losses, or compute the curvature in float32"
+                f"solve step {step}: the curvature product is not finite; look for samples with "
+                "extreme inputs, or compute the curvature in float32"
             )
         hessenberg[: step + 1, step] = result.coefficients_J.cpu()
         hessenberg[step + 1, step] = result.norm

@@ -78,6 +78,11 @@ class Ledger:
 
     def read(self, units: Iterable[Unit] | None = None) -> dict[str, Record]:
         """Records by unit id, of the given units or of all."""
+        if units is not None:
+            units = list(units)
+            known = {u.id: record for u in units if (record := self._known(u.id)) is not None}
+            if len(known) == len({u.id for u in units}):
+                return known
         names = self._records.names(self._prefix)
         merged: dict[str, Record] = {}
         self._read_segments(names)
@@ -94,6 +99,35 @@ class Ledger:
                 return self.read(units)
             merged[found] = loose
         return merged if wanted is None else {k: v for k, v in merged.items() if k in wanted}
+
+    def _known(self, unit_id: str) -> Record | None:
+        """A record that was read before; records never change."""
+        for records in self._sealed.values():
+            if unit_id in records:
+                return records[unit_id]
+        return self._loose.get(unit_id)
+
+    def damaged(self) -> list[str]:
+        """One line for each record or segment that cannot be believed."""
+        found = []
+        for name in self._records.names(self._prefix):
+            try:
+                unseal(self._records.get(name), name)
+            except CorruptionError as error:
+                found.append(str(error))
+        return found
+
+    def intact(self) -> dict[str, Record]:
+        """Like `read`, leaving out what `damaged` lists."""
+        found: dict[str, Record] = {}
+        for name in sorted(self._records.names(self._prefix), key=lambda n: "/segment-" not in n):
+            try:
+                content = unseal(self._records.get(name), name)
+            except CorruptionError:
+                continue
+            for record in content["records"] if "/segment-" in name else [content]:
+                found.setdefault(record["unit"], record)
+        return found
 
     def committed_ids(self) -> set[str]:
         """Ids of committed units, without parsing the loose records (for progress)."""

@@ -14,6 +14,7 @@ from distinf.errors import InputError
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.evaluate import chosen_targets, columns, evaluated, evaluation
+from distinf.stages.gradients import scored_rows
 from distinf.stages.scores import stored_scores
 from distinf.stages.session import Outline, Session, draw, generator
 from distinf.stages.train import trained_model
@@ -50,7 +51,6 @@ def is_done(session: Session) -> bool:
 
 
 def run(session: Session, runtime: Runtime) -> None:
-    check(session.outline)
     wanted = chosen_jobs(session)
     work = session.work("distinf.stages.actions:body")
     runtime.pool(work, wanted, session.ledger(NAME))
@@ -62,9 +62,15 @@ def check(outline: Outline) -> None:
     if settings.loss and settings.loss not in outline.losses:
         known = ", ".join(outline.losses)
         raise InputError(f"actions.loss: '{settings.loss}' is not a loss of this task ({known})")
-    if settings.pool > outline.rows["train"]:
+    rows, evaluation = scored_rows(outline), outline.rows["evaluation"]
+    if settings.pool > rows:
         raise InputError(
-            f"actions.pool: {settings.pool} is more than the {outline.rows['train']} training rows"
+            f"actions.pool: {settings.pool} is more than the {rows} rows that are scored"
+        )
+    if evaluation <= outline.settings.targets.count:
+        raise InputError(
+            f"targets.count: {outline.settings.targets.count} of {evaluation} evaluation rows "
+            "leave none to measure side effects; lower it"
         )
 
 
@@ -81,10 +87,8 @@ def non_target_ids(session: Session) -> np.ndarray:
 
 
 def pool_rows(session: Session, rank: int, selection: str) -> np.ndarray:
-    """Training rows to draw from: the highest or lowest scores of the target, or all rows."""
+    """Rows to draw from: the highest or lowest scores of the target, or any row with a score."""
     settings = session.settings.actions
-    if selection == "random":
-        return np.arange(session.outline.rows["train"])
     scores_N = stored_scores(session, settings.loss, settings.variant)[rank]
     usable = np.flatnonzero(np.isfinite(scores_N))
     if len(usable) < settings.pool:
@@ -92,6 +96,8 @@ def pool_rows(session: Session, rank: int, selection: str) -> np.ndarray:
             f"actions.pool: only {len(usable)} rows have a finite {settings.variant} score, fewer "
             f"than {settings.pool}; see the report's warnings, or lower actions.pool"
         )
+    if selection == "random":
+        return usable
     signed = scores_N[usable] if selection == "harmful" else -scores_N[usable]
     return usable[np.argsort(signed, kind="stable")[: settings.pool]]
 

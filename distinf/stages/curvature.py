@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.numerics.collective import Collective
-from distinf.numerics.curvature import hessian_product, microbatch_rows, sharded_mean_product
+from distinf.numerics.curvature import (
+    SplitLoss,
+    hessian_product,
+    microbatch_rows,
+    sharded_mean_product,
+)
 from distinf.numerics.krylov import (
     ArnoldiSettings,
     ArnoldiState,
@@ -94,12 +99,25 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
     return settings.steps
 
 
+def check(session: Session) -> None:
+    """InputError for settings that the model rules out, before anything is computed."""
+    settings, outline = session.settings.curvature, session.outline
+    size = Layout.of(session.task.model(), settings.blocks).size
+    if settings.keep > size:
+        raise InputError(f"curvature.keep: {settings.keep} is more than {size} parameters")
+    loss = next(iter(session.task.losses.values()))
+    if settings.kind == "gauss-newton" and not isinstance(loss, SplitLoss):
+        raise InputError(
+            f"curvature.kind: gauss-newton needs the loss '{outline.losses[0]}' to have "
+            ".outputs(model, batch) and .from_outputs(outputs, batch); or take kind hessian"
+        )
+    _microbatch(outline)
+
+
 def _commit_pairs(
     session: Session, collective: Collective, attempt: str, model: nn.Module, layout: Layout
 ) -> None:
     settings, outline = session.settings.curvature, session.outline
-    if settings.keep > layout.size:
-        raise InputError(f"curvature.keep: {settings.keep} is more than {layout.size} parameters")
     arnoldi = ArnoldiSettings(settings.steps, settings.keep, seed=session.seed, probes=0)
     state = ArnoldiState.start(layout.size, arnoldi, collective, session.device)
     wanted = step_units(outline)
@@ -142,13 +160,10 @@ def mean_product(
     """v -> mean curvature times v over the run's samples (or over step's own, if `fresh`)."""
     settings, outline = session.settings.curvature, session.outline
     purpose = "curvature rows" if step is None else f"curvature rows of step {step}"
-    ids = np.sort(draw(session.seed, purpose, outline.rows["train"], settings.samples))
-    shapes = outline.shapes
-    rows = microbatch_rows(
-        max(1, int(PRODUCT / 3 * shapes.activation_bytes_per_sample)),
-        int(settings.memory_mb * 2**20),
-    )
+    drawn = np.sort(draw(session.seed, purpose, outline.rows["train"], settings.samples))
+    rows = _microbatch(outline)
     loss = next(iter(session.task.losses.values()))
+    ids = _with_finite_loss(session, collective, model, drawn)
     pieces = np.array_split(ids, settings.shards)
     products = {
         shard: hessian_product(
@@ -159,6 +174,34 @@ def mean_product(
     return sharded_mean_product(
         products, count=len(ids), collective=collective, reduction=settings.reduction
     )
+
+
+def _microbatch(outline: Outline) -> int:
+    """Rows of one microbatch; InputError if not one row fits the budget."""
+    settings = outline.settings.curvature
+    per_row = max(1, int(PRODUCT / 3 * outline.shapes.activation_bytes_per_sample))
+    try:
+        return microbatch_rows(per_row, int(settings.memory_mb * 2**20))
+    except InputError as error:
+        raise InputError(f"curvature.memory_mb: {error}") from None
+
+
+def _with_finite_loss(
+    session: Session, collective: Collective, model: nn.Module, ids: np.ndarray
+) -> np.ndarray:
+    """Those of `ids` whose loss is a number, the same on every rank: one forward pass, shared."""
+    settings = session.settings.curvature
+    loss = next(iter(session.task.losses.values()))
+    pieces = np.array_split(ids, settings.shards)
+    flags = [torch.zeros(0, dtype=torch.int32, device=session.device)]
+    for shard in collective.owned(settings.shards):
+        for batch in _Microbatches(session, pieces[shard], _microbatch(session.outline)):
+            with torch.no_grad():
+                flags.append(torch.isfinite(loss(model, batch)).int())
+    finite = collective.all_gather(torch.cat(flags)).cpu().numpy().astype(bool)
+    if not finite.any():
+        raise InputError(f"curvature: the loss of none of {len(ids)} training rows is finite")
+    return ids[finite]
 
 
 class _Microbatches(Sequence[Batch]):

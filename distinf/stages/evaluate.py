@@ -48,7 +48,7 @@ def run(session: Session, runtime: Runtime) -> None:
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     model = session.cached("trained", lambda: trained_model(session))
     found = columns(session, model, np.arange(unit.start, unit.stop))
-    return session.commit(unit, attempt, found)
+    return session.commit(unit, attempt, found, may_hold_nan=list(found))
 
 
 def columns(session: Session, model: nn.Module, ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -105,8 +105,13 @@ def choose_targets(
         eligible &= columns[task.reference] >= settings.min_reference
     ids = np.flatnonzero(eligible)
     if not len(ids):
+        if task.reference is None:
+            raise InputError(
+                f"targets: none of {len(gaps)} evaluation rows has a finite {task.metric} above 0; "
+                "there is nothing to improve"
+            )
         raise InputError(
-            f"targets: none of {len(gaps)} evaluation rows has {task.reference or task.metric} >= "
+            f"targets: none of {len(gaps)} evaluation rows has {task.reference} >= "
             f"{settings.min_reference:g} and a gap above 0; lower targets.min_reference"
         )
     order = np.argsort(-gaps[ids], kind="stable")[: settings.count]

@@ -63,7 +63,13 @@ def is_done(session: Session) -> bool:
 
 
 def run(session: Session, runtime: Runtime) -> None:
-    damped_spectrum(session)  # an indefinite operator is refused before anything is solved
+    report = damped_spectrum(session).report  # refused here if it is indefinite
+    if session.settings.curvature.refine and (report.changed or report.dropped):
+        raise InputError(
+            f"curvature.refine: scores.negative={report.policy} changed {report.changed} and "
+            f"dropped {report.dropped} Ritz values, but a refined solve is of the operator as it "
+            "is; raise scores.damping, use gauss-newton, or set curvature.refine to 0"
+        )
     wanted = [gradient_unit(session.outline), *_solvable(session)]
     if len(session.done(wanted)) < len(wanted):
         runtime.gang(session.work("distinf.stages.queries:body"), session.settings.curvature.shards)
@@ -144,6 +150,7 @@ def _commit(session: Session, unit: Unit, attempt: str, solution: Solution) -> R
         "steps": solution.steps,
         "residual": solution.residual,
         "message": solution.message,
+        "negative_curvature": solution.negative_curvature,
     }
     return session.commit(unit, attempt, {"x": solution.x.cpu().numpy()}, summary=summary)
 

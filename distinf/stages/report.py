@@ -26,6 +26,13 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     return [(Unit(NAME, outline.basis[NAME]), Cost(bytes=3e6))]
 
 
+def is_done(session: Session) -> bool:
+    """The page is there, and it is this run's."""
+    unit = units(session.outline)[0][0]
+    page_is_there = "report/index.html" in session.blobs.names("report")
+    return page_is_there and bool(session.done([unit]))
+
+
 def run(session: Session, runtime: Runtime) -> None:
     """Write report/index.html, findings.json and every table as CSV and JSON; then say so."""
     write(session)
@@ -91,7 +98,7 @@ def outcomes(session: Session) -> list[page.Outcome]:
     loss = settings.loss or session.outline.losses[0]
     targets = evaluate.chosen_targets(session)
     reference = _reference(session, targets.ids)
-    before = float(np.mean(actions.non_targets_before(session)))
+    before = float(np.nanmean(actions.non_targets_before(session)))
     found = []
     for job in actions.chosen_jobs(session):
         stored = session.arrays(job)
@@ -105,7 +112,7 @@ def outcomes(session: Session) -> list[page.Outcome]:
                 seed=job.job["seed"],
                 gap_reduction_pct=gap_reduction(metric[0], metric[-1], reference[rank]),
                 metric_by_step=metric.tolist(),
-                non_target_change_pct=100 * (float(np.mean(stored["others"])) / before - 1),
+                non_target_change_pct=_change_pct(float(np.mean(stored["others"])), before),
                 loss=loss if guided else "",
                 variant=settings.variant if guided else "",
             )
@@ -117,6 +124,13 @@ def gap_reduction(before: float, after: float, reference: float) -> float:
     """Percent of the gap to the reference that is gone (paper 000, Eq. 10); NaN without a gap."""
     gap = before - reference
     return 100.0 * (before - after) / gap if gap > 0 else float("nan")
+
+
+def _change_pct(after: float, before: float) -> float | None:
+    """Percent change; None where there is nothing to compare with, or no number."""
+    if not before > 0 or not np.isfinite(after):
+        return None
+    return 100.0 * (after / before - 1.0)
 
 
 def _reference(session: Session, ids: np.ndarray) -> np.ndarray:
@@ -258,6 +272,7 @@ def _ritz(session: Session) -> page.Ritz:
         values_K=pairs.values.tolist(),
         residuals_K=pairs.residuals.tolist(),
         kept=len(spectrum.values_K),
+        kept_K=_kept(len(pairs.values), spectrum.kept),
         damping=spectrum.damping,
         complement_mean=spectrum.complement,
         trace=pairs.trace,
@@ -267,6 +282,10 @@ def _ritz(session: Session) -> page.Ritz:
         asymmetry=pairs.asymmetry,
         operator=OPERATORS[session.settings.curvature.kind],
     )
+
+
+def _kept(count: int, places: Sequence[int] | None) -> list[bool]:
+    return [places is None or place in places for place in range(count)]
 
 
 def _solves(session: Session) -> list[page.Solve]:
@@ -292,7 +311,7 @@ def _costs(session: Session) -> list[page.StageCost]:
     times = session.times()
     found = []
     for stage in (data, train, evaluate, curvature, queries, gradients, scores, actions):
-        records = session.ledger(stage.NAME).read().values()
+        records = session.done([unit for unit, _ in stage.units(session.outline)]).values()
         spent = [t for t in times if t["stage"] == stage.NAME]
         if not records:
             continue

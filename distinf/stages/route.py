@@ -47,9 +47,14 @@ def all_units(outline: Outline) -> Mapping[str, Sequence[tuple[Unit, Cost]]]:
     return {stage.NAME: stage.units(outline) for stage in BASIS_ROUTE}
 
 
+def check(session: Session) -> None:
+    """InputError for what can only fail later, hours into the run."""
+    actions.check(session.outline)
+    curvature.check(session)
+
+
 def run(session: Session, runtime: Runtime, watch: Watcher) -> None:
     """Every stage in order; one whose units are all committed costs a look into its ledger."""
-    actions.check(session.outline)
     for stage in BASIS_ROUTE:
         wanted = [unit for unit, _ in stage.units(session.outline)]
         if is_done(session, stage, wanted):

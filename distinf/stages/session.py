@@ -36,8 +36,14 @@ class Outline:
     shapes: Shapes
 
 
-def bases(name: str, task: Task, seed: int, settings: StageSettings) -> dict[str, str]:
-    """Digest chain: each stage's basis covers its own settings and what it reads from."""
+def bases(
+    name: str, task_settings: Mapping[str, Any], task: Task, seed: int, settings: StageSettings
+) -> dict[str, str]:
+    """Digest chain: each stage's basis covers its own settings and what it reads from.
+
+    What cannot change a result is left out (cache sizes, checkpoint intervals), and so is what a
+    unit's own id already says (how many seeds, which selections): asking for more keeps the rest.
+    """
     per_unit = (
         {split: task.rows_per_unit(split) for split in SPLITS}
         if isinstance(task, GeneratingTask)
@@ -50,18 +56,20 @@ def bases(name: str, task: Task, seed: int, settings: StageSettings) -> dict[str
     data = {k: v for k, v in s["data"].items() if k != "cache_mb"}
     train = {k: v for k, v in s["train"].items() if k != "checkpoint_every"}
     rows = {split: task.rows(split) for split in SPLITS}
-    found["data"] = digest([task_path(name), seed, identity.get("data"), rows, per_unit, data])
-    found["train"] = digest([found["data"], identity, list(task.losses), train])
+    rows_from = identity.get("data") or dict(task_settings)
+    found["data"] = digest([task_path(name), seed, rows_from, rows, per_unit, data])
+    found["train"] = digest(
+        [found["data"], dict(task_settings), identity, list(task.losses), train]
+    )
     found["evaluate"] = digest([found["train"], s["evaluate"]])
     found["curvature"] = digest([found["train"], s["curvature"]])
-    found["queries"] = digest(
-        [found["evaluate"], found["curvature"], s["targets"], refine, s["scores"]["damping"],
-         s["scores"]["negative"] if refine["refine"] else ""]
-    )  # fmt: skip
+    solved = [refine, s["scores"]["damping"], s["scores"]["negative"]] if refine["refine"] else []
+    found["queries"] = digest([found["evaluate"], found["curvature"], s["targets"], solved])
     found["gradients"] = digest([found["queries"], s["gradients"]])
     found["scores"] = digest([found["gradients"], s["scores"]])
-    found["actions"] = digest([found["scores"], s["actions"]])
-    found["report"] = digest([found["actions"], s["report"]])
+    actions = {k: v for k, v in s["actions"].items() if k not in ("seeds", "selections")}
+    found["actions"] = digest([found["scores"], actions])
+    found["report"] = digest([found["actions"], s["actions"], s["report"]])
     return found
 
 

@@ -15,6 +15,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         _at_least("chunk_rows", self.chunk_rows, 1)
+        _not_negative("cache_mb", self.cache_mb)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class TrainSettings:
         _at_least("checkpoint_every", self.checkpoint_every, 1)
         _at_least("shards", self.shards, 1)
         _positive("lr", self.lr)
+        _not_negative("weight_decay", self.weight_decay)
         if self.batch_size % self.shards or self.batch_size < self.shards:
             raise ValueError(
                 f"batch_size: {self.batch_size} is not a multiple of train.shards ({self.shards})"
@@ -85,6 +87,7 @@ class TargetSettings:
 
     def __post_init__(self) -> None:
         _at_least("count", self.count, 1)
+        _not_negative("min_reference", self.min_reference)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class CurvatureSettings:
     reduction: Literal["ordered", "allreduce"] = "ordered"
     memory_mb: float = 1_024.0
     probes: int = 30
-    residuals: Literal["products", "relation"] = "relation"
+    residuals: Literal["products", "relation"] = "products"
     blocks: str = "all"
     refine: int = 0
     refine_steps: int = 100
@@ -126,6 +129,14 @@ class CurvatureSettings:
         _at_least("shards", self.shards, 1)
         _at_least("probes", self.probes, 0)
         _at_least("refine", self.refine, 0)
+        _at_least("refine_steps", self.refine_steps, 1)
+        if not 0 < self.refine_tolerance < 1:
+            raise ValueError(f"refine_tolerance: {self.refine_tolerance} must lie between 0 and 1")
+        if self.fresh and self.residuals == "relation":
+            raise ValueError(
+                "residuals: the Arnoldi relation holds for one operator; with curvature.fresh set "
+                "curvature.residuals to products"
+            )
         _positive("memory_mb", self.memory_mb)
         if not 1 <= self.keep <= self.steps:
             raise ValueError(
@@ -162,8 +173,7 @@ class ScoreSettings:
     scaling: Literal["mean", "paper"] = "mean"
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.damping) or self.damping < 0:
-            raise ValueError(f"damping: {self.damping} must be 0 or more")
+        _not_negative("damping", self.damping)
 
 
 @dataclass(frozen=True)
@@ -196,9 +206,10 @@ class ActionSettings:
     optimizer: Literal["fresh"] = "fresh"
 
     def __post_init__(self) -> None:
-        for name in ("pool", "steps", "batch_size", "seeds"):
+        for name in ("pool", "steps", "batch_size", "seeds", "non_targets"):
             _at_least(name, getattr(self, name), 1)
         _positive("lr", self.lr)
+        _not_negative("weight_decay", self.weight_decay)
         if not self.selections:
             raise ValueError("selections: name at least one of random, helpful, harmful")
         if self.batch_size > self.pool:
@@ -214,6 +225,9 @@ class ReportSettings:
 
     title: str = ""
     bins: int = 10
+
+    def __post_init__(self) -> None:
+        _at_least("bins", self.bins, 1)
 
 
 @dataclass(frozen=True)
@@ -234,6 +248,11 @@ class StageSettings:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name}: {value} must be at least {least}")
+
+
+def _not_negative(name: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}: {value} must be 0 or more")
 
 
 def _positive(name: str, value: float) -> None:

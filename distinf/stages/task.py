@@ -124,7 +124,7 @@ def task_path(name: str) -> str:
     """A study's short name, or "module:function" as it stands."""
     if name in STUDIES:
         return STUDIES[name]
-    if ":" not in name:
+    if not all(name.partition(":")):
         known = ", ".join(sorted(STUDIES))
         raise InputError(f"task: '{name}' is neither a study ({known}) nor module:function")
     return name
@@ -133,8 +133,13 @@ def task_path(name: str) -> str:
 def settings_type(name: str) -> Any:
     """What the factory says its settings are: a dataclass, or dict where it says nothing."""
     factory = resolve(task_path(name))
-    first = next(iter(inspect.signature(factory).parameters), None)
-    hinted = typing.get_type_hints(factory).get(first or "", dict)
+    try:
+        names = list(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):
+        names = []
+    if len(names) != 2:
+        raise InputError(f"task: {name} is no task factory; write it as task(settings, seed)")
+    hinted = typing.get_type_hints(factory).get(names[0], dict)
     return hinted if is_dataclass(hinted) else dict[str, Any]
 
 

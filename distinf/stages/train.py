@@ -7,6 +7,7 @@ One rank or many, killed or not, the weights are the same bits.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.numerics.collective import Collective
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.numerics.curvature import per_sample
+from distinf.runtime import Cost, Runtime, Unit, digest
 from distinf.stages.session import Outline, Session, done_for_all, generator, row_ranges
 
 NAME = "train"
@@ -115,7 +117,7 @@ def _step(
     settings = session.settings.train
     rows = step_rows(session, step).reshape(settings.shards, -1)
     loss = next(iter(session.task.losses.values()))
-    buffers = _running(model)
+    buffers = dict(model.named_buffers())
     start = {name: value.clone() for name, value in buffers.items()}
     parts = []
     model.train()
@@ -123,12 +125,18 @@ def _step(
         for name, value in buffers.items():
             value.copy_(start[name])
         model.zero_grad()
-        total = loss(model, session.batch("train", rows[shard])).sum() / settings.batch_size
-        total.backward()
+        with _seeded(session, step, shard):
+            batch = session.batch("train", rows[shard])
+            total = per_sample(loss(model, batch), batch).sum() / settings.batch_size
+            total.backward()
         parts.append(_pack(model, buffers, settings.shards, total))
     width = sum(p.numel() for p in model.parameters() if p.requires_grad) + 1
     width += sum(value.numel() for value in buffers.values())
-    local = torch.stack(parts) if parts else torch.zeros(0, width, device=session.device)
+    local = (
+        torch.stack(parts)
+        if parts
+        else torch.zeros(0, width, dtype=torch.float64, device=session.device)
+    )
     summed = collective.ordered_sum(local)
     if not torch.isfinite(summed).all():
         raise InputError(
@@ -140,15 +148,21 @@ def _step(
     return float(summed[-1])
 
 
-def _running(model: nn.Module) -> dict[str, Tensor]:
-    """Floating-point buffers: running statistics, averaged over the shards."""
-    return {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+@contextmanager
+def _seeded(session: Session, step: int, shard: int) -> Iterator[None]:
+    """torch's random numbers (dropout, say) from (seed, step, shard), whichever rank draws them."""
+    devices = [session.device] if session.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(digest([session.seed, "train", step, shard])[:15], 16))
+        yield
 
 
 def _pack(model: nn.Module, buffers: Mapping[str, Tensor], shards: int, loss: Tensor) -> Tensor:
     grads = [_gradient(p).reshape(-1) for p in model.parameters() if p.requires_grad]
-    averaged = [value.reshape(-1) / shards for value in buffers.values()]
-    return torch.cat([*grads, *averaged, loss.detach().reshape(1)]).float()
+    # Running statistics are averaged over the shards; counters are the same in each.
+    averaged = [value.reshape(-1).double() / shards for value in buffers.values()]
+    pieces = [*grads, *averaged, loss.detach().reshape(1)]
+    return torch.cat([piece.double() for piece in pieces])
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -163,7 +177,8 @@ def _unpack(model: nn.Module, buffers: Mapping[str, Tensor], summed: Tensor) -> 
             parameter.grad = piece.view_as(parameter).to(parameter.dtype)
             offset += parameter.numel()
     for value in buffers.values():
-        value.copy_(summed[offset : offset + value.numel()].view_as(value))
+        mean = summed[offset : offset + value.numel()].view_as(value)
+        value.copy_(mean if value.is_floating_point() else mean.round())
         offset += value.numel()
 
 

@@ -1,7 +1,7 @@
 """Arrays on disk or in a bucket: one Zarr group per attempt at a unit, verified on every read."""
 
 from distinf.store.blobs import Blobs, open_root
-from distinf.store.groups import read_group, verify_group, write_group
+from distinf.store.groups import damage, read_group, verify_group, write_group
 from distinf.store.rows import Rows
 
-__all__ = ["Blobs", "Rows", "open_root", "read_group", "verify_group", "write_group"]
+__all__ = ["Blobs", "Rows", "damage", "open_root", "read_group", "verify_group", "write_group"]

@@ -84,6 +84,17 @@ def verify_group(blobs: Blobs, manifest: Manifest) -> None:
         _intact(blobs, manifest, key)
 
 
+def damage(blobs: Blobs, manifest: Manifest) -> list[str]:
+    """One line for every object that the manifest names and that is not intact."""
+    found = []
+    for key in manifest["files"]:
+        try:
+            _intact(blobs, manifest, key)
+        except CorruptionError as error:
+            found.append(str(error))
+    return found
+
+
 def read_group(blobs: Blobs, manifest: Manifest, names: Sequence[str] | None = None) -> dict:
     """Whole arrays of a committed group by name (all of them where `names` is None)."""
     group = open_group(blobs, manifest)

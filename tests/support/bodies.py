@@ -65,7 +65,8 @@ def square(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]
     _act(script.get(f"before{number}"))
     value = torch.tensor([float(unit.start) ** 2]).numpy()
     manifest = write_group(state["blobs"], f"square.zarr/{unit.id}/{attempt}", {"value": value})
-    record = Ledger(state["blobs"], "square").commit(unit, 1, {"manifest": manifest})
+    content = {"manifest": manifest, "node": Path.cwd().name}
+    record = Ledger(state["blobs"], "square").commit(unit, 1, content)
     _act(script.get(f"after{number}"))
     return record
 
@@ -93,7 +94,14 @@ def where(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]:
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": torch.get_num_threads(),
         "pid": os.getpid(),
+        "node": Path.cwd().name,
         "mode": os.environ.get("RAY_AUTH_MODE", ""),
     }
     time.sleep(state["script"].get("seconds", 0.0))
     return Ledger(state["blobs"], unit.stage).commit(unit, 1, content)
+
+
+def visible_of_ranks(state: Mapping[str, Any], collective: Any, attempt: str) -> list[int]:
+    """A gang body: the device that each rank may see, in rank order; -1: none."""
+    visible = int(os.environ.get("CUDA_VISIBLE_DEVICES") or -1)
+    return [int(x) for x in collective.all_gather(torch.tensor([visible]).to(state["device"]))]

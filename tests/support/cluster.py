@@ -51,15 +51,23 @@ class LocalNodes:
 
     def driver(self, code: str, **changes: str | None) -> subprocess.Popen[str]:
         """Starts `code` in a process that joins; `changes` go to its environment, None unsets."""
+        return self._start("-c", code, **changes)
+
+    def _start(self, *words: str, **changes: str | None) -> subprocess.Popen[str]:
         environment = self.environment() | changes
         return subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, *words],
             env={name: value for name, value in environment.items() if value is not None},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=REPOSITORY,
         )
+
+    def distinf(self, *arguments: str, **changes: str | None) -> subprocess.Popen[str]:
+        """Starts the command line in a process that joins."""
+        return self._start("-m", "distinf.cli", *arguments, **changes)
 
     def processes(self) -> dict[int, str]:
         """Living processes with this folder in their command line or in a node's session."""

@@ -105,7 +105,7 @@ def _ritz(findings: Findings) -> str:
     if pairs is None:
         return ""
     text = f"{count(len(pairs.values_K))} Ritz pairs, {count(pairs.kept)} kept"
-    negative = sum(v < 0 for v in pairs.values_K[: pairs.kept])
+    negative = sum(v < 0 for k, v in enumerate(pairs.values_K) if pairs.is_kept(k))
     text += f", {count(negative)} of them negative. "
     text += "A flat tail means that keeping more changes little; a residual near the value's own "
     return text + "size means that the pair has not converged."

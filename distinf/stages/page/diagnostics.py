@@ -119,13 +119,18 @@ def ritz_figure(findings: Findings) -> str | None:
         title(left, "size of the Ritz value |θ|")
         title(right, "residual ‖Hu − θu‖")
         for axes in (left, right):
-            if pairs.kept < values_K.size:
-                label = f"the first {pairs.kept} are kept"
-                axes.axvline(pairs.kept + 0.5, color=COLOR["muted"], lw=0.9, label=label)
+            for place in (k for k in range(values_K.size) if not pairs.is_kept(k)):
+                once = axes is left and place == _first_dropped(pairs)
+                named = {"label": "not kept"} if once else {}
+                axes.axvline(place + 1, color=COLOR["muted"], lw=0.9, ls=":", **named)
             linear_axis(axes, "x", integer=True)
             axes.set_xlabel("rank")
         legend(figure, left)
         return export(figure, "ritz", titles(findings)["ritz"])
+
+
+def _first_dropped(pairs: Ritz) -> int | None:
+    return next((k for k in range(len(pairs.values_K)) if not pairs.is_kept(k)), None)
 
 
 def _levels(axes: Axes, pairs: Ritz) -> None:

@@ -127,6 +127,11 @@ class Ritz:
     orthogonality: float | None = None  # max |QᵀQ - I|
     asymmetry: float | None = None  # ‖T - Tᵀ‖ / ‖T‖
     operator: str = "Hessian"
+    kept_K: Sequence[bool] = ()  # which are kept, where it is not the first `kept`
+
+    def is_kept(self, place: int) -> bool:
+        """Whether the pair at `place`, from 0, is among those that scores use."""
+        return self.kept_K[place] if self.kept_K else place < self.kept
 
 
 @dataclass(frozen=True)

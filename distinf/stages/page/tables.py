@@ -179,7 +179,7 @@ def ritz(findings: Findings) -> list[Row]:
         last = k + 1 == len(sizes) or sizes[k] == 0
         drop = math.nan if last else 1 - sizes[k + 1] / sizes[k]
         row = {"rank": k + 1, "value": value, "residual": residual}
-        rows.append(row | {"kept": k < pairs.kept, "drop": drop})
+        rows.append(row | {"kept": pairs.is_kept(k), "drop": drop})
     return rows
 
 
