@@ -205,6 +205,8 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
         if not any(key == name or key.startswith(f"{name}.") for name in NOT_FINGERPRINTED)
     }
     keys |= {f"digest.{name}": value for name, value in config.identity.digests().items()}
+    keys["runtime.threads"] = config.runtime.threads
+    keys["runtime.device"] = "cuda" if config.runtime.num_gpus else "cpu"
     keys |= {f"version.{name}": _version(name) for name in BITWISE}
     keys["code.distinf"] = __version__
     keys["code.task"] = _source_digest(task_path(config.task))

@@ -89,15 +89,12 @@ class ProcessGroup(Single):
         dist.barrier()
 
 
-def join_group(
-    rank: int, size: int, address: str, *, device: torch.device, timeout_s: float
-) -> Any:
+def join_group(rank: int, size: int, address: str, *, backend: str, timeout_s: float) -> Any:
     """Form the default process group at tcp://address -> its collective; Single for size 1."""
     if size == 1:
         return Single()
     import torch.distributed as dist
 
-    backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, init_method=f"tcp://{address}", rank=rank, world_size=size,
         timeout=timedelta(seconds=timeout_s),

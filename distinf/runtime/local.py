@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from distinf.runtime.ledger import Ledger
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
 from distinf.runtime.units import Unit
@@ -26,21 +24,25 @@ class LocalRuntime:
         ledger.seal_full_segments()
 
     def gang(self, work: Work, ranks: int) -> Any:
-        timeout_s = self._settings.timeout_s
+        timeout_s = self._settings.collective_timeout_s
         return self._attempt(
             work.body, lambda _: self._ready().run_rank(work, 0, 1, "", timeout_s)
         ).value
 
-    def grid(self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources) -> None:
+    def grid(
+        self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources | None = None
+    ) -> None:
         self.pool(work, jobs, ledger)
+
+    def blind_nodes(self, path: str) -> list[str]:
+        return []  # there is no node but this
 
     def close(self) -> None:
         self._worker = None
 
     def _ready(self) -> Worker:
         if self._worker is None:
-            gpu = self._settings.num_gpus > 0 and torch.cuda.is_available()
-            self._worker = Worker(self._settings.threads, gpu=gpu)
+            self._worker = Worker(self._settings.threads, gpus=self._settings.num_gpus)
             self._worker.ready()
         return self._worker
 

@@ -22,7 +22,8 @@ class Resources:
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """Where the work runs. None of it changes a result, so none of it is in the fingerprint.
+    """Where the work runs. Only threads and the kind of device can change a result's last bits,
+    so only they are in the fingerprint.
 
     kind        ray, or local: everything in this process, one unit after the other
     workers     warm actors, which are also a gang's ranks; 0: as many as the cluster has room for
@@ -31,7 +32,9 @@ class RuntimeSettings:
     threads     torch threads of a worker; more than one changes the order of sums
     address     of a cluster to join ("auto" finds one on this machine); None starts a local one
     attempts    at a unit, and at a gang, before the run stops
-    timeout_s   for actors to start, and for a collective operation to finish
+    timeout_s   for workers to start
+    collective_timeout_s  for the slowest rank to arrive at a sum; a rank's death is seen at once,
+                so this is for a rank that hangs, and must outlast one shard of one product
     dashboard   of a cluster started here, on localhost
     working_dir a folder to send to the workers of a joined cluster, where your own task lives
     insecure    True to join a cluster beyond this machine that has no token authentication
@@ -45,6 +48,7 @@ class RuntimeSettings:
     address: str | None = None
     attempts: int = 3
     timeout_s: float = 120.0
+    collective_timeout_s: float = 7_200.0
     dashboard: bool = True
     working_dir: str | None = None
     insecure: bool = False
@@ -97,8 +101,13 @@ class Runtime(Protocol):
         `ranks` is the most that can be used; 0 means as many as there are workers.
         """
 
-    def grid(self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources) -> None:
-        """Run independent jobs, each once (by id), on workers of the given resources."""
+    def grid(
+        self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources | None = None
+    ) -> None:
+        """Run independent jobs, each once (by id), on workers of the given (or usual) resources."""
+
+    def blind_nodes(self, path: str) -> list[str]:
+        """Names of nodes that could be given work but do not see the file at `path`."""
 
     def close(self) -> None:
         """Stop the workers, and the cluster if this runtime started it."""

@@ -2,23 +2,38 @@
 
 import contextlib
 import os
-import secrets
+import signal
 import sys
+import tempfile
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from distinf.errors import InputError, Interrupted
-from distinf.runtime.ledger import Ledger
+from distinf.runtime.address import own_token, refuse_open, refuse_silent, resolved
+from distinf.runtime.ledger import SEGMENT_RECORDS, Ledger
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
 from distinf.runtime.units import Unit
-from distinf.runtime.worker import Outcome, Worker, gave_up, raise_unless_retryable
+from distinf.runtime.worker import (
+    RAISABLE,
+    Outcome,
+    Worker,
+    free_address,
+    gave_up,
+    raise_unless_retryable,
+)
 
-LOOPBACK = ("127.", "localhost", "auto", "local")
+
+class NodeWorker(Worker):
+    """A worker that can be reached at its node's address, as the cluster knows it."""
+
+    def free_address(self) -> str:
+        return free_address(ray.util.get_node_ip_address())
 
 
 class RayRuntime:
@@ -30,58 +45,61 @@ class RayRuntime:
 
     def __init__(self, settings: RuntimeSettings):
         self._settings = settings
-        self._actors: dict[Any, Resources] = {}  # ready ones
+        self._actors: dict[Any, Resources] = {}  # not known to be dead
         self._started = False
         self.busy_s = 0.0
 
     # -- verbs -----------------------------------------------------------------------------
 
     def pool(self, work: Work, units: Sequence[Unit], ledger: Ledger) -> None:
-        self.grid(work, units, ledger, self._settings.resources)
+        self.grid(work, units, ledger)
 
-    def grid(self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources) -> None:
+    def grid(
+        self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources | None = None
+    ) -> None:
+        resources = resources or self._settings.resources
         done = ledger.committed_ids()
         waiting = deque({unit.id: unit for unit in jobs if unit.id not in done}.values())
         if not waiting:
             return
         self._start(resources)
-        idle = self._keep_shape(resources)
+        idle = self._warm(resources)
         attempts: dict[str, int] = {}
         running: dict[Any, tuple[Any, Unit | None]] = {}  # future -> its actor and unit
         room = self._room(resources)
         progressed = time.monotonic()
-        while waiting or any(unit for _, unit in running.values()):
-            while waiting and idle:
-                actor, unit = idle.pop(), waiting.popleft()
-                attempts[unit.id] = attempts.get(unit.id, 0) + 1
-                running[actor.run.remote(work, unit, attempts[unit.id])] = (actor, unit)
-            alive = len(idle) + len(running)
-            for _ in range(min(len(waiting), room - alive)):
-                actor = self._new_actor(resources)
-                running[actor.ready.remote()] = (actor, None)
-            if any(unit for _, unit in running.values()) or idle:
-                progressed = time.monotonic()
-            elif time.monotonic() - progressed > self._settings.timeout_s:
-                raise Interrupted(
-                    f"{waiting[0].describe()}: no worker started within "
-                    f"{self._settings.timeout_s:g} s; run the same command to resume"
-                )
-            for actor, unit, outcome in self._finished(running):
-                if outcome.error != "died":
-                    self._actors[actor] = resources
-                    idle.append(actor)
-                elif unit is None:
-                    raise InputError(f"runtime: a worker did not start: {outcome.message}")
-                if unit is None or outcome.error is None:
-                    continue
-                raise_unless_retryable(outcome)
-                if unit.id in ledger.committed_ids():
-                    continue
-                if attempts[unit.id] >= self._settings.attempts:
-                    raise gave_up(unit.describe(), attempts[unit.id], outcome)
-                waiting.append(unit)
-        for actor, _ in running.values():  # still starting, and no longer needed
-            ray.kill(actor)
+        finished = 0  # since records were last sealed
+        try:
+            while waiting or any(unit for _, unit in running.values()):
+                while waiting and idle:
+                    actor, unit = idle.pop(), waiting.popleft()
+                    attempts[unit.id] = attempts.get(unit.id, 0) + 1
+                    running[actor.run.remote(work, unit, attempts[unit.id])] = (actor, unit)
+                alive = len(idle) + len(running)
+                for _ in range(min(len(waiting), room - alive)):
+                    running |= self._new_actor(resources)
+                if any(unit for _, unit in running.values()):
+                    progressed = time.monotonic()
+                elif time.monotonic() - progressed > self._settings.timeout_s:
+                    raise self._none_started(waiting[0].describe())
+                for actor, unit, outcome in self._finished(running):
+                    if actor in self._actors:
+                        idle.append(actor)
+                    if unit is None or outcome.error is None:
+                        finished += unit is not None
+                        if finished == SEGMENT_RECORDS:
+                            ledger.seal_full_segments()
+                            finished = 0
+                        continue
+                    raise_unless_retryable(outcome)
+                    if unit.id in ledger.committed_ids():
+                        continue
+                    if attempts[unit.id] >= self._settings.attempts:
+                        raise gave_up(unit.describe(), attempts[unit.id], outcome)
+                    waiting.append(unit)
+        finally:  # still starting and no longer needed, or at work when this stopped
+            for actor, _ in running.values():
+                self._stop(actor)
         ledger.seal_full_segments()
 
     def gang(self, work: Work, ranks: int) -> Any:
@@ -102,23 +120,27 @@ class RayRuntime:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._start(self._settings.resources)
-        asked = {}
+        asked = []
         for node in ray.nodes():
             if node["Alive"] and _fits(node["Resources"], self._settings.resources):
                 where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 options = {"num_cpus": 0, "scheduling_strategy": where}
-                asked[node["NodeManagerAddress"]] = (
-                    ray.remote(_sees).options(**options).remote(path)
-                )
-        return [address for address, seen in asked.items() if not ray.get(seen)]
+                asked.append((node["NodeName"], ray.remote(_sees).options(**options).remote(path)))
+        blind = []
+        for name, seen in asked:
+            try:
+                if not ray.get(seen):
+                    blind.append(name)
+            except RayError as error:
+                if _is_unfit(error):
+                    raise InputError(f"runtime: {name} cannot work: {_one_line(error)}") from None
+        return blind
 
     def close(self) -> None:
         if not self._started:
             return
-        for actor in self._actors:
-            with contextlib.suppress(RayError, ValueError):
-                ray.kill(actor)
-        self._actors.clear()
+        for actor in list(self._actors):
+            self._stop(actor)
         ray.shutdown()
         self._started = False
 
@@ -126,49 +148,55 @@ class RayRuntime:
 
     def _gang_actors(self, resources: Resources, ranks: int) -> list[Any]:
         """As many ready actors as ranks, or, when time is up, as many as there are (at least 1)."""
-        room = self._room(resources)
-        wanted = min(ranks or room, room)
-        actors = self._keep_shape(resources)[:wanted]
-        starting = {}
-        for _ in range(wanted - len(actors)):
-            actor = self._new_actor(resources)
-            starting[actor.ready.remote()] = (actor, None)
+        actors = self._warm(resources)
+        starting: dict[Any, tuple[Any, Any]] = {}
         deadline = time.monotonic() + self._settings.timeout_s
-        while starting and (time.monotonic() < deadline or not actors):
-            for actor, _, outcome in self._finished(starting):
-                if outcome.error is None:
-                    self._actors[actor] = resources
-                    actors.append(actor)
-                elif not starting and not actors:
-                    raise InputError(f"runtime: no worker started: {outcome.message}")
-        for actor, _ in starting.values():
-            ray.kill(actor)
-        return actors
+        try:
+            while True:
+                room = self._room(resources)  # less after a node was lost: don't wait for those
+                wanted = min(ranks or room, room)
+                late = time.monotonic() > deadline
+                if len(actors) >= wanted or (actors and late):
+                    return actors[:wanted]
+                if late:
+                    raise self._none_started("gang")
+                for _ in range(wanted - len(actors) - len(starting)):
+                    starting |= self._new_actor(resources)
+                actors += [
+                    actor for actor, _, _ in self._finished(starting) if actor in self._actors
+                ]
+        finally:
+            for actor, _ in starting.values():
+                self._stop(actor)
 
     def _run_gang(self, work: Work, actors: list[Any]) -> Outcome:
-        """Rank 0's outcome, or the first failure after which every rank was stopped."""
-        try:
-            address = ray.get(actors[0].free_address.remote())
-        except RayActorError as error:
-            self._actors.pop(actors[0], None)
-            return Outcome(error="died", message=_first_line(error))
-        timeout_s = self._settings.timeout_s
+        """Rank 0's outcome, or a failure after which every rank was stopped."""
+        asked = {actors[0].free_address.remote(): (actors[0], 0)}
+        address = Outcome()
+        while asked:
+            for _, _, address in self._finished(asked):
+                if address.error is not None:
+                    return address
+        timeout_s = self._settings.collective_timeout_s
         running = {
-            actor.run_rank.remote(work, rank, len(actors), address, timeout_s): (actor, rank)
+            actor.run_rank.remote(work, rank, len(actors), address.value, timeout_s): (actor, rank)
             for rank, actor in enumerate(actors)
         }
         result = Outcome()
-        while running:
+        failures: list[Outcome] = []
+        while running and not failures:
             for _, rank, outcome in self._finished(running):
                 if outcome.error is not None:
-                    # Survivors hang in their collective until its time-out: stop them now.
-                    for survivor in actors:
-                        self._actors.pop(survivor, None)
-                        ray.kill(survivor)
-                    return outcome
-                if rank == 0:
+                    failures.append(outcome)
+                elif rank == 0:
                     result = outcome
-        return result
+        if not failures:
+            return result
+        if running:  # the first to fail may have only lost its peer: hear the next one too
+            failures += [o for _, _, o in self._finished(running) if o.error is not None]
+        for survivor in actors:  # they would hang in their collective until its time-out
+            self._stop(survivor)
+        return min(failures, key=_remoteness)
 
     # -- actors ----------------------------------------------------------------------------
 
@@ -184,13 +212,16 @@ class RayRuntime:
                 outcome = value if isinstance(value, Outcome) else Outcome(value=value)
                 self.busy_s += outcome.seconds
             except RayError as error:
-                self._actors.pop(actor, None)
-                with contextlib.suppress(RayError, ValueError):
-                    ray.kill(actor)
-                outcome = Outcome(error="died", message=_first_line(error))
+                self._stop(actor)
+                if label is None and _is_unfit(error):
+                    raise InputError(
+                        f"runtime: a worker did not start: {_one_line(error)}"
+                    ) from None
+                outcome = Outcome(error="died", message=_one_line(error))
             yield actor, label, outcome
 
-    def _new_actor(self, resources: Resources) -> Any:
+    def _new_actor(self, resources: Resources) -> dict[Any, tuple[Any, None]]:
+        """Starts one -> the call that ends when it is ready, and the actor."""
         options = {
             "num_cpus": resources.num_cpus,
             "num_gpus": resources.num_gpus,
@@ -198,16 +229,35 @@ class RayRuntime:
             "max_task_retries": 0,
         }
         paths = [path for path in sys.path if path]
-        remote = ray.remote(**options)(Worker)
-        return remote.remote(self._settings.threads, paths, resources.num_gpus > 0)
+        remote = ray.remote(**options)(NodeWorker)
+        actor = remote.remote(self._settings.threads, paths, resources.num_gpus)
+        self._actors[actor] = resources
+        return {actor.ready.remote(): (actor, None)}
 
-    def _keep_shape(self, resources: Resources) -> list[Any]:
-        """Ready actors of this shape; others are stopped, so that nothing waits on them."""
+    def _warm(self, resources: Resources) -> list[Any]:
+        """Living actors of this shape; others are stopped, so that nothing waits on them.
+
+        Those that died since they were last used would cost a unit or a gang an attempt.
+        """
         for actor, shape in list(self._actors.items()):
             if shape != resources:
-                del self._actors[actor]
-                ray.kill(actor)
+                self._stop(actor)
+        asked = {actor.ready.remote(): (actor, None) for actor in self._actors}
+        while asked:
+            for _ in self._finished(asked):
+                pass
         return list(self._actors)
+
+    def _stop(self, actor: Any) -> None:
+        self._actors.pop(actor, None)
+        with contextlib.suppress(RayError, ValueError):
+            ray.kill(actor)
+
+    def _none_started(self, what: str) -> Interrupted:
+        return Interrupted(
+            f"{what}: no worker started within {self._settings.timeout_s:g} s, the cluster may be "
+            "full; run the same command to resume"
+        )
 
     def _room(self, resources: Resources) -> int:
         """How many workers of this shape the cluster holds, at most `workers` of them."""
@@ -224,29 +274,61 @@ class RayRuntime:
         if self._started:
             return
         settings = self._settings
-        common = {"logging_level": "ERROR", "log_to_driver": False}
+        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if settings.working_dir:
-            common["runtime_env"] = {"working_dir": settings.working_dir}
-        if settings.address is None:
-            _own_token()
-            ray.init(
-                include_dashboard=settings.dashboard,
-                dashboard_host="127.0.0.1",
-                num_cpus=_logical_cpus(settings),
-                num_gpus=None,
-                configure_logging=True,
-                **common,
-            )
+            options["runtime_env"] = {"working_dir": settings.working_dir}
+        if settings.address in (None, "local"):
+            own_token()
+            what = "start a cluster here"
+            options |= {
+                "address": "local",  # None would join any cluster that RAY_ADDRESS names
+                "include_dashboard": settings.dashboard,
+                "dashboard_host": "127.0.0.1",
+                "num_cpus": _logical_cpus(settings),
+            }
         else:
-            _refuse_open_cluster(settings)
+            what = f"join {settings.address}, check RAY_AUTH_TOKEN_PATH"
+            address = resolved(settings.address or "")
+            if not settings.insecure:
+                refuse_open(address)
+            refuse_silent(address, ray.util.get_node_ip_address())
+            options["address"] = settings.address
+        with _own_sigterm(), _stderr_aside() as aside:
             try:
-                ray.init(address=settings.address, **common)
-            except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-                raise InputError(
-                    f"runtime.address: cannot join {settings.address}: {_first_line(error)}; "
-                    "check the address and RAY_AUTH_TOKEN_PATH"
-                ) from None
+                ray.init(**options)
+            except Exception as error:  # of many classes, some of them bare
+                reason = aside().rpartition("GCS server: ")[2].strip() or _one_line(error)
+                raise InputError(f"runtime: cannot {what}: {reason[:400]}") from None
         self._started = True
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps our handler: Ray puts one in its place that exits with the signal's number."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _stderr_aside() -> Iterator[Callable[[], str]]:
+    """Keeps from the screen what Ray's C++ writes there, a line per try -> how to read it."""
+    screen = os.dup(2)
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+
+        def read() -> str:
+            file.seek(0)
+            return file.read()
+
+        os.dup2(file.fileno(), 2)
+        try:
+            yield read
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
 
 
 def _logical_cpus(settings: RuntimeSettings) -> int | None:
@@ -254,24 +336,6 @@ def _logical_cpus(settings: RuntimeSettings) -> int | None:
     if not settings.workers:
         return None
     return max(os.cpu_count() or 1, int(settings.workers * settings.num_cpus + 0.999))
-
-
-def _own_token() -> None:
-    """Token authentication for a cluster of our own, with a token that only this run knows."""
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-
-def _refuse_open_cluster(settings: RuntimeSettings) -> None:
-    address = (settings.address or "").removeprefix("ray://")
-    beyond = not address.startswith(LOOPBACK)
-    if beyond and os.environ.get("RAY_AUTH_MODE") != "token" and not settings.insecure:
-        raise InputError(
-            f"runtime.address: {settings.address} is beyond this machine and RAY_AUTH_MODE is not "
-            "'token': anyone who reaches it runs code as you; set both, or runtime.insecure=true"
-        )
 
 
 def _fits(node: dict[str, float], resources: Resources) -> int:
@@ -287,6 +351,21 @@ def _sees(path: str) -> bool:
     return os.path.exists(path)
 
 
-def _first_line(error: BaseException) -> str:
+def _is_unfit(error: RayError) -> bool:
+    """Raised where the work was to run, not a death: another try would end the same way."""
+    raised = isinstance(error, RayTaskError | RuntimeEnvSetupError)
+    return raised or bool(getattr(error, "actor_init_failed", False))
+
+
+def _remoteness(outcome: Outcome) -> int:
+    """Of a gang's failures the lowest is nearest to the cause."""
+    return 0 if outcome.error in RAISABLE else 1 if outcome.error == "died" else 2
+
+
+def _one_line(error: BaseException) -> str:
+    """What Ray has to say, without its identifiers; of a traceback, the error at its end."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+    if isinstance(error, RayError) and _is_unfit(error):
+        lines = lines[-1:]
+    told = " ".join(line.strip() for line in lines if not line.startswith("\t"))
+    return told.partition(" Some common causes")[0][:400] or type(error).__name__

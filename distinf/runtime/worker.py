@@ -56,31 +56,27 @@ def resolve(path: str) -> Callable[..., Any]:
 class Worker:
     """One warm worker. Keeps the state of the last context it prepared."""
 
-    def __init__(self, threads: int = 1, paths: Sequence[str] = (), gpu: bool = False):
+    def __init__(self, threads: int = 1, paths: Sequence[str] = (), gpus: float = 0.0):
         self._threads = threads
         self._paths = list(paths)
-        self._gpu = gpu
+        self._gpus = gpus
         self._key = ""
         self._state: Any = None
 
     def ready(self) -> str:
         """Set up this process -> the name of the host."""
         torch.set_num_threads(self._threads)
+        # The same bytes on the same hardware, and products to float32's precision on CUDA too.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         sys.path.extend(path for path in self._paths if path not in sys.path)
         return socket.gethostname()
 
     def device(self) -> torch.device:
         """CUDA for a worker that holds a GPU where there is one, else the CPU."""
-        if self._gpu and torch.cuda.is_available():
+        if self._gpus > 0 and torch.cuda.is_available():
             return torch.device("cuda", 0)  # the runtime shows a worker only its own devices
         return torch.device("cpu")
-
-    def free_address(self) -> str:
-        """host:port on this worker's node that other ranks can reach."""
-        host = _own_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"{host}:{probe.getsockname()[1]}"
 
     def run(self, work: Work, unit: Unit, attempt: int) -> Outcome:
         """The body on one unit, in a pool or grid."""
@@ -94,7 +90,9 @@ class Worker:
             device = self.device()
             collective = Single()
             if size > 1:
-                collective = join_group(rank, size, address, device=device, timeout_s=timeout_s)
+                shared = device.type == "cpu" or self._gpus < 1  # NCCL wants a GPU for each rank
+                backend = "gloo" if shared else "nccl"
+                collective = join_group(rank, size, address, backend=backend, timeout_s=timeout_s)
             try:
                 name = f"g-{uuid.uuid4().hex[:8]}"
                 return resolve(work.body)(self._prepared(work), collective, name)
@@ -139,9 +137,8 @@ def gave_up(what: str, attempts: int, outcome: Outcome) -> Interrupted:
     return error
 
 
-def _own_address() -> str:
-    """This node's address as others see it; loopback where there is no network."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
+def free_address(host: str) -> str:
+    """host:port on this node that is free at the moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"

@@ -53,7 +53,7 @@ def is_done(session: Session) -> bool:
 def run(session: Session, runtime: Runtime) -> None:
     wanted = chosen_jobs(session)
     work = session.work("distinf.stages.actions:body")
-    runtime.pool(work, wanted, session.ledger(NAME))
+    runtime.grid(work, wanted, session.ledger(NAME))
 
 
 def check(outline: Outline) -> None:

@@ -1,0 +1,131 @@
+"""Workers killed at random moments: the run ends, now or when run again, with the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distinf.run import reopen
+from distinf.runtime import Ledger, RuntimeSettings, Unit, open_runtime
+from distinf.store import open_root
+from tests.support.bodies import work
+from tests.support.runs import (
+    POINTS,
+    ROOT,
+    all_scores,
+    command,
+    distinf,
+    merged,
+    run_points,
+    same_bits,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+LONGER: dict[str, Any] = {
+    "train": {"steps": 600, "checkpoint_every": 20},
+    "curvature": {"steps": 40, "keep": 10, "samples": 240, "probes": 4},
+    "gradients": {"rows_per_unit": 4},
+    "actions": {"seeds": 12, "steps": 4},
+}
+STAGES = ("train", "curvature", "gradients", "actions")
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory) -> dict[str, Any]:
+    return all_scores(run_points(tmp_path_factory.mktemp("golden") / "run", **LONGER))
+
+
+def workers_of(driver: int) -> list[int]:
+    """Workers among the descendants of the driver, which started the cluster."""
+    parents, found = {}, []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            stat = (folder / "stat").read_text()
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+        if title.startswith(b"ray::NodeWorker"):
+            found.append(int(folder.name))
+    return [pid for pid in found if driver in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
+    found: set[int] = set()
+    while pid in parents and pid not in found:
+        found.add(pid)
+        pid = parents[pid]
+    return found
+
+
+def start(config: Path, out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("run", str(config), "--out", str(out)),
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def kill_in_each_stage(process: subprocess.Popen[str], out: Path, moments: random.Random) -> int:
+    """SIGKILL to a random worker a while after each stage's first commit -> how many."""
+    killed = 0
+    for stage in STAGES:
+        folder = out / "ledger" / stage
+        while process.poll() is None and not folder.exists():
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.6))
+        if process.poll() is None and (workers := workers_of(process.pid)):
+            os.kill(moments.choice(workers), signal.SIGKILL)
+            killed += 1
+    return killed
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_workers_change_no_bit(golden, tmp_path, seed):
+    runtime = {"kind": "ray", "workers": 2, "dashboard": False}
+    config, out = tmp_path / "points.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(merged(merged(POINTS, LONGER), {"runtime": runtime})))
+    process = start(config, out)
+    try:
+        killed = kill_in_each_stage(process, out, random.Random(seed))
+        _, errors = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    assert killed >= 3
+    assert "Traceback" not in errors
+    assert process.returncode in (0, 4), errors
+    if process.returncode == 4:
+        assert "run the same command to resume" in errors
+        again = distinf("run", str(config), "--out", str(out))
+        assert again.returncode == 0, again.stderr
+    assert distinf("verify", str(out)).returncode == 0
+    assert same_bits(all_scores(reopen(str(out))), golden)
+
+
+def test_workers_that_died_while_idle_cost_no_attempt(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # without an address of ours it means nothing
+    settings = RuntimeSettings(kind="ray", workers=2, dashboard=False, attempts=1)
+    runtime = open_runtime(settings)
+    root = str(tmp_path)
+    wanted = [Unit("square", "basis", i, i + 1) for i in range(4)]
+    ledger = Ledger(open_root(root), "square")
+    try:
+        runtime.pool(work(root, "square"), wanted[:2], ledger)
+        for pid in workers_of(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+        runtime.pool(work(root, "square"), wanted, ledger)
+        assert len(ledger.read(wanted)) == 4
+        for pid in workers_of(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+        assert runtime.gang(work(root, "ordered_mean"), 2)[5] == 2
+    finally:
+        runtime.close()
