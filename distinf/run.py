@@ -3,8 +3,9 @@
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -240,12 +241,19 @@ def status(session: Session) -> list[StageStatus]:
         complete = bool(wanted) and route.is_done(session, stage, wanted)
         total = len(records) if complete else len(wanted)
         retries = sum(int(record["attempt"]) - 1 for record in records.values())
-        times = sorted(record["committed"] for record in records.values())
-        left = None
-        if len(times) > 1 and not complete:
-            left = (total - len(times)) * (times[-1] - times[0]) / (len(times) - 1)
+        left = None if complete else _left(records.values(), total)
         found.append(StageStatus(stage.NAME, len(records), total, retries, left))
     return found
+
+
+def _left(records: Collection[Mapping[str, Any]], total: int) -> float | None:
+    """Seconds until `total` units are done, pauses between a kill and a resume left out."""
+    times = sorted(record["committed"] for record in records)
+    gaps = sorted(later - earlier for earlier, later in pairwise(times))
+    if not gaps:
+        return None
+    usual = [gap for gap in gaps if gap <= 10 * (gaps[len(gaps) // 2] + 1.0)]
+    return (total - len(times)) * sum(usual) / len(usual)
 
 
 def verify(session: Session) -> Verification:

@@ -100,6 +100,11 @@ class Ledger:
             merged[found] = loose
         return merged if wanted is None else {k: v for k, v in merged.items() if k in wanted}
 
+    def get(self, unit: Unit) -> Record | None:
+        """One unit's record by its key, so that a listing that lags behind cannot hide it."""
+        record = self._known(unit.id) or self._read_loose(f"{self._prefix}/{unit.id}.json", unit.id)
+        return record or self.read([unit]).get(unit.id)
+
     def _known(self, unit_id: str) -> Record | None:
         """A record that was read before; records never change."""
         for records in self._sealed.values():

@@ -23,7 +23,7 @@ class LocalRuntime:
             self._attempt(unit.describe(), lambda n, unit=unit: self._ready().run(work, unit, n))
         ledger.seal_full_segments()
 
-    def gang(self, work: Work, ranks: int) -> Any:
+    def gang(self, work: Work, ranks: int, ledger: Ledger | None = None) -> Any:
         timeout_s = self._settings.collective_timeout_s
         return self._attempt(
             work.body, lambda _: self._ready().run_rank(work, 0, 1, "", timeout_s)

@@ -94,10 +94,11 @@ class Runtime(Protocol):
     def pool(self, work: Work, units: Sequence[Unit], ledger: Ledger) -> None:
         """Map the body over the units that the ledger does not hold yet; retry those that fail."""
 
-    def gang(self, work: Work, ranks: int) -> Any:
+    def gang(self, work: Work, ranks: int, ledger: Ledger | None = None) -> Any:
         """Run the body on every rank at once -> rank 0's JSON-able return value.
 
-        If a rank dies all are stopped, and the gang starts again from what is committed.
+        If a rank dies all are stopped, and the gang starts again from what is committed; with a
+        ledger, only attempts that committed nothing count against `attempts`.
         `ranks` is the most that can be used; 0 means as many as there are workers.
         """
 

@@ -102,18 +102,21 @@ class RayRuntime:
                 self._stop(actor)
         ledger.seal_full_segments()
 
-    def gang(self, work: Work, ranks: int) -> Any:
+    def gang(self, work: Work, ranks: int, ledger: Ledger | None = None) -> Any:
         resources = self._settings.resources
         self._start(resources)
-        for attempt in range(1, self._settings.attempts + 1):
-            actors = self._gang_actors(resources, ranks)
-            outcome = self._run_gang(work, actors)
+        attempt = 0
+        while True:
+            attempt += 1
+            before = len(ledger.committed_ids()) if ledger else 0
+            outcome = self._run_gang(work, self._gang_actors(resources, ranks))
             if outcome.error is None:
                 return outcome.value
             raise_unless_retryable(outcome)
-            if attempt == self._settings.attempts:
+            if ledger and len(ledger.committed_ids()) > before:
+                attempt = 0  # days of work may lose more workers than `attempts`
+            elif attempt == self._settings.attempts:
                 raise gave_up(work.body, attempt, outcome)
-        return None
 
     def blind_nodes(self, path: str) -> list[str]:
         """Addresses of nodes that could be given work but do not see the file at `path`."""

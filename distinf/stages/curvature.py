@@ -77,7 +77,11 @@ def is_done(session: Session) -> bool:
 def run(session: Session, runtime: Runtime) -> None:
     if not is_done(session):
         shards = session.settings.curvature.shards
-        runtime.gang(session.work("distinf.stages.curvature:body"), shards)
+        runtime.gang(
+            session.work("distinf.stages.curvature:body"),
+            shards,
+            session.ledger(NAME),
+        )
 
 
 def body(session: Session, collective: Collective, attempt: str) -> int:

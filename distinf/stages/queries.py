@@ -72,7 +72,11 @@ def run(session: Session, runtime: Runtime) -> None:
         )
     wanted = [gradient_unit(session.outline), *_solvable(session)]
     if len(session.done(wanted)) < len(wanted):
-        runtime.gang(session.work("distinf.stages.queries:body"), session.settings.curvature.shards)
+        runtime.gang(
+            session.work("distinf.stages.queries:body"),
+            session.settings.curvature.shards,
+            session.ledger(NAME),
+        )
 
 
 def damped_spectrum(session: Session) -> Spectrum:

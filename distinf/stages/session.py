@@ -148,7 +148,7 @@ class Session:
 
     def arrays(self, unit: Unit, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """A committed unit's arrays; CorruptionError if it has no record."""
-        record = self.done([unit]).get(unit.id)
+        record = self.ledger(unit.stage).get(unit)
         if record is None:
             raise CorruptionError(f"{unit.describe()} has no commit record; run again")
         return read_group(self.blobs, record["manifest"], names)

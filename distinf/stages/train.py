@@ -43,7 +43,11 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 def run(session: Session, runtime: Runtime) -> None:
     wanted = [unit for unit, _ in units(session.outline)]
     if len(session.done(wanted)) < len(wanted):
-        runtime.gang(session.work("distinf.stages.train:body"), session.settings.train.shards)
+        runtime.gang(
+            session.work("distinf.stages.train:body"),
+            session.settings.train.shards,
+            session.ledger(NAME),
+        )
 
 
 def trained_model(session: Session) -> nn.Module:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import distinf
 from distinf.errors import InputError
-from distinf.numerics.metrics import bootstrap_interval, spearman
+from distinf.numerics.metrics import spearman
 
 SCORES = torch.tensor([[3.0, -1.0, 0.5, -2.0], [10.0, 0.0, -5.0, 0.0]])
 
@@ -70,26 +70,3 @@ def test_spearman_refuses_nan_and_other_shapes():
         spearman(torch.tensor([1.0, float("nan")]), torch.ones(2))
     with pytest.raises(InputError, match="same length"):
         spearman(torch.ones(3), torch.ones(2))
-
-
-def test_bootstrap_covers_the_spread_between_groups_and_is_deterministic():
-    groups = [[0.0, 0.1, -0.1], [1.0, 1.1, 0.9], [2.0, 2.1, 1.9, 2.0]]
-    found = bootstrap_interval(groups, seed=3)
-    assert found == bootstrap_interval(groups, seed=3)
-    assert found != bootstrap_interval(groups, seed=4)
-    assert found.mean == pytest.approx(1.0)
-    assert 0.0 <= found.low < 0.5
-    assert 1.5 < found.high <= 2.1
-    narrow = bootstrap_interval(groups, level=0.5, seed=3)
-    assert found.low < narrow.low < narrow.high < found.high
-
-
-def test_bootstrap_weights_groups_equally_and_is_as_wide_as_theory_says():
-    assert bootstrap_interval([[1.0], [3.0] * 100]).mean == 2.0
-    same = bootstrap_interval([[1.0], [1.0] * 7])
-    assert (same.low, same.high) == (1.0, 1.0)
-    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).tolist()
-    found = bootstrap_interval([[value] for value in values])
-    assert found.high - found.low == pytest.approx(2 * 1.96 / 20, rel=0.15)
-    with pytest.raises(InputError, match="each with finite values"):
-        bootstrap_interval([[1.0], []])

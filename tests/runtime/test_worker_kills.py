@@ -17,13 +17,13 @@ from distinf.store import open_root
 from tests.support.bodies import work
 from tests.support.runs import (
     POINTS,
-    ROOT,
     all_scores,
-    command,
     distinf,
     merged,
     run_points,
     same_bits,
+    start,
+    workers_of,
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -40,39 +40,6 @@ STAGES = ("train", "curvature", "gradients", "actions")
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory) -> dict[str, Any]:
     return all_scores(run_points(tmp_path_factory.mktemp("golden") / "run", **LONGER))
-
-
-def workers_of(driver: int) -> list[int]:
-    """Workers among the descendants of the driver, which started the cluster."""
-    parents, found = {}, []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            stat = (folder / "stat").read_text()
-            title = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-        if title.startswith(b"ray::NodeWorker"):
-            found.append(int(folder.name))
-    return [pid for pid in found if driver in _ancestors(pid, parents)]
-
-
-def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
-    found: set[int] = set()
-    while pid in parents and pid not in found:
-        found.add(pid)
-        pid = parents[pid]
-    return found
-
-
-def start(config: Path, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("run", str(config), "--out", str(out)),
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
 
 
 def kill_in_each_stage(process: subprocess.Popen[str], out: Path, moments: random.Random) -> int:
@@ -94,7 +61,7 @@ def test_killed_workers_change_no_bit(golden, tmp_path, seed):
     runtime = {"kind": "ray", "workers": 2, "dashboard": False}
     config, out = tmp_path / "points.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(merged(merged(POINTS, LONGER), {"runtime": runtime})))
-    process = start(config, out)
+    process = start("run", str(config), "--out", str(out))
     try:
         killed = kill_in_each_stage(process, out, random.Random(seed))
         _, errors = process.communicate(timeout=150)

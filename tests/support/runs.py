@@ -72,3 +72,36 @@ def distinf(*arguments: str, timeout_s: float = 100) -> subprocess.CompletedProc
         command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{ROOT}"}, check=False,
     )  # fmt: skip
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own, to be killed or waited for."""
+    return subprocess.Popen(
+        command(*arguments), cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{ROOT}"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def workers_of(driver: int) -> list[int]:
+    """Workers among the descendants of the driver, which started the cluster."""
+    parents, found = {}, []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            stat = (folder / "stat").read_text()
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+        if title.startswith(b"ray::NodeWorker"):
+            found.append(int(folder.name))
+    return [pid for pid in found if driver in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
+    found: set[int] = set()
+    while pid in parents and pid not in found:
+        found.add(pid)
+        pid = parents[pid]
+    return found
