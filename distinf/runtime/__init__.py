@@ -1,7 +1,8 @@
 """How work is spread: units, the ledger, and two runtimes with the same three verbs."""
 
 from distinf.runtime.ledger import Ledger
-from distinf.runtime.protocol import Resources, Runtime, RuntimeSettings, Work, open_runtime
+from distinf.runtime.opening import open_runtime
+from distinf.runtime.protocol import Resources, Runtime, RuntimeSettings, Work
 from distinf.runtime.units import Cost, Unit, digest
 
 __all__ = [

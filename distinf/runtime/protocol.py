@@ -1,13 +1,10 @@
 """The protocol that both runtimes speak, and the settings that choose between them."""
 
 import math
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from distinf.errors import InputError
 from distinf.runtime.ledger import Ledger
 from distinf.runtime.units import Unit
 
@@ -112,21 +109,3 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Stop the workers, and the cluster if this runtime started it."""
-
-
-def open_runtime(settings: RuntimeSettings) -> Runtime:
-    """The runtime that the settings name; nothing starts before its first work."""
-    if settings.kind == "local":
-        from distinf.runtime.local import LocalRuntime
-
-        return LocalRuntime(settings)
-    if "ray" not in sys.modules:  # ray reads its mode once, when it is imported
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        from distinf.runtime.ray import RayRuntime
-    except ImportError:
-        raise InputError(
-            "runtime.kind: ray is not installed here; pip install 'ray[default]' or set "
-            "runtime.kind=local"
-        ) from None
-    return RayRuntime(settings)

@@ -5,18 +5,10 @@ from collections.abc import Sequence
 from distinf.errors import InputError
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
-from distinf.stages.session import Outline, Session, row_ranges
+from distinf.stages.session import DATA, Outline, Session, split_units
 from distinf.stages.task import SPLITS, GeneratingTask
 
-NAME = "data"
-
-
-def split_units(outline: Outline, split: str) -> list[Unit]:
-    """The units of one split, in row order."""
-    if not outline.rows_per_unit:
-        return []
-    ranges = row_ranges(outline.rows[split], outline.rows_per_unit[split])
-    return [Unit(NAME, outline.basis[NAME], a, b, {"split": split}) for a, b in ranges]
+NAME = DATA
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:

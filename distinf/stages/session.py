@@ -23,6 +23,8 @@ from distinf.stages.settings import StageSettings
 from distinf.stages.task import SPLITS, Batch, GeneratingTask, Shapes, Task, build_task, task_path
 from distinf.store import Rows, open_root, read_group, write_group
 
+DATA = "data"
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -215,6 +217,14 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int(digest([seed, purpose])[:16], 16)))
 
 
+def split_units(outline: Outline, split: str) -> list[Unit]:
+    """The data stage's units of one split, in row order; none if the task has data of its own."""
+    if not outline.rows_per_unit:
+        return []
+    ranges = row_ranges(outline.rows[split], outline.rows_per_unit[split])
+    return [Unit(DATA, outline.basis[DATA], a, b, {"split": split}) for a, b in ranges]
+
+
 class _StoredRows:
     """A generated split: from memory where it is small enough, else chunk by chunk."""
 
@@ -229,8 +239,6 @@ class _StoredRows:
         return self._rows().take(ids)
 
     def _rows(self) -> Rows:
-        from distinf.stages.data import split_units
-
         units = split_units(self._session.outline, self._split)
         return self._session.cached(("rows", self._split), lambda: self._session.rows(units))
 

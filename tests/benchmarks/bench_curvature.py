@@ -1,7 +1,12 @@
 """Time and peak memory of a curvature product against one gradient of the same microbatch.
 
-Run: OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_curvature [module:function]
-The function returns (model, per-sample loss, batch); the default is DeepRx at full size.
+    python -m tests.benchmarks.bench_curvature [module:function]
+
+The function returns (model, per-sample loss, batch); the default is DeepRx at full size. Every
+kind of work has a process of its own: its peak memory first, then pairs of one gradient and one
+product in turn, so that the ratio holds while the machine's speed drifts. By FLOPs a Hessian
+product by forward over reverse is 3 gradients, a Gauss-Newton product 5/3. Where curvlinops is
+installed its Hessian product of the same mean loss is measured in the same way.
 """
 
 import resource
@@ -9,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -17,6 +24,7 @@ from torch import Tensor, nn
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.curvature import Loss, hessian_product, sum_gradient
 from distinf.numerics.parameters import Layout
+from distinf.runtime.worker import keep_freed_memory
 
 DEFAULT = "tests.benchmarks.bench_curvature:deeprx"
 WORK = (
@@ -26,7 +34,9 @@ WORK = (
     "gauss-newton",
     "per-sample loop",
     "per-sample vmap",
+    "curvlinops hessian",
 )
+PAIRS = 4
 
 
 def deeprx(rows: int = 4, blocks: int = 26) -> tuple[nn.Module, Loss, dict[str, Tensor]]:
@@ -46,54 +56,79 @@ def deeprx(rows: int = 4, blocks: int = 26) -> tuple[nn.Module, Loss, dict[str, 
     return DeepRx(DeepRxConfig()), CapacityBce(), batch
 
 
-def measure(target: str, work: str) -> tuple[float, float]:
-    """(seconds, MiB of peak memory above the model and batch), in this process."""
+def prepare(
+    work: str, model: nn.Module, loss: Loss, batch: dict[str, Tensor], layout: Layout
+) -> Callable[[], object]:
+    """One call of the named work."""
+    vector = torch.randn(layout.size) / layout.size**0.5
+    if work == "gradient":
+        return lambda: sum_gradient(model, loss, batch, layout)
+    if work == "curvlinops hessian":
+        from curvlinops import HessianLinearOperator
+
+        class MeanLoss(nn.Module):
+            reduction = "mean"
+
+            def forward(self, outputs: Tensor, bits: Tensor) -> Tensor:
+                return loss.from_outputs(outputs, {**batch, "bits": bits}).mean()  # type: ignore[attr-defined]
+
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        data = [(batch["inputs"], batch["bits"])]
+        operator = HessianLinearOperator(
+            model.eval(), MeanLoss(), parameters, data, check_deterministic=False
+        )
+        return lambda: operator @ vector
+    if work.startswith("per-sample"):
+        method = "vmap" if work.endswith("vmap") else "loop"
+        return lambda: flat_gradients(model, loss, batch, layout, method=method)  # type: ignore[arg-type]
+    product = hessian_product(model, loss, [batch], layout, work)  # type: ignore[arg-type]
+    return lambda: product(vector)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = perf_counter()
+    call()
+    return perf_counter() - began
+
+
+def measure(target: str, work: str) -> tuple[float, float, float]:
+    """(median seconds, median ratio to a gradient, peak MiB above model and batch)."""
     module, _, function = target.partition(":")
     model, loss, batch = getattr(import_module(module), function)()
     layout = Layout.of(model)
-    vector = torch.randn(layout.size) / layout.size**0.5
+    call = prepare(work, model, loss, batch, layout)
+    gradient = prepare("gradient", model, loss, batch, layout)
     with torch.no_grad():  # one small forward, so that library start-up is in the baseline
         loss(model.eval(), {name: value[:1] for name, value in batch.items()})
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run: Callable[[], Tensor]
-    if work == "gradient":
-        run = lambda: sum_gradient(model, loss, batch, layout)  # noqa: E731
-    elif work.startswith("per-sample"):
-        method = "vmap" if work.endswith("vmap") else "loop"
-        run = lambda: flat_gradients(model, loss, batch, layout, method=method)  # noqa: E731
-    else:
-        product = hessian_product(model, loss, [batch], layout, work)  # type: ignore[arg-type]
-        run = lambda: product(vector)  # noqa: E731
-    times = []
-    for _ in range(3):
-        began = perf_counter()
-        run()
-        times.append(perf_counter() - began)
+    call()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return min(times), (peak - baseline) / 1024
+    pairs = [(seconds(gradient), seconds(call)) for _ in range(PAIRS)]
+    times, ratios = [w for _, w in pairs], [w / g for g, w in pairs]
+    return median(times), median(ratios), (peak - baseline) / 1024
 
 
 def main() -> None:
-    """One subprocess per kind of work, so that each has its own peak."""
+    """A line per kind of work."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     target = sys.argv[1] if len(sys.argv) > 1 else DEFAULT
     if len(sys.argv) > 2:
         print(*measure(target, sys.argv[2]))
         return
     print(f"{target}: {'work':<24} seconds  ratio    MiB  ratio")
-    first: tuple[float, float] | None = None
+    first = 0.0
     for work in WORK:
+        if work.startswith("curvlinops") and find_spec("curvlinops") is None:
+            continue
         command = [sys.executable, "-m", "tests.benchmarks.bench_curvature", target, work]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"{work:<24} failed: {done.stderr.strip().splitlines()[-1]}")
             continue
-        seconds, mebibytes = (float(value) for value in done.stdout.split()[-2:])
-        first = first or (seconds, mebibytes)
-        print(
-            f"{work:<24} {seconds:7.2f} {seconds / first[0]:6.2f} "
-            f"{mebibytes:7.0f} {mebibytes / first[1]:6.2f}"
-        )
+        taken, ratio, mebibytes = (float(value) for value in done.stdout.split()[-3:])
+        first = first or mebibytes
+        print(f"{work:<24} {taken:7.2f} {ratio:6.2f} {mebibytes:7.0f} {mebibytes / first:6.2f}")
 
 
 if __name__ == "__main__":

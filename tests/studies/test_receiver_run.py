@@ -5,7 +5,7 @@ import pytest
 
 from distinf.numerics.variants import VARIANTS
 from distinf.stages import curvature, evaluate, report
-from distinf.stages.data import split_units
+from distinf.stages.session import split_units
 from tests.support.runs import all_scores, run_points, same_bits
 
 pytest.importorskip("sionna", reason="generating slots needs distinf[wireless]")
