@@ -164,6 +164,20 @@ def test_a_row_whose_gradient_is_not_finite_is_quarantined_by_id(tmp_path):
     assert "7" in session.blobs.get("report/index.html").decode()
 
 
+def test_the_curvature_leaves_out_a_row_whose_loss_is_not_finite_and_says_so(tmp_path):
+    session = run_points(
+        tmp_path / "poisoned",
+        task="tests.support.blobs_task:poisoned",
+        train={"steps": 0},
+        curvature={"samples": 240, "residuals": "products"},
+    )
+    assert curvature.left_out_rows(session) == [7]
+    assert curvature.stored_pairs(session).residuals.isfinite().all()
+    assert (
+        "The curvature leaves out 1 drawn rows" in session.blobs.get("report/index.html").decode()
+    )
+
+
 def test_a_row_that_is_not_finite_stops_training_with_one_line(tmp_path):
     with pytest.raises(InputError, match=r"train: the loss or a gradient is not finite at step"):
         run_points(tmp_path / "poisoned", task="tests.support.blobs_task:poisoned")

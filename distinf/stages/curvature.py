@@ -89,10 +89,17 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
     settings, outline = session.settings.curvature, session.outline
     model = session.cached("trained", lambda: trained_model(session))
     layout = Layout.of(model, settings.blocks)
+    rows = product_rows(session, collective, model)
+    matvec = mean_product(session, collective, model, layout, rows)
     if not all(done_for_all(session, collective, [pairs_unit(outline)])):
-        _commit_pairs(session, collective, attempt, model, layout)
+        state = _krylov(session, collective, attempt, model, layout, matvec)
+        measured = settings.residuals == "products"
+        pairs = ritz(state, settings.keep, matvec if measured else None)
+        if collective.rank == 0:
+            summary = {"left_out": np.setdiff1d(drawn_rows(session), rows).tolist()}
+            session.commit(pairs_unit(outline), attempt, _pair_arrays(pairs), summary=summary)
+        collective.barrier()
     vectors_KP = stored_pairs(session, trace=False).vectors.to(session.device)
-    matvec = mean_product(session, collective, model, layout)
     probes = probe_units(outline)
     done = done_for_all(session, collective, probes)
     for unit in (unit for unit, is_done in zip(probes, done, strict=True) if not is_done):
@@ -118,9 +125,15 @@ def check(session: Session) -> None:
     _microbatch(outline)
 
 
-def _commit_pairs(
-    session: Session, collective: Collective, attempt: str, model: nn.Module, layout: Layout
-) -> None:
+def _krylov(
+    session: Session,
+    collective: Collective,
+    attempt: str,
+    model: nn.Module,
+    layout: Layout,
+    fixed: Matvec,
+) -> ArnoldiState:
+    """The finished iteration, each of its steps committed; it goes on from those that are."""
     settings, outline = session.settings.curvature, session.outline
     arnoldi = ArnoldiSettings(settings.steps, settings.keep, seed=session.seed, probes=0)
     state = ArnoldiState.start(layout.size, arnoldi, collective, session.device)
@@ -129,12 +142,12 @@ def _commit_pairs(
     for unit in wanted[:finished]:
         stored = session.arrays(unit)
         state.append(torch.from_numpy(stored["vector"]), torch.from_numpy(stored["column"]))
-    fixed = mean_product(session, collective, model, layout)
 
     def matvec(vector_P: Tensor) -> Tensor:
         if not settings.fresh:
             return fixed(vector_P)
-        return mean_product(session, collective, model, layout, step=state.step)(vector_P)
+        rows = product_rows(session, collective, model, state.step)
+        return mean_product(session, collective, model, layout, rows)(vector_P)
 
     for record in iterate(matvec, state):
         if collective.rank == 0:
@@ -147,11 +160,7 @@ def _commit_pairs(
                 "ranks": collective.size,
             }
             session.commit(wanted[record.step], attempt, arrays, summary=summary)
-    measured = settings.residuals == "products"
-    pairs = ritz(state, settings.keep, fixed if measured else None)
-    if collective.rank == 0:
-        session.commit(pairs_unit(outline), attempt, _pair_arrays(pairs))
-    collective.barrier()
+    return state
 
 
 def mean_product(
@@ -159,15 +168,12 @@ def mean_product(
     collective: Collective,
     model: nn.Module,
     layout: Layout,
-    step: int | None = None,
+    ids: np.ndarray,
 ) -> Matvec:
-    """v -> mean curvature times v over the run's samples (or over step's own, if `fresh`)."""
-    settings, outline = session.settings.curvature, session.outline
-    purpose = "curvature rows" if step is None else f"curvature rows of step {step}"
-    drawn = np.sort(draw(session.seed, purpose, outline.rows["train"], settings.samples))
-    rows = _microbatch(outline)
+    """v -> mean curvature over the training rows `ids`, times v."""
+    settings = session.settings.curvature
+    rows = _microbatch(session.outline)
     loss = next(iter(session.task.losses.values()))
-    ids = _with_finite_loss(session, collective, model, drawn)
     pieces = np.array_split(ids, settings.shards)
     products = {
         shard: hessian_product(
@@ -190,11 +196,18 @@ def _microbatch(outline: Outline) -> int:
         raise InputError(f"curvature.memory_mb: {error}") from None
 
 
-def _with_finite_loss(
-    session: Session, collective: Collective, model: nn.Module, ids: np.ndarray
+def drawn_rows(session: Session, step: int | None = None) -> np.ndarray:
+    """The training rows that a product is to be over, sorted: the run's, or a fresh step's."""
+    purpose = "curvature rows" if step is None else f"curvature rows of step {step}"
+    rows = session.outline.rows["train"]
+    return np.sort(draw(session.seed, purpose, rows, session.settings.curvature.samples))
+
+
+def product_rows(
+    session: Session, collective: Collective, model: nn.Module, step: int | None = None
 ) -> np.ndarray:
-    """Those of `ids` whose loss is a number, the same on every rank: one forward pass, shared."""
-    settings = session.settings.curvature
+    """Those of the drawn rows whose loss is a number: one forward pass, shared by the ranks."""
+    settings, ids = session.settings.curvature, drawn_rows(session, step)
     loss = next(iter(session.task.losses.values()))
     pieces = np.array_split(ids, settings.shards)
     flags = [torch.zeros(0, dtype=torch.int32, device=session.device)]
@@ -206,6 +219,12 @@ def _with_finite_loss(
     if not finite.any():
         raise InputError(f"curvature: the loss of none of {len(ids)} training rows is finite")
     return ids[finite]
+
+
+def left_out_rows(session: Session) -> list[int]:
+    """Drawn rows that the curvature is not over, because their loss is not finite."""
+    unit = pairs_unit(session.outline)
+    return session.done([unit])[unit.id]["summary"]["left_out"]
 
 
 class _Microbatches(Sequence[Batch]):

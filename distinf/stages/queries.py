@@ -18,7 +18,7 @@ from distinf.numerics.solve import RefineSettings, Solution, refine
 from distinf.numerics.variants import Spectrum, spectrum
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
-from distinf.stages.curvature import PRODUCT, mean_product, stored_pairs
+from distinf.stages.curvature import PRODUCT, mean_product, product_rows, stored_pairs
 from distinf.stages.evaluate import chosen_targets, evaluated
 from distinf.stages.session import Outline, Session, done_for_all
 from distinf.stages.train import trained_model
@@ -133,7 +133,8 @@ def _solve_all(session: Session, collective: Collective, attempt: str) -> None:
     settings = session.settings.curvature
     model = session.cached("trained", lambda: trained_model(session))
     layout = Layout.of(model, settings.blocks)
-    matvec = mean_product(session, collective, model, layout)
+    rows = product_rows(session, collective, model)
+    matvec = mean_product(session, collective, model, layout, rows)
     limits = RefineSettings(tolerance=settings.refine_tolerance, steps=settings.refine_steps)
     vectors_KP = stored_pairs(session).vectors.to(session.device)
     gradients = session.arrays(gradient_unit(session.outline))

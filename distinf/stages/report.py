@@ -337,6 +337,12 @@ def _warnings(session: Session) -> list[str]:
     asked, chosen = session.settings.targets.count, len(evaluate.chosen_targets(session).ids)
     if chosen < asked:
         found.append(f"Only {chosen} of the {asked} targets asked for were eligible.")
+    left_out = curvature.left_out_rows(session)
+    if left_out:
+        found.append(
+            f"The curvature leaves out {len(left_out)} drawn rows whose loss is not finite: "
+            f"{', '.join(map(str, left_out[:10]))}{' …' if len(left_out) > 10 else ''}."
+        )
     failed = [s for s in _solves(session) if s.status != "converged"]
     if failed:
         found.append(
