@@ -135,7 +135,8 @@ def _verify(options: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
     counted = f"{found.records} records, {found.files} files, {found.bytes / 1e6:.1f} MB"
     if found.problems:
-        print(f"{len(found.problems)} problems in {counted}", file=sys.stderr)
+        count = len(found.problems)
+        print(f"{count} problem{'s' if count > 1 else ''} in {counted}", file=sys.stderr)
         return CorruptionError.exit_code
     print(f"intact: {counted}")
     return 0

@@ -35,7 +35,7 @@ from distinf.stages.settings import (
     TargetSettings,
     TrainSettings,
 )
-from distinf.stages.task import Task, build_task, settings_type, task_path
+from distinf.stages.task import Task, build_task, settings_type, task_path, telling
 
 STAGES = tuple(field.name for field in dataclasses.fields(StageSettings))
 NOT_FINGERPRINTED = ("runtime", "out", "provenance", "data.cache_mb", "report")
@@ -204,7 +204,9 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
         for key, value in flatten(plain).items()
         if not any(key == name or key.startswith(f"{name}.") for name in NOT_FINGERPRINTED)
     }
-    keys |= {f"digest.{name}": value for name, value in config.identity.digests().items()}
+    with telling("digests()"):
+        digests = config.identity.digests()
+    keys |= {f"digest.{name}": value for name, value in digests.items()}
     keys["runtime.threads"] = config.runtime.threads
     keys["runtime.device"] = "cuda" if config.runtime.num_gpus else "cpu"
     keys |= {f"version.{name}": _version(name) for name in BITWISE}

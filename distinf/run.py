@@ -149,12 +149,18 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         names = ", ".join(refused[:6]) + (" …" if len(refused) > 6 else "")
         raise InputError(
             f"out: {blobs.root} belongs to another run (differing: {names}); choose another --out, "
-            f"or --accept {refused[0]} to go on and keep what does not depend on it"
+            f"or {' '.join(f'--accept {key}' for key in refused[:6])} to go on and keep what does "
+            "not depend on it" + _about_code(refused)
         )
     if not differing:
         return session, None
     accepted = sorted({*stored.get("accepted", []), *differing})
     return session, dump(config, provenance(config, accepted))
+
+
+def _about_code(keys: Sequence[str]) -> str:
+    code = [key for key in keys if key.startswith(("code.", "version."))]
+    return f" ({code[0]}: the source or a package changed)" if code else ""
 
 
 def _accepted(key: str, accept: Sequence[str]) -> bool:
@@ -264,7 +270,10 @@ def verify(session: Session) -> Verification:
         found.problems += ledger.damaged()
         for record in ledger.intact().values():
             manifest = record["manifest"]
-            found.problems += damage(session.blobs, manifest)
+            where = f"ledger/{stage.NAME}/{record['unit']}.json"
+            found.problems += [
+                f"{problem} (its record: {where})" for problem in damage(session.blobs, manifest)
+            ]
             found.records += 1
             found.files += len(manifest["files"])
             found.bytes += manifest["bytes"]

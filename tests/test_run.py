@@ -1,6 +1,7 @@
 """Whole runs: right against dense algebra, the same whatever the workers, resumable, refused."""
 
 import math
+import re
 import time
 from pathlib import Path
 
@@ -383,5 +384,62 @@ def buggy(settings: dict, seed: int):
     from tests.support.blobs_task import Points, task
 
     made = task(Points(), seed)
-    made.evaluate = lambda model, batch: {"metric": batch["y"]}
+    whole = made.evaluate
+    made.evaluate = lambda model, batch: (
+        whole(model, batch) if len(batch["label"]) == 2 else {"metric": batch["y"]}
+    )
+    return made
+
+
+WRONG = {
+    "import": ("import nothing_like_it", r"task: .*nothing_like_it"),
+    "syntax": ("def task(", r"failed at .*SyntaxError"),
+    "none": ("def task(settings, seed): pass", r"returned None; did you forget its return\?"),
+    "raises": ("def task(settings, seed): return 1 / 0", r"mine.py:1: ZeroDivisionError"),
+    "members": ("def task(settings, seed): return 3", r"returned an object without axis, batch"),
+    "loss": ("LOSS = lambda m, b: b['label']", r"task: .* failed at .*KeyError: 'label'"),
+    "shape": ("METRIC = lambda m, b: m(b['x'])", r"'metric' has shape \(2, 2\) for two rows"),
+    "array": ("X = X.numpy()", r"column 'x' of 'train' is a ndarray, not a tensor"),
+    "width": ("MODEL = lambda: torch.nn.Linear(3, 2)", r"mat1 and mat2 shapes cannot be"),
+}
+MINE = """
+import torch, distinf
+LOSS = lambda m, b: torch.nn.functional.cross_entropy(m(b["x"]), b["y"], reduction="none")
+X, Y, METRIC, MODEL = torch.randn(40, 4), torch.arange(40) % 2, None, lambda: torch.nn.Linear(4, 2)
+"""
+TASK = """
+def task(settings, seed):
+    data = {"train": {"x": X, "y": Y}, "evaluation": {"x": X, "y": Y}}
+    return distinf.TensorTask(MODEL, data, {"loss": LOSS}, metric=METRIC, seed=seed)
+"""
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_in_a_users_task_is_one_line_before_anything_is_written(
+    name, tmp_path, monkeypatch
+):
+    line, message = WRONG[name]
+    whole = line if "def task" in line else f"{MINE}{line}\n{TASK}"
+    (tmp_path / f"mine_{name}.py").write_text(whole.replace("mine.py", f"mine_{name}.py"))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError) as caught:
+        run_points(tmp_path / "run", task=f"mine_{name}:task", actions={"pool": 10})
+    assert "\n" not in str(caught.value)
+    assert re.search(message.replace("mine.py", f"mine_{name}.py"), str(caught.value))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_row_without_a_finite_metric_is_left_out_and_named(tmp_path):
+    session = run_points(tmp_path / "run", task="tests.test_run:gapped")
+    page = session.blobs.get("report/index.html").decode()
+    assert "The metric of 1 of 64 evaluation rows is not finite" in page
+    assert all(o.non_target_change_pct is not None for o in report.outcomes(session))
+
+
+def gapped(settings: dict, seed: int):
+    """A task with one evaluation row that is not a number."""
+    from tests.support.blobs_task import Points, task
+
+    made = task(Points(), seed)
+    made._data["evaluation"]["x"][50] = float("nan")
     return made

@@ -98,7 +98,7 @@ def outcomes(session: Session) -> list[page.Outcome]:
     loss = settings.loss or session.outline.losses[0]
     targets = evaluate.chosen_targets(session)
     reference = _reference(session, targets.ids)
-    before = float(np.nanmean(actions.non_targets_before(session)))
+    before = _finite_mean(actions.non_targets_before(session))
     found = []
     for job in actions.chosen_jobs(session):
         stored = session.arrays(job)
@@ -112,7 +112,7 @@ def outcomes(session: Session) -> list[page.Outcome]:
                 seed=job.job["seed"],
                 gap_reduction_pct=gap_reduction(metric[0], metric[-1], reference[rank]),
                 metric_by_step=metric.tolist(),
-                non_target_change_pct=_change_pct(float(np.mean(stored["others"])), before),
+                non_target_change_pct=_change_pct(_finite_mean(stored["others"]), before),
                 loss=loss if guided else "",
                 variant=settings.variant if guided else "",
             )
@@ -124,6 +124,11 @@ def gap_reduction(before: float, after: float, reference: float) -> float:
     """Percent of the gap to the reference that is gone (paper 000, Eq. 10); NaN without a gap."""
     gap = before - reference
     return 100.0 * (before - after) / gap if gap > 0 else float("nan")
+
+
+def _finite_mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
 
 
 def _change_pct(after: float, before: float) -> float | None:
@@ -337,6 +342,19 @@ def _warnings(session: Session) -> list[str]:
     asked, chosen = session.settings.targets.count, len(evaluate.chosen_targets(session).ids)
     if chosen < asked:
         found.append(f"Only {chosen} of the {asked} targets asked for were eligible.")
+    metric = evaluate.evaluation(session)[session.task.metric]
+    unknown = np.flatnonzero(~np.isfinite(metric)).tolist()
+    if unknown:
+        found.append(
+            f"The metric of {len(unknown)} of {len(metric)} evaluation rows is not finite, and "
+            f"they are left out of all means: {', '.join(map(str, unknown[:10]))}."
+        )
+    shown = [(t.axis, *t.columns.values()) for t in _targets(session, wording(session))]
+    if session.task.axis and len(shown) > 1 and len(set(shown)) == 1:
+        found.append(
+            "The targets have the same conditions and may be one draw of them: they are less "
+            "evidence than as many independent ones."
+        )
     left_out = curvature.left_out_rows(session)
     if left_out:
         found.append(

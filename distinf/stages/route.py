@@ -20,6 +20,7 @@ from distinf.stages import (
     train,
 )
 from distinf.stages.session import Outline, Session
+from distinf.stages.task import GeneratingTask, rehearse
 
 BASIS_ROUTE: Sequence[ModuleType] = (
     data,
@@ -49,6 +50,8 @@ def all_units(outline: Outline) -> Mapping[str, Sequence[tuple[Unit, Cost]]]:
 
 def check(session: Session) -> None:
     """InputError for what can only fail later, hours into the run."""
+    if not isinstance(session.task, GeneratingTask):
+        rehearse(session.task)
     actions.check(session.outline)
     curvature.check(session)
 

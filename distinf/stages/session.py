@@ -20,7 +20,16 @@ from distinf.numerics.collective import Collective
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.ledger import Record
 from distinf.stages.settings import StageSettings
-from distinf.stages.task import SPLITS, Batch, GeneratingTask, Shapes, Task, build_task, task_path
+from distinf.stages.task import (
+    SPLITS,
+    Batch,
+    GeneratingTask,
+    Shapes,
+    Task,
+    build_task,
+    task_path,
+    telling,
+)
 from distinf.store import Rows, open_root, read_group, write_group
 
 DATA = "data"
@@ -51,7 +60,8 @@ def bases(
         if isinstance(task, GeneratingTask)
         else {}
     )
-    identity = dict(task.digests())
+    with telling("digests()"):
+        identity = dict(task.digests())
     found: dict[str, str] = {}
     s = asdict(settings)
     refine = {k: s["curvature"].pop(k) for k in list(s["curvature"]) if k.startswith("refine")}
@@ -110,13 +120,15 @@ class Session:
             if isinstance(task, GeneratingTask)
             else {}
         )
+        with telling("shapes()"):
+            shapes = task.shapes()
         return Outline(
             settings=self.settings,
             basis=self.basis,
             rows={split: task.rows(split) for split in SPLITS},
             rows_per_unit=per_unit,
             losses=list(task.losses),
-            shapes=task.shapes(),
+            shapes=shapes,
         )
 
     def ledger(self, stage: str) -> Ledger:

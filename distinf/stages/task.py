@@ -4,8 +4,10 @@ A task is an import path plus settings. Every worker builds its own; none is eve
 """
 
 import inspect
+import traceback
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +16,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from distinf.errors import InputError
+from distinf.errors import DistinfError, InputError
 from distinf.runtime.worker import resolve
 
 Batch = dict[str, Tensor]
@@ -132,7 +134,8 @@ def task_path(name: str) -> str:
 
 def settings_type(name: str) -> Any:
     """What the factory says its settings are: a dataclass, or dict where it says nothing."""
-    factory = resolve(task_path(name))
+    with telling(f"importing {name}"):
+        factory = resolve(task_path(name))
     try:
         names = list(inspect.signature(factory).parameters)
     except (TypeError, ValueError):
@@ -143,10 +146,62 @@ def settings_type(name: str) -> Any:
     return hinted if is_dataclass(hinted) else dict[str, Any]
 
 
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Whatever the user's code raises becomes one line that says where; its cause rides along."""
+    try:
+        yield
+    except DistinfError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
+        last = (own or frames)[-1]
+        place = f"{last.filename}:{last.lineno}"
+        if isinstance(error, SyntaxError):
+            place = f"{error.filename}:{error.lineno}"
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(
+            f"task: {what} failed at {place}: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def rehearse(task: Task) -> None:
+    """Every loss, the metric and the optimizer once on two rows, before hours depend on them.
+
+    For a task whose data are there; InputError says what failed, or which shape is wrong.
+    """
+    ids = np.arange(2)
+    with telling("model()"):
+        model = task.model().eval()
+    for split in SPLITS:
+        with telling(f"batch('{split}', [0, 1])"):
+            batch = task.batch(split, ids)
+        for name, loss in task.losses.items():
+            with telling(f"loss '{name}' on two rows of '{split}'"), torch.no_grad():
+                _check_rows(f"loss '{name}'", loss(model, batch))
+    with telling("evaluate() on two rows of 'evaluation'"), torch.no_grad():
+        for name, values in task.evaluate(model, task.batch("evaluation", ids)).items():
+            _check_rows(f"evaluate()'s column '{name}'", values)
+    with telling("optimizer()"):
+        task.optimizer(model.parameters(), lr=1e-3, weight_decay=0.0)
+
+
+def _check_rows(what: str, values: Tensor) -> None:
+    if tuple(values.shape) != (2,):
+        raise InputError(
+            f"task: {what} has shape {tuple(values.shape)} for two rows; return one value per "
+            "sample, [N] (no mean over samples)"
+        )
+
+
 def build_task(name: str, settings: Mapping[str, Any], seed: int) -> Task:
     """Call the factory with its validated settings -> the task."""
     typed = TypeAdapter(settings_type(name)).validate_python(dict(settings))
-    task = resolve(task_path(name))(typed, seed)
+    with telling(f"{name}(settings, seed)"):
+        task = resolve(task_path(name))(typed, seed)
+    if task is None:
+        raise InputError(f"task: {name} returned None; did you forget its return?")
     if not isinstance(task, Task):
         missing = [m for m in _members(Task) if not hasattr(task, m)]
         raise InputError(f"task: {name} returned an object without {', '.join(missing)}")

@@ -40,6 +40,10 @@ class TensorTask:
         if missing:
             raise InputError(f"task: data has no '{missing[0]}' split")
         for split, columns in data.items():
+            odd = [name for name, values in columns.items() if not isinstance(values, Tensor)]
+            if odd:
+                kind = type(columns[odd[0]]).__name__
+                raise InputError(f"task: column '{odd[0]}' of '{split}' is a {kind}, not a tensor")
             lengths = {name: len(values) for name, values in columns.items()}
             if len(set(lengths.values())) != 1:
                 raise InputError(f"task: columns of '{split}' differ in length: {lengths}")

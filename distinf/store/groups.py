@@ -117,7 +117,8 @@ def _intact(blobs: Blobs, manifest: Manifest, key: str) -> bytes:
         ) from None
     if hashlib.sha256(data).hexdigest() != manifest["files"][key]:
         raise CorruptionError(
-            f"{name} is not what was committed (sha256 differs); `distinf verify` lists all such"
+            f"{name} is not what was committed (sha256 differs); to compute it again, move its "
+            "commit record away and run again"
         )
     return data
 

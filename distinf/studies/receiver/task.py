@@ -44,18 +44,20 @@ WORDING = Wording(
     log=True,
     columns=("snr_db", "delay_spread_ns", "doppler_hz", "model"),
     deviations=(
-        "The scenario is DeepRx's (arXiv 2005.01494, Table II); paper 000 takes its own from a "
-        "table that was not at hand.",
+        "The scenario is DeepRx's (arXiv 2005.01494, Table II); Tuononen et al. take theirs from "
+        "a table that was not at hand.",
         "The capacity-like cross-entropy weighs a slot by log2(1 + SNR), a reconstruction of "
         "DeepRx MIMO's Eq. 9.",
         "The smooth BER is the mean of sigmoid(-(2b - 1) logit), a reconstruction of the "
-        "surrogate that paper 000 cites.",
+        "surrogate that Tuononen et al. cite.",
         "LAMB's trust ratio is 1 for biases and normalisation parameters: with the ratio on "
         "every tensor the small networks did not learn.",
-        "Harmful slots are fine-tuned on by descent, as a control; paper 000 also tries ascent.",
-        "Scores have the sign of their use: above 0 helps (the negative of paper 000's Eq. 2).",
+        "Harmful slots are fine-tuned on by descent, as a control; Tuononen et al. also try "
+        "ascent.",
+        "Scores have the sign of their use, above 0 helps: the negative of Eq. 2 of Tuononen et "
+        "al.",
         "The damped inverse keeps the complement of the Ritz vectors, scaled by its mean "
-        "eigenvalue; paper 000 truncates it.",
+        "eigenvalue; Tuononen et al. truncate it.",
     ),
 )
 
