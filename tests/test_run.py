@@ -443,3 +443,14 @@ def gapped(settings: dict, seed: int):
     made = task(Points(), seed)
     made._data["evaluation"]["x"][50] = float("nan")
     return made
+
+
+def test_a_kept_optimizer_goes_on_from_the_end_of_training(finished, tmp_path):
+    kept = run_points(tmp_path / "kept", actions={"optimizer": "kept"})
+    one, two = report.outcomes(finished), report.outcomes(kept)
+    assert [a.metric_by_step[0] for a in one] == [b.metric_by_step[0] for b in two]
+    assert [a.metric_by_step[-1] for a in one] != [b.metric_by_step[-1] for b in two]
+    model = train.trained_model(kept)
+    optimizer = kept.task.optimizer(model.parameters(), 0.1, 0.0)
+    train.trained_optimizer(kept, model, optimizer)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {12}

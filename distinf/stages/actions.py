@@ -17,7 +17,7 @@ from distinf.stages.evaluate import chosen_targets, columns, evaluated, evaluati
 from distinf.stages.gradients import scored_rows
 from distinf.stages.scores import stored_scores
 from distinf.stages.session import Outline, Session, draw, generator
-from distinf.stages.train import trained_model
+from distinf.stages.train import trained_model, trained_optimizer
 
 NAME = "actions"
 
@@ -118,6 +118,8 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     settings, task = session.settings.actions, session.task
     model = trained_model(session)
     optimizer = task.optimizer(model.parameters(), settings.lr, settings.weight_decay)
+    if settings.optimizer == "kept":
+        trained_optimizer(session, model, optimizer)
     target = chosen_targets(session).ids[unit.job["target"]][None]
     metric = [_metric(session, model, target)]
     for rows in job_rows(session, unit):

@@ -186,7 +186,8 @@ class ActionSettings:
     steps, batch_size, lr, weight_decay  of fine-tuning (paper 000: 3 x 24, 0.002, 1e-5)
     seeds          repetitions, each with its own draws from the pools
     non_targets    other evaluation rows, drawn by the seed, that measure side effects
-    optimizer      fresh: its state starts at zero (paper 000 does not say; BatchNorm stays frozen)
+    optimizer      fresh: its state starts at zero; kept: it goes on from the end of training
+                   (paper 000 does not say which; BatchNorm stays frozen in both)
     """
 
     loss: str = ""
@@ -203,7 +204,7 @@ class ActionSettings:
     weight_decay: float = 1e-5
     seeds: int = 10
     non_targets: int = 200
-    optimizer: Literal["fresh"] = "fresh"
+    optimizer: Literal["fresh", "kept"] = "fresh"
 
     def __post_init__(self) -> None:
         for name in ("pool", "steps", "batch_size", "seeds", "non_targets"):

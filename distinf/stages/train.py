@@ -60,6 +60,14 @@ def trained_model(session: Session) -> nn.Module:
     return model.eval()
 
 
+def trained_optimizer(session: Session, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give `optimizer`, over the parameters of `model`, the state it had when training ended."""
+    wanted = [unit for unit, _ in units(session.outline)]
+    if wanted:
+        stored = session.cached("weights", lambda: session.arrays(wanted[-1]))
+        _load_optimizer(model, optimizer, stored)
+
+
 def loss_curve(session: Session) -> np.ndarray:
     """[steps] mean training loss of each step."""
     wanted = [unit for unit, _ in units(session.outline)]
