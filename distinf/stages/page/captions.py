@@ -94,8 +94,7 @@ def _scores(findings: Findings, rows: Tables) -> str:
     text = f"{count(first['count'])} training {findings.headline.noun}, target "
     text += f"{identifier(first['target'])}; counts on a log scale. Above 0: training on the "
     text += "sample lowers the target's loss. The tails are what fine-tuning draws from."
-    drawn = rows["scores"][0]["target"] if rows["scores"] else None
-    nonfinite = sum(r["nonfinite"] for r in rows["scores"] if r["target"] == drawn)
+    nonfinite = sum(r["nonfinite"] for r in rows["scores"] if r["target"] == first["target"])
     if nonfinite:
         text += f" {count(nonfinite)} non-finite scores of it are left out."
     return text
