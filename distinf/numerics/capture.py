@@ -3,6 +3,7 @@
 Shape legend: N samples, P parameters in the layout.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -20,9 +21,10 @@ from distinf.numerics.curvature import (
     rows,
     sum_gradient,
 )
+from distinf.numerics.hooks import hook_gradients
 from distinf.numerics.parameters import Layout
 
-Method = Literal["vmap", "loop"]
+Method = Literal["vmap", "loop", "hooks"]
 
 
 def per_sample_gradients(
@@ -38,7 +40,9 @@ def per_sample_gradients(
 
     blocks: "all", "lora" or a regex on parameter names. The model runs in evaluation mode. `chunk`
     samples are differentiated at once; "loop" takes one at a time, for layers that vmap cannot
-    pass (quantised ones). Non-finite gradients come back as they are: see finite_rows.
+    pass (quantised ones); "hooks" is the fastest for the layers that it knows (hooks.py: linear,
+    convolutions, norms), which see the samples along their first dimension. Non-finite gradients
+    come back as they are: see finite_rows.
     """
     layout = Layout.of(model, blocks)
     grads_NP = flat_gradients(model, loss, batch, layout, chunk=chunk, method=method)
@@ -55,10 +59,10 @@ def flat_gradients(
     method: Method = "vmap",
 ) -> Tensor:
     """[N, P]: per-sample gradients in layout order, as per_sample_gradients makes them."""
-    if method not in ("vmap", "loop") or chunk < 1:
-        raise InputError(f"method {method!r} must be 'vmap' or 'loop', and chunk {chunk} >= 1")
+    if method not in METHODS or chunk < 1:
+        raise InputError(f"method {method!r} must be one of {[*METHODS]}, and chunk {chunk} >= 1")
     count = rows(batch)
-    gradients = _vectorised if method == "vmap" else _one_by_one
+    gradients = METHODS[method]
     parts = [
         gradients(model, loss, tree_map(lambda x, s=start: x[s : s + chunk], batch), layout)
         for start in range(0, count, chunk)
@@ -89,6 +93,13 @@ def _vectorised(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> T
 def _one_by_one(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:
     samples = [tree_map(lambda x, i=i: x[i : i + 1], batch) for i in range(rows(batch))]
     return torch.stack([sum_gradient(model, loss, sample, layout) for sample in samples])
+
+
+METHODS: dict[str, Callable[[nn.Module, Loss, Batch, Layout], Tensor]] = {
+    "vmap": _vectorised,
+    "loop": _one_by_one,
+    "hooks": hook_gradients,
+}
 
 
 def finite_rows(gradients: Tensor | dict[str, Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from distinf.errors import InputError
 from distinf.numerics.collective import Collective
 from distinf.numerics.krylov import Matvec
 from distinf.numerics.parameters import Layout
+from distinf.numerics.precision import float_edges
 
 Batch = Any  # a pytree of tensors; dict[str, Tensor] in a task
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -64,7 +65,8 @@ def applied(
 
     def call(parameters: Parameters, batch: Batch) -> Any:
         named = {f"model.{name}": value for name, value in parameters.items()}
-        return functional_call(module, named, (batch,))
+        with float_edges(model, transforms=True):
+            return functional_call(module, named, (batch,))
 
     return call
 

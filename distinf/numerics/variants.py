@@ -205,6 +205,18 @@ def damped_dots(coordinates: Coordinates, spectrum: Spectrum) -> Tensor:
     return inside_QN + coordinates.dots_QN.double() * outside
 
 
+def damped_inverse(vector_P: Tensor, vectors_KP: Tensor, spectrum: Spectrum) -> Tensor:
+    """[P]: (H + damping)^-1 v, H being the spectrum's pairs and its mean eigenvalue elsewhere.
+
+    vectors_KP: all original pairs' vectors.
+    """
+    kept_KP = spectrum.select(vectors_KP, 0)
+    inverse_K = (1.0 / (spectrum.values_K + spectrum.damping)).to(vector_P.device)
+    outside = 1.0 / spectrum.rest if spectrum.rest else 0.0
+    weights_K = (inverse_K - outside) * (kept_KP @ vector_P.to(kept_KP)).double()
+    return (kept_KP.T @ weights_K.to(kept_KP) + outside * vector_P).to(vector_P)
+
+
 def apply_variant(
     classic_QN: Tensor,
     self_N: Tensor,

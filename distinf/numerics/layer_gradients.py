@@ -1,0 +1,118 @@
+"""Per-sample gradients of one layer's parameters, from its input and its output's gradient.
+
+RULES is the register: a layer type, then its parameters, each with a function (module, input,
+gradient of the output) -> [N, ...] that has the parameter's entries in their own order. Add a type
+here and hooks.py knows it. Linear layers are outer products (Goodfellow, arXiv 1510.01799);
+convolutions become one with N times the groups (Rochette et al., arXiv 1912.06015).
+
+Shape legend: N samples, L positions, I inputs, O outputs, C channels, S positions of a grid.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Rule = Callable[[Any, Tensor, Tensor], Tensor]
+
+SLAB = 16_384  # entries of a sample from which on a CPU takes samples one by one
+
+
+def rules_of(module: nn.Module) -> Mapping[str, Rule]:
+    """The rules by parameter name; none for an unknown type, or one with a forward of its own."""
+    for kind in type(module).__mro__:
+        if kind in RULES:
+            return RULES[kind]
+        if OVERRIDES & vars(kind).keys():
+            break
+    return {}
+
+
+def layer_gradient(rule: Rule, module: nn.Module, given: Tensor, grad: Tensor) -> Tensor:
+    """[N, entries] by `rule`, in the dtype that the layer worked in or a wider one."""
+    if given.is_floating_point():
+        given = given.to(grad.dtype)  # autocast casts a layer's input inside the layer
+    if grad.device.type != "cpu" or grad[0].numel() < SLAB:
+        return rule(module, given, grad).flatten(1)
+    # One sample's activations stay in the cache: half the time at DeepRx's full width.
+    pairs = zip(given.split(1), grad.split(1), strict=True)
+    return torch.cat([rule(module, x, g).flatten(1) for x, g in pairs])
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32: sums over positions are never taken in less."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _linear_weight(module: nn.Linear, given: Tensor, grad: Tensor) -> Tensor:
+    x_NLI, g_NLO = (t.reshape(len(t), -1, t.shape[-1]) for t in (given, grad))
+    return torch.bmm(g_NLO.mT, x_NLI)
+
+
+def _linear_bias(module: nn.Linear, given: Tensor, grad: Tensor) -> Tensor:
+    return _wide(grad).reshape(len(grad), -1, grad.shape[-1]).sum(1)
+
+
+def _conv_weight(module: nn.Conv2d, given: Tensor, grad: Tensor) -> Tensor:
+    samples, axes = len(given), given.dim() - 2
+    pads = module._reversed_padding_repeated_twice  # (left, right) of the last axis first
+    before, after = pads[-2::-2], pads[-1::-2]
+    if module.padding_mode != "zeros" or before != after:
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        given = functional.pad(given, pads, mode=mode)
+        before = [0] * axes
+    window = (*module.kernel_size, *module.stride, *(pad + 1 for pad in before), module.groups)
+    if all(size == 1 for size in window):
+        return torch.bmm(grad.flatten(2), given.flatten(2).mT)
+    x, g = given, grad
+    if samples > 1:  # else left alone: reshaped strides would hide that they are channels_last
+        x, g = (t.reshape(1, -1, *t.shape[2:]) for t in (given, grad))
+    shape = (samples * module.out_channels, *module.weight.shape[1:])
+    return torch.ops.aten.convolution_backward(
+        g, x, x.new_empty(()).expand(shape), None, module.stride, before, module.dilation,
+        False, [0] * axes, samples * module.groups, [False, True, False],
+    )[1].reshape(samples, -1)  # fmt: skip
+
+
+def _channel_sum(module: nn.Module, given: Tensor, grad: Tensor) -> Tensor:
+    """A bias per channel: [N, C, ...] summed over positions."""
+    return _wide(grad).reshape(*grad.shape[:2], -1).sum(2)
+
+
+def _batch_norm_weight(module: nn.BatchNorm2d, given: Tensor, grad: Tensor) -> Tensor:
+    normed = functional.batch_norm(
+        _wide(given), module.running_mean, module.running_var, eps=module.eps
+    )
+    return _channel_sum(module, given, normed * grad)
+
+
+def _group_norm_weight(module: nn.GroupNorm, given: Tensor, grad: Tensor) -> Tensor:
+    normed = functional.group_norm(_wide(given), module.num_groups, eps=module.eps)
+    return _channel_sum(module, given, normed * grad)
+
+
+def _layer_norm_weight(module: nn.LayerNorm, given: Tensor, grad: Tensor) -> Tensor:
+    normed = functional.layer_norm(_wide(given), module.normalized_shape, eps=module.eps)
+    return _layer_norm_bias(module, given, normed * grad)
+
+
+def _layer_norm_bias(module: nn.LayerNorm, given: Tensor, grad: Tensor) -> Tensor:
+    return _wide(grad).reshape(len(grad), -1, *module.normalized_shape).sum(1)
+
+
+_CONVOLUTION: Mapping[str, Rule] = {"weight": _conv_weight, "bias": _channel_sum}
+_BATCH_NORM: Mapping[str, Rule] = {"weight": _batch_norm_weight, "bias": _channel_sum}
+RULES: dict[type[nn.Module], Mapping[str, Rule]] = {
+    nn.Linear: {"weight": _linear_weight, "bias": _linear_bias},
+    nn.Conv1d: _CONVOLUTION,
+    nn.Conv2d: _CONVOLUTION,
+    nn.Conv3d: _CONVOLUTION,
+    nn.BatchNorm1d: _BATCH_NORM,
+    nn.BatchNorm2d: _BATCH_NORM,
+    nn.BatchNorm3d: _BATCH_NORM,
+    nn.GroupNorm: {"weight": _group_norm_weight, "bias": _channel_sum},
+    nn.LayerNorm: {"weight": _layer_norm_weight, "bias": _layer_norm_bias},
+}
+OVERRIDES = {"forward", "_conv_forward"}  # a subclass with one of these is another layer
