@@ -1,6 +1,7 @@
 """The command line: parse, call, print. What a user can mend is one line and an exit code."""
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -59,10 +60,23 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="what a run will take, without running it")
     _configurable(plan)
     plan.add_argument(
-        "--gflops", type=float, default=10.0, metavar="N",
-        help="what a worker computes per second, in 10^9 (default 10: one CPU core)",
+        "--gpu", metavar="KIND",
+        help="times on this kind of GPU (h100, a100, ...), by a roofline instead of measured here",
     )  # fmt: skip
+    plan.add_argument(
+        "--gpus", type=int, metavar="N", help="how many of them, a worker each (default 1)"
+    )
+    plan.add_argument(
+        "--gflops", type=float, metavar="N",
+        help="measure nothing: a worker computes this much per second, in 10^9",
+    )  # fmt: skip
+    plan.add_argument("--json", action="store_true", help="print numbers instead of a table")
     plan.set_defaults(call=_plan)
+
+    records = commands.add_parser("import-tfrecord", help="TFRecords of slots to a dataset")
+    records.add_argument("config", metavar="IMPORT", help="a YAML file; see docs/tfrecords.md")
+    records.add_argument("--out", metavar="DIR", required=True, help="folder of the dataset")
+    records.set_defaults(call=_import_tfrecord)
 
     for name, call, text in (
         ("status", _status, "how far a run is, from its ledger"),
@@ -101,16 +115,36 @@ def _run(options: argparse.Namespace) -> None:
     summary(session, time.monotonic() - began)
 
 
+def _import_tfrecord(options: argparse.Namespace) -> None:
+    from distinf.config import load_settings
+    from distinf.progress import Reporter
+    from distinf.studies.receiver.imports.importing import import_records
+    from distinf.studies.receiver.imports.mapping import TfrecordImport
+
+    made = import_records(load_settings(options.config, TfrecordImport), options.out, Reporter())
+    for split, rates in made.rates.items():
+        shown = "".join(f", mean {name} {rate:.3g}" for name, rate in rates.items())
+        print(f"{split}: {made.rows[split]} slots{shown}")
+    print(f"dataset: {made.root}; use it with --set settings.dataset={made.root}")
+
+
 def _plan(options: argparse.Namespace) -> None:
-    config = _load(options)
     from distinf.errors import InputError
+
+    if options.gpus is not None and options.gpu is None:
+        raise InputError(f"--gpus {options.gpus}: say of which kind, as in --gpu h100")
+    if options.gpu is not None and options.gflops is not None:
+        raise InputError("--gflops: leave it out with --gpu, which has its own rates")
+    config = _load(options)
+    from distinf.planning import plan
     from distinf.progress import plan_table
-    from distinf.run import plan
 
-    if not options.gflops > 0:
-        raise InputError(f"--gflops {options.gflops:g}: give a number above 0")
-
-    plan_table(plan(config, options.gflops * 1e9))
+    gpus = 1 if options.gpus is None else options.gpus
+    found = plan(config, gflops=options.gflops, gpu=options.gpu, gpus=gpus)
+    if options.json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        plan_table(found)
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -128,9 +162,12 @@ def _report(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     from distinf.errors import CorruptionError
-    from distinf.run import reopen, verify
+    from distinf.run import reopen, verify, verify_stages
+    from distinf.store import open_root
+    from distinf.studies.receiver.dataset import STAGES, is_import
 
-    found = verify(reopen(options.run))
+    blobs = open_root(options.run)
+    found = verify_stages(blobs, STAGES) if is_import(blobs) else verify(reopen(options.run))
     for problem in found.problems:
         print(problem, file=sys.stderr)
     counted = f"{found.records} records, {found.files} files, {found.bytes / 1e6:.1f} MB"

@@ -14,17 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from distinf import __version__
 from distinf.errors import InputError
-from distinf.runtime import RuntimeSettings
+from distinf.runtime import RuntimeSettings, digest
+from distinf.runtime.units import flatten
+from distinf.stages.checkpoint import content_digest
 from distinf.stages.session import bases
 from distinf.stages.settings import (
     ActionSettings,
+    AttributionSettings,
     CurvatureSettings,
     DataSettings,
     EvaluateSettings,
@@ -34,17 +37,24 @@ from distinf.stages.settings import (
     StageSettings,
     TargetSettings,
     TrainSettings,
+    TrajectorySettings,
 )
 from distinf.stages.task import Task, build_task, settings_type, task_path, telling
 
+Settings = TypeVar("Settings")
 STAGES = tuple(field.name for field in dataclasses.fields(StageSettings))
-NOT_FINGERPRINTED = ("runtime", "out", "provenance", "data.cache_mb", "report")
+NOT_VARIED = ("task", "out", "runtime", "beside", "report", "provenance")
+NOT_FINGERPRINTED = ("runtime", "out", "provenance", "data.cache_mb", "report", "train.checkpoint")
 BITWISE = ("torch", "numpy", "sionna-no-rt", "sionna")  # another version, other last bits
 PACKAGES = ("torch", "numpy", "zarr", "ray", "sionna-no-rt", "transformers", "peft")
 
 
 class RunConfig(BaseModel):
-    """One run. `settings` are the task's own; the rest is the same for every task."""
+    """One run. `settings` are the task's own; the rest is the same for every task.
+
+    beside: variations by name, each a mapping of dotted keys to other values. A variation shares
+    all work that its keys do not change, lies in the same folder, and is shown in the same report.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,8 +70,11 @@ class RunConfig(BaseModel):
     curvature: CurvatureSettings = Field(default_factory=CurvatureSettings)
     gradients: GradientSettings = Field(default_factory=GradientSettings)
     scores: ScoreSettings = Field(default_factory=ScoreSettings)
+    trajectory: TrajectorySettings = Field(default_factory=TrajectorySettings)
+    attribution: AttributionSettings = Field(default_factory=AttributionSettings)
     actions: ActionSettings = Field(default_factory=ActionSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
+    beside: dict[str, dict[str, Any]] = Field(default_factory=dict)
     provenance: dict[str, Any] | None = None  # written into a run's folder; never read back
 
     @property
@@ -73,27 +86,83 @@ class RunConfig(BaseModel):
         """The task, for its digests and shapes; a session builds its own and attaches rows."""
         return build_task(self.task, self.settings, self.seed)
 
-    def context(self, root: str) -> dict[str, Any]:
-        """What a worker needs to know of this run, as JSON."""
+    @cached_property
+    def variations(self) -> "dict[str, RunConfig]":
+        """Each name of `beside` -> the run with those keys changed."""
+        found = {}
+        for name, changes in self.beside.items():
+            raw = self.model_dump(mode="json", exclude={"beside", "provenance"})
+            for key, value in changes.items():
+                if key.partition(".")[0] in NOT_VARIED:
+                    raise InputError(f"beside.{name}: '{key}' is the same for the whole run")
+                _assign(raw, key, value, f"beside.{name}")
+            found[name] = resolve(raw, f"beside.{name}")
+        return found
+
+    def context(self, root: str, name: str = "") -> dict[str, Any]:
+        """What a worker needs to know of this run, as JSON; `name` is a variation's."""
+        beside = {n: config.context(root, n) for n, config in self.variations.items()}
+        own = bases(self.task, self.settings, self.identity, self.seed, self.stages)
+        if beside:
+            shown = {n: context["basis"]["report"] for n, context in beside.items()}
+            own["report"] = digest([own["report"], shown])
         return {
+            "name": name,
+            "beside": beside,
             "root": root,
             "task": self.task,
             "task_settings": self.settings,
             "seed": self.seed,
             "settings": dataclasses.asdict(self.stages),
-            "basis": bases(self.task, self.settings, self.identity, self.seed, self.stages),
+            "basis": own,
         }
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read, override (`a.b=value`, the value as YAML), validate and resolve a configuration.
 
-    A config.yaml inside a run's folder replays that run: its `out` is the folder it lies in.
+    `extends: other.yaml` starts from that file's keys. A config.yaml inside a run's folder replays
+    that run: its `out` is the folder it lies in.
     Raises InputError with one line for whatever is wrong.
     """
     file = Path(path)
     if file.is_dir():
         file = file / "config.yaml"
+    raw = _extended(path, file)
+    if raw.get("provenance") is not None:
+        raw = {**raw, "out": str(file.parent), "provenance": None}
+    for override in overrides:
+        _override(raw, override)
+    raw.setdefault("out", f"runs/{file.stem}")
+    return resolve(raw, path)
+
+
+def _extended(path: str, file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's keys over those of the file that it extends, which is named relative to it."""
+    raw = _read(path, file)
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends names one file, such as 'paper-800k.yaml'")
+    if file.resolve() in seen:
+        raise InputError(f"{path}: extends itself through {base}")
+    inner = file.parent / base
+    return _merged(_extended(str(inner), inner, (*seen, file.resolve())), raw)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over`, mapping by mapping; an empty mapping replaces."""
+    found = dict(base)
+    for key, value in over.items():
+        inner = found.get(key)
+        both = isinstance(value, dict) and value and isinstance(inner, dict)
+        found[key] = _merged(inner, value) if both else value
+    return found
+
+
+def _read(path: str, file: Path) -> dict[str, Any]:
+    """The keys of a YAML file, which the user calls `path`."""
     try:
         raw = yaml.safe_load(file.read_text())
     except OSError as error:
@@ -109,12 +178,20 @@ def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise InputError(f"{path}:{line} {problem}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: holds no keys; see configs/quickstart.yaml")
-    if raw.get("provenance") is not None:
-        raw = {**raw, "out": str(file.parent), "provenance": None}
-    for override in overrides:
-        _override(raw, override)
-    raw.setdefault("out", f"runs/{file.stem}")
-    return resolve(raw, path)
+    return raw
+
+
+def load_settings(path: str, kind: type[Settings]) -> Settings:
+    """Read and validate a YAML file of settings other than a run's, such as an import's.
+
+    Raises InputError with one line for whatever is wrong.
+    """
+    raw = _read(path, Path(path))
+    holder = create_model("Settings", __config__=ConfigDict(extra="forbid"), settings=(kind, ...))
+    try:
+        return holder(settings=raw).settings  # type: ignore[attr-defined, no-any-return]
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error, holder, skip=1)}") from None
 
 
 def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -128,6 +205,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
         raise InputError(f"{where}: {_explain(error)}") from None
     typed = settings_type(config.task)
     if not dataclasses.is_dataclass(typed):
+        _ = config.variations
         return config
     holder = create_model(
         "Task settings", __config__=ConfigDict(extra="forbid"), settings=(typed, ...)
@@ -137,27 +215,37 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     except ValidationError as error:
         raise InputError(f"{where}: {_explain(error, holder)}") from None
     plain = TypeAdapter(typed).dump_python(settings, mode="json")
-    return config.model_copy(update={"settings": plain})
+    resolved = config.model_copy(update={"settings": plain})
+    _ = resolved.variations  # a mistake in one is told now
+    return resolved
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: write it as key=value, as in --set seed=1")
-    *path, last = key.strip().split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: the value is not valid YAML") from None
+    _assign(raw, key.strip(), value, f"--set {override}")
+
+
+def _assign(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    *path, last = key.split(".")
     place = raw
     for name in path:
         place = place.setdefault(name, {})
         if not isinstance(place, dict):
-            raise InputError(f"--set {override}: '{name}' is a value, it has no keys below it")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: the value is not valid YAML") from None
+            raise InputError(f"{where}: '{name}' is a value, it has no keys below it")
+    place[last] = value
 
 
-def _explain(error: ValidationError, root: Any = RunConfig) -> str:
-    """The first problem in one line, with the nearest valid name for an unknown key."""
+def _explain(error: ValidationError, root: Any = RunConfig, skip: int = 0) -> str:
+    """The first problem in one line, with the nearest valid name for an unknown key.
+
+    skip: how many names of the path are not the user's.
+    """
     problems = error.errors()
     first = problems[0]
     path = [str(part) for part in first["loc"]]
@@ -166,9 +254,9 @@ def _explain(error: ValidationError, root: Any = RunConfig) -> str:
         known = sorted(_field_names(root, path[:-1]))
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-        return f"unknown key '{'.'.join(path)}'; {hint}{more}"
+        return f"unknown key '{'.'.join(path[skip:])}'; {hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(path)}: {message}{more}"
+    return ": ".join(filter(None, [".".join(path[skip:]), f"{message}{more}"]))
 
 
 def _field_names(root: Any, path: Sequence[str]) -> Iterator[str]:
@@ -186,16 +274,6 @@ def _field_names(root: Any, path: Sequence[str]) -> Iterator[str]:
         yield from (field.name for field in dataclasses.fields(root))
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as {"a.b": leaf}."""
-    if isinstance(value, Mapping) and value:
-        found: dict[str, Any] = {}
-        for key, inner in value.items():
-            found |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-        return found
-    return {prefix: value}
-
-
 def fingerprint(config: RunConfig) -> dict[str, Any]:
     """What a resumed run must agree on, by dotted key: config, data, model and code."""
     plain = config.model_dump(mode="json")
@@ -207,6 +285,8 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
     with telling("digests()"):
         digests = config.identity.digests()
     keys |= {f"digest.{name}": value for name, value in digests.items()}
+    if config.train.checkpoint:
+        keys["digest.checkpoint"] = content_digest(config.train.checkpoint)
     keys["runtime.threads"] = config.runtime.threads
     keys["runtime.device"] = "cuda" if config.runtime.num_gpus else "cpu"
     keys |= {f"version.{name}": _version(name) for name in BITWISE}
@@ -225,20 +305,6 @@ def _source_digest(path: str) -> str:
     for source in files:
         total.update(source.read_bytes())
     return total.hexdigest()[:20]
-
-
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Dotted keys on which two fingerprints differ."""
-    missing = object()
-    return sorted(
-        key
-        for key in stored.keys() | now.keys()
-        if _same(stored.get(key, missing)) != _same(now.get(key, missing))
-    )
-
-
-def _same(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
 
 
 def provenance(config: RunConfig, accepted: Sequence[str] = ()) -> dict[str, Any]:

@@ -18,15 +18,18 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from distinf.run import StagePlan, StageStatus
+from distinf.planning import Plan
+from distinf.run import StageStatus
 from distinf.runtime import Unit
-from distinf.stages import report
+from distinf.stages import results
 from distinf.stages.session import Session
 
 POLL_S = 0.5
 PLAIN_S = 10.0
 
 DESCRIPTIONS = {
+    "index": "count records",
+    "import": "import records",
     "data": "generate data",
     "train": "train",
     "evaluate": "evaluate, choose targets",
@@ -34,6 +37,8 @@ DESCRIPTIONS = {
     "queries": "target gradients",
     "gradients": "training gradients",
     "scores": "influence scores",
+    "trajectory": "gradients at checkpoints",
+    "attribution": "what drives a row",
     "actions": "fine-tune",
     "report": "report",
 }
@@ -64,7 +69,7 @@ class Reporter:
         seconds = time.monotonic() - began
         kept = f", {start} were done before" if start else ""
         self._console.print(
-            f"[green]done[/] {DESCRIPTIONS.get(stage, stage):<26} {count} "
+            f"[green]done[/] {described(stage):<26} {count} "
             f"unit{'s' if count != 1 else ''} in {seconds:.1f} s{kept}",
             highlight=False,
         )
@@ -81,7 +86,7 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(DESCRIPTIONS.get(stage, stage), total=total, completed=start)
+            task = bar.add_task(described(stage), total=total, completed=start)
             while not stop.wait(POLL_S):
                 bar.update(task, completed=done())
 
@@ -95,17 +100,22 @@ class Reporter:
             left = (total - now) * elapsed / (now - start) if now > start else None
             about = f", about {left:.0f} s left" if left is not None else ""
             self._console.print(
-                f"     {DESCRIPTIONS.get(stage, stage)}: {now} of {total} units after "
-                f"{elapsed:.0f} s{about}",
+                f"     {described(stage)}: {now} of {total} units after {elapsed:.0f} s{about}",
                 highlight=False,
             )
+
+
+def described(stage: str) -> str:
+    """A stage's title in words: "reduced: train"."""
+    run, _, name = stage.rpartition(": ")
+    return f"{run}: {DESCRIPTIONS.get(name, name)}" if run else DESCRIPTIONS.get(name, name)
 
 
 def summary(session: Session, seconds: float, console: Console | None = None) -> None:
     """The answer in a few lines, and where the report is."""
     out = console or Console()
-    trials = report.outcomes(session)
-    words = report.wording(session)
+    trials = results.headline_outcomes(session)
+    words = results.wording(session)
     table = Table(title="Gap reduction after fine-tuning", title_justify="left")
     for name in ("fine-tuned on", "mean", "deviation", "trials"):
         table.add_column(name, justify="left" if name == "fine-tuned on" else "right")
@@ -123,24 +133,53 @@ def summary(session: Session, seconds: float, console: Console | None = None) ->
     out.print(f"report: {session.blobs.root}/report/index.html", highlight=False, soft_wrap=True)
 
 
-def plan_table(plans: Sequence[StagePlan], console: Console | None = None) -> None:
-    """What each stage will take, and the sum."""
-    table = Table("stage", title="Plan", title_justify="left")
-    for name in ("units", "FLOP", "stored MB", "peak MB", "seconds"):
-        table.add_column(name, justify="right")
-    for p in plans:
-        cells = (p.flops, p.bytes / 1e6, p.memory / 1e6, p.seconds)
-        table.add_row(p.stage, str(p.units), *(f"{c:.3g}" for c in cells))
+def plan_table(plan: Plan, console: Console | None = None) -> None:
+    """What each stage will take, the sums, and what the times rest on; nothing is cut off."""
+    out = console or Console()
+    table = Table(title=f"Plan for {plan.where}", title_justify="left")
+    table.add_column("stage", overflow="fold")
+    sharing = "GPUs" if plan.workers == plan.gpus else "workers"
+    for name in ("units", "FLOP", "stored", "peak/worker", sharing, "time"):
+        table.add_column(name, justify="right", overflow="fold")
+    for p in plan.stages:
+        if p.units:
+            cells = (f"{p.flops:.3g}", _bytes(p.bytes), _bytes(p.memory), str(p.workers))
+            table.add_row(p.stage, str(p.units), *cells, _duration(p.seconds))
     table.add_section()
     table.add_row(
         "all",
-        str(sum(p.units for p in plans)),
-        f"{sum(p.flops for p in plans):.3g}",
-        f"{sum(p.bytes for p in plans) / 1e6:.3g}",
-        f"{max(p.memory for p in plans) / 1e6:.3g}",
-        f"{sum(p.seconds for p in plans):.3g}",
+        str(sum(p.units for p in plan.stages)),
+        f"{sum(p.flops for p in plan.stages):.3g}",
+        _bytes(plan.bytes),
+        _bytes(max(p.memory for p in plan.stages)),
+        str(plan.workers),
+        _duration(plan.seconds),
     )
-    (console or Console()).print(table)
+    if not out.is_terminal:  # a file or a pipe has no width
+        needed = out.measure(table, options=out.options.update(width=1_000)).maximum
+        out.width = max(out.width, needed)
+    out.print(table)
+    hours = plan.seconds / 3600
+    summed = (plan.gpus, "GPU") if plan.gpus else (plan.workers, "worker")
+    total = f"{hours:.3g} h, {hours * summed[0]:.3g} {summed[1]}-hours"
+    if plan.idle_seconds and plan.idle_seconds < 0.9 * plan.seconds:
+        total += f"; about {_duration(plan.idle_seconds)} on an idle machine"
+    out.print(total, highlight=False)
+    for note in plan.notes:
+        out.print(note, highlight=False, soft_wrap=not out.is_terminal)
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 99.5:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 5940 else f"{seconds / 3600:.3g} h"
 
 
 def status_table(stages: Sequence[StageStatus], console: Console | None = None) -> None:

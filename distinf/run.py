@@ -1,37 +1,26 @@
-"""A run as a whole: open or resume its folder, plan it, carry it out, look at it, verify it."""
+"""A run as a whole: open or resume its folder, carry it out, look at it, verify it."""
 
-import os
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import torch
 import yaml
 
-from distinf.config import RunConfig, differences, dump, fingerprint, load, provenance
+from distinf.config import RunConfig, dump, fingerprint, load, provenance
 from distinf.errors import CorruptionError, InputError, Interrupted
-from distinf.runtime import Ledger, RuntimeSettings, open_runtime
+from distinf.planning import quick_plans, refuse_what_cannot_fit
+from distinf.runtime import Ledger, open_runtime
+from distinf.runtime.units import differences
 from distinf.stages import report, route
-from distinf.stages.session import Outline, Session
+from distinf.stages.session import Session
 from distinf.store import Blobs, damage, open_root
 
 CONFIG = "config.yaml"
-SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a margin
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What one stage will take: `memory` of all workers on this machine, `seconds` at a rate."""
-
-    stage: str
-    units: int
-    flops: float
-    bytes: float
-    memory: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -53,60 +42,6 @@ class Verification:
     files: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
-
-
-def plan(config: RunConfig, rate_flops: float = 1e10) -> list[StagePlan]:
-    """Per stage: units, FLOPs, bytes, peak memory of a worker, seconds at `rate_flops` a worker.
-
-    Raises InputError if the run cannot fit the disk or the memory of this machine.
-    """
-    blobs = open_root(str(config.out))
-    plans = _plans(_session(config, blobs.root).outline, config.runtime, rate_flops)
-    _refuse_what_cannot_fit(plans, blobs)
-    return plans
-
-
-def _plans(outline: Outline, runtime: RuntimeSettings, rate_flops: float) -> list[StagePlan]:
-    cached = sum(
-        min(outline.settings.data.cache_mb * 2**20, rows * outline.shapes.row_bytes.get(split, 0.0))
-        for split, rows in outline.rows.items()
-    )
-    workers = 1 if runtime.kind == "local" else runtime.workers or os.cpu_count() or 1
-    together = workers if runtime.address is None else 1  # those of a cluster lie elsewhere
-    found = []
-    for stage, units in route.all_units(outline).items():
-        costs = [cost for _, cost in units]
-        flops = sum(cost.flops for cost in costs)
-        found.append(
-            StagePlan(
-                stage=stage,
-                units=len(costs),
-                flops=flops,
-                bytes=sum(cost.bytes for cost in costs),
-                memory=together * max((cost.memory + cached for cost in costs), default=0.0),
-                seconds=flops / rate_flops / workers,
-            )
-        )
-    return found
-
-
-def _refuse_what_cannot_fit(plans: Sequence[StagePlan], blobs: Blobs) -> None:
-    free = blobs.free_bytes()
-    needed = sum(plan.bytes for plan in plans) + SPARE_BYTES
-    if free is not None and needed > free:
-        largest = max(plans, key=lambda p: p.bytes)
-        raise InputError(
-            f"out: the run stores about {needed / 1e9:.1f} GB (most in '{largest.stage}') but "
-            f"{blobs.root} has {free / 1e9:.1f} GB free; choose another --out or a smaller run"
-        )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    worst = max(plans, key=lambda p: p.memory)
-    if worst.memory > memory:
-        raise InputError(
-            f"{worst.stage}: the workers need about {worst.memory / 1e9:.1f} GB but this machine "
-            f"has {memory / 1e9:.1f} GB; lower runtime.workers, curvature.memory_mb, "
-            "curvature.keep, gradients.chunk, data.cache_mb or the batch size"
-        )
 
 
 def open_session(config: RunConfig, accept: Sequence[str] = ()) -> Session:
@@ -141,7 +76,8 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         )
     route.check(session)
     if stored is None:
-        _refuse_what_cannot_fit(_plans(session.outline, config.runtime, 1e10), blobs)
+        plans = quick_plans(session, config.runtime)
+        refuse_what_cannot_fit(plans, config.runtime, blobs)
         return session, dump(config, provenance(config, accept))
     differing = differences(stored.get("fingerprint", {}), fingerprint(config))
     refused = [key for key in differing if not _accepted(key, accept)]
@@ -240,16 +176,19 @@ def reopen(folder: str) -> Session:
 
 def status(session: Session) -> list[StageStatus]:
     """From the ledger alone: it works while the run works, and when its cluster is gone."""
-    found = []
-    for stage in route.BASIS_ROUTE:
-        wanted = [unit for unit, _ in stage.units(session.outline)]
-        records = session.done(wanted)
-        complete = bool(wanted) and route.is_done(session, stage, wanted)
-        total = len(records) if complete else len(wanted)
-        retries = sum(int(record["attempt"]) - 1 for record in records.values())
-        left = None if complete else _left(records.values(), total)
-        found.append(StageStatus(stage.NAME, len(records), total, retries, left))
-    return found
+    *stages, last = route.BASIS_ROUTE
+    found = [_stage_status(each, stage) for each in route.together(session) for stage in stages]
+    return [*found, _stage_status(session, last)]
+
+
+def _stage_status(session: Session, stage: ModuleType) -> StageStatus:
+    wanted = [unit for unit, _ in stage.units(session.outline)]
+    records = session.done(wanted)
+    complete = bool(wanted) and route.is_done(session, stage, wanted)
+    total = len(records) if complete else len(wanted)
+    retries = sum(int(record["attempt"]) - 1 for record in records.values())
+    left = None if complete else _left(records.values(), total)
+    return StageStatus(route.titled(session, stage), len(records), total, retries, left)
 
 
 def _left(records: Collection[Mapping[str, Any]], total: int) -> float | None:
@@ -264,15 +203,20 @@ def _left(records: Collection[Mapping[str, Any]], total: int) -> float | None:
 
 def verify(session: Session) -> Verification:
     """Read every committed byte again; list all that is missing or altered."""
+    return verify_stages(session.blobs, [stage.NAME for stage in route.BASIS_ROUTE])
+
+
+def verify_stages(blobs: Blobs, stages: Sequence[str]) -> Verification:
+    """As `verify`, for the stages of any ledger."""
     found = Verification()
-    for stage in route.BASIS_ROUTE:
-        ledger = Ledger(session.blobs, stage.NAME)
+    for stage in stages:
+        ledger = Ledger(blobs, stage)
         found.problems += ledger.damaged()
         for record in ledger.intact().values():
             manifest = record["manifest"]
-            where = f"ledger/{stage.NAME}/{record['unit']}.json"
+            where = f"ledger/{stage}/{record['unit']}.json"
             found.problems += [
-                f"{problem} (its record: {where})" for problem in damage(session.blobs, manifest)
+                f"{problem} (its record: {where})" for problem in damage(blobs, manifest)
             ]
             found.records += 1
             found.files += len(manifest["files"])
@@ -282,10 +226,11 @@ def verify(session: Session) -> Verification:
 
 def rewrite_report(session: Session) -> str:
     """Make the report anew from what is committed -> where its page is."""
-    wanted = [u for s in route.BASIS_ROUTE[:-1] for u, _ in s.units(session.outline)]
-    for stage in route.BASIS_ROUTE[:-1]:
-        if not route.is_done(session, stage, [u for u in wanted if u.stage == stage.NAME]):
-            raise InputError(f"report: stage '{stage.NAME}' is not done; finish the run first")
+    for each in route.together(session):
+        for stage in route.BASIS_ROUTE[:-1]:
+            if not route.is_done(each, stage, [unit for unit, _ in stage.units(each.outline)]):
+                name = route.titled(each, stage)
+                raise InputError(f"report: stage '{name}' is not done; finish the run first")
     report.write(session)
     return page_path(session)
 

@@ -39,7 +39,7 @@ def last_line(capsys) -> str:
 
 def test_the_commands_of_a_whole_run(config, tmp_path, capsys):
     out = str(tmp_path / "run")
-    assert main(["plan", str(config), "--out", out]) == 0
+    assert main(["plan", str(config), "--out", out, "--gflops", "10"]) == 0
     assert "curvature" in capsys.readouterr().out
     assert not os.path.exists(out)
     assert main(["run", str(config), "--out", out]) == 0

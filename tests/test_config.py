@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distinf.config import STAGES, RunConfig, differences, flatten, load, resolve
+from distinf.config import STAGES, RunConfig, load, resolve
 from distinf.errors import InputError
+from distinf.runtime.units import differences, flatten
 from distinf.stages.settings import TrainSettings
 from tests.support.runs import POINTS, ROOT
 
@@ -86,6 +87,31 @@ def test_a_broken_file_is_one_line(tmp_path, text):
         load(str(file))
 
 
+def test_a_config_can_extend_another(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "train: {steps: 7, lr: 0.5}\nbeside: {small: {train.rows: 9}}\ntask: receiver\n"
+    )
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\ntrain: {lr: 0.1}\nbeside: {}\n")
+    config = load(str(tmp_path / "own.yaml"), ["train.weight_decay=0.2"])
+    assert (config.train.steps, config.train.lr, config.train.weight_decay) == (7, 0.1, 0.2)
+    assert config.beside == {}
+    assert config.out == "runs/own"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: nowhere.yaml", r"nowhere.yaml: No such file"),
+        ("extends: own.yaml", r"own.yaml: extends itself"),
+        ("extends: [a]", r"own.yaml: extends names one file"),
+    ],
+)
+def test_a_wrong_base_is_one_line(tmp_path, text, message):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load(str(tmp_path / "own.yaml"))
+
+
 def test_a_missing_file_is_one_line():
     with pytest.raises(InputError, match=r"nowhere.yaml: No such file.*give the path"):
         load("nowhere.yaml")
@@ -97,7 +123,10 @@ def test_task_settings_are_resolved_to_their_defaults():
     assert resolve(config.model_dump(mode="json")) == config
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+RUNS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.startswith("import-"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.name)
 def test_every_config_we_ship_is_valid(path):
     config = load(str(path))
     assert config.context("memory://x")["basis"].keys() >= {"data", "train", "report"}
@@ -112,9 +141,13 @@ def test_the_basis_of_a_stage_covers_what_it_depends_on_and_no_more():
         return [stage for stage in before if before[stage] != after[stage]]
 
     whole = ["data", "train", "evaluate", "curvature", "queries", "gradients", "scores"]
-    assert changed(seed=1) == [*whole, "actions", "report"]
-    assert changed(actions={**POINTS["actions"], "lr": 1.0}) == ["actions", "report"]
-    assert changed(targets={"count": 1}) == ["queries", "gradients", "scores", "actions", "report"]
+    rest = ["trajectory", "tracin", "attribution", "actions", "report"]
+    assert changed(seed=1) == [*whole, *rest]
+    # A fine-tuning job's own id says how it is done: the stage's basis covers the rest.
+    assert changed(actions={**POINTS["actions"], "lr": 1.0}) == ["report"]
+    assert changed(actions={**POINTS["actions"], "non_targets": 9}) == ["actions", "report"]
+    assert changed(targets={"count": 1}) == ["queries", "gradients", "scores", *rest]
+    assert changed(beside={"other": {"train.steps": 3}}) == ["report"]
     assert changed(runtime={"kind": "ray", "workers": 7}) == []
     assert changed(data={"cache_mb": 1}) == []
 

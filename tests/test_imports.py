@@ -12,10 +12,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # A module may import its own part and lower levels. Parts of one level never import each other.
 LEVELS = {
-    "__main__": 8,
-    "cli": 7,
-    "progress": 6,
-    "run": 5,
+    "__main__": 9,
+    "cli": 8,
+    "progress": 7,
+    "run": 6,
+    "planning": 5,
     "config": 4,
     "studies": 3,
     "stages": 2,
@@ -24,7 +25,7 @@ LEVELS = {
     "numerics": 1,
     "errors": 0,
 }
-FACADE = 9  # distinf/__init__.py: the Python surface, which no module inside may use,
+FACADE = 10  # distinf/__init__.py: the Python surface, which no module inside may use,
 VERSION = "distinf.__version__"  # but for this constant
 RAY_FILE = "distinf/runtime/ray.py"
 NUMERICS_MAY_IMPORT = {"torch", "numpy"} | set(sys.stdlib_module_names)

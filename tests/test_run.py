@@ -14,7 +14,7 @@ from torch.func import functional_call, hessian, jacrev
 from distinf.config import load
 from distinf.errors import InputError, Interrupted
 from distinf.run import reopen, rewrite_report, status, verify
-from distinf.stages import actions, curvature, evaluate, gradients, report, route, train
+from distinf.stages import actions, curvature, evaluate, gradients, results, route, train
 from distinf.stages.session import draw
 from distinf.store import open_root
 from tests.support.runs import all_scores, run_points, same_bits
@@ -101,7 +101,7 @@ def test_refined_scores_agree_with_the_dense_solve(tmp_path):
 
 def test_a_positive_score_means_that_training_on_the_row_lowers_the_targets_loss(finished):
     found = {selection: [] for selection in ("helpful", "harmful")}
-    for outcome in report.outcomes(finished):
+    for outcome in results.headline_outcomes(finished):
         if outcome.selection in found:
             found[outcome.selection].append(outcome.gap_reduction_pct)
     assert np.mean(found["helpful"]) > 0 > np.mean(found["harmful"])
@@ -160,8 +160,8 @@ def test_a_row_whose_gradient_is_not_finite_is_quarantined_by_id(tmp_path):
         assert np.isnan(values[:, 7]).all()
         assert np.isfinite(np.delete(values, 7, axis=1)).all()
     for job in actions.chosen_jobs(session):
-        assert 7 not in actions.pool_rows(session, job.job["target"], job.job["selection"])
-    assert all(np.isfinite(o.gap_reduction_pct) for o in report.outcomes(session))
+        assert 7 not in actions.pool_rows(session, job).rows
+    assert all(np.isfinite(o.gap_reduction_pct) for o in results.headline_outcomes(session))
     assert "7" in session.blobs.get("report/index.html").decode()
 
 
@@ -299,7 +299,7 @@ def test_more_seeds_keep_the_jobs_that_are_done(tmp_path):
     more = run_points(tmp_path / "run", accept=["actions.seeds"], actions={"seeds": 3})
     kept = {job.id for job in actions.chosen_jobs(first)}
     assert kept < {job.id for job in actions.chosen_jobs(more)}
-    assert len(report.outcomes(more)) == 18
+    assert len(results.headline_outcomes(more)) == 18
 
 
 def test_another_damping_keeps_the_pass_over_the_gradients(finished, tmp_path):
@@ -400,6 +400,7 @@ WRONG = {
     "loss": ("LOSS = lambda m, b: b['label']", r"task: .* failed at .*KeyError: 'label'"),
     "shape": ("METRIC = lambda m, b: m(b['x'])", r"'metric' has shape \(2, 2\) for two rows"),
     "array": ("X = X.numpy()", r"column 'x' of 'train' is a ndarray, not a tensor"),
+    "shared": ("X = 0 * X + 0.5", r"task: 40 of 40 evaluation rows are training rows too \(0 = tr"),
     "width": ("MODEL = lambda: torch.nn.Linear(3, 2)", r"mat1 and mat2 shapes cannot be"),
 }
 MINE = """
@@ -409,7 +410,7 @@ X, Y, METRIC, MODEL = torch.randn(40, 4), torch.arange(40) % 2, None, lambda: to
 """
 TASK = """
 def task(settings, seed):
-    data = {"train": {"x": X, "y": Y}, "evaluation": {"x": X, "y": Y}}
+    data = {"train": {"x": X, "y": Y}, "evaluation": {"x": 1 - X, "y": Y}}
     return distinf.TensorTask(MODEL, data, {"loss": LOSS}, metric=METRIC, seed=seed)
 """
 
@@ -433,7 +434,7 @@ def test_an_evaluation_row_without_a_finite_metric_is_left_out_and_named(tmp_pat
     session = run_points(tmp_path / "run", task="tests.test_run:gapped")
     page = session.blobs.get("report/index.html").decode()
     assert "The metric of 1 of 64 evaluation rows is not finite" in page
-    assert all(o.non_target_change_pct is not None for o in report.outcomes(session))
+    assert all(o.non_target_change_pct is not None for o in results.headline_outcomes(session))
 
 
 def gapped(settings: dict, seed: int):
@@ -447,7 +448,7 @@ def gapped(settings: dict, seed: int):
 
 def test_a_kept_optimizer_goes_on_from_the_end_of_training(finished, tmp_path):
     kept = run_points(tmp_path / "kept", actions={"optimizer": "kept"})
-    one, two = report.outcomes(finished), report.outcomes(kept)
+    one, two = results.headline_outcomes(finished), results.headline_outcomes(kept)
     assert [a.metric_by_step[0] for a in one] == [b.metric_by_step[0] for b in two]
     assert [a.metric_by_step[-1] for a in one] != [b.metric_by_step[-1] for b in two]
     model = train.trained_model(kept)

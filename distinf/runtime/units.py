@@ -13,6 +13,30 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as {"a.b": leaf}."""
+    if isinstance(value, Mapping) and value:
+        found: dict[str, Any] = {}
+        for key, inner in value.items():
+            found |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {prefix: value}
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted keys on which two flattened mappings differ; a tuple is a list."""
+    missing = object()
+    return sorted(
+        key
+        for key in stored.keys() | now.keys()
+        if _same(stored.get(key, missing)) != _same(now.get(key, missing))
+    )
+
+
+def _same(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True)
 class Unit:
     """A row range, one Krylov step, or one training job.
@@ -34,7 +58,8 @@ class Unit:
 
     def describe(self) -> str:
         if self.job:
-            return f"{self.stage} " + " ".join(f"{k}={v}" for k, v in self.job.items())
+            plain = {k: v for k, v in self.job.items() if not isinstance(v, Mapping)}
+            return f"{self.stage} " + " ".join(f"{k}={v}" for k, v in plain.items())
         return f"{self.stage} rows {self.start}:{self.stop}"
 
     def as_json(self) -> dict[str, Any]:
@@ -49,8 +74,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a unit will take: floating-point operations, bytes stored, peak bytes of its worker."""
+    """What a unit will take: floating-point operations, bytes stored, peak bytes of its worker.
+
+    work   samples by what is done with them: "generate train", "generate evaluation", "forward",
+           "train" (forward, backward, and the optimizer once a call), "product" (a curvature
+           product), "gradient" (a sample's own gradient and its projections). And how often:
+           "model" (the trained one is rebuilt), "checkpoint" (model and optimizer are stored)
+    calls  how many batches those samples come in; where it says nothing, of the usual size
+    """
 
     flops: float = 0.0
     bytes: float = 0.0
     memory: float = 0.0
+    work: Mapping[str, float] = field(default_factory=dict)
+    calls: Mapping[str, float] = field(default_factory=dict)

@@ -29,6 +29,7 @@ from distinf.numerics.krylov import (
     ritz,
 )
 from distinf.numerics.parameters import Layout
+from distinf.numerics.precision import float_edges, precision
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.stages.session import Outline, Session, done_for_all, draw, row_ranges
 from distinf.stages.task import Batch
@@ -56,12 +57,16 @@ def probe_units(outline: Outline) -> list[Unit]:
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """Krylov steps, the Ritz pairs, the trace probes."""
     settings, shapes = outline.settings.curvature, outline.shapes
-    product = PRODUCT * shapes.flops_per_sample * min(settings.samples, outline.rows["train"])
+    samples = min(settings.samples, outline.training_rows)
+    product = PRODUCT * shapes.flops_per_sample * samples
     vector = 4.0 * shapes.parameters
-    memory = settings.memory_mb * 2**20 + vector * (settings.steps + settings.keep + 4)
-    step = Cost(flops=product, bytes=vector, memory=memory)
+    of_shard = -(-samples // settings.shards) * PRODUCT / 3 * shapes.activation_bytes_per_sample
+    memory = min(settings.memory_mb * 2**20, of_shard)
+    memory += vector * (settings.steps + settings.keep + 4)
+    step = Cost(flops=product, bytes=vector, memory=memory, work={"product": samples})
     measured = settings.keep if settings.residuals == "products" else 0
-    pairs = Cost(flops=product * measured, bytes=vector * settings.keep, memory=memory)
+    work = {"product": samples * measured, "forward": samples}  # once over: which are finite
+    pairs = Cost(product * measured, bytes=vector * settings.keep, memory=memory, work=work)
     return [
         *((unit, step) for unit in step_units(outline)),
         (pairs_unit(outline), pairs),
@@ -122,7 +127,7 @@ def check(session: Session) -> None:
             f"curvature.kind: gauss-newton needs the loss '{outline.losses[0]}' to have "
             ".outputs(model, batch) and .from_outputs(outputs, batch); or take kind hessian"
         )
-    _microbatch(outline)
+    microbatch(outline)
 
 
 def _krylov(
@@ -172,21 +177,27 @@ def mean_product(
 ) -> Matvec:
     """v -> mean curvature over the training rows `ids`, times v."""
     settings = session.settings.curvature
-    rows = _microbatch(session.outline)
+    rows = microbatch(session.outline)
     loss = next(iter(session.task.losses.values()))
     pieces = np.array_split(ids, settings.shards)
-    products = {
-        shard: hessian_product(
-            model, loss, _Microbatches(session, pieces[shard], rows), layout, settings.kind
-        )
-        for shard in collective.owned(settings.shards)
-    }
+
+    def product(shard: int) -> Matvec:
+        batches = _Microbatches(session, pieces[shard], rows)
+        exact = hessian_product(model, loss, batches, layout, settings.kind)
+
+        def matvec(vector_P: Tensor) -> Tensor:
+            with precision(settings.precision, session.device):
+                return exact(vector_P)
+
+        return matvec
+
+    products = {shard: product(shard) for shard in collective.owned(settings.shards)}
     return sharded_mean_product(
         products, count=len(ids), collective=collective, reduction=settings.reduction
     )
 
 
-def _microbatch(outline: Outline) -> int:
+def microbatch(outline: Outline) -> int:
     """Rows of one microbatch; InputError if not one row fits the budget."""
     settings = outline.settings.curvature
     per_row = max(1, int(PRODUCT / 3 * outline.shapes.activation_bytes_per_sample))
@@ -199,7 +210,7 @@ def _microbatch(outline: Outline) -> int:
 def drawn_rows(session: Session, step: int | None = None) -> np.ndarray:
     """The training rows that a product is to be over, sorted: the run's, or a fresh step's."""
     purpose = "curvature rows" if step is None else f"curvature rows of step {step}"
-    rows = session.outline.rows["train"]
+    rows = session.outline.training_rows
     return np.sort(draw(session.seed, purpose, rows, session.settings.curvature.samples))
 
 
@@ -212,8 +223,8 @@ def product_rows(
     pieces = np.array_split(ids, settings.shards)
     flags = [torch.zeros(0, dtype=torch.int32, device=session.device)]
     for shard in collective.owned(settings.shards):
-        for batch in _Microbatches(session, pieces[shard], _microbatch(session.outline)):
-            with torch.no_grad():
+        for batch in _Microbatches(session, pieces[shard], microbatch(session.outline)):
+            with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
                 flags.append(torch.isfinite(loss(model, batch)).int())
     finite = collective.all_gather(torch.cat(flags)).cpu().numpy().astype(bool)
     if not finite.any():

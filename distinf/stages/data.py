@@ -14,11 +14,13 @@ NAME = DATA
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """Row ranges of both splits."""
     bytes_of = outline.shapes.row_bytes
-    return [
-        (unit, Cost(bytes=(unit.stop - unit.start) * bytes_of.get(split, 0.0)))
-        for split in SPLITS
-        for unit in split_units(outline, split)
-    ]
+    found = []
+    for split in SPLITS:
+        for unit in split_units(outline, split):
+            rows = unit.stop - unit.start
+            work = {f"generate {split}": rows}
+            found.append((unit, Cost(bytes=rows * bytes_of.get(split, 0.0), work=work)))
+    return found
 
 
 def run(session: Session, runtime: Runtime) -> None:

@@ -45,13 +45,16 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     shapes, settings = outline.shapes, outline.settings
     vector = 4.0 * shapes.parameters
     count = settings.targets.count * len(outline.losses)
-    samples = min(settings.curvature.samples, outline.rows["train"])
-    product = PRODUCT * shapes.flops_per_sample * samples * settings.curvature.refine_steps
+    samples = min(settings.curvature.samples, outline.training_rows)
+    products = samples * settings.curvature.refine_steps
+    product = PRODUCT * shapes.flops_per_sample * products
     memory = settings.curvature.memory_mb * 2**20 + vector * settings.curvature.refine_steps
-    gradients = Cost(flops=3 * shapes.flops_per_sample * count, bytes=vector * count)
+    flops = 3 * shapes.flops_per_sample * count
+    gradients = Cost(flops=flops, bytes=vector * count, work={"gradient": count})
+    solve = Cost(product, vector, memory, work={"product": products})
     return [
         (gradient_unit(outline), gradients),
-        *((unit, Cost(product, vector, memory)) for unit in solve_units(outline)),
+        *((unit, solve) for unit in solve_units(outline)),
     ]
 
 

@@ -6,10 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from distinf.numerics.variants import VARIANTS
 from distinf.runtime import Cost, Runtime, Unit
-from distinf.stages import actions, curvature, data, evaluate, gradients, queries, scores, train
+from distinf.stages import (
+    actions,
+    attribution,
+    curvature,
+    data,
+    evaluate,
+    gradients,
+    queries,
+    results,
+    scores,
+    train,
+    trajectory,
+)
 from distinf.stages.page import findings as page
 from distinf.stages.page.page import render
 from distinf.stages.page.tables import csv_text, json_text, tables
@@ -18,6 +32,9 @@ from distinf.stages.task import Wording
 
 NAME = "report"
 OPERATORS = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
+WORKING = (
+    data, train, evaluate, curvature, queries, gradients, scores, trajectory, attribution, actions,
+)  # fmt: skip
 TOP = 5  # most helpful and most harmful rows listed per target
 
 
@@ -51,15 +68,11 @@ def write(session: Session) -> None:
     session.blobs.put("report/index.html", render(found).encode())
 
 
-def wording(session: Session) -> Wording:
-    """How this task wants to be spoken of."""
-    given = getattr(session.task, "wording", None)
-    return given if isinstance(given, Wording) else Wording(metric=session.task.metric)
-
-
 def findings(session: Session) -> page.Findings:
     """Everything that the page shows, read from committed arrays."""
-    words, task, settings = wording(session), session.task, session.settings
+    words, task, settings = results.wording(session), session.task, session.settings
+    headline = results.run_families(session)[0]
+    others = results.non_target_means(session)
     title = settings.report.title or f"Training {words.noun} that help, and the gain from them"
     return page.Findings(
         title=title,
@@ -72,88 +85,48 @@ def findings(session: Session) -> page.Findings:
         headline=page.Headline(
             loss=settings.actions.loss or session.outline.losses[0],
             variant=settings.actions.variant, noun=words.noun, pool=settings.actions.pool,
-            steps=settings.actions.steps,
+            steps=settings.actions.steps, update=settings.actions.update,
+            aim=settings.actions.aim,
         ),
-        outcomes=outcomes(session),
+        outcomes=results.outcomes(session, headline),
+        families=results.page_families(session),
         descriptions=_descriptions(session, words),
         targets=_targets(session, words),
         evaluation=_evaluation_points(session),
-        axis_curves=_axis_curves(session, words) if task.axis else None,
+        axis_curves=results.axis_curves(session, headline) if task.axis else None,
         scores=_score_sets(session),
         top_samples=_top_samples(session, words),
         ritz=_ritz(session),
         solves=_solves(session),
+        attributions=attribution.attributions(session),
         training=_training(session),
         costs=_costs(session),
-        deviations=words.deviations,
+        non_target_before=others["before"],
+        non_target_reference=others.get("reference"),
+        non_target_baseline=others.get("baseline"),
+        label=f"{session.outline.training_rows:,} {words.noun}",
+        beside={name: findings(inner) for name, inner in session.beside.items()},
+        published=() if session.name else words.published,
+        deviations=[*words.deviations, *trajectory.deviations(session)],
         warnings=_warnings(session),
         quarantined=_quarantined(session),
         provenance=_provenance(session),
     )  # fmt: skip
 
 
-def outcomes(session: Session) -> list[page.Outcome]:
-    """One per fine-tuning job: gap reduction (Eq. 10) and what it did to other rows."""
-    settings = session.settings.actions
-    loss = settings.loss or session.outline.losses[0]
-    targets = evaluate.chosen_targets(session)
-    reference = _reference(session, targets.ids)
-    before = _finite_mean(actions.non_targets_before(session))
-    found = []
-    for job in actions.chosen_jobs(session):
-        stored = session.arrays(job)
-        rank, selection = job.job["target"], job.job["selection"]
-        metric = stored["metric_by_step"]
-        guided = selection != "random"
-        found.append(
-            page.Outcome(
-                selection=selection,
-                target=int(targets.ids[rank]),
-                seed=job.job["seed"],
-                gap_reduction_pct=gap_reduction(metric[0], metric[-1], reference[rank]),
-                metric_by_step=metric.tolist(),
-                non_target_change_pct=_change_pct(_finite_mean(stored["others"]), before),
-                loss=loss if guided else "",
-                variant=settings.variant if guided else "",
-            )
-        )
-    return found
-
-
-def gap_reduction(before: float, after: float, reference: float) -> float:
-    """Percent of the gap to the reference that is gone (paper 000, Eq. 10); NaN without a gap."""
-    gap = before - reference
-    return 100.0 * (before - after) / gap if gap > 0 else float("nan")
-
-
-def _finite_mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
-
-
-def _change_pct(after: float, before: float) -> float | None:
-    """Percent change; None where there is nothing to compare with, or no number."""
-    if not before > 0 or not np.isfinite(after):
-        return None
-    return 100.0 * (after / before - 1.0)
-
-
-def _reference(session: Session, ids: np.ndarray) -> np.ndarray:
-    name = session.task.reference
-    columns = evaluate.evaluation(session)
-    return columns[name][ids].astype(np.float64) if name else np.zeros(len(ids))
-
-
 def _sentence(session: Session, words: Wording) -> str:
     settings, outline = session.settings, session.outline
     model = f"{outline.shapes.parameters:,}-parameter"
-    rows, every = gradients.scored_rows(outline), outline.rows["train"]
-    scored = "each of them" if rows == every else f"{rows:,} of them"
+    rows, every = gradients.scored_rows(outline), outline.training_rows
+    scored = "each of them" if rows == every else f"{rows:,} of the training {words.noun}"
+    criterion = settings.targets.criterion
+    largest = "with the largest gap" + (f" ({criterion})" if criterion != "relative" else "")
+    chosen = "named in the settings" if settings.targets.ids else largest
     return (
         f"A {model} {type(session.fresh_model()).__name__} was trained for "
-        f"{settings.train.steps:,} steps on {outline.rows['train']:,} {words.noun}; the influence "
+        f"{settings.train.steps:,} steps on {every:,} {words.noun}; the influence "
         f"of {scored} on the "
-        f"{len(evaluate.chosen_targets(session).ids)} evaluation {words.noun} with the largest gap "
+        f"{len(evaluate.chosen_targets(session).ids)} evaluation {words.noun} {chosen} "
         f"was estimated from {settings.curvature.keep} Ritz pairs of the "
         f"{OPERATORS[settings.curvature.kind]}, "
         f"and the model was fine-tuned for {settings.actions.steps} steps of "
@@ -169,6 +142,7 @@ def _descriptions(session: Session, words: Wording) -> dict[str, str]:
         "helpful": f"the {settings.pool} {words.noun} with the highest {score}",
         "harmful": f"the {settings.pool} {words.noun} with the lowest {score}",
         "random": f"random training {words.noun}",
+        "group": f"the {words.noun} with the highest joint score for the targets",
     }
 
 
@@ -187,6 +161,7 @@ def _targets(session: Session, words: Wording) -> list[page.Target]:
             gap=float(gap),
             reference=float(columns[task.reference][row]) if task.reference else None,
             axis=float(columns[task.axis][row]) if task.axis else None,
+            baseline=float(columns[words.baseline][row]) if words.baseline in columns else None,
             columns={n: _named(session, n, columns[n][row]) for n in words.columns if n in columns},
         )
         for row, gap in zip(chosen.ids, chosen.gaps, strict=True)
@@ -195,52 +170,26 @@ def _targets(session: Session, words: Wording) -> list[page.Target]:
 
 def _evaluation_points(session: Session) -> page.EvaluationPoints:
     task, columns = session.task, evaluate.evaluation(session)
-    gap = evaluate.relative_gap(columns, task)
-    least = session.settings.targets.min_reference
-    eligible = np.isfinite(gap) & (gap > 0)
+    settings = session.settings.targets
+    gap = evaluate.gap(columns, task, settings.criterion)
     rule = "a gap above 0"
     if task.reference:
-        eligible &= columns[task.reference] >= least
-        rule = f"{wording(session).reference or task.reference} at least {least:g}, and {rule}"
+        name = results.wording(session).reference or task.reference
+        rule = f"{name} at least {settings.min_reference:g}, and {rule}"
     return page.EvaluationPoints(
         ids_E=np.arange(len(gap)),
         gap_E=gap,
         axis_E=columns[task.axis] if task.axis else None,
-        eligible_E=eligible,
+        eligible_E=evaluate.eligible_rows(columns, task, settings),
+        metric_E=columns[task.metric],
+        reference_E=columns[task.reference] if task.reference else None,
+        least_reference=settings.min_reference,
         rule=rule,
     )
 
 
-def _axis_curves(session: Session, words: Wording) -> page.AxisCurves:
-    """Means per bin over the non-targets: the rows that every job evaluated."""
-    task, columns = session.task, evaluate.evaluation(session)
-    ids = actions.non_target_ids(session)
-    x = columns[str(task.axis)][ids]
-    edges = np.linspace(x.min(), np.nextafter(x.max(), np.inf), session.settings.report.bins + 1)
-    place = np.clip(np.digitize(x, edges) - 1, 0, session.settings.report.bins - 1)
-    counts = np.bincount(place, minlength=session.settings.report.bins)
-    used = counts > 0
-
-    def binned(values: np.ndarray) -> list[float]:
-        sums = np.bincount(place, weights=values, minlength=len(counts))
-        return (sums[used] / counts[used]).tolist()
-
-    curves = {"before": binned(columns[task.metric][ids])}
-    if task.reference:
-        curves["reference"] = binned(columns[task.reference][ids])
-    if words.baseline and words.baseline in columns:
-        curves["baseline"] = binned(columns[words.baseline][ids])
-    for selection in session.settings.actions.selections:
-        jobs = [j for j in actions.chosen_jobs(session) if j.job["selection"] == selection]
-        after = [session.arrays(job, ["others"])["others"] for job in jobs]
-        curves[selection] = binned(np.mean(after, axis=0))
-    centres = (edges[:-1] + edges[1:]) / 2
-    return page.AxisCurves(centres[used].tolist(), counts[used].tolist(), curves)
-
-
 def _score_sets(session: Session) -> list[page.ScoreSet]:
-    unit = scores.score_unit(session.outline)
-    nonpositive = session.done([unit])[unit.id]["summary"]["nonpositive"]
+    nonpositive = scores.nonpositive_counts(session)
     ids = evaluate.chosen_targets(session).ids
     return [
         page.ScoreSet(
@@ -286,7 +235,16 @@ def _ritz(session: Session) -> page.Ritz:
         orthogonality=pairs.orthogonality,
         asymmetry=pairs.asymmetry,
         operator=OPERATORS[session.settings.curvature.kind],
+        all_values=_krylov_values(pairs.hessenberg),
     )
+
+
+def _krylov_values(hessenberg: Tensor) -> list[float]:
+    """Ritz values of every Krylov step, largest magnitude first."""
+    steps = hessenberg.shape[1]
+    square = hessenberg[:steps]
+    values = torch.linalg.eigvalsh((square + square.T) / 2)
+    return values[values.abs().argsort(descending=True)].tolist()
 
 
 def _kept(count: int, places: Sequence[int] | None) -> list[bool]:
@@ -315,10 +273,10 @@ def _training(session: Session) -> page.TrainingCurve | None:
 def _costs(session: Session) -> list[page.StageCost]:
     times = session.times()
     found = []
-    for stage in (data, train, evaluate, curvature, queries, gradients, scores, actions):
+    for stage in WORKING:
         records = session.done([unit for unit, _ in stage.units(session.outline)]).values()
         spent = [t for t in times if t["stage"] == stage.NAME]
-        if not records:
+        if not records or (session.name and not spent):  # a variation shares what it can
             continue
         found.append(
             page.StageCost(
@@ -333,8 +291,8 @@ def _costs(session: Session) -> list[page.StageCost]:
 
 
 def _quarantined(session: Session) -> dict[str, list[int]]:
-    rows = gradients.quarantined_rows(session)
-    return {"train": rows} if rows else {}
+    rows = {*gradients.quarantined_rows(session), *trajectory.quarantined_rows(session)}
+    return {"train": sorted(rows)} if rows else {}
 
 
 def _warnings(session: Session) -> list[str]:
@@ -349,7 +307,7 @@ def _warnings(session: Session) -> list[str]:
             f"The metric of {len(unknown)} of {len(metric)} evaluation rows is not finite, and "
             f"they are left out of all means: {', '.join(map(str, unknown[:10]))}."
         )
-    shown = [(t.axis, *t.columns.values()) for t in _targets(session, wording(session))]
+    shown = [(t.axis, *t.columns.values()) for t in _targets(session, results.wording(session))]
     if session.task.axis and len(shown) > 1 and len(set(shown)) == 1:
         found.append(
             "The targets have the same conditions and may be one draw of them: they are less "

@@ -10,6 +10,7 @@ from typing import Protocol
 from distinf.runtime import Cost, Ledger, Runtime, Unit
 from distinf.stages import (
     actions,
+    attribution,
     curvature,
     data,
     evaluate,
@@ -18,6 +19,7 @@ from distinf.stages import (
     report,
     scores,
     train,
+    trajectory,
 )
 from distinf.stages.session import Outline, Session
 from distinf.stages.task import GeneratingTask, rehearse
@@ -30,6 +32,8 @@ BASIS_ROUTE: Sequence[ModuleType] = (
     queries,
     gradients,
     scores,
+    trajectory,
+    attribution,
     actions,
     report,
 )
@@ -48,27 +52,52 @@ def all_units(outline: Outline) -> Mapping[str, Sequence[tuple[Unit, Cost]]]:
     return {stage.NAME: stage.units(outline) for stage in BASIS_ROUTE}
 
 
+def together(session: Session) -> list[Session]:
+    """The run and its variations, in the order in which they are carried out."""
+    return [session, *session.beside.values()]
+
+
 def check(session: Session) -> None:
     """InputError for what can only fail later, hours into the run."""
+    for each in together(session):
+        _check(each)
+
+
+def _check(session: Session) -> None:
     if not isinstance(session.task, GeneratingTask):
         rehearse(session.task)
+    evaluate.check(session.outline)
+    trajectory.check(session.outline)
     actions.check(session.outline)
+    train.check(session)
     curvature.check(session)
+    attribution.check(session)
 
 
 def run(session: Session, runtime: Runtime, watch: Watcher) -> None:
     """Every stage in order; one whose units are all committed costs a look into its ledger."""
-    for stage in BASIS_ROUTE:
-        wanted = [unit for unit, _ in stage.units(session.outline)]
-        if is_done(session, stage, wanted):
-            continue
-        ids = {unit.id for unit in wanted}
-        ledger = session.ledger(stage.NAME)
-        began, busy_s = time.time(), runtime.busy_s
-        with watch(stage.NAME, wanted, partial(_count, ledger, ids)):
-            stage.run(session, runtime)
-        seconds = time.time() - began
-        session.note_time(stage.NAME, began, seconds, runtime.busy_s - busy_s)
+    for each in together(session):
+        for stage in BASIS_ROUTE[:-1]:
+            _run_stage(each, stage, runtime, watch)
+    _run_stage(session, BASIS_ROUTE[-1], runtime, watch)
+
+
+def _run_stage(session: Session, stage: ModuleType, runtime: Runtime, watch: Watcher) -> None:
+    wanted = [unit for unit, _ in stage.units(session.outline)]
+    if is_done(session, stage, wanted):
+        return
+    ids = {unit.id for unit in wanted}
+    ledger = session.ledger(stage.NAME)
+    began, busy_s = time.time(), runtime.busy_s
+    with watch(titled(session, stage), wanted, partial(_count, ledger, ids)):
+        stage.run(session, runtime)
+    seconds = time.time() - began
+    session.note_time(stage.NAME, began, seconds, runtime.busy_s - busy_s)
+
+
+def titled(session: Session, stage: ModuleType) -> str:
+    """The stage's name; a variation's has the variation's before it."""
+    return f"{session.name}: {stage.NAME}" if session.name else str(stage.NAME)
 
 
 def _count(ledger: Ledger, ids: set[str]) -> int:

@@ -1,5 +1,7 @@
 """Stage scores: every variant for every loss and target, from the stored projections.
 
+A row's scores need its own projections and nothing of other rows, so that units are row ranges and
+memory does not grow with the training set.
 Sign: score > 0 means that training on the row helps the target.
 """
 
@@ -13,39 +15,43 @@ from distinf.numerics.variants import VARIANTS, Coordinates, damped_dots, scores
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.curvature import stored_pairs
-from distinf.stages.gradients import projections, scored_rows
+from distinf.stages.gradients import projected, scored_rows
 from distinf.stages.queries import converged_solutions, damped_spectrum, query_gradients
-from distinf.stages.session import Outline, Session
+from distinf.stages.session import Outline, Session, row_ranges
+from distinf.stages.trajectory import tracin_scores
 
 NAME = "scores"
-
-
-def score_unit(outline: Outline) -> Unit:
-    return Unit(NAME, outline.basis[NAME], 0, scored_rows(outline))
+ROWS_PER_UNIT = 16_384  # at least; rounded up to whole units of the gradients
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
-    """One unit: the scores are a few matrix products."""
-    count = outline.settings.targets.count * len(outline.losses) * len(VARIANTS)
-    rows = scored_rows(outline)
-    width = outline.settings.curvature.keep
-    size = 8.0 * rows * count
-    return [(score_unit(outline), Cost(2.0 * rows * count * width, size, 3 * size))]
+    """Row ranges of the scored rows, each of whole gradient units."""
+    targets = outline.settings.targets.count
+    count = targets * len(outline.losses) * len(VARIANTS)
+    keep, of_gradients = outline.settings.curvature.keep, outline.settings.gradients.rows_per_unit
+    per_unit = -(-ROWS_PER_UNIT // of_gradients) * of_gradients
+    # Float32 projections, twice in float64 and squared; every score twice, and temporaries.
+    per_row = 4.0 * (keep + targets * len(outline.losses)) + 24.0 * keep + 16.0 * count
+    per_row += 8.0 * 8 * targets
+    return [
+        (
+            Unit(NAME, outline.basis[NAME], a, b),
+            Cost(2.0 * (b - a) * count * keep, 8.0 * (b - a) * count, per_row * (b - a)),
+        )
+        for a, b in row_ranges(scored_rows(outline), per_unit)
+    ]
 
 
 def run(session: Session, runtime: Runtime) -> None:
-    runtime.pool(
-        session.work("distinf.stages.scores:body"),
-        [score_unit(session.outline)],
-        session.ledger(NAME),
-    )
+    wanted = [unit for unit, _ in units(session.outline)]
+    runtime.pool(session.work("distinf.stages.scores:body"), wanted, session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Arrays "<loss>.<variant>" fp64 [targets, rows]; NaN where a row is quarantined."""
+    """Arrays "<loss>.<variant>" fp64 [rows, targets]; NaN where a row is quarantined."""
     settings = session.settings.scores
     spectrum = damped_spectrum(session)
-    columns = projections(session).columns()
+    columns = projected(session, unit.start, unit.stop)
     solved = converged_solutions(session)
     order = {key: place for place, key in enumerate(sorted(solved))}
     quarantined_N = ~columns["finite"]
@@ -60,11 +66,11 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
         for variant in VARIANTS:
             found = scores(
                 coordinates, spectrum, variant,  # type: ignore[arg-type]
-                scaling=settings.scaling, count=session.outline.rows["train"],
+                scaling=settings.scaling, count=session.outline.training_rows,
                 solved_dots_QN=classic_QN,
             )  # fmt: skip
-            values = found.scores_QN.numpy().copy()
-            values[:, quarantined_N] = np.nan
+            values = found.scores_QN.T.numpy().copy()
+            values[quarantined_N] = np.nan
             arrays[f"{loss}.{variant}"] = values
             nonpositive[f"{loss}.{variant}"] = found.nonpositive
     return session.commit(
@@ -85,11 +91,28 @@ def _coordinates(session: Session, columns: dict[str, np.ndarray], loss: str) ->
 
 def stored_scores(session: Session, loss: str = "", variant: str = "ell-relative") -> np.ndarray:
     """fp64 [targets, rows]; `loss` "" is the training loss."""
-    name = f"{loss or session.outline.losses[0]}.{variant}"
-    key = ("scores", name)
-    unit = score_unit(session.outline)
-    try:
-        return session.cached(key, lambda: session.arrays(unit, [name])[name])
-    except KeyError:
+    loss = loss or session.outline.losses[0]
+    if loss not in session.outline.losses:
         known = ", ".join(session.outline.losses)
-        raise InputError(f"actions.loss: '{loss}' is not a loss of this task ({known})") from None
+        raise InputError(f"actions.loss: '{loss}' is not a loss of this task ({known})")
+    if variant == "tracin":
+        return session.cached(("tracin", loss), lambda: tracin_scores(session, loss))
+    name = f"{loss}.{variant}"
+    return session.cached(("scores", name), lambda: _columns(session, [name])[name])
+
+
+def all_scores(session: Session) -> dict[str, np.ndarray]:
+    """Every stored score, fp64 [targets, rows], by "<loss>.<variant>"."""
+    return _columns(session)
+
+
+def _columns(session: Session, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    wanted = [unit for unit, _ in units(session.outline)]
+    return {k: v.T.copy() for k, v in session.rows(wanted).columns(names).items()}
+
+
+def nonpositive_counts(session: Session) -> dict[str, int]:
+    """Rows with a denominator of 0 or less, by "<loss>.<variant>"."""
+    wanted = [unit for unit, _ in units(session.outline)]
+    found = [record["summary"]["nonpositive"] for record in session.done(wanted).values()]
+    return {name: sum(counts[name] for counts in found) for name in found[0]}

@@ -7,7 +7,7 @@ which is the digest of all that the stage's results depend on.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,20 @@ from distinf.errors import CorruptionError
 from distinf.numerics.collective import Collective
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.ledger import Record
+from distinf.stages.checkpoint import content_digest
 from distinf.stages.settings import StageSettings
 from distinf.stages.task import (
     SPLITS,
     Batch,
     GeneratingTask,
     Shapes,
+    StoredTask,
     Task,
     build_task,
     task_path,
     telling,
 )
-from distinf.store import Rows, open_root, read_group, write_group
+from distinf.store import CachedRows, Rows, open_root, read_group, write_group
 
 DATA = "data"
 
@@ -45,6 +47,11 @@ class Outline:
     rows_per_unit: Mapping[str, int]  # of a generating task; empty for one with its own data
     losses: Sequence[str]
     shapes: Shapes
+
+    @property
+    def training_rows(self) -> int:
+        """How many rows of the training split, from the first on, the model is trained on."""
+        return min(self.settings.train.rows or self.rows["train"], self.rows["train"])
 
 
 def bases(
@@ -67,6 +74,8 @@ def bases(
     refine = {k: s["curvature"].pop(k) for k in list(s["curvature"]) if k.startswith("refine")}
     data = {k: v for k, v in s["data"].items() if k != "cache_mb"}
     train = {k: v for k, v in s["train"].items() if k != "checkpoint_every"}
+    if train["checkpoint"]:  # what is in the file counts, not where it lies
+        train["checkpoint"] = content_digest(train["checkpoint"])
     rows = {split: task.rows(split) for split in SPLITS}
     rows_from = identity.get("data") or dict(task_settings)
     found["data"] = digest([task_path(name), seed, rows_from, rows, per_unit, data])
@@ -79,9 +88,21 @@ def bases(
     found["queries"] = digest([found["evaluate"], found["curvature"], s["targets"], solved])
     found["gradients"] = digest([found["queries"], s["gradients"]])
     found["scores"] = digest([found["gradients"], s["scores"]])
-    actions = {k: v for k, v in s["actions"].items() if k not in ("seeds", "selections")}
-    found["actions"] = digest([found["scores"], actions])
-    found["report"] = digest([found["actions"], s["actions"], s["report"]])
+    passes = {k: s["gradients"][k] for k in ("chunk", "method", "precision")}
+    found["trajectory"] = digest(
+        [found["evaluate"], s["targets"], passes, s["curvature"]["blocks"]]
+    )
+    # Which checkpoints TracIn sums over: their units name them one by one.
+    chosen = [s["trajectory"], s["train"]["checkpoint_every"]]
+    found["tracin"] = digest([found["trajectory"], chosen])
+    headline = {k: s["actions"][k] for k in ("loss", "variant")}
+    summed = found["tracin"] if headline["variant"] == "tracin" else ""
+    found["attribution"] = digest(
+        [found["scores"], s["attribution"]["rows"], s["gradients"]["chunk"], headline, summed]
+    )
+    found["actions"] = digest([found["scores"], s["evaluate"], s["actions"]["non_targets"]])
+    read = [found[name] for name in ("actions", "tracin", "attribution")]
+    found["report"] = digest([read, s["actions"], s["attribution"], s["report"]])
     return found
 
 
@@ -89,7 +110,11 @@ class Session:
     """Opens nothing before it is asked."""
 
     def __init__(self, context: Mapping[str, Any], device: torch.device):
-        self.context = context
+        self.context = {k: v for k, v in context.items() if k != "beside"}
+        self.name: str = context.get("name", "")  # of a variation; "" for the run itself
+        self.beside: Mapping[str, Session] = {
+            name: Session(inner, device) for name, inner in context.get("beside", {}).items()
+        }
         self.device = device
         self.seed: int = context["seed"]
         self.basis: Mapping[str, str] = context["basis"]
@@ -105,12 +130,22 @@ class Session:
 
     @cached_property
     def task(self) -> Task:
-        """The task, its generated rows attached; they are read on first use."""
+        """The task, its generated or imported rows attached; they are read on first use."""
         task = build_task(self.context["task"], self.context["task_settings"], self.seed)
-        if isinstance(task, GeneratingTask):
-            for split in SPLITS:
-                task.attach(split, _StoredRows(self, split))
+        for split in SPLITS:
+            keep = partial(self._fits_in_memory, split)
+            if isinstance(task, GeneratingTask):
+                task.attach(split, CachedRows(partial(self._generated, split), keep))
+            elif isinstance(task, StoredTask):
+                task.attach(split, CachedRows(partial(task.stored, split), keep))
         return task
+
+    def _generated(self, split: str) -> Rows:
+        return self.rows(split_units(self.outline, split))
+
+    def _fits_in_memory(self, split: str) -> bool:
+        stored = self.outline.rows[split] * self.outline.shapes.row_bytes.get(split, 0.0)
+        return stored <= self.settings.data.cache_mb * 2**20
 
     @cached_property
     def outline(self) -> Outline:
@@ -184,11 +219,13 @@ class Session:
     def note_time(self, stage: str, began: float, seconds: float, busy_s: float) -> None:
         """Remember what a stage took this time; a resumed run adds one note to the others."""
         note = {"stage": stage, "began": began, "seconds": seconds, "busy_s": busy_s}
+        note["run"] = self.name
         self.blobs.put(f"timing/{stage}-{int(began * 1e3)}.json", json.dumps(note).encode())
 
     def times(self) -> list[dict[str, Any]]:
-        """All notes of `note_time`."""
-        return [json.loads(self.blobs.get(name)) for name in self.blobs.names("timing")]
+        """All notes of `note_time`, a variation's only in that variation."""
+        notes = [json.loads(self.blobs.get(name)) for name in self.blobs.names("timing")]
+        return [note for note in notes if note.get("run", "") == self.name]
 
     def batch(self, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""
@@ -235,31 +272,6 @@ def split_units(outline: Outline, split: str) -> list[Unit]:
         return []
     ranges = row_ranges(outline.rows[split], outline.rows_per_unit[split])
     return [Unit(DATA, outline.basis[DATA], a, b, {"split": split}) for a, b in ranges]
-
-
-class _StoredRows:
-    """A generated split: from memory where it is small enough, else chunk by chunk."""
-
-    def __init__(self, session: Session, split: str):
-        self._session = session
-        self._split = split
-
-    def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        columns = self._columns()
-        if columns is not None:
-            return {name: values[ids] for name, values in columns.items()}
-        return self._rows().take(ids)
-
-    def _rows(self) -> Rows:
-        units = split_units(self._session.outline, self._split)
-        return self._session.cached(("rows", self._split), lambda: self._session.rows(units))
-
-    def _columns(self) -> dict[str, np.ndarray] | None:
-        outline = self._session.outline
-        stored = outline.rows[self._split] * outline.shapes.row_bytes.get(self._split, 0.0)
-        if stored > self._session.settings.data.cache_mb * 2**20:
-            return None
-        return self._session.cached(("columns", self._split), lambda: self._rows().columns())
 
 
 def _number(attempt: str) -> int:

@@ -1,8 +1,12 @@
 """Every knob of every stage, with its default. All of it is part of a run's fingerprint."""
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from distinf.numerics.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,11 @@ class DataSettings:
 class TrainSettings:
     """Linear warm-up, constant, then linear decay to 0 (DeepRx, section V: shares .027 and .3).
 
-    steps             optimizer steps; 0 keeps the model as the task makes it
+    rows              training rows, from the first on (0: all); a reduced training set
+    checkpoint        a safetensors file whose weights training starts from ("": the task's own);
+                      every worker reads it
+    precision         of the passes: float32, tf32 (CUDA), or bfloat16 (weights stay float32)
+    steps             optimizer steps; 0 keeps the model as it starts
     batch_size        rows a step, over all shards
     shards            logical pieces of a batch, each with its own batch statistics; fixed, so that
                       any number of ranks gives the same bits
@@ -38,13 +46,19 @@ class TrainSettings:
     constant: float = 0.3
     shards: int = 2
     checkpoint_every: int = 50
+    rows: int = 0
+    checkpoint: str = ""
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         _at_least("steps", self.steps, 0)
+        _at_least("rows", self.rows, 0)
         _at_least("checkpoint_every", self.checkpoint_every, 1)
         _at_least("shards", self.shards, 1)
         _positive("lr", self.lr)
         _not_negative("weight_decay", self.weight_decay)
+        if self.checkpoint and "://" not in self.checkpoint:  # a worker's folder may be another
+            object.__setattr__(self, "checkpoint", os.path.abspath(self.checkpoint))
         if self.batch_size % self.shards or self.batch_size < self.shards:
             raise ValueError(
                 f"batch_size: {self.batch_size} is not a multiple of train.shards ({self.shards})"
@@ -76,18 +90,25 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """Which evaluation rows to improve: those of largest gap (paper 000, Eq. 9).
+    """Which evaluation rows to improve: those of largest gap.
 
     count          how many
     min_reference  only rows whose reference is at least this (paper 000: genie BER 1e-3)
+    criterion      the gap that ranks rows: relative to the reference (paper 000, Eq. 9), absolute,
+                   or capacity (of a binary symmetric channel whose error rate is the metric)
+    ids            these evaluation rows instead, all of them and in this order
     """
 
     count: int = 5
     min_reference: float = 1e-3
+    criterion: Literal["relative", "absolute", "capacity"] = "relative"
+    ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least("count", self.count, 1)
         _not_negative("min_reference", self.min_reference)
+        if self.ids:
+            object.__setattr__(self, "count", len(self.ids))
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,7 @@ class CurvatureSettings:
     blocks        which parameters: all, lora, or a regex on their names
     refine        how many of the targets' solves to refine by a preconditioned Krylov solve
     refine_steps, refine_tolerance  where a refined solve stops
+    precision     of the products: float32, tf32 (CUDA), or bfloat16
     """
 
     kind: Literal["hessian", "gauss-newton"] = "hessian"
@@ -122,6 +144,7 @@ class CurvatureSettings:
     refine: int = 0
     refine_steps: int = 100
     refine_tolerance: float = 1e-3
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         _at_least("steps", self.steps, 1)
@@ -147,13 +170,22 @@ class CurvatureSettings:
 
 @dataclass(frozen=True)
 class GradientSettings:
-    """rows: training rows to score (0: all). rows_per_unit: rows of one unit.
-    chunk: per-sample gradients at once. method: vmap, or loop (layers that vmap cannot pass)."""
+    """One pass over the rows that may be chosen.
+
+    candidates     trained (the rows that the model was trained on) or all (the whole split)
+    rows           of them to score, from the first on (0: all)
+    rows_per_unit  rows of one unit
+    chunk          per-sample gradients at once
+    method         vmap, loop (layers that vmap cannot pass), or hooks (the layers they know)
+    precision      of the passes: float32, tf32 (CUDA), or bfloat16
+    """
 
     rows: int = 0
     rows_per_unit: int = 480
     chunk: int = 16
-    method: Literal["vmap", "loop"] = "vmap"
+    method: Literal["vmap", "loop", "hooks"] = "vmap"
+    candidates: Literal["trained", "all"] = "trained"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         _at_least("rows", self.rows, 0)
@@ -177,42 +209,98 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True)
-class ActionSettings:
-    """Fine-tune on a pool of rows, and see what it does to the target and to the others.
+class TrajectorySettings:
+    """TracIn (Pruthi et al. 2020, Eq. 1): gradients' dot products at checkpoints of training.
 
-    loss, variant  whose scores choose the pools
-    selections     helpful (highest scores), harmful (lowest), random (any row)
-    pool           rows in the helpful and the harmful pool (paper 000: 50)
+    checkpoints: how many of the stored ones, evenly spaced, the last among them (0: no TracIn).
+    """
+
+    checkpoints: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoints", self.checkpoints, 0)
+
+
+@dataclass(frozen=True)
+class AttributionSettings:
+    """Which elements of a row drive its influence: rows per target, most helpful and most harmful.
+
+    rows: of each kind and target (0: none). targets: how many of the targets, first ones first.
+    """
+
+    rows: int = 0
+    targets: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("rows", self.rows, 0)
+        _at_least("targets", self.targets, 1)
+
+
+@dataclass(frozen=True)
+class ActionSettings:
+    """Fine-tune on chosen rows, and see what it does to the targets and to the others.
+
+    loss, variant  whose scores choose the rows; variant tracin needs trajectory.checkpoints
+    selections     helpful (highest scores), harmful (lowest), random (any row), group (the largest
+                   joint score over the targets; multi-target only)
+    pool           rows in a pool (paper 000: 50); with several targets, in each target's
+    update         first-order (descent), ascent (its reverse), or second-order (Eq. 11 and 16)
+    aim            single-target, or multi-target (all targets at once)
+    order          how a pool is gone through: random, rank, or weighted (by score, at random)
     steps, batch_size, lr, weight_decay  of fine-tuning (paper 000: 3 x 24, 0.002, 1e-5)
+    newton_lr      eta of the second-order update, which has no optimizer
+    adapter        rank of low-rank adapters, all that is then trained (0: every parameter)
     seeds          repetitions, each with its own draws from the pools
-    non_targets    other evaluation rows, drawn by the seed, that measure side effects
+    targets        how many of the targets, first ones first (0: all)
+    non_targets    other evaluation rows, drawn by the seed, that measure side effects (0: all)
     optimizer      fresh: its state starts at zero; kept: it goes on from the end of training
                    (paper 000 does not say which; BatchNorm stays frozen in both)
+    also           further experiments by name: any of the fields above (but `non_targets`) with
+                   other values, a list meaning each of them; what is left out is as here
     """
 
     loss: str = ""
-    variant: Literal["classic", "theta-relative", "ell-relative", "newfluence"] = "ell-relative"
-    selections: tuple[Literal["random", "helpful", "harmful"], ...] = (
+    variant: Literal["classic", "theta-relative", "ell-relative", "newfluence", "tracin"] = (
+        "ell-relative"
+    )
+    selections: tuple[Literal["random", "helpful", "harmful", "group"], ...] = (
         "random",
         "helpful",
         "harmful",
     )
     pool: int = 50
+    update: Literal["first-order", "ascent", "second-order"] = "first-order"
+    aim: Literal["single-target", "multi-target"] = "single-target"
+    order: Literal["random", "rank", "weighted"] = "random"
     steps: int = 3
     batch_size: int = 24
     lr: float = 2e-3
     weight_decay: float = 1e-5
+    newton_lr: float = 1e-3
+    adapter: int = 0
     seeds: int = 10
+    targets: int = 0
     non_targets: int = 200
     optimizer: Literal["fresh", "kept"] = "fresh"
+    also: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("pool", "steps", "batch_size", "seeds", "non_targets"):
+        for name in ("pool", "steps", "batch_size", "seeds"):
             _at_least(name, getattr(self, name), 1)
+        for name in ("adapter", "targets", "non_targets"):
+            _at_least(name, getattr(self, name), 0)
         _positive("lr", self.lr)
+        _positive("newton_lr", self.newton_lr)
         _not_negative("weight_decay", self.weight_decay)
         if not self.selections:
-            raise ValueError("selections: name at least one of random, helpful, harmful")
+            raise ValueError("selections: name at least one of random, helpful, harmful, group")
+        if "group" in self.selections and self.aim == "single-target":
+            raise ValueError("selections: group is for several targets; set aim to multi-target")
+        if self.adapter and (self.update == "second-order" or self.optimizer == "kept"):
+            raise ValueError(
+                "adapter: the stored curvature and optimizer state are of the model's own "
+                "parameters; use a first-order update and a fresh optimizer"
+            )
         if self.batch_size > self.pool:
             raise ValueError(
                 f"batch_size: {self.batch_size} rows cannot be drawn from a pool of {self.pool}; "
@@ -242,6 +330,8 @@ class StageSettings:
     curvature: CurvatureSettings = field(default_factory=CurvatureSettings)
     gradients: GradientSettings = field(default_factory=GradientSettings)
     scores: ScoreSettings = field(default_factory=ScoreSettings)
+    trajectory: TrajectorySettings = field(default_factory=TrajectorySettings)
+    attribution: AttributionSettings = field(default_factory=AttributionSettings)
     actions: ActionSettings = field(default_factory=ActionSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
 

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from distinf.errors import DistinfError, InputError
 from distinf.runtime.worker import resolve
+
+if TYPE_CHECKING:  # the store is heavy to import
+    from distinf.store import Rows
 
 Batch = dict[str, Tensor]
 PerSampleLoss = Callable[[nn.Module, Batch], Tensor]  # -> [N]
@@ -46,6 +49,7 @@ class Wording:
     """How the report speaks of a task. Labels are for people; `baseline` is a column's name.
 
     deviations: what is reconstructed or differs from the paper, one sentence each.
+    published: the paper's own numbers, as the page's Published, to print beside a run's.
     columns: stored per-row columns worth showing beside a row; category columns name their values
     in the task's `labels`.
     """
@@ -60,6 +64,7 @@ class Wording:
     log: bool = False
     columns: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
+    published: tuple[Any, ...] = ()
 
 
 class RowSource(Protocol):
@@ -120,6 +125,31 @@ class GeneratingTask(Protocol):
 
     def attach(self, split: str, rows: RowSource) -> None:
         """From now on `batch` reads the split from `rows`."""
+
+
+@runtime_checkable
+class StoredTask(Protocol):
+    """A task whose rows lie in a store of their own, made before the run."""
+
+    def stored(self, split: str) -> "Rows":
+        """The split's committed rows."""
+
+    def attach(self, split: str, rows: RowSource) -> None:
+        """From now on `batch` reads the split from `rows`."""
+
+
+@runtime_checkable
+class ElementTask(Protocol):
+    """A task whose training loss is a sum over the elements of a row, for attribution to them.
+
+    It may name the two axes of a row's elements: `part_axes`, ("symbol", "subcarrier"), say.
+    """
+
+    def parts(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[N, A, B] or [N, B]: summed over a row's elements, the training loss of the row.
+
+        NaN marks an element that has no part in it (a pilot).
+        """
 
 
 def task_path(name: str) -> str:

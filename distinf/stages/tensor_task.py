@@ -1,7 +1,7 @@
 """A task from tensors that fit in memory: your own model in ten lines."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distinf.errors import InputError
-from distinf.stages.task import Batch, PerSampleLoss, Shapes, Wording
+from distinf.stages.task import SPLITS, Batch, PerSampleLoss, Shapes, Wording
 
 
 class TensorTask:
@@ -21,6 +21,7 @@ class TensorTask:
     losses     {name: loss(model, batch) -> [N]}; the first is the training loss
     metric     (model, batch) -> [N], what should go down (default: the training loss)
     optimizer  (parameters, lr=…, weight_decay=…) -> optimizer (default: torch.optim.AdamW)
+    shared_rows  True where evaluation rows may be training rows too; else a run refuses them
     """
 
     reference: str | None = None
@@ -35,6 +36,7 @@ class TensorTask:
         metric: PerSampleLoss | None = None,
         seed: int = 0,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+        shared_rows: bool = False,
     ):
         missing = [split for split in ("train", "evaluation") if not data.get(split)]
         if missing:
@@ -56,6 +58,7 @@ class TensorTask:
         self._metric = metric or next(iter(losses.values()))
         self._seed = seed
         self._optimizer = optimizer
+        self._shared_rows = shared_rows
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -78,6 +81,9 @@ class TensorTask:
         return self._optimizer(parameters, lr=lr, weight_decay=weight_decay)
 
     def digests(self) -> Mapping[str, str]:
+        """As a Task's. InputError if rows of evaluation are rows of training."""
+        if not self._shared_rows:
+            self._refuse_shared_rows()
         found = {
             f"data.{split}.{name}": _digest(values)
             for split, columns in self._data.items()
@@ -85,6 +91,26 @@ class TensorTask:
         }
         state = self.model().state_dict().values()
         return found | {"model": hashlib.sha256("".join(map(_digest, state)).encode()).hexdigest()}
+
+    def _refuse_shared_rows(self) -> None:
+        """Equal rows: in every column that both splits have, equal to the last bit."""
+        train, evaluation = (self._data[split] for split in SPLITS)
+        names = sorted(train.keys() & evaluation.keys())
+        if not names:
+            return
+        first: dict[bytes, int] = {}
+        for row, content in enumerate(_row_digests([train[name] for name in names])):
+            first.setdefault(content, row)
+        digests = _row_digests([evaluation[name] for name in names])
+        pairs = [(row, first[content]) for row, content in enumerate(digests) if content in first]
+        if pairs:
+            shown = ", ".join(f"{row} = training row {twin}" for row, twin in pairs[:3])
+            more = ", …" if len(pairs) > 3 else ""
+            raise InputError(
+                f"task: {len(pairs)} of {self.rows('evaluation')} evaluation rows are training "
+                f"rows too ({shown}{more}); leave them out of one split, or say shared_rows=True "
+                "if that is meant"
+            )
 
     def shapes(self) -> Shapes:
         model = self.model().eval()
@@ -105,6 +131,19 @@ class TensorTask:
             flops_per_sample=float(counter.get_total_flops()),
             activation_bytes_per_sample=float(sum(kept)),
         )
+
+
+def _row_digests(columns: Sequence[Tensor]) -> Iterator[bytes]:
+    """16 bytes a row, of all its columns' types, shapes and bytes."""
+    head = "".join(f"{values.dtype} {tuple(values.shape[1:])} " for values in columns).encode()
+    plain = [values.detach().cpu().contiguous() for values in columns]
+    wide = [values[:, None] if values.ndim == 1 else values.flatten(1) for values in plain]
+    bytes_NB = [values.view(torch.uint8).numpy() for values in wide]
+    for parts in zip(*bytes_NB):
+        content = hashlib.blake2b(head, digest_size=16)
+        for part in parts:
+            content.update(part)
+        yield content.digest()
 
 
 def _digest(values: Any) -> str:

@@ -3,6 +3,10 @@
 A batch is cut into a fixed number of logical shards. Each takes its own forward and backward pass
 (and its own batch statistics); gradients and running statistics are summed in shard order in fp64.
 One rank or many, killed or not, the weights are the same bits.
+
+Training starts from the task's own weights or from a checkpoint, and its end is also written as
+<run>/model.safetensors: for other tools, and as the checkpoint of another run. A variation of the
+run that trains a model of its own writes model-<variation>.safetensors beside it.
 """
 
 import time
@@ -18,10 +22,13 @@ from torch import Tensor, nn
 from distinf.errors import InputError
 from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import per_sample
+from distinf.numerics.precision import float_edges, precision
 from distinf.runtime import Cost, Runtime, Unit, digest
+from distinf.stages import checkpoint
 from distinf.stages.session import Outline, Session, done_for_all, generator, row_ranges
 
 NAME = "train"
+WEIGHTS = "model.safetensors"
 BACKWARD = 3.0  # a training step costs three forward passes
 
 
@@ -34,7 +41,12 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     return [
         (
             Unit(NAME, outline.basis[NAME], a, b, {"to_step": b}),
-            Cost(flops=per_step * (b - a), bytes=state, memory=memory + 2 * state),
+            Cost(
+                flops=per_step * (b - a),
+                bytes=state,
+                memory=memory + 2 * state,
+                work={"train": train.batch_size * (b - a), "checkpoint": 1},
+            ),
         )
         for a, b in row_ranges(train.steps, train.checkpoint_every)
     ]
@@ -48,15 +60,78 @@ def run(session: Session, runtime: Runtime) -> None:
             session.settings.train.shards,
             session.ledger(NAME),
         )
+    if wanted and not _is_exported(session):
+        _export(session, wanted[-1])
+
+
+def is_done(session: Session) -> bool:
+    wanted = [unit for unit, _ in units(session.outline)]
+    return len(session.done(wanted)) == len(wanted) and (not wanted or _is_exported(session))
+
+
+def check(session: Session) -> None:
+    """InputError for a checkpoint that does not fit the model, before anything is computed."""
+    if session.settings.train.checkpoint:
+        starting_model(session)
+
+
+def starting_model(session: Session) -> nn.Module:
+    """The model as training starts, on the session's device."""
+    model = session.fresh_model()
+    path = session.settings.train.checkpoint
+    if path:
+        checkpoint.load_checked(path, model, session.context["task_settings"])
+    return model
 
 
 def trained_model(session: Session) -> nn.Module:
     """A fresh copy of the trained model, in evaluation mode, on the session's device."""
     wanted = [unit for unit, _ in units(session.outline)]
+    if not wanted:
+        return starting_model(session).eval()
     model = session.fresh_model()
-    if wanted:
-        stored = session.cached("weights", lambda: session.arrays(wanted[-1]))
-        _load_model(model, stored)
+    stored = session.cached("weights", lambda: session.arrays(wanted[-1]))
+    _load_model(model, stored)
+    return model.eval()
+
+
+def _is_exported(session: Session) -> bool:
+    """These very weights are there, under the run's name or the variation's."""
+    for name in {WEIGHTS, _weights_name(session)}:
+        try:
+            about = checkpoint.about(session.blobs.get(name))
+        except KeyError:
+            continue
+        if about.get("basis") == session.basis[NAME]:
+            return True
+    return False
+
+
+def _export(session: Session, last: Unit) -> None:
+    stored = session.arrays(last)
+    tensors = {
+        name.removeprefix("model."): torch.from_numpy(values)
+        for name, values in stored.items()
+        if name.startswith("model.")
+    }
+    about = {
+        "task": session.context["task"],
+        "seed": session.seed,
+        "basis": session.basis[NAME],
+        "step": last.stop,
+    }
+    session.blobs.put(_weights_name(session), checkpoint.encoded(tensors, about))
+
+
+def _weights_name(session: Session) -> str:
+    return f"model-{session.name}.safetensors" if session.name else WEIGHTS
+
+
+def model_at(session: Session, unit: Unit) -> nn.Module:
+    """The model as it was when `unit` ended, one of `units`; otherwise as trained_model."""
+    model = session.fresh_model()
+    names = [f"model.{name}" for name in model.state_dict()]
+    _load_model(model, session.arrays(unit, names))
     return model.eval()
 
 
@@ -79,7 +154,7 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
     """Train from the last checkpoint to the end -> the step reached."""
     settings = session.settings.train
     wanted = [unit for unit, _ in units(session.outline)]
-    model = session.fresh_model()
+    model = starting_model(session)
     optimizer = session.task.optimizer(model.parameters(), settings.lr, settings.weight_decay)
     finished = [*done_for_all(session, collective, wanted), False].index(False)
     if finished:
@@ -105,7 +180,7 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
 def step_rows(session: Session, step: int) -> np.ndarray:
     """[batch_size] row ids of a step: epochs are permutations, each from (seed, epoch)."""
     size = session.settings.train.batch_size
-    count = session.outline.rows["train"]
+    count = session.outline.training_rows
     first = step * size
     order = {
         epoch: session.cached(("epoch", epoch), partial(_epoch, session.seed, epoch, count))
@@ -139,8 +214,9 @@ def _step(
         model.zero_grad()
         with _seeded(session, step, shard):
             batch = session.batch("train", rows[shard])
-            total = per_sample(loss(model, batch), batch).sum() / settings.batch_size
-            total.backward()
+            with precision(settings.precision, session.device), float_edges(model):
+                total = per_sample(loss(model, batch), batch).sum() / settings.batch_size
+                total.backward()
         parts.append(_pack(model, buffers, settings.shards, total))
     width = sum(p.numel() for p in model.parameters() if p.requires_grad) + 1
     width += sum(value.numel() for value in buffers.values())

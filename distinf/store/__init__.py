@@ -2,6 +2,15 @@
 
 from distinf.store.blobs import Blobs, open_root
 from distinf.store.groups import damage, read_group, verify_group, write_group
-from distinf.store.rows import Rows
+from distinf.store.rows import CachedRows, Rows
 
-__all__ = ["Blobs", "Rows", "damage", "open_root", "read_group", "verify_group", "write_group"]
+__all__ = [
+    "Blobs",
+    "CachedRows",
+    "Rows",
+    "damage",
+    "open_root",
+    "read_group",
+    "verify_group",
+    "write_group",
+]

@@ -1,14 +1,16 @@
 """Rows of a split, as if the committed units were one array: reads whole or row by row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import zarr
 
 from distinf.errors import CorruptionError
 from distinf.store.blobs import Blobs
 from distinf.store.groups import open_group, read_group
+
+OPEN_UNITS = 1_024  # units whose arrays stay open, about 11 kB each: no metadata is read twice
 
 
 class Rows:
@@ -18,7 +20,7 @@ class Rows:
         """`units`: (start, stop, manifest) of each committed unit, any order."""
         self._blobs = blobs
         self._units = sorted(units, key=lambda unit: unit[0])
-        self._open: dict[int, zarr.Group] = {}
+        self._open: dict[int, dict[str, Any]] = {}
         expected = 0
         for start, stop, _ in self._units:
             if start != expected:
@@ -31,9 +33,14 @@ class Rows:
         return self._count
 
     def columns(self, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Whole arrays [rows, ...] by name, concatenated over the units in row order."""
-        parts = [read_group(self._blobs, manifest, names) for _, _, manifest in self._units]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        """Whole arrays [rows, ...] by name, in row order; no row is in memory twice."""
+        found: dict[str, np.ndarray] = {}
+        for start, stop, manifest in self._units:
+            for name, values in read_group(self._blobs, manifest, names).items():
+                if name not in found:
+                    found[name] = np.empty((self._count, *values.shape[1:]), dtype=values.dtype)
+                found[name][start:stop] = values
+        return found
 
     def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The rows named by `ids` [n], in that order, of every array; each chunk verified."""
@@ -45,14 +52,40 @@ class Rows:
         for owner in np.unique(owners):
             places = np.flatnonzero(owners == owner)
             inside = ids[places] - self._starts[owner]
-            for name, array in self._group(int(owner)).arrays():
+            for name, array in self._arrays(int(owner)).items():
                 values = array.oindex[np.sort(inside)]
                 if name not in taken:
                     taken[name] = np.empty((len(ids), *values.shape[1:]), dtype=values.dtype)
                 taken[name][places[np.argsort(inside, kind="stable")]] = values
         return taken
 
-    def _group(self, owner: int) -> zarr.Group:
+    def _arrays(self, owner: int) -> dict[str, Any]:
+        """A unit's arrays, opened; the first opened of too many are let go."""
         if owner not in self._open:
-            self._open[owner] = open_group(self._blobs, self._units[owner][2])
+            if len(self._open) == OPEN_UNITS:
+                del self._open[next(iter(self._open))]
+            self._open[owner] = dict(open_group(self._blobs, self._units[owner][2]).arrays())
         return self._open[owner]
+
+
+class CachedRows:
+    """Rows from memory once they were read, where they are few enough, else chunk by chunk."""
+
+    def __init__(self, rows: Callable[[], Rows], in_memory: Callable[[], bool]):
+        """Both are called once, on first use."""
+        self._open = rows
+        self._in_memory = in_memory
+
+    def take(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """As Rows.take."""
+        if self._columns is not None:
+            return {name: values[ids] for name, values in self._columns.items()}
+        return self._rows.take(ids)
+
+    @cached_property
+    def _rows(self) -> Rows:
+        return self._open()
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray] | None:
+        return self._rows.columns() if self._in_memory() else None

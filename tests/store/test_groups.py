@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from distinf.errors import CorruptionError, InputError
-from distinf.store import Blobs, Rows, open_root, read_group, verify_group, write_group
+from distinf.store import Blobs, Rows, groups, open_root, read_group, verify_group, write_group
+from distinf.store import rows as rows_module
 from distinf.store.groups import encode
 
 
@@ -85,7 +86,9 @@ def test_nan_is_refused_unless_it_is_expected(blobs):
     assert np.isnan(read_group(blobs, manifest)["x"][1])
 
 
-def test_rows_are_one_array_over_units_in_any_order(blobs):
+def test_rows_are_one_array_over_units_in_any_order(blobs, monkeypatch):
+    monkeypatch.setattr(groups, "LEAST_BYTES", 1)  # several chunks a unit
+    monkeypatch.setattr(rows_module, "OPEN_UNITS", 2)
     values = np.arange(60, dtype=np.float32).reshape(30, 2)
     spans = [(20, 30), (0, 8), (8, 20)]
     units = [
@@ -117,7 +120,9 @@ def test_rows_with_a_gap_are_refused(blobs):
 )
 def test_any_array_survives(values, chunk_rows):
     blobs = open_root("memory://any")
-    manifest = write_group(blobs, "g", {"x": values}, chunk_rows=chunk_rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "LEAST_BYTES", 1)
+        manifest = write_group(blobs, "g", {"x": values}, chunk_rows=chunk_rows)
     assert np.array_equal(read_group(blobs, manifest)["x"], values)
 
 
@@ -157,5 +162,10 @@ def test_an_unknown_scheme_is_bad_input():
 
 
 def test_encode_chunks_along_rows_only():
-    objects = encode({"x": np.ones((10, 3), np.float32)}, chunk_rows=4)
+    objects = encode({"x": np.ones((10, 8_192), np.float32)}, chunk_rows=4)
     assert sorted(k for k in objects if "/c/" in k) == ["x/c/0/0", "x/c/1/0", "x/c/2/0"]
+
+
+def test_a_narrow_column_is_not_cut_into_tiny_files():
+    objects = encode({"x": np.ones(960, np.float32)}, chunk_rows=24)
+    assert [k for k in objects if "/c/" in k] == ["x/c/0"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distinf.numerics.variants import VARIANTS
-from distinf.stages import curvature, evaluate, report
+from distinf.stages import curvature, evaluate, results
 from distinf.stages.session import split_units
 from tests.support.runs import all_scores, run_points, same_bits
 
@@ -64,7 +64,7 @@ def test_a_stored_unit_is_what_its_seed_gives(finished):
 
 def test_gap_reduction_is_equation_10(finished):
     columns = evaluate.evaluation(finished)
-    outcome = report.outcomes(finished)[0]
+    outcome = results.headline_outcomes(finished)[0]
     genie = float(columns["genie_ber"][outcome.target])
     before, after = outcome.metric_by_step[0], outcome.metric_by_step[-1]
     gap_before, gap_after = (before - genie) / genie, (after - genie) / genie

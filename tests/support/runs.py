@@ -52,7 +52,7 @@ def run_points(out: Path | str, accept: Sequence[str] = (), **changes: Any) -> S
 
 def all_scores(session: Session) -> dict[str, np.ndarray]:
     """Every stored score array, by name."""
-    return session.arrays(scores.score_unit(session.outline))
+    return scores.all_scores(session)
 
 
 def same_bits(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distinf.stages.page.findings import CONTROL, SELECTED, Findings
+from distinf.stages.page.findings import CONTROL, Findings
 from distinf.stages.page.formats import count, duration, identifier, number, size
 
 Tables = dict[str, list[dict[str, Any]]]
@@ -47,8 +47,9 @@ def _gap(findings: Findings, rows: Tables) -> str:
     failed = sum(r["failed"] for r in rows["summary"])
     if failed:
         text += f" {count(failed)} trials without a finite result are not drawn."
-    if len(findings.targets) > 1 and any(r["selection"] == SELECTED for r in rows["paired"]):
-        text += f" The difference {SELECTED} − {CONTROL} pairs trials of equal target and seed."
+    chosen = findings.guided()
+    if len(findings.targets) > 1 and any(r["selection"] == chosen for r in rows["paired"]):
+        text += f" The difference {chosen} − {CONTROL} pairs trials of equal target and seed."
     return text
 
 
@@ -61,7 +62,8 @@ def _steps(findings: Findings, rows: Tables) -> str:
         most = max(r["step"] for r in last.values())
         text += f" {number(first['mean'])} before; after {most} steps {', '.join(parts)}."
     if any(t.reference is not None for t in findings.targets):
-        text += f" Dashed: {findings.metric.reference or 'the reference'} on the same targets."
+        name = findings.metric.reference or "the reference"
+        text += f" Dashed, where in range: {name} on the same targets."
     return text
 
 

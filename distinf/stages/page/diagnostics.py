@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from distinf.stages.page.captions import titles
+from distinf.stages.page.families import run_label, runs
 from distinf.stages.page.findings import Findings, Ritz, ScoreSet
-from distinf.stages.page.formats import duration, shortened
+from distinf.stages.page.formats import duration, identifier, shortened
 from distinf.stages.page.svg import (
     COLOR,
     DASH,
@@ -203,3 +204,30 @@ def costs_figure(findings: Findings) -> str | None:
         axes.set_xlim(0, 1.12 * max(max(c.seconds for c in costs), 1e-9))
         title(axes, "wall time [s]")
         return export(figure, "costs", titles(findings)["costs"])
+
+
+def score_runs_figure(findings: Findings, name: str, heading: str) -> str | None:
+    """The headline's scores of each run's first target, run by run (paper 000, Fig. 8)."""
+    found = []
+    for run_name, run in runs(findings).items():
+        target = run.first_scored()
+        head = (run.headline.loss, run.headline.variant)
+        scoring = next((s for s in run.scores if (s.loss, s.variant) == head), None)
+        if target is not None and scoring is not None and target in scoring.scores:
+            scores_N = _finite(scoring, target)
+            if scores_N.size:
+                found.append((run_label(run_name, run), target, scores_N))
+    if len(found) < 2:
+        return None
+    columns = min(len(found), 3)
+    lines = math.ceil(len(found) / columns)
+    with drawing(name, 0.7 + 2.2 * lines) as figure:
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes, (label, target, scores_N) in zip(panels, found):
+            _histogram(axes, scores_N, findings.headline.pool or 50)
+            what = f"target {identifier(target)}, {label}"
+            title(axes, shortened(what, 96 // columns), strong=True)
+        for axes in panels[len(found) :]:
+            axes.set_visible(False)
+        legend(figure, panels[0])
+        return export(figure, name, heading)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 SELECTED, CONTROL, OPPOSITE = "helpful", "random", "harmful"
+GROUP = "group"  # chosen for all targets together
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,28 @@ class Outcome:
     non_target_change_pct: float | None = None
     loss: str = ""
     variant: str = ""
-    update: str = "first-order"
-    aim: str = "single-target"
+    update: str = "first-order"  # or "ascent", "second-order"
+    aim: str = "single-target"  # or "multi-target": all targets at once, one Outcome for each
+    order: str = "random"  # how the pool was gone through: or "rank", "weighted"
+    pool: int | None = None
+    lr: float | None = None
+    adapter: int = 0  # rank of the adapters that were trained; 0: every parameter
+    non_target_metric: float | None = None  # mean after the last step
+    non_target_gap_reduction_pct: float | None = None  # of the mean metric to the mean reference
+    settings: Mapping[str, float | int | str] = field(default_factory=dict)  # further ones: steps…
+
+    def value(self, name: str) -> Any:
+        """The field or the further setting `name`; None where there is none."""
+        if name in OUTCOME_FIELDS:
+            return getattr(self, name)
+        if name == "steps" and name not in self.settings:
+            return max(0, len(self.metric_by_step) - 1)
+        if name == "newton_lr" and name not in self.settings:
+            return self.lr if self.update == "second-order" else None
+        return self.settings.get(name)
+
+
+OUTCOME_FIELDS = frozenset(f.name for f in fields(Outcome))
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,34 @@ class AxisCurves:
     curves: Mapping[str, Sequence[float]]
 
 
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One further experiment: arms that differ in `varied` and are the headline's in all else.
+
+    varied: names of Outcome's fields or settings, "selection" among them where there are several.
+    """
+
+    name: str
+    varied: Sequence[str]
+    outcomes: Sequence[Outcome]
+    axis_curves: AxisCurves | None = None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What each element of a training sample adds to its classic score for a target.
+
+    parts_SF [symbols, subcarriers]: sums to `score`; NaN where the sample has no loss (pilots).
+    """
+
+    target: int
+    id: int
+    rank: int  # 1, 2, … most helpful; -1, -2, … most harmful
+    score: float
+    parts_SF: np.ndarray
+    axes: tuple[str, str] = ("symbol", "subcarrier")
+
+
 @dataclass(frozen=True)
 class EvaluationPoints:
     """Every evaluation sample before fine-tuning; `eligible` could have been chosen as target."""
@@ -77,6 +126,9 @@ class EvaluationPoints:
     axis_E: np.ndarray | None = None
     eligible_E: np.ndarray | None = None
     rule: str = ""  # "genie BER of at least 0.001"
+    metric_E: np.ndarray | None = None
+    reference_E: np.ndarray | None = None
+    least_reference: float | None = None  # of an eligible sample
 
 
 @dataclass(frozen=True)
@@ -110,6 +162,7 @@ class Target:
     reference: float | None = None
     axis: float | None = None
     columns: Mapping[str, float | int | str] = field(default_factory=dict)
+    baseline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +181,7 @@ class Ritz:
     asymmetry: float | None = None  # ‖T - Tᵀ‖ / ‖T‖
     operator: str = "Hessian"
     kept_K: Sequence[bool] = ()  # which are kept, where it is not the first `kept`
+    all_values: Sequence[float] = ()  # of every Krylov step, largest magnitude first
 
     def is_kept(self, place: int) -> bool:
         """Whether the pair at `place`, from 0, is among those that scores use."""
@@ -163,7 +217,11 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Published:
-    """A number from the literature to print beside ours."""
+    """A number from the literature to print beside ours.
+
+    `column` tells the source's training sets apart ("800k"); `run` names the run that it stands
+    beside: "" is this one, another is a name in Findings.beside.
+    """
 
     source: str
     loss: str
@@ -172,6 +230,8 @@ class Published:
     mean_pct: float
     sd_pct: float | None = None
     note: str = ""
+    column: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,6 +264,13 @@ class Findings:
     solves: Sequence[Solve] = ()
     training: TrainingCurve | None = None
     costs: Sequence[StageCost] = ()
+    families: Sequence[Family] = ()
+    attributions: Sequence[Attribution] = ()
+    non_target_before: float | None = None  # the non-targets' mean metric before fine-tuning
+    non_target_reference: float | None = None
+    non_target_baseline: float | None = None
+    label: str = ""  # what tells this run from those beside it: "4,080 slots"
+    beside: Mapping[str, "Findings"] = field(default_factory=dict)  # variations of this run
     published: Sequence[Published] = ()
     deviations: Sequence[str] = ()
     warnings: Sequence[str] = ()
@@ -226,6 +293,12 @@ class Findings:
         seen = list(dict.fromkeys(o.selection for o in self.headline_outcomes()))
         order = [SELECTED, CONTROL, OPPOSITE]
         return [s for s in order if s in seen] + [s for s in seen if s not in order]
+
+    def guided(self) -> str:
+        """The headline's selection that scores are to improve: helpful, or else the first one."""
+        seen = self.selections()
+        others = [s for s in seen if s not in (CONTROL, OPPOSITE)]
+        return SELECTED if SELECTED in seen or not others else others[0]
 
     def first_scored(self) -> int | None:
         """The first target that has scores: the one with the largest gap."""

@@ -10,8 +10,8 @@ from distinf.stages.page.captions import titles
 from distinf.stages.page.findings import CONTROL, SELECTED, Findings, Outcome
 from distinf.stages.page.formats import count, identifier, rounded, shortened, signed
 from distinf.stages.page.intervals import Estimate, differences, estimate
+from distinf.stages.page.summaries import reductions
 from distinf.stages.page.svg import COLOR, MARKER, drawing, export, linear_axis, role, title
-from distinf.stages.page.tables import reductions
 
 MOST_TARGETS_SHOWN = 8
 
@@ -25,7 +25,7 @@ def gap_figure(findings: Findings) -> str | None:
     if not finite:
         return None
     targets = sorted({o.target for o in outcomes}, key=_target_order(findings))
-    by_target = _paired_by_target(groups, targets)
+    by_target = _paired_by_target(groups, targets, findings.guided())
     beside = 2 <= len(by_target) <= MOST_TARGETS_SHOWN
     height = max(1.1 + 0.72 * len(selections), 1.2 + 0.34 * len(by_target) * beside)
     with drawing("gap", height) as figure:
@@ -33,7 +33,7 @@ def gap_figure(findings: Findings) -> str | None:
         panels = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
         _strips(panels[0], groups, targets)
         if beside:
-            _paired_panel(panels[1], by_target)
+            _paired_panel(panels[1], by_target, findings.guided())
         return export(figure, "gap", titles(findings)["gap"])
 
 
@@ -98,7 +98,7 @@ def _interval(axes: Axes, e: Estimate, y: float, color: str, limits: tuple[float
     )
 
 
-def _paired_panel(axes: Axes, by_target: dict[int, np.ndarray]) -> None:
+def _paired_panel(axes: Axes, by_target: dict[int, np.ndarray], chosen: str) -> None:
     for row, values in enumerate(by_target.values()):
         color = COLOR["accent"]
         axes.plot(values, np.full(values.size, row), "o", color=color, ms=4.2, mew=0, alpha=0.45)
@@ -120,7 +120,7 @@ def _paired_panel(axes: Axes, by_target: dict[int, np.ndarray]) -> None:
     axes.set_ylim(len(by_target) - 0.4, -0.6)
     axes.tick_params(axis="y", labelcolor=COLOR["ink"])
     _horizontal(axes)
-    title(axes, f"{SELECTED} − {CONTROL}, same seeds [points]")
+    title(axes, f"{chosen} − {CONTROL}, same seeds [points]")
 
 
 def _horizontal(axes: Axes) -> None:
@@ -148,9 +148,9 @@ def _shown_range(groups: dict[str, list[Outcome]]) -> tuple[float, float]:
 
 
 def _paired_by_target(
-    groups: dict[str, list[Outcome]], targets: list[int]
+    groups: dict[str, list[Outcome]], targets: list[int], chosen: str
 ) -> dict[int, np.ndarray]:
-    pairs = differences(reductions(groups.get(SELECTED, [])), reductions(groups.get(CONTROL, [])))
+    pairs = differences(reductions(groups.get(chosen, [])), reductions(groups.get(CONTROL, [])))
     grouped = {i: np.array([v for (t, _), v in pairs.items() if t == i]) for i in targets}
     return {i: values for i, values in grouped.items() if values.size}
 

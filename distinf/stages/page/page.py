@@ -2,37 +2,28 @@
 
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from distinf.stages.page.captions import captions, titles
-from distinf.stages.page.diagnostics import (
-    costs_figure,
-    ritz_figure,
-    scores_figure,
-    training_figure,
+from distinf.stages.page.captions import Tables
+from distinf.stages.page.columns import View
+from distinf.stages.page.experiment_views import (
+    attributions_view,
+    effects_view,
+    table_1_view,
+    variations_view,
 )
-from distinf.stages.page.figures import axis_figure, steps_figure, targets_figure
+from distinf.stages.page.experiment_words import table_1_reading, table_1_targets
 from distinf.stages.page.findings import Findings
 from distinf.stages.page.formats import count
-from distinf.stages.page.gap_figure import gap_figure
+from distinf.stages.page.grids import Grid
 from distinf.stages.page.intervals import RESAMPLES
+from distinf.stages.page.pictures import drawings
+from distinf.stages.page.sections import experiment_sections, variation_sections
 from distinf.stages.page.tables import tables
 from distinf.stages.page.views import facts, views
 from distinf.stages.page.wording import answer
-
-DRAW = {
-    "gap": gap_figure,
-    "steps": steps_figure,
-    "axis": axis_figure,
-    "targets": targets_figure,
-    "scores": scores_figure,
-    "ritz": ritz_figure,
-    "training": training_figure,
-    "costs": costs_figure,
-}
 
 
 @dataclass(frozen=True)
@@ -51,30 +42,50 @@ def render(findings: Findings) -> str:
     """
     rows = tables(findings)
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_source),
     )
-    template = environment.from_string(_source("template.html.jinja"))
-    return template.render(
+    return environment.get_template("template.html.jinja").render(
         findings=findings,
         style=Markup(_source("style.css")),
         answer=answer(findings, rows),
         figures=figures(findings, rows),
-        tables=views(findings, rows),
+        tables={**views(findings, rows), **_further(findings, rows)},
+        table_1=table_1_view(rows),
+        table_1_reading=table_1_reading(rows),
+        table_1_targets=table_1_targets(rows),
+        experiments=experiment_sections(findings, rows),
+        variations=variation_sections(findings),
+        attributed=list(dict.fromkeys(a.target for a in findings.attributions)),
         facts=facts(findings),
         draws=count(RESAMPLES),
     )
 
 
-def figures(findings: Findings, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Picture]:
+def figures(findings: Findings, rows: Tables) -> dict[str, Picture]:
     """The pictures that the findings hold data for, numbered in page order."""
-    heads, texts = titles(findings), captions(findings, rows)
     pictures: dict[str, Picture] = {}
-    for name, draw in DRAW.items():
-        svg = draw(findings)
+    for drawing in drawings(findings, rows):
+        name, title = drawing.name, drawing.title
+        svg = None if name in pictures else drawing.draw(name, title)
         if svg is not None:
             place = len(pictures) + 1
-            pictures[name] = Picture(place, name, Markup(svg), heads[name], texts[name])
+            said = drawing.caption if isinstance(drawing.caption, str) else drawing.caption()
+            pictures[name] = Picture(place, name, Markup(svg), title, said)
     return pictures
+
+
+def _further(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
+    made: dict[str, View | Grid | None] = {
+        "effects": effects_view(findings, rows),
+        "variations": variations_view(findings, rows),
+    }
+    for target in dict.fromkeys(a.target for a in findings.attributions):
+        made[f"attribution {target}"] = attributions_view(target, rows)
+    return {name: table for name, table in made.items() if table is not None}
 
 
 def _source(name: str) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -35,8 +36,10 @@ ROLES = (
 )
 COLOR = {role: f"#{index:02x}{index:02x}fe" for index, role in enumerate(ROLES, 1)}
 MARKER = {"helpful": "o", "random": "s", "harmful": "v", "baseline": "D", "reference": "^"}
+UPDATE_DASH = {"first-order": "-", "second-order": (0, (4, 1.6)), "ascent": (0, (1.2, 1.2))}
 DASH = {"reference": (0, (5, 2)), "baseline": (0, (1, 1.6)), "before": (0, (3, 1.5, 1, 1.5))}
 WIDTH_IN = 9.0
+SHORT_DECADES, NARROW_DECADES = 0.6, 0.3
 
 STYLE = {
     "svg.fonttype": "none",
@@ -124,12 +127,17 @@ def title(axes: Axes, text: str, strong: bool = False) -> None:
 
 
 def log_axis(axes: Axes, which: str, values: list[float]) -> None:
-    """Log scale labelled in powers of ten, with 2 and 5 between them on a short range."""
+    """Log scale labelled in powers of ten, with more between them on a short range."""
     getattr(axes, f"set_{which}scale")("log")
     target = getattr(axes, f"{which}axis")
     positive = [v for v in values if math.isfinite(v) and v > 0]
     decades = math.log10(max(positive) / min(positive)) if positive else 3.0
-    target.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
+    if decades < NARROW_DECADES:  # log and linear look alike, and powers of ten are too far apart
+        linear_axis(axes, which)
+        target.set_minor_locator(NullLocator())
+        return
+    between = (1.0, 2.0, 5.0) if decades > SHORT_DECADES else (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+    target.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else between))
     target.set_major_formatter(FuncFormatter(_log_label))
     target.set_minor_locator(NullLocator())
     target.set_minor_formatter(NullFormatter())
@@ -141,12 +149,15 @@ def linear_axis(axes: Axes, which: str, integer: bool = False) -> None:
     target.set_major_formatter(FuncFormatter(lambda v, _: _linear_label(v)))
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        labels = [shortened(label) for label in labels]
-        place = {"loc": "outside upper left", "ncols": 5, "handlelength": 2.4, "borderpad": 0.2}
-        figure.legend(handles, labels, **place)
+def legend(figure: Figure, *panels: Axes, columns: int = 5, most: int = 28) -> None:
+    """Above the panels, what is named in any of them, once."""
+    named: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(shortened(label, most), handle)
+    if named:
+        place = {"loc": "outside upper left", "handlelength": 2.4, "borderpad": 0.2}
+        figure.legend(list(named.values()), list(named), ncols=columns, **place)
 
 
 def _log_label(value: float, _: int = 0) -> str:

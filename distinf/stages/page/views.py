@@ -1,97 +1,51 @@
-"""Tables as the page prints them: chosen columns, headed in words, every cell a string."""
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+"""The printed tables of a run: its headline, its targets, and the machinery."""
 
 from distinf.stages.page.captions import Tables
+from distinf.stages.page.columns import (
+    Column,
+    Row,
+    View,
+    blank,
+    plus_minus,
+    span,
+    text,
+    value,
+    view,
+)
 from distinf.stages.page.findings import Findings
 from distinf.stages.page.formats import (
-    SPACE,
     count,
     duration,
-    fixed,
     identifier,
-    missing,
     number,
     signed,
     size,
 )
 
 TOP_SHOWN = 10
-Row = dict[str, Any]
-Cell = Callable[[Row], str]
-
-
-@dataclass(frozen=True)
-class View:
-    """`numeric[c]`: column c is right-aligned."""
-
-    title: str
-    headings: tuple[str, ...]
-    numeric: tuple[bool, ...]
-    cells: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Column:
-    heading: str
-    cell: Cell
-    numeric: bool = True
-
-
-def view(title: str, rows: list[Row], columns: list[Column]) -> View | None:
-    """The rows under those columns that say something; None without rows."""
-    if not rows:
-        return None
-    cells = [[column.cell(row) for row in rows] for column in columns]
-    kept = [(c, col) for c, col in zip(columns, cells, strict=True) if set(col) - {"", "n/a"}]
-    return View(
-        title,
-        tuple(c.heading for c, _ in kept),
-        tuple(c.numeric for c, _ in kept),
-        tuple(zip(*(col for _, col in kept), strict=True)),
-    )
 
 
 def views(findings: Findings, rows: Tables) -> dict[str, View]:
     """Name -> printed table; those without rows are absent."""
     made = {
-        "summary": _summary(findings, rows),
-        "by_target": _by_target(rows),
         "comparison": _comparison(findings, rows),
-        "targets": _targets(findings, rows),
         "scores": _scores(rows),
         "solves": _solves(rows),
         "costs": _costs(rows),
     }
     for target in dict.fromkeys(r["target"] for r in rows["top_samples"]):
         made[f"top {target}"] = _top(target, rows)
+    return run_views(findings, rows) | {n: table for n, table in made.items() if table is not None}
+
+
+def run_views(findings: Findings, rows: Tables) -> dict[str, View]:
+    """The same for what every run is told by, the runs beside this one too."""
+    made = {
+        "summary": _summary(findings, rows),
+        "by_target": _by_target(rows),
+        "targets": _targets(findings, rows),
+    }
     return {name: table for name, table in made.items() if table is not None}
-
-
-def _text(key: str) -> Cell:
-    return lambda row: "" if row.get(key) is None else str(row[key])
-
-
-def _value(key: str, form: Callable[[Any], str]) -> Cell:
-    return lambda row: form(row.get(key))
-
-
-def _blank(key: str, form: Callable[[Any], str]) -> Cell:
-    return lambda row: "" if missing(row.get(key)) else form(row[key])
-
-
-def _plus_minus(prefix: str = "") -> Cell:
-    def cell(row: Row) -> str:
-        mean, sd = row.get(f"{prefix}mean_pct"), row.get(f"{prefix}sd_pct")
-        return fixed(mean) if missing(sd) else f"{fixed(mean)}{SPACE}±{SPACE}{fixed(sd)}"
-
-    return cell
-
-
-def _span(low: str, high: str, form: Callable[[Any], str] = fixed) -> Cell:
-    return lambda row: "" if missing(row.get(low)) else f"{form(row[low])} to {form(row[high])}"
 
 
 def _summary(findings: Findings, rows: Tables) -> View | None:
@@ -105,16 +59,16 @@ def _summary(findings: Findings, rows: Tables) -> View | None:
         "Gap closed by selection: mean ± sd over targets and seeds, 95 % bootstrap intervals",
         full,
         [
-            Column("selection", _text("selection"), False),
-            Column("trials", _value("trials", count)),
+            Column("selection", text("selection"), False),
+            Column("trials", value("trials", count)),
             Column("failed", lambda r: count(r["failed"]) if r["failed"] else ""),
-            Column("gap closed [%]", _plus_minus()),
-            Column("95 % interval", _span("low_pct", "high_pct")),
-            Column("minus random [points]", _blank("vs_points", signed)),
-            Column("95 % interval", _span("vs_low_points", "vs_high_points", signed)),
+            Column("gap closed [%]", plus_minus()),
+            Column("95 % interval", span("low_pct", "high_pct")),
+            Column("minus random [points]", blank("vs_points", signed)),
+            Column("95 % interval", span("vs_low_points", "vs_high_points", signed)),
             Column("won", lambda r: f"{r['vs_wins']} / {r['vs_pairs']}" if "vs_wins" in r else ""),
-            Column(f"{name} of others [%]", _value("non_target_mean_pct", signed)),
-            Column("95 % interval", _span("non_target_low_pct", "non_target_high_pct", signed)),
+            Column(f"{name} of others [%]", value("non_target_mean_pct", signed)),
+            Column("95 % interval", span("non_target_low_pct", "non_target_high_pct", signed)),
         ],
     )
 
@@ -123,15 +77,16 @@ def _by_target(rows: Tables) -> View | None:
     selections = list(dict.fromkeys(r["selection"] for r in rows["by_target"]))
     wide: dict[int, Row] = {}
     for row in rows["by_target"]:
-        cell = _plus_minus()(row)
+        cell = plus_minus()(row)
         wide.setdefault(row["target"], {"target": row["target"]})[row["selection"]] = cell
-    columns = [Column("target", _value("target", identifier), False)]
-    columns += [Column(f"{s} [%]", _text(s)) for s in selections]
+    columns = [Column("target", value("target", identifier), False)]
+    columns += [Column(f"{s} [%]", text(s)) for s in selections]
     return view("Gap closed by target: mean ± sd over seeds", list(wide.values()), columns)
 
 
 def _comparison(findings: Findings, rows: Tables) -> View | None:
-    if len(rows["comparison"]) <= len(findings.selections()) and not rows["published"]:
+    few = len(rows["comparison"]) <= len(findings.selections())
+    if few and (not rows["published"] or "table_1" in rows):
         return None
     printed = {
         (p["loss"], p["variant"], p["selection"]): {f"published_{k}": v for k, v in p.items()}
@@ -146,18 +101,18 @@ def _comparison(findings: Findings, rows: Tables) -> View | None:
         f"Every loss and variant that was run{''.join(f', {s}' for s in same)}: mean ± sd",
         ours,
         [
-            *(Column(k, _text(k), False) for k in varying),
-            Column("selection", _text("selection"), False),
-            Column("loss", _text("loss"), False),
-            Column("variant", _text("variant"), False),
-            Column("trials", _value("trials", count)),
-            Column("gap closed [%]", _plus_minus()),
-            Column("95 % interval", _span("low_pct", "high_pct")),
-            Column("minus random", _blank("vs_random_points", signed)),
-            Column("95 % interval", _span("vs_random_low_points", "vs_random_high_points", signed)),
+            *(Column(k, text(k), False) for k in varying),
+            Column("selection", text("selection"), False),
+            Column("loss", text("loss"), False),
+            Column("variant", text("variant"), False),
+            Column("trials", value("trials", count)),
+            Column("gap closed [%]", plus_minus()),
+            Column("95 % interval", span("low_pct", "high_pct")),
+            Column("minus random", blank("vs_random_points", signed)),
+            Column("95 % interval", span("vs_random_low_points", "vs_random_high_points", signed)),
             Column(
                 "published [%]",
-                lambda r: _plus_minus("published_")(r) if "published_mean_pct" in r else "",
+                lambda r: plus_minus("published_")(r) if "published_mean_pct" in r else "",
             ),
         ],
     )
@@ -172,11 +127,11 @@ def _targets(findings: Findings, rows: Tables) -> View | None:
         "The targets before fine-tuning",
         rows["targets"],
         [
-            Column("target", _value("id", identifier), False),
-            Column(metric.axis or "axis", _value("axis", number)),
-            Column(metric.name, _value("metric", number)),
-            Column(metric.reference or "reference", _value("reference", number)),
-            Column(gap, _value("gap", number)),
+            Column("target", value("id", identifier), False),
+            Column(metric.axis or "axis", value("axis", number)),
+            Column(metric.name, value("metric", number)),
+            Column(metric.reference or "reference", value("reference", number)),
+            Column(gap, value("gap", number)),
             *(_extra_column(k, rows["targets"]) for k in extra),
         ],
     )
@@ -192,14 +147,14 @@ def _scores(rows: Tables) -> View | None:
         "Scores by loss, variant and target",
         rows["scores"],
         [
-            Column("loss", _text("loss"), False),
-            Column("variant", _text("variant"), False),
-            Column("target", _value("target", identifier), False),
-            Column("samples", _value("count", count)),
-            Column("above 0", _value("helpful", count)),
-            Column("min", _value("min", number)),
-            Column("median", _value("median", number)),
-            Column("max", _value("max", number)),
+            Column("loss", text("loss"), False),
+            Column("variant", text("variant"), False),
+            Column("target", value("target", identifier), False),
+            Column("samples", value("count", count)),
+            Column("above 0", value("helpful", count)),
+            Column("min", value("min", number)),
+            Column("median", value("median", number)),
+            Column("max", value("max", number)),
             Column("non-finite", lambda r: count(r["nonfinite"]) if r["nonfinite"] else ""),
             Column(
                 "denominators ≤ 0",
@@ -216,11 +171,11 @@ def _solves(rows: Tables) -> View | None:
         "Refined queries: how each solve ended",
         rows["solves"],
         [
-            Column("target", _value("target", identifier), False),
-            Column("loss", _text("loss"), False),
-            Column("outcome", _text("status"), False),
-            Column("steps", _value("steps", count)),
-            Column("relative residual", _value("residual", number)),
+            Column("target", value("target", identifier), False),
+            Column("loss", text("loss"), False),
+            Column("outcome", text("status"), False),
+            Column("steps", value("steps", count)),
+            Column("relative residual", value("residual", number)),
         ],
     )
 
@@ -230,11 +185,11 @@ def _costs(rows: Tables) -> View | None:
         "Cost by stage",
         rows["costs"],
         [
-            Column("stage", _text("stage"), False),
-            Column("units", _value("units", count)),
-            Column("wall time", _value("seconds", duration)),
-            Column("worker time", _value("worker_seconds", duration)),
-            Column("stored", _value("bytes", size)),
+            Column("stage", text("stage"), False),
+            Column("units", value("units", count)),
+            Column("wall time", value("seconds", duration)),
+            Column("worker time", value("worker_seconds", duration)),
+            Column("stored", value("bytes", size)),
         ],
     )
 
@@ -248,9 +203,9 @@ def _top(target: int, rows: Tables) -> View | None:
         f"Target {identifier(target)}: the most helpful (1, 2, …) and harmful (−1, −2, …) samples",
         mine,
         [
-            Column("rank", _value("rank", identifier)),
-            Column("sample", _value("id", identifier), False),
-            Column("score", _value("score", number)),
+            Column("rank", value("rank", identifier)),
+            Column("sample", value("id", identifier), False),
+            Column("score", value("score", number)),
             *(_extra_column(k, mine) for k in extra),
         ],
     )

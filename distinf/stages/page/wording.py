@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distinf.stages.page.captions import Tables
-from distinf.stages.page.findings import CONTROL, OPPOSITE, SELECTED, Findings
+from distinf.stages.page.findings import CONTROL, GROUP, OPPOSITE, SELECTED, Findings
 from distinf.stages.page.formats import (
     SPACE,
     count,
@@ -46,10 +46,11 @@ class Answer:
 def answer(findings: Findings, rows: Tables) -> Answer:
     """The answer from the tables alone, so that it cannot disagree with them."""
     by_selection = {r["selection"]: r for r in rows["summary"]}
-    ours, control = by_selection.get(SELECTED), by_selection.get(CONTROL)
+    chosen = findings.guided()
+    ours, control = by_selection.get(chosen), by_selection.get(CONTROL)
     if ours is None or missing(ours["mean_pct"]):
         return _without_effect(findings, by_selection)
-    versus = next((r for r in rows["paired"] if r["selection"] == SELECTED), None)
+    versus = next((r for r in rows["paired"] if r["selection"] == chosen), None)
     verdict = _verdict(versus)
     claims = [_closed(findings, ours, full=True)]
     if control is not None and not missing(control["mean_pct"]):
@@ -75,6 +76,7 @@ def describe(findings: Findings, selection: str) -> str:
     many = f"{count(head.pool)} " if head.pool else ""
     usual = {
         SELECTED: f"the {many}most helpful {head.noun}",
+        GROUP: f"the {many}{head.noun} that help all targets together the most",
         OPPOSITE: f"the {many}most harmful {head.noun}",
         CONTROL: f"random {head.noun}",
     }
@@ -98,7 +100,9 @@ def _without_effect(findings: Findings, by_selection: dict[str, dict[str, Any]])
     if not by_selection:
         lead = "This run did not act on its scores, so it does not say whether they help."
         return Answer("unknown", lead)
-    lead = f"This run has no finite result for fine-tuning on {describe(findings, SELECTED)}."
+    lead = (
+        f"This run has no finite result for fine-tuning on {describe(findings, findings.guided())}."
+    )
     return Answer("unknown", lead, cards=_cards(findings, by_selection, None))
 
 
@@ -139,7 +143,8 @@ def _closed(findings: Findings, row: dict[str, Any], full: bool) -> str:
 
 
 def _comparison(verdict: str, versus: dict[str, Any]) -> str:
-    wins = f"{SELECTED} beat {CONTROL} in {count(versus['wins'])} of {count(versus['pairs'])}"
+    name = versus["selection"]
+    wins = f"{name} beat {CONTROL} in {count(versus['wins'])} of {count(versus['pairs'])}"
     wins += " paired trials"
     points, low, high = versus["points"], versus["low_points"], versus["high_points"]
     level = f"95{SPACE}% interval"
@@ -147,7 +152,7 @@ def _comparison(verdict: str, versus: dict[str, Any]) -> str:
         text = f"{_capital(wins)}, with a mean difference of {_points(points)}: fewer than "
         return f"{text}{FEWEST_PAIRS} pairs cannot rule out chance."
     if verdict == "none":
-        text = f"{_capital(SELECTED)} minus {CONTROL} is {_points(points)} on average, but its "
+        text = f"{_capital(name)} minus {CONTROL} is {_points(points)} on average, but its "
         return f"{text}{level}, {interval(low, high)}, includes zero; {wins}."
     if verdict == "better":
         ahead = f"and was {_points(points)} ahead on average"
@@ -171,10 +176,11 @@ def _cards(
         cards.append(Card(selection, rounded(row["mean_pct"]), f"% {action}", detail, selection))
         if selection == CONTROL and versus is not None:
             cards += _versus_cards(versus)
-    ours = by_selection.get(SELECTED)
+    chosen = findings.guided()
+    ours = by_selection.get(chosen)
     if ours is not None and not missing(ours["non_target_mean_pct"]):
         value = signed(ours["non_target_mean_pct"])
-        label = f"{findings.metric.name} of all others, after {SELECTED}"
+        label = f"{findings.metric.name} of all others, after {chosen}"
         low, high = ours["non_target_low_pct"], ours["non_target_high_pct"]
         detail = "" if missing(low) else f"{interval(low, high, signed)}{SPACE}%; above 0 is worse"
         cards.append(Card(label, value, "% change", detail))
@@ -186,10 +192,11 @@ def _versus_cards(versus: dict[str, Any]) -> list[Card]:
         return []
     span = _span(versus["low_points"], versus["high_points"], "points")
     ties = f", {count(versus['ties'])} ties" if versus["ties"] else ""
+    name = versus["selection"]
     won, of = count(versus["wins"]), f"of {count(versus['pairs'])} trials"
     return [
-        Card(f"{SELECTED} − {CONTROL}", signed(versus["points"], 0), "points", span, "accent"),
-        Card(f"{SELECTED} beat {CONTROL}", won, of, f"same target and seed{ties}", "accent"),
+        Card(f"{name} − {CONTROL}", signed(versus["points"], 0), "points", span, "accent"),
+        Card(f"{name} beat {CONTROL}", won, of, f"same target and seed{ties}", "accent"),
     ]
 
 

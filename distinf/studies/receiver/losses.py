@@ -37,12 +37,23 @@ class CapacityBce:
 
     def from_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
         losses = softplus(-_signs(batch, outputs) * outputs)
-        mean = _data_mean(losses, batch)
+        return self._weighed(_data_mean(losses, batch), batch)
+
+    def parts(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """[N, S, F]: what each resource element adds to the loss; NaN where it holds no data."""
+        losses = softplus(-_signs(batch, outputs) * outputs).sum(1)
+        count_N = outputs.shape[1] * batch["mask"].sum((1, 2))
+        shares = self._weighed(losses / count_N[:, None, None], batch)
+        return torch.where(batch["mask"], shares, torch.nan)
+
+    def _weighed(self, values: Tensor, batch: Batch) -> Tensor:
+        """[N, ...] in nats -> in the chosen units, times the slot's weight."""
         if self.units == "bits":
-            mean = mean / math.log(2)
+            values = values / math.log(2)
         if self.weight == "log2snr":
-            mean = mean * torch.log2(1 + 10 ** (batch["snr_db"].to(mean.dtype) / 10))
-        return mean
+            weight_N = torch.log2(1 + 10 ** (batch["snr_db"].to(values.dtype) / 10))
+            values = values * weight_N.view(-1, *[1] * (values.ndim - 1))
+        return values
 
     def __call__(self, model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
         return self.from_outputs(self.outputs(model, batch), batch)

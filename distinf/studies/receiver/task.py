@@ -1,4 +1,4 @@
-"""The receiver study as a task: generated slots, DeepRx, its losses and error rates.
+"""The receiver study as a task: generated or imported slots, DeepRx, its losses and error rates.
 
 Shapes: N slots, A receive antennas, C = 2(2A + 1) channels, S = 14 symbols, F subcarriers, B bits
 a symbol.
@@ -6,8 +6,11 @@ a symbol.
 
 import hashlib
 import json
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +19,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distinf.stages.task import RowSource, Shapes, Wording
+from distinf.store import Rows
 from distinf.studies.receiver import losses, pilots
+from distinf.studies.receiver.dataset import Dataset
 from distinf.studies.receiver.deeprx import DeepRx, DeepRxConfig, deeprx_inputs
 from distinf.studies.receiver.lamb import Lamb
+from distinf.studies.receiver.published import published
 from distinf.studies.receiver.scenario import (
     CHANNEL_MODELS,
     SYMBOLS_PER_SLOT,
@@ -33,6 +39,11 @@ CONDITIONS = ("snr_db", "delay_spread_ns", "doppler_hz", "model", "genie_ber")
 NOT_DATA = ("frames_per_unit",)
 
 
+SCENARIO = (
+    "The scenario is DeepRx's (arXiv 2005.01494, Table II); Tuononen et al. take theirs from a "
+    "table that was not at hand."
+)
+IMPORTED = "The slots were imported from TFRecords, not generated here."
 WORDING = Wording(
     question="Which training slots help the receiver on the slots where it does worst?",
     noun="slots",
@@ -44,35 +55,44 @@ WORDING = Wording(
     log=True,
     columns=("snr_db", "delay_spread_ns", "doppler_hz", "model"),
     deviations=(
-        "The scenario is DeepRx's (arXiv 2005.01494, Table II); Tuononen et al. take theirs from "
-        "a table that was not at hand.",
+        SCENARIO,
         "The capacity-like cross-entropy weighs a slot by log2(1 + SNR), a reconstruction of "
         "DeepRx MIMO's Eq. 9.",
         "The smooth BER is the mean of sigmoid(-(2b - 1) logit), a reconstruction of the "
         "surrogate that Tuononen et al. cite.",
         "LAMB's trust ratio is 1 for biases and normalisation parameters: with the ratio on "
         "every tensor the small networks did not learn.",
-        "Harmful slots are fine-tuned on by descent, as a control; Tuononen et al. also try "
-        "ascent.",
+        "Harmful slots are fine-tuned on by descent, as a control, where an arm does not say "
+        "ascent or second-order.",
+        "A second-order step takes the slots' gradients anew and keeps the curvature; Tuononen et "
+        "al. keep both.",
         "Scores have the sign of their use, above 0 helps: the negative of Eq. 2 of Tuononen et "
         "al.",
         "The damped inverse keeps the complement of the Ritz vectors, scaled by its mean "
         "eigenvalue; Tuononen et al. truncate it.",
     ),
+    published=published(),
 )
 
 
 @dataclass(frozen=True)
 class ReceiverSettings:
-    """The scenario, the network, and the training loss of a receiver run."""
+    """The scenario, the network, and the training loss of a receiver run.
+
+    dataset: a folder or URL of imported slots (docs/tfrecords.md) to use instead of generated ones;
+    the scenario then says what a slot looks like, and nothing of channels or how many there are.
+    """
 
     scenario: ScenarioConfig = field(default_factory=ScenarioConfig)
     model: DeepRxConfig = field(default_factory=DeepRxConfig)
     loss_weight: Literal["log2snr", "none"] = "log2snr"  # see losses.CapacityBce
     loss_units: Literal["nats", "bits"] = "nats"
     ber_temperature: float = 1.0  # of the smooth bit error rate
+    dataset: str = ""
 
     def __post_init__(self) -> None:
+        if self.dataset and "://" not in self.dataset:  # workers start in folders of their own
+            object.__setattr__(self, "dataset", os.path.abspath(self.dataset))
         if self.loss_weight not in ("log2snr", "none"):
             raise ValueError(f"loss_weight={self.loss_weight!r}: use 'log2snr' or 'none'")
         if self.loss_units not in ("nats", "bits"):
@@ -81,8 +101,8 @@ class ReceiverSettings:
             raise ValueError(f"ber_temperature={self.ber_temperature}: must be above 0")
 
 
-class ReceiverTask:
-    """Slots are generated in units of whole frames, and read back after `attach`.
+class ReceiverTask(ABC):
+    """DeepRx on slots that are read from `attach`ed rows; where they come from is the subclass's.
 
     A batch: inputs float32 [N, C, S, F] channels_last, bits uint8 [N, B, S, F], mask bool
     [N, S, F] (true at data), and float32 [N] snr_db, delay_spread_ns, doppler_hz, model (an index
@@ -92,8 +112,7 @@ class ReceiverTask:
     metric = "ber"
     reference = "genie_ber"
     axis = "snr_db"
-    labels: Mapping[str, tuple[str, ...]] = {"model": CHANNEL_MODELS}
-    wording = WORDING
+    part_axes = ("symbol", "subcarrier")
 
     def __init__(self, settings: ReceiverSettings, seed: int) -> None:
         self.settings = settings
@@ -110,27 +129,41 @@ class ReceiverTask:
             torch.manual_seed(_stable_int(f"receiver model/{self.seed}"))
             return self._build()
 
+    @property
+    def wording(self) -> Wording:
+        return WORDING
+
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]:
+        return {"model": CHANNEL_MODELS}
+
+    @abstractmethod
     def rows(self, split: str) -> int:
-        return self.settings.scenario.slots(split)
+        """How many slots the split has."""
 
-    def rows_per_unit(self, split: str) -> int:
-        scenario = self.settings.scenario
-        return scenario.frames_per_unit * scenario.frame_slots
+    @abstractmethod
+    def pilot_tables(self) -> tuple[Tensor, Tensor]:
+        """By a slot's `dmrs`: pilots complex64 [D, S, F], 0 elsewhere; bool [D, S, F] at data."""
 
-    def generate(self, split: str, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Slots start:stop; see `link.generate`. Needs Sionna."""
-        from distinf.studies.receiver import link
+    @abstractmethod
+    def _data_digest(self) -> str:
+        """Identity of the slots."""
 
-        return link.generate(self.settings.scenario, self.seed, split, start, stop)
+    @abstractmethod
+    def _row_bytes(self, split: str) -> float:
+        """Stored bytes of one slot."""
 
     def attach(self, split: str, rows: RowSource) -> None:
         self._sources[split] = rows
 
     def batch(self, split: str, ids: np.ndarray) -> Batch:
         """Rows in the order of ids; a row is the same whichever others come with it."""
+        return self.from_rows(self._source(split).take(ids))
+
+    def _source(self, split: str) -> RowSource:
         if split not in self._sources:
             raise ValueError(f"no {split} slots attached; generate them and attach the rows first")
-        return self.from_rows(self._sources[split].take(ids))
+        return self._sources[split]
 
     def from_rows(self, rows: Mapping[str, np.ndarray]) -> Batch:
         """Stored columns to a batch: pilots, raw channel and mask are derived here."""
@@ -138,16 +171,23 @@ class ReceiverTask:
         dmrs = torch.from_numpy(rows["dmrs"].astype(np.int64))
         shape = (scenario.bits_per_symbol, SYMBOLS_PER_SLOT, scenario.subcarriers)
         bits = np.unpackbits(rows["bits"], axis=1, count=int(np.prod(shape)))
+        sent_DSF, data_DSF = self.pilot_tables()
         grid = torch.from_numpy(np.ascontiguousarray(rows["grid"]))
         batch = {
-            "inputs": deeprx_inputs(grid, pilots.pilot_grids(scenario)[dmrs]),
+            "inputs": deeprx_inputs(grid, sent_DSF[dmrs]),
             "bits": torch.from_numpy(bits.reshape(-1, *shape)),
-            "mask": pilots.data_masks(scenario)[dmrs],
+            "mask": data_DSF[dmrs],
         }
         for name in (*CONDITIONS, "baseline_ber"):
             if name in rows:
                 batch[name] = torch.from_numpy(rows[name].astype(np.float32))
         return batch
+
+    def parts(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[N, S, F]: each resource element's part of the training loss; NaN at pilots."""
+        bce = self.losses["bce"]
+        assert isinstance(bce, losses.CapacityBce)
+        return bce.parts(bce.outputs(model, batch), batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -172,16 +212,13 @@ class ReceiverTask:
 
     def digests(self) -> dict[str, str]:
         """Identity of the slots and of the freshly initialised network."""
-        scenario = asdict(self.settings.scenario)
-        for name in NOT_DATA:
-            del scenario[name]
         network = {
             "model": asdict(self.settings.model),
             "bits": self.settings.scenario.bits_per_symbol,
             "rx_antennas": self.settings.scenario.rx_antennas,
         }
         return {
-            "data": _digest({"seed": self.seed, "scenario": scenario}),
+            "data": self._data_digest(),
             "model": _digest({"seed": self.seed, **network}),
         }
 
@@ -206,16 +243,89 @@ class ReceiverTask:
         scenario = self.settings.scenario
         return DeepRx(self.settings.model, scenario.bits_per_symbol, scenario.rx_antennas)
 
-    def _row_bytes(self, split: str) -> int:
+
+class GeneratedSlots(ReceiverTask):
+    """Slots are generated in units of whole frames, and read back after `attach`."""
+
+    def rows(self, split: str) -> int:
+        return self.settings.scenario.slots(split)
+
+    def rows_per_unit(self, split: str) -> int:
+        scenario = self.settings.scenario
+        return scenario.frames_per_unit * scenario.frame_slots
+
+    def generate(self, split: str, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Slots start:stop; see `link.generate`. Needs Sionna."""
+        from distinf.studies.receiver import link
+
+        return link.generate(self.settings.scenario, self.seed, split, start, stop)
+
+    def pilot_tables(self) -> tuple[Tensor, Tensor]:
+        scenario = self.settings.scenario
+        return pilots.pilot_grids(scenario), pilots.data_masks(scenario)
+
+    def _data_digest(self) -> str:
+        scenario = asdict(self.settings.scenario)
+        for name in NOT_DATA:
+            del scenario[name]
+        return _digest({"seed": self.seed, "scenario": scenario})
+
+    def _row_bytes(self, split: str) -> float:
         scenario = self.settings.scenario
         grid = 2 * 2 * scenario.rx_antennas * SYMBOLS_PER_SLOT * scenario.subcarriers
         rates = 1 if split == "train" else 2
         return grid + scenario.packed_bytes + 4 * (3 + rates) + 2
 
 
+class ImportedSlots(ReceiverTask):
+    """Slots of an imported dataset. InputError if it is not there or does not fit the scenario."""
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        found = Dataset(self.settings.dataset)
+        found.check(self.settings.scenario)
+        return found
+
+    def rows(self, split: str) -> int:
+        return self._dataset.count(split)
+
+    def stored(self, split: str) -> Rows:
+        """The split's rows in the dataset."""
+        return self._dataset.rows(split)
+
+    def _source(self, split: str) -> RowSource:
+        if split not in self._sources:
+            self.attach(split, self.stored(split))
+        return self._sources[split]
+
+    def pilot_tables(self) -> tuple[Tensor, Tensor]:
+        return self._dataset.pilot_tables
+
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]:
+        return {"model": tuple(self._dataset.facts["labels"])}
+
+    @property
+    def wording(self) -> Wording:
+        """The study's, but for what it says of generated slots."""
+        known = self._dataset.has("evaluation", "baseline_ber")
+        return replace(
+            WORDING,
+            baseline=WORDING.baseline if known else None,
+            baseline_label=WORDING.baseline_label if known else None,
+            deviations=(IMPORTED, *(d for d in WORDING.deviations if d != SCENARIO)),
+        )
+
+    def _data_digest(self) -> str:
+        return self._dataset.digest
+
+    def _row_bytes(self, split: str) -> float:
+        return self._dataset.row_bytes(split)
+
+
 def task(settings: ReceiverSettings, seed: int) -> ReceiverTask:
     """The factory that a configuration names: `distinf.studies.receiver.task:task`."""
-    return ReceiverTask(settings, seed)
+    return (ImportedSlots if settings.dataset else GeneratedSlots)(settings, seed)
 
 
 def _activation_bytes(model: nn.Module, inputs: Tensor) -> int:

@@ -1,0 +1,11 @@
+"""What a run will take before it runs: units, FLOPs, bytes, memory, and times one can trust."""
+
+from distinf.planning.plans import (
+    Plan,
+    StagePlan,
+    plan,
+    quick_plans,
+    refuse_what_cannot_fit,
+)
+
+__all__ = ["Plan", "StagePlan", "plan", "quick_plans", "refuse_what_cannot_fit"]

@@ -1,0 +1,186 @@
+"""Speeds measured here: for some seconds, on as many processes as there will be workers.
+
+Each process does what a worker does, on rows that it makes for itself, all of them the same thing
+at the same time: two busy cores are slower than twice one. They speak JSON lines over pipes.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+import torch
+
+from distinf.errors import InputError
+from distinf.planning.speeds import CLUSTER_S, STORING, UNIT_S, Rate, Speeds, batches
+from distinf.runtime import RuntimeSettings
+from distinf.stages.session import Session
+from distinf.stages.task import GeneratingTask
+
+CHILD = "from distinf.planning.probe import main; main()"
+SECONDS = 0.8  # to measure each primitive for
+ROWS = ("generate", "rows")
+MODEL = ("forward", "train", "product", "gradient")
+BUSY = 0.85  # with less of its cores than this, the machine is called busy
+OTHER_FLOPS = 5e9  # per second: the scores' float64 products, and what nothing here measures
+
+Found = dict[str, Any]
+
+
+def measured(session: Session, runtime: RuntimeSettings, workers: int) -> Speeds:
+    """Speeds of one of `workers` workers that are all at work.
+
+    Raises InputError if the task cannot be measured: data that cannot be made here, say.
+    """
+    if runtime.num_gpus and not torch.cuda.is_available():
+        raise InputError(
+            f"runtime.num_gpus: {runtime.num_gpus:g}, but there is no GPU here to measure; name "
+            "one, as in --gpu h100"
+        )
+    phases = [
+        *(ROWS if isinstance(session.task, GeneratingTask) else ()),
+        *MODEL,
+        "model",
+        *STORING,
+    ]
+    processes = min(workers, os.cpu_count() or 1)
+    began = time.monotonic()
+    found = _run(session, runtime, phases, processes)
+    took = time.monotonic() - began
+    start_s = 0.0 if runtime.kind == "local" else CLUSTER_S + max(o["start"]["s"] for o in found)
+    plural = "es" if processes > 1 else ""
+    notes = [f"speeds measured here in {took:.0f} s, on {processes} process{plural} at once"]
+    share = _share(found) if runtime.threads == 1 and not runtime.num_gpus else 1.0
+    if share < BUSY:
+        notes.append(
+            f"the machine is busy, and taken to stay so: a process had {share:.0%} of a core"
+        )
+    if workers > processes:
+        notes.append(f"{workers} workers share {processes} cores")
+    slower = workers / processes / share
+    rates = {n: r if n in STORING else r.times(slower) for n, r in _rates(found).items()}
+    return Speeds(
+        flops=OTHER_FLOPS,
+        rates=rates,
+        unit_s=rates["commit"].sample,
+        start_s=start_s,
+        share=share,
+        base=max(one["start"]["bytes"] for one in found),
+        notes=tuple(notes),
+    )
+
+
+def host_speeds(session: Session) -> Speeds:
+    """What the CPU beside a GPU does, as this one does it: rows are made, read and batched."""
+    if not isinstance(session.task, GeneratingTask):
+        return Speeds(flops=OTHER_FLOPS, unit_s=UNIT_S)
+    try:
+        found = _run(session, RuntimeSettings(kind="local"), [*ROWS, "batch"], 1)
+    except InputError as error:
+        return Speeds(flops=OTHER_FLOPS, notes=(f"making and reading rows is left out: {error}",))
+    note = "rows are made, read and batched as fast as one core here does it (measured)"
+    return Speeds(flops=OTHER_FLOPS, rates=_rates(found), notes=(note,))
+
+
+def _rates(found: Sequence[Found]) -> dict[str, Rate]:
+    """The processes' mean, by primitive; the largest of what comes first."""
+    rates: dict[str, list[Mapping[str, float]]] = {}
+    for one in found:
+        for phase in one.values():
+            for name, rate in phase.items():
+                if isinstance(rate, dict):
+                    rates.setdefault(name, []).append(rate)
+    return {
+        name: Rate(
+            call=mean(r["call"] for r in each),
+            sample=mean(r["sample"] for r in each),
+            batch=each[0]["batch"],
+            first=max(r["first"] for r in each),
+        )
+        for name, each in rates.items()
+    }
+
+
+def _share(found: Sequence[Found]) -> float:
+    """Of a core, that a process had while it worked on a model."""
+    phases = [one[phase] for one in found for phase in MODEL]
+    share: float = sum(p["cpu"] for p in phases) / sum(p["wall"] for p in phases)
+    return min(1.0, share)
+
+
+def _run(
+    session: Session, runtime: RuntimeSettings, phases: Sequence[str], processes: int
+) -> list[Found]:
+    """Per process: {phase: what it found}, and "start": its start-up seconds and its bytes."""
+    context = {**session.context, "beside": {}}
+    job = {
+        "threads": runtime.threads,
+        "gpus": runtime.num_gpus,
+        "seconds": SECONDS,
+        "batches": batches(session.outline),
+    }
+    found: list[Found] = [{} for _ in range(processes)]
+    with (
+        tempfile.TemporaryDirectory(prefix="distinf-plan-") as folder,
+        _children(processes, runtime.num_gpus) as children,
+    ):
+        began = time.monotonic()
+        for place, child in enumerate(children):
+            _tell(child, {**job, "context": {**context, "root": f"{folder}/{place}"}})
+        for phase in ("start", *phases):
+            for child in children if phase != "start" else ():
+                _tell(child, {"phase": phase})
+            for one, child in zip(found, children, strict=True):
+                one[phase] = _told(child)
+                if phase == "start":
+                    one[phase]["s"] = time.monotonic() - began
+    return found
+
+
+@contextlib.contextmanager
+def _children(count: int, gpus: float) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes with this one's import path, each with its GPU if any; all are gone afterwards."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    children: list[subprocess.Popen[str]] = []
+    try:
+        for place in range(count):
+            if gpus:
+                device = int(place * gpus) % torch.cuda.device_count()
+                environment["CUDA_VISIBLE_DEVICES"] = str(device)
+            child = subprocess.Popen(
+                [sys.executable, "-c", CHILD],
+                env=environment,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            children.append(child)
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+        for child in children:
+            child.communicate()
+
+
+def _tell(child: subprocess.Popen[str], message: Mapping[str, Any]) -> None:
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # its last words, or its silence, say why
+        child.stdin.write(json.dumps(message) + "\n")
+        child.stdin.flush()
+
+
+def _told(child: subprocess.Popen[str]) -> dict[str, Any]:
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    answer = json.loads(line) if line else {"error": "the measuring process died"}
+    if "error" in answer:
+        raise InputError(f"{answer['error']}; or plan without measuring, as in --gflops 10")
+    return dict(answer)

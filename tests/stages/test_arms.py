@@ -1,0 +1,199 @@
+"""Families of arms: crossed, checked, and the same job wherever the work is the same."""
+
+import numpy as np
+import pytest
+import torch
+
+from distinf.errors import InputError
+from distinf.stages import actions, evaluate, results, scores
+from distinf.stages.arms import ALL_TARGETS, arm_of, families, family_jobs, jobs
+from distinf.stages.settings import ActionSettings
+from tests.support.runs import POINTS, run_points
+
+LOSSES = ("bce", "ber")
+SECOND = {"update": ["first-order", "second-order"], "steps": 4, "newton_lr": 0.5}
+ALSO = {
+    "table": {"variant": ["classic", "ell-relative"],
+              "selections": ["helpful"], "targets": 1},
+    "updates": {**SECOND, "targets": 1},
+    "ascent": {"update": "ascent", "selections": ["harmful"]},
+    "orders": {"order": ["random", "rank", "weighted"], "selections": ["helpful"]},
+    "several": {"aim": "multi-target", "selections": ["random", "helpful", "group"]},
+    "adapters": {"adapter": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("arms") / "run"
+    actions_ = {**POINTS["actions"], "also": ALSO}
+    beside = {"reduced": {"train.rows": 120, "actions.also": {"table": ALSO["table"]}}}
+    return run_points(out, actions=actions_, beside=beside)
+
+
+def made(**changes):
+    return families(ActionSettings(**changes), LOSSES)
+
+
+def test_a_family_crosses_its_lists_and_inherits_the_rest():
+    family = made(lr=0.5, also={"t": {"loss": ["bce", "ber"], "variant": ["classic", "newfluence"],
+                                      "selections": ["helpful"], "targets": 1}})[1]  # fmt: skip
+    assert family.varied == ("loss", "variant")
+    assert {(a.loss, a.variant) for a, _, _ in family.members} == {
+        (loss, variant) for loss in LOSSES for variant in ("classic", "newfluence")
+    }
+    assert all(a.lr == 0.5 and targets == 1 and seeds == 10 for a, targets, seeds in family.members)
+
+
+def test_what_plays_no_part_in_an_arm_does_not_tell_it_from_another():
+    head, pools = made(also={"pools": {"pool": [24, 50], "order": ["random", "rank"]}})
+    random = [arm for arm, _, _ in pools.members if arm.selection == "random"]
+    assert random == [arm for arm, _, _ in head.members if arm.selection == "random"]
+    second = made(update="second-order", lr=0.1)[0].members
+    assert second == made(update="second-order", lr=0.9)[0].members
+    assert {arm.loss for arm, _, _ in second} == {"bce"}  # random too: its signs are scores'
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ({"t": {"varant": "classic"}}, r"'actions.also.t.varant'; did you mean 'variant'"),
+        ({"t": {"variant": "classical"}}, r"actions.also.t.variant: .*'classic'"),
+        ({"t": {"loss": "mse"}}, r"actions.also.t.loss: 'mse' is not a loss of this task"),
+        ({"t": {"steps": [3, 0]}}, r"actions.also.t: steps: 0 must be at least 1"),
+        ({"t": {"selections": ["group"]}}, r"actions.also.t: .*multi-target"),
+        ({"t": {"adapter": 4, "update": "second-order"}}, r"adapter.*first-order"),
+        ({"t": {"non_targets": 3}}, r"unknown key 'actions.also.t.non_targets'"),
+    ],
+)
+def test_a_mistake_in_a_family_is_one_line(also, message):
+    with pytest.raises(InputError, match=message) as caught:
+        made(also=also)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_are_told_before_anything_is_written(tmp_path):
+    wrong = [
+        ({"t": {"pool": 500}}, r"actions.also.t.pool: 500 is more than the 240 rows"),
+        ({"t": {"variant": "tracin"}}, r"actions.also.t.variant: .*trajectory.checkpoints"),
+    ]
+    for also, message in wrong:
+        with pytest.raises(InputError, match=message):
+            run_points(tmp_path / "run", actions={**POINTS["actions"], "also": also})
+    with pytest.raises(InputError, match=r"beside.reduced: unknown key 'train.row'"):
+        run_points(tmp_path / "run", beside={"reduced": {"train.row": 3}})
+    with pytest.raises(InputError, match=r"beside.other: 'runtime.kind' is the same"):
+        run_points(tmp_path / "run", beside={"other": {"runtime.kind": "ray"}})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_work_in_two_families_is_one_job(finished):
+    outline = finished.outline
+    head, table = families(outline.settings.actions, outline.losses)[:2]
+    shared = {j.id for j in family_jobs(outline, head)} & {
+        j.id for j in family_jobs(outline, table)
+    }
+    assert len(shared) == POINTS["actions"]["seeds"]  # the headline's own cell of the table
+    every = [job.id for job in jobs(outline, 2)]
+    assert len(every) == len(set(every))
+    assert every[: len(family_jobs(outline, head, 2))] == [
+        job.id for job in family_jobs(outline, head, 2)
+    ]
+
+
+def test_pools_are_what_their_selections_say(finished):
+    scores_TN = scores.stored_scores(finished, "cross-entropy", "ell-relative")
+    by_name = {f.name: f for f in results.run_families(finished)}
+    several = results.chosen_jobs(finished, by_name["several"])
+    pools = {arm_of(j).selection: actions.pool_rows(finished, j) for j in several}
+    tops = [set(np.argsort(-row)[:30].tolist()) for row in scores_TN]
+    assert set(pools["helpful"].rows.tolist()) == tops[0] | tops[1]
+    assert len(pools["group"].rows) == 60
+    joint_N = (scores_TN / np.sqrt((scores_TN**2).mean(1, keepdims=True))).sum(0)
+    assert joint_N[pools["group"].rows].sum() == pytest.approx(np.sort(joint_N)[-60:].sum())
+    assert len(pools["random"].rows) == 240
+    orders = results.chosen_jobs(finished, by_name["orders"])
+    rows = {arm_of(j).order: actions.job_rows(finished, j).ravel() for j in orders}
+    best = np.argsort(-scores_TN[orders[-1].job["target"]])[:30]
+    assert rows["rank"].tolist() == best[:20].tolist()
+    assert set(rows["weighted"]) < set(best)
+    assert rows["weighted"].tolist() != rows["rank"].tolist() != rows["random"].tolist()
+
+
+def test_second_order_steps_lower_the_loss_from_either_side_and_ascent_raises_it(finished):
+    """Eq. 11: for helpful and harmful rows alike the target's loss goes down, to first order."""
+    ids = evaluate.chosen_targets(finished).ids
+    loss = finished.task.losses["cross-entropy"]
+    by_name = {f.name: f for f in results.run_families(finished)}
+
+    def change(job):
+        model = actions.trained_model(finished)
+        rank = job.job["target"]
+        batch = finished.batch("evaluation", ids[[rank]])
+        before = float(loss(model, batch).detach())
+        step = actions._stepper(finished, job, model)
+        rows = actions.job_rows(finished, job)[0]
+        step(finished.batch("train", rows), rows)
+        return float(loss(model, batch).detach()) - before
+
+    for job in results.chosen_jobs(finished, by_name["updates"]):
+        if arm_of(job).update == "second-order":
+            assert change(job) < 0, arm_of(job).selection
+    for job in results.chosen_jobs(finished, by_name["ascent"]):
+        first = next(
+            j for j in results.chosen_jobs(finished, by_name[""])
+            if arm_of(j).selection == "harmful" and j.job["target"] == job.job["target"]
+        )  # fmt: skip
+        assert change(job) < change(first)
+
+
+def test_the_second_order_step_is_the_damped_inverse_times_the_signed_mean(finished):
+    by_name = {f.name: f for f in results.run_families(finished)}
+    job = next(
+        j for j in results.chosen_jobs(finished, by_name["updates"])
+        if arm_of(j).update == "second-order"
+    )  # fmt: skip
+    pairs, spectrum = actions.stored_pairs(finished), actions.damped_spectrum(finished)
+    rows = actions.job_rows(finished, job)[0]
+    model = actions.trained_model(finished)
+    layout = actions.Layout.of(model)
+    start_P = layout.gather(model).double()
+    signs_N = np.sign(scores.stored_scores(finished, "cross-entropy", "classic")[0][rows])
+    from distinf.numerics.capture import flat_gradients
+
+    grads_NP = flat_gradients(
+        model, finished.task.losses["cross-entropy"], finished.batch("train", rows), layout
+    ).double()
+    mean_P = (grads_NP * torch.from_numpy(signs_N)[:, None]).mean(0)
+    vectors_PK = pairs.vectors.double().T
+    dense_PP = vectors_PK @ torch.diag(spectrum.values_K) @ vectors_PK.T
+    rest_PP = torch.eye(len(start_P)).double() - vectors_PK @ vectors_PK.T
+    damped_PP = dense_PP + spectrum.complement * rest_PP
+    damped_PP += spectrum.damping * torch.eye(len(start_P)).double()
+    expected_P = start_P - 0.5 * torch.linalg.solve(damped_PP, mean_P)
+    actions._stepper(finished, job, model)(finished.batch("train", rows), rows)
+    found_P = layout.gather(model).double()
+    assert (found_P - expected_P).abs().max() < 1e-4 * (expected_P - start_P).abs().max()
+
+
+def test_outcomes_of_several_targets_are_one_for_each(finished):
+    by_name = {f.name: f for f in results.run_families(finished)}
+    found = results.outcomes(finished, by_name["several"])
+    assert len(found) == 3 * 2 * 2  # selections, seeds, targets
+    assert {o.aim for o in found} == {"multi-target"}
+    assert {o.target for o in found} == set(evaluate.chosen_targets(finished).ids.tolist())
+    job = results.chosen_jobs(finished, by_name["several"])[0]
+    assert job.job["target"] == ALL_TARGETS
+    assert finished.arrays(job)["metric_by_step"].shape == (3, 2)
+
+
+def test_a_variation_shares_what_it_does_not_change_and_is_in_the_report(finished):
+    reduced = finished.beside["reduced"]
+    assert reduced.outline.training_rows == 120
+    assert scores.stored_scores(reduced).shape == (2, 120)
+    assert reduced.basis["data"] == finished.basis["data"]
+    assert reduced.basis["train"] != finished.basis["train"]
+    found = finished.blobs.get("report/findings.json").decode()
+    assert '"reduced"' in found
+    records = finished.ledger("train").committed_ids()
+    assert len(records) == 8  # four checkpoints of each

@@ -1,0 +1,300 @@
+"""Plans: roofline and sharing of work by hand, speeds measured on a tiny task, what is refused."""
+
+import io
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from distinf.cli import main
+from distinf.config import resolve
+from distinf.errors import InputError
+from distinf.planning import calibration, devices, plan, plans, speeds
+from distinf.planning.speeds import Rate, Speeds
+from distinf.progress import plan_table
+from distinf.runtime import Cost
+from distinf.stages.session import Session
+from tests.support.blobs_task import Points, points
+from tests.support.blobs_task import task as points_task
+from tests.support.runs import POINTS, merged
+
+UNIT = devices.Device("unit", "none", 1e12, 8e12, 16e12, 1e12, 1e10)
+
+
+def session_of(tmp_path, **changes) -> Session:
+    config = resolve({**merged(POINTS, changes), "out": str(tmp_path / "run")})
+    return Session(config.context(str(tmp_path / "run")), torch.device("cpu"))
+
+
+def configured(tmp_path, **changes):
+    return resolve({**merged(POINTS, changes), "out": str(tmp_path / "run")})
+
+
+def staged(found) -> dict[str, plans.StagePlan]:
+    return {stage.stage: stage for stage in found}
+
+
+# -- roofline ------------------------------------------------------------------------------
+
+
+def test_arithmetic_or_traffic_whichever_is_longer():
+    arithmetic = devices.roofline(UNIT, 1e9, 1e3, {}, {"product": 4})
+    assert arithmetic["forward"].sample == pytest.approx(1e9 / 0.5e12)
+    assert arithmetic["train"].sample == pytest.approx(3e9 / 0.5e12)
+    assert arithmetic["product"].sample == pytest.approx(9e9 / 0.5e12)
+    assert arithmetic["product"].batch == 4
+    moved = devices.roofline(UNIT, 1e3, 1e9, {}, {}, method="loop")
+    assert moved["forward"].sample == pytest.approx(2e9 / 0.4e12)
+    assert moved["train"].sample == moved["gradient"].sample == pytest.approx(6e9 / 0.4e12)
+    assert moved["product"].sample == pytest.approx(18e9 / 0.4e12)
+    vmap = devices.roofline(UNIT, 1e3, 1e9, {}, {}, method="vmap")
+    assert vmap["gradient"].sample == 2 * moved["gradient"].sample
+
+
+def test_a_precision_has_its_own_peak_and_bfloat16_half_the_traffic():
+    fast = devices.roofline(UNIT, 1e9, 1e3, {"train": "tf32", "product": "bfloat16"}, {})
+    assert fast["train"].sample == pytest.approx(3e9 / 4e12)
+    assert fast["product"].sample == pytest.approx(9e9 / 8e12)
+    assert fast["gradient"].sample == pytest.approx(3e9 / 0.5e12)
+    half = devices.roofline(UNIT, 1e3, 1e9, {"train": "bfloat16"}, {})
+    assert half["train"].sample == pytest.approx(3e9 / 0.4e12)
+    with pytest.raises(InputError, match=r"v100 has no bfloat16 .*set train.precision"):
+        devices.roofline(devices.device("v100"), 1, 1, {"train": "bfloat16"}, {})
+
+
+def test_a_rate_counts_batches_and_samples():
+    rate = Rate(call=2.0, sample=0.5, batch=4)
+    assert rate.seconds(8) == 2 * 2.0 + 8 * 0.5
+    assert rate.seconds(8, calls=3) == 3 * 2.0 + 8 * 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("h1000", "did you mean 'h100'?"), ("quantum", "known: h200, h100")]
+)
+def test_an_unknown_gpu_is_refused_with_the_nearest(name, hint):
+    with pytest.raises(InputError, match=r"--gpu .*: unknown") as caught:
+        devices.device(name)
+    assert hint in str(caught.value)
+    assert devices.device("H100") is devices.DEVICES["h100"]
+
+
+# -- stages --------------------------------------------------------------------------------
+
+
+def test_units_go_to_whichever_worker_is_free():
+    assert plans.makespan([3, 3, 2, 2, 2], 2) == 7
+    assert plans.makespan([1] * 5, 2) == 3
+    assert plans.makespan([1, 1], 8) == 1
+    assert plans.makespan([], 4) == 0
+
+
+FLAT = Speeds(
+    flops=1.0,
+    rates={n: Rate(0, 1.0) for n in ("forward", "train", "product", "gradient", "model")},
+    unit_s=0.0,
+    start_s=100.0,
+)
+
+
+def test_a_gang_is_as_fast_as_the_rank_with_most_shards(tmp_path):
+    session = session_of(tmp_path)  # 12 steps x 24 rows in 2 shards; products of 40 rows in 4
+    for workers, train, curvature in ((1, 1.0, 1.0), (2, 0.5, 0.5), (3, 0.5, 0.5), (64, 0.5, 0.25)):
+        found = staged(plans.stage_plans(session, workers, lambda _: FLAT))
+        assert found["train"].seconds == pytest.approx(288 * train + 100.5, rel=1e-3)
+        products, forward = 40 * (8 + 4 + 2), 40
+        share = curvature * (products + forward)
+        assert found["curvature"].seconds == pytest.approx(share + 0.5, rel=1e-3)
+        assert found["train"].workers == min(workers, 2)
+        assert found["curvature"].workers == min(workers, 4)
+        assert found["gradients"].workers == min(workers, 4)  # its units
+        assert found["scores"].workers == 1
+
+
+def test_a_pool_is_as_fast_as_its_units_allow(tmp_path):
+    session = session_of(tmp_path)  # 240 rows in units of 60
+    for workers, rows in ((1, 240), (3, 120), (4, 60), (100, 60)):
+        found = staged(plans.stage_plans(session, workers, lambda _: FLAT))
+        assert found["gradients"].seconds == pytest.approx(rows + 0.5, rel=1e-3)
+
+
+def test_work_without_a_rate_goes_by_its_flops():
+    known = Cost(flops=6.0, work={"forward": 2, "checkpoint": 1})
+    assert FLAT.seconds(known) == 2.0
+    assert FLAT.seconds(Cost(flops=6.0, work={"unheard of": 2})) == 6.0
+    assert FLAT.seconds(Cost(flops=6.0)) == 6.0
+    assert Speeds(flops=3.0).seconds(known) == 2.0
+
+
+def test_a_variation_is_planned_for_what_it_adds(tmp_path):
+    changes = {"more damping": {"scores.damping": 0.1}}
+    alone = staged(plans.quick_plans(session_of(tmp_path), configured(tmp_path).runtime))
+    config = configured(tmp_path, beside=changes)
+    session = Session(config.context(str(tmp_path / "run")), torch.device("cpu"))
+    found = staged(plans.quick_plans(session, config.runtime))
+    assert "more damping: curvature" not in found
+    assert found["curvature"].units == alone["curvature"].units
+    assert found["more damping: scores"].units == alone["scores"].units
+    assert list(found)[-1] == "report"
+
+
+def test_rows_that_memory_does_not_hold_are_read_again(tmp_path):
+    outline = session_of(tmp_path, data={"cache_mb": 1e-3}).outline
+    rates = {"random row": Rate(0, 0.25), "row in order": Rate(0, 0.125)}
+    slow = Speeds(flops=1.0, rates={**FLAT.rates, **rates})
+    small = replace(outline, shapes=replace(outline.shapes, row_bytes={"train": 1.0}))
+    large = replace(outline, shapes=replace(outline.shapes, row_bytes={"train": 100.0}))
+    assert speeds.cached_bytes(small) == 240
+    assert speeds.cached_bytes(large) == 0
+    assert speeds.reading(slow, small).rates["train"].sample == 1.0
+    read = speeds.reading(slow, large).rates
+    assert (read["train"].sample, read["product"].sample) == (1.25, 1.25)
+    assert (read["gradient"].sample, read["forward"].sample) == (1.125, 1.0)
+
+
+def test_speeds_of_another_model_go_by_its_flops(tmp_path):
+    outline = session_of(tmp_path).outline
+    shapes = outline.shapes
+    twice = replace(outline, shapes=replace(shapes, flops_per_sample=2 * shapes.flops_per_sample))
+    found = speeds.scaled(FLAT, outline, twice).rates
+    assert found["train"].sample == 2.0
+    assert found["model"].sample == 1.0
+
+
+# -- measured ------------------------------------------------------------------------------
+
+
+class Made:
+    """The points task, its rows made in the data stage; the first time takes longer."""
+
+    def __init__(self, seed: int):
+        self._inner = points_task(Points(), seed)
+        self._rows: dict = {}
+        self._started = False
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def rows_per_unit(self, split):
+        return 60 if split == "train" else 32
+
+    def generate(self, split, start, stop):
+        until = time.process_time() + (0.01 if self._started else 0.3)
+        while time.process_time() < until:
+            pass
+        self._started = True
+        return {name: values.numpy() for name, values in points(stop - start, start).items()}
+
+    def attach(self, split, rows):
+        self._rows[split] = rows
+
+    def batch(self, split, ids):
+        taken = self._rows[split].take(ids)
+        return {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in taken.items()}
+
+
+def made(settings: Points, seed: int) -> Made:
+    return Made(seed)
+
+
+def broken(settings: Points, seed: int):
+    """A task that fails as soon as rows are made."""
+    task = Made(seed)
+    task.generate = lambda split, start, stop: 1 / 0
+    return task
+
+
+def test_speeds_are_measured_on_as_many_processes_as_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "SECONDS", 0.1)
+    seen = []
+    measured = calibration.measured
+    monkeypatch.setattr(
+        calibration, "measured", lambda *arguments: seen.append(measured(*arguments)) or seen[0]
+    )
+    changes = {"task": "tests.test_planning:made", "runtime": {"kind": "ray", "workers": 2}}
+    found = plan(configured(tmp_path, **changes))
+    assert not (tmp_path / "run").exists()
+    assert "on 2 processes at once" in found.notes[0]
+    rates, busy = seen[0].rates, 1 / seen[0].share
+    started, again = rates["generate train"].first, rates["generate train"].sample * 60
+    assert started == pytest.approx(0.29 * busy, rel=0.2)
+    assert again == pytest.approx(0.01 * busy, rel=0.5)
+    assert rates["train"].batch == 12
+    for name in ("forward", "train", "product", "gradient"):
+        assert 0 < rates[name].seconds(12, 1) < 0.5 * busy
+    stages = staged(found.stages)
+    assert stages["data"].units == 6
+    assert stages["data"].seconds > seen[0].start_s + started + 3 * again
+    assert all(stage.seconds > 0 for stage in found.stages if stage.units)
+
+
+def test_a_task_that_cannot_be_measured_says_so_in_one_line(tmp_path):
+    config = configured(tmp_path, task="tests.test_planning:broken")
+    with pytest.raises(InputError, match=r"ZeroDivisionError.*as in --gflops 10$"):
+        plan(config)
+    assert plan(config, gflops=10).seconds > 0
+
+
+# -- refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--gpu", "h1oo"], "did you mean 'h100'?"),
+        (["--gpu", "h100", "--gpus", "0"], "--gpus 0: give at least 1"),
+        (["--gpus", "8"], "say of which kind, as in --gpu h100"),
+        (["--gpu", "h100", "--gflops", "3"], "leave it out with --gpu"),
+        (["--gflops", "-1"], "give a number above 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, told):
+    file = tmp_path / "points.yaml"
+    file.write_text(yaml.safe_dump({**POINTS, "out": str(tmp_path / "run")}))
+    assert main(["plan", str(file), *arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert told in lines[0]
+
+
+def test_what_no_gpu_and_no_machine_holds_is_refused_with_its_setting(tmp_path):
+    wide = {"settings": {"width": 100_000}, "gradients": {"chunk": 20_000}}
+    with pytest.raises(InputError, match=r"a worker needs about .* GB but .* t4 .*gradients.chunk"):
+        plan(configured(tmp_path, **wide), gpu="t4")
+    with pytest.raises(InputError, match=r"but this machine has .* GB; lower .*gradients.chunk"):
+        plan(configured(tmp_path, **wide), gflops=10)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_a_gpu_that_is_not_here_cannot_be_measured(tmp_path):
+    with pytest.raises(InputError, match=r"no GPU here to measure; name one, as in --gpu h100"):
+        plan(configured(tmp_path, runtime={"kind": "ray", "num_gpus": 1}))
+
+
+# -- printed -------------------------------------------------------------------------------
+
+
+def test_nothing_is_cut_off_however_narrow_the_output(tmp_path):
+    found = plan(configured(tmp_path), gpu="h100", gpus=8)
+    out = io.StringIO()
+    plan_table(found, Console(file=out, width=30))
+    text = out.getvalue()
+    assert "…" not in text
+    assert "Plan for 8 x h100" in text
+    for stage in found.stages:
+        assert not stage.units or stage.stage in text
+    assert "GPU-hours" in text
+    assert "roofline at 50% of peak FLOP/s and 40% of memory bandwidth" in text
+
+
+def test_the_numbers_of_a_plan_as_json(tmp_path, capsys):
+    file = tmp_path / "points.yaml"
+    file.write_text(yaml.safe_dump({**POINTS, "out": str(tmp_path / "run")}))
+    assert main(["plan", str(file), "--gpu", "a100", "--gpus", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["workers"] == found["gpus"] == 2
+    assert found["seconds"] == pytest.approx(sum(s["seconds"] for s in found["stages"]))
