@@ -156,8 +156,8 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(base)
     for key, value in over.items():
         inner = found.get(key)
-        both = isinstance(value, dict) and value and isinstance(inner, dict)
-        found[key] = _merged(inner, value) if both else value
+        nested = isinstance(inner, dict) and isinstance(value, dict) and value
+        found[key] = _merged(inner, value) if nested else value  # type: ignore[arg-type]
     return found
 
 

@@ -116,13 +116,7 @@ def _of(session: Session, job: Unit) -> list[page.Outcome]:
                 pool=arm.pool or None,
                 lr=arm.newton_lr or arm.lr,
                 adapter=arm.adapter,
-                settings={
-                    "steps": arm.steps,
-                    "batch_size": arm.batch_size,
-                    "weight_decay": arm.weight_decay,
-                    "optimizer": arm.optimizer,
-                }
-                | ({"newton_lr": arm.newton_lr} if arm.newton_lr else {}),
+                settings=_other_settings(arm),
                 non_target_metric=finite_mean(others),
                 non_target_gap_reduction_pct=gap_reduction(
                     finite_mean(before), finite_mean(others), reference
@@ -130,6 +124,13 @@ def _of(session: Session, job: Unit) -> list[page.Outcome]:
             )
         )
     return found
+
+
+def _other_settings(arm: Arm) -> dict[str, float | int | str]:
+    """The arm's settings that Outcome has no field for."""
+    found: dict[str, float | int | str] = {"steps": arm.steps, "batch_size": arm.batch_size}
+    found |= {"weight_decay": arm.weight_decay, "optimizer": arm.optimizer}
+    return found | ({"newton_lr": arm.newton_lr} if arm.newton_lr else {})
 
 
 def gap_reduction(before: float, after: float, reference: float) -> float:
