@@ -117,7 +117,9 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
         batch = session.batch("evaluation", ids)
         arrays = {}
         for name, loss in session.task.losses.items():
-            grads_TP = flat_gradients(model, loss, batch, layout, chunk=1)
+            grads_TP = flat_gradients(
+                model, loss, batch, layout, chunk=1, method=session.settings.gradients.method
+            )
             if not finite_rows(grads_TP).all():
                 bad = ids[~finite_rows(grads_TP).cpu().numpy()].tolist()
                 raise InputError(f"targets: the {name} gradient of rows {bad} is not finite")

@@ -85,7 +85,8 @@ def bases(
     found["evaluate"] = digest([found["train"], s["evaluate"]])
     found["curvature"] = digest([found["train"], s["curvature"]])
     solved = [refine, s["scores"]["damping"], s["scores"]["negative"]] if refine["refine"] else []
-    found["queries"] = digest([found["evaluate"], found["curvature"], s["targets"], solved])
+    method = s["gradients"]["method"]
+    found["queries"] = digest([found["evaluate"], found["curvature"], s["targets"], solved, method])
     found["gradients"] = digest([found["queries"], s["gradients"]])
     found["scores"] = digest([found["gradients"], s["scores"]])
     passes = {k: s["gradients"][k] for k in ("chunk", "method", "precision")}

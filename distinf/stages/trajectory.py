@@ -153,7 +153,8 @@ def _query_gradients(session: Session, model: nn.Module, layout: Layout, step: i
     batch = session.batch("evaluation", ids)
     found = []
     for name, loss in session.task.losses.items():
-        grads_TP = flat_gradients(model, loss, batch, layout, chunk=1)
+        method = session.settings.gradients.method
+        grads_TP = flat_gradients(model, loss, batch, layout, chunk=1, method=method)
         bad = ids[~finite_rows(grads_TP).cpu().numpy()].tolist()
         if bad:
             raise InputError(
