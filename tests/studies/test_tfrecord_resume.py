@@ -129,6 +129,7 @@ def test_an_import_killed_at_random_gives_the_same_bytes(golden, tmp_path, seed)
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(400)
 def test_two_workers_import_the_same(golden, tmp_path):
     import_records(configured(golden[0], workers=2), str(tmp_path / "dataset"), silent)
     assert bytes_of(tmp_path / "dataset") == bytes_of(golden[1])
