@@ -29,6 +29,7 @@ PLAIN_S = 10.0
 
 DESCRIPTIONS = {
     "index": "count records",
+    "pilots": "pilot patterns",
     "import": "import records",
     "data": "generate data",
     "train": "train",

@@ -209,7 +209,7 @@ def broken(settings: Points, seed: int):
 
 
 def test_speeds_are_measured_on_as_many_processes_as_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "SECONDS", 0.1)
+    monkeypatch.setattr(calibration, "SECONDS", 0.02)
     seen = []
     measured = calibration.measured
     monkeypatch.setattr(
@@ -230,6 +230,9 @@ def test_speeds_are_measured_on_as_many_processes_as_workers(tmp_path, monkeypat
     assert stages["data"].units == 6
     assert stages["data"].seconds > seen[0].start_s + started + 3 * again
     assert all(stage.seconds > 0 for stage in found.stages if stage.units)
+    fixed = len([stage for stage in found.stages if stage.units]) * speeds.STAGE_S
+    slowed = (found.seconds - fixed - speeds.REPORT_S) * seen[0].share
+    assert found.idle_seconds - fixed - speeds.REPORT_S == pytest.approx(slowed, rel=0.05)
 
 
 def test_a_task_that_cannot_be_measured_says_so_in_one_line(tmp_path):

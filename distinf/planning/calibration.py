@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from distinf.errors import InputError
-from distinf.planning.speeds import CLUSTER_S, STORING, UNIT_S, Rate, Speeds, batches
+from distinf.planning.speeds import CLUSTER_S, UNIT_S, Rate, Speeds, batches
 from distinf.runtime import RuntimeSettings
 from distinf.stages.session import Session
 from distinf.stages.task import GeneratingTask
@@ -26,6 +26,7 @@ from distinf.stages.task import GeneratingTask
 CHILD = "from distinf.planning.probe import main; main()"
 SECONDS = 0.8  # to measure each primitive for
 ROWS = ("generate", "rows")
+STORED = ("model", "commit", "checkpoint")
 MODEL = ("forward", "train", "product", "gradient")
 BUSY = 0.85  # with less of its cores than this, the machine is called busy
 OTHER_FLOPS = 5e9  # per second: the scores' float64 products, and what nothing here measures
@@ -46,14 +47,12 @@ def measured(session: Session, runtime: RuntimeSettings, workers: int) -> Speeds
     phases = [
         *(ROWS if isinstance(session.task, GeneratingTask) else ()),
         *MODEL,
-        "model",
-        *STORING,
+        *STORED,
     ]
     processes = min(workers, os.cpu_count() or 1)
     began = time.monotonic()
     found = _run(session, runtime, phases, processes)
     took = time.monotonic() - began
-    start_s = 0.0 if runtime.kind == "local" else CLUSTER_S + max(o["start"]["s"] for o in found)
     plural = "es" if processes > 1 else ""
     notes = [f"speeds measured here in {took:.0f} s, on {processes} process{plural} at once"]
     share = _share(found) if runtime.threads == 1 and not runtime.num_gpus else 1.0
@@ -64,14 +63,16 @@ def measured(session: Session, runtime: RuntimeSettings, workers: int) -> Speeds
     if workers > processes:
         notes.append(f"{workers} workers share {processes} cores")
     slower = workers / processes / share
-    rates = {n: r if n in STORING else r.times(slower) for n, r in _rates(found).items()}
+    rates = {name: rate.times(slower) for name, rate in _rates(found).items()}
+    start_s = CLUSTER_S + max(one["start"]["cpu"] for one in found)
     return Speeds(
         flops=OTHER_FLOPS,
         rates=rates,
         unit_s=rates["commit"].sample,
-        start_s=start_s,
+        start_s=0.0 if runtime.kind == "local" else start_s * slower,
         share=share,
-        base=max(one["start"]["bytes"] for one in found),
+        # With the simulator, which a worker that has made rows still holds.
+        base=max(one["generate" if "generate" in one else "start"]["bytes"] for one in found),
         notes=tuple(notes),
     )
 
@@ -117,7 +118,7 @@ def _share(found: Sequence[Found]) -> float:
 def _run(
     session: Session, runtime: RuntimeSettings, phases: Sequence[str], processes: int
 ) -> list[Found]:
-    """Per process: {phase: what it found}, and "start": its start-up seconds and its bytes."""
+    """Per process {phase: what it found}; of "start", its processor seconds and bytes till then."""
     context = {**session.context, "beside": {}}
     job = {
         "threads": runtime.threads,
@@ -130,7 +131,6 @@ def _run(
         tempfile.TemporaryDirectory(prefix="distinf-plan-") as folder,
         _children(processes, runtime.num_gpus) as children,
     ):
-        began = time.monotonic()
         for place, child in enumerate(children):
             _tell(child, {**job, "context": {**context, "root": f"{folder}/{place}"}})
         for phase in ("start", *phases):
@@ -138,8 +138,6 @@ def _run(
                 _tell(child, {"phase": phase})
             for one, child in zip(found, children, strict=True):
                 one[phase] = _told(child)
-                if phase == "start":
-                    one[phase]["s"] = time.monotonic() - began
     return found
 
 

@@ -18,9 +18,6 @@ STAGE_S = 0.5  # a stage's start and end: the ledger is listed, a gang is formed
 REPORT_S = 3.0  # the page and its tables
 
 
-STORING = ("commit", "checkpoint")  # waits for the disk, and is timed by the wall
-
-
 @dataclass(frozen=True)
 class Rate:
     """Seconds of one worker: `call` for each batch and `sample` for each sample in it.
@@ -63,12 +60,10 @@ class Speeds:
     notes: tuple[str, ...] = ()
 
     def undisturbed(self) -> "Speeds":
-        """With a core for each worker; what waits for the disk stays as it is."""
-        rates = {
-            name: rate if name in STORING else rate.times(self.share)
-            for name, rate in self.rates.items()
-        }
-        return replace(self, rates=rates, start_s=self.start_s * self.share, share=1.0)
+        """With a core for each worker."""
+        rates = {name: rate.times(self.share) for name, rate in self.rates.items()}
+        unit_s, start_s = self.unit_s * self.share, self.start_s * self.share
+        return replace(self, rates=rates, unit_s=unit_s, start_s=start_s, share=1.0)
 
     def knows(self, cost: Cost) -> bool:
         """Whether any of its work has a rate."""

@@ -79,7 +79,9 @@ def test_a_whole_run_on_imported_slots(dataset, tmp_path, monkeypatch):
     folder, columns = dataset
     monkeypatch.chdir(folder.parent)
     raw = merged(TINY, {"settings": {"dataset": folder.name}, "out": str(tmp_path / "run")})
-    session = execute(resolve(raw), silent)
+    config = resolve(raw)
+    assert config.settings["dataset"] == str(folder)  # workers start in folders of their own
+    session = execute(config, silent)
     assert not session.blobs.names("data.zarr")
     found = evaluation(session)
     assert np.array_equal(found["genie_ber"], columns["evaluation"]["genie_ber"])
