@@ -23,9 +23,8 @@ from distinf import __version__
 from distinf.errors import InputError
 from distinf.runtime import RuntimeSettings, digest
 from distinf.runtime.units import flatten
-from distinf.stages.checkpoint import content_digest
-from distinf.stages.session import bases
-from distinf.stages.settings import (
+from distinf.stages.basis.session import bases
+from distinf.stages.basis.settings import (
     ActionSettings,
     AttributionSettings,
     CurvatureSettings,
@@ -39,6 +38,7 @@ from distinf.stages.settings import (
     TrainSettings,
     TrajectorySettings,
 )
+from distinf.stages.checkpoint import content_digest
 from distinf.stages.task import Task, build_task, settings_type, task_path, telling
 
 Settings = TypeVar("Settings")

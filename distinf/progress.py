@@ -21,8 +21,8 @@ from rich.table import Table
 from distinf.planning import Plan
 from distinf.run import StageStatus
 from distinf.runtime import Unit
-from distinf.stages import results
-from distinf.stages.session import Session
+from distinf.stages.basis import results
+from distinf.stages.basis.session import Session
 
 POLL_S = 0.5
 PLAIN_S = 10.0

@@ -16,8 +16,8 @@ from distinf.errors import CorruptionError, InputError, Interrupted
 from distinf.planning import quick_plans, refuse_what_cannot_fit
 from distinf.runtime import Ledger, open_runtime
 from distinf.runtime.units import differences
-from distinf.stages import report, route
-from distinf.stages.session import Session
+from distinf.stages import route
+from distinf.stages.basis.session import Session
 from distinf.store import Blobs, damage, open_root
 
 CONFIG = "config.yaml"
@@ -176,7 +176,7 @@ def reopen(folder: str) -> Session:
 
 def status(session: Session) -> list[StageStatus]:
     """From the ledger alone: it works while the run works, and when its cluster is gone."""
-    *stages, last = route.BASIS_ROUTE
+    *stages, last = route.stages_of(session)
     found = [_stage_status(each, stage) for each in route.together(session) for stage in stages]
     return [*found, _stage_status(session, last)]
 
@@ -203,7 +203,7 @@ def _left(records: Collection[Mapping[str, Any]], total: int) -> float | None:
 
 def verify(session: Session) -> Verification:
     """Read every committed byte again; list all that is missing or altered."""
-    return verify_stages(session.blobs, [stage.NAME for stage in route.BASIS_ROUTE])
+    return verify_stages(session.blobs, [stage.NAME for stage in route.stages_of(session)])
 
 
 def verify_stages(blobs: Blobs, stages: Sequence[str]) -> Verification:
@@ -227,11 +227,11 @@ def verify_stages(blobs: Blobs, stages: Sequence[str]) -> Verification:
 def rewrite_report(session: Session) -> str:
     """Make the report anew from what is committed -> where its page is."""
     for each in route.together(session):
-        for stage in route.BASIS_ROUTE[:-1]:
+        for stage in route.stages_of(session)[:-1]:
             if not route.is_done(each, stage, [unit for unit, _ in stage.units(each.outline)]):
                 name = route.titled(each, stage)
                 raise InputError(f"report: stage '{name}' is not done; finish the run first")
-    report.write(session)
+    route.stages_of(session)[-1].write(session)
     return page_path(session)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from distinf.config import STAGES, RunConfig, load, resolve
 from distinf.errors import InputError
 from distinf.runtime.units import differences, flatten
-from distinf.stages.settings import TrainSettings
+from distinf.stages.basis.settings import TrainSettings
 from tests.support.runs import POINTS, ROOT
 
 BAD = [

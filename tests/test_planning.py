@@ -18,7 +18,7 @@ from distinf.planning import calibration, devices, plan, plans, speeds
 from distinf.planning.speeds import Rate, Speeds
 from distinf.progress import plan_table
 from distinf.runtime import Cost
-from distinf.stages.session import Session
+from distinf.stages.basis.session import Session
 from tests.support.blobs_task import Points, points
 from tests.support.blobs_task import task as points_task
 from tests.support.runs import POINTS, merged

@@ -14,7 +14,8 @@ from torch.func import functional_call, hessian, jacrev
 from distinf.config import load
 from distinf.errors import InputError, Interrupted
 from distinf.run import reopen, rewrite_report, status, verify
-from distinf.stages import actions, curvature, evaluate, gradients, results, route, train
+from distinf.stages import route
+from distinf.stages.basis import actions, curvature, evaluate, gradients, results, train
 from distinf.stages.session import draw
 from distinf.store import open_root
 from tests.support.runs import all_scores, run_points, same_bits
@@ -244,7 +245,7 @@ def test_not_enough_disk_is_refused_before_anything_is_written(tmp_path, monkeyp
 
 
 def test_units_are_planned_without_data(finished):
-    planned = route.all_units(finished.outline)
+    planned = {s.NAME: s.units(finished.outline) for s in route.stages_of(finished)}
     assert [len(planned[s]) for s in ("train", "curvature", "gradients")] == [4, 8 + 1 + 2, 4]
     assert all(cost.flops > 0 for _, cost in planned["train"])
     assert sum(cost.bytes for _, cost in planned["gradients"]) < 1e6

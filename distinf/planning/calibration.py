@@ -20,7 +20,7 @@ import torch
 from distinf.errors import InputError
 from distinf.planning.speeds import CLUSTER_S, UNIT_S, Rate, Speeds, batches
 from distinf.runtime import RuntimeSettings
-from distinf.stages.session import Session
+from distinf.stages.basis.session import Session
 from distinf.stages.task import GeneratingTask
 
 CHILD = "from distinf.planning.probe import main; main()"

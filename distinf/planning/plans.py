@@ -25,8 +25,8 @@ from distinf.planning.speeds import (
 )
 from distinf.runtime import Cost, RuntimeSettings, Unit
 from distinf.stages import route
-from distinf.stages.session import Outline, Session
-from distinf.stages.settings import StageSettings
+from distinf.stages.basis.session import Outline, Session
+from distinf.stages.basis.settings import StageSettings
 from distinf.store import Blobs, open_root
 
 SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a margin
@@ -206,7 +206,7 @@ def stage_plans(session: Session, workers: int, speeds_of: SpeedsOf) -> list[Sta
     """The run's stages, then those of its variations: each unit once, where it comes first."""
     seen: set[str] = set()
     found: list[StagePlan] = []
-    *stages, last = route.BASIS_ROUTE
+    *stages, last = route.stages_of(session)
     parts = [(each, stage) for each in route.together(session) for stage in stages]
     for each, stage in [*parts, (session, last)]:
         new = [(unit, cost) for unit, cost in stage.units(each.outline) if unit.id not in seen]

@@ -25,7 +25,7 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import Precision, precision
 from distinf.runtime import Unit
 from distinf.runtime.worker import Worker
-from distinf.stages.session import Session, prepare
+from distinf.stages.basis.session import Session, prepare
 from distinf.stages.task import SPLITS, Batch, GeneratingTask
 from distinf.store import Rows
 

@@ -1,42 +1,16 @@
-"""The basis route: its stages in order, what each will cost, and how a run goes through them."""
+"""Routes: the kinds of run there are, and how any of them goes through its stages."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
-from distinf.runtime import Cost, Ledger, Runtime, Unit
-from distinf.stages import (
-    actions,
-    attribution,
-    curvature,
-    data,
-    evaluate,
-    gradients,
-    queries,
-    report,
-    scores,
-    train,
-    trajectory,
-)
-from distinf.stages.session import Outline, Session
-from distinf.stages.task import GeneratingTask, rehearse
+from distinf.runtime import Ledger, Runtime, Unit
+from distinf.stages.basis import route as basis
 
-BASIS_ROUTE: Sequence[ModuleType] = (
-    data,
-    train,
-    evaluate,
-    curvature,
-    queries,
-    gradients,
-    scores,
-    trajectory,
-    attribution,
-    actions,
-    report,
-)
+ROUTES: Mapping[str, ModuleType] = {"basis": basis}
 
 
 class Watcher(Protocol):
@@ -47,42 +21,33 @@ class Watcher(Protocol):
     ) -> AbstractContextManager[None]: ...
 
 
-def all_units(outline: Outline) -> Mapping[str, Sequence[tuple[Unit, Cost]]]:
-    """Stage name -> its units and their costs, before anything runs."""
-    return {stage.NAME: stage.units(outline) for stage in BASIS_ROUTE}
+def stages_of(session: Any) -> Sequence[ModuleType]:
+    """The stages of the session's route, in order; the last is the report."""
+    found: Sequence[ModuleType] = ROUTES[session.ROUTE].STAGES
+    return found
 
 
-def together(session: Session) -> list[Session]:
+def together(session: Any) -> list[Any]:
     """The run and its variations, in the order in which they are carried out."""
     return [session, *session.beside.values()]
 
 
-def check(session: Session) -> None:
+def check(session: Any) -> None:
     """InputError for what can only fail later, hours into the run."""
     for each in together(session):
-        _check(each)
+        ROUTES[each.ROUTE].check(each)
 
 
-def _check(session: Session) -> None:
-    if not isinstance(session.task, GeneratingTask):
-        rehearse(session.task)
-    evaluate.check(session.outline)
-    trajectory.check(session.outline)
-    actions.check(session.outline)
-    train.check(session)
-    curvature.check(session)
-    attribution.check(session)
-
-
-def run(session: Session, runtime: Runtime, watch: Watcher) -> None:
+def run(session: Any, runtime: Runtime, watch: Watcher) -> None:
     """Every stage in order; one whose units are all committed costs a look into its ledger."""
+    *stages, last = stages_of(session)
     for each in together(session):
-        for stage in BASIS_ROUTE[:-1]:
+        for stage in stages:
             _run_stage(each, stage, runtime, watch)
-    _run_stage(session, BASIS_ROUTE[-1], runtime, watch)
+    _run_stage(session, last, runtime, watch)
 
 
-def _run_stage(session: Session, stage: ModuleType, runtime: Runtime, watch: Watcher) -> None:
+def _run_stage(session: Any, stage: ModuleType, runtime: Runtime, watch: Watcher) -> None:
     wanted = [unit for unit, _ in stage.units(session.outline)]
     if is_done(session, stage, wanted):
         return
@@ -95,7 +60,7 @@ def _run_stage(session: Session, stage: ModuleType, runtime: Runtime, watch: Wat
     session.note_time(stage.NAME, began, seconds, runtime.busy_s - busy_s)
 
 
-def titled(session: Session, stage: ModuleType) -> str:
+def titled(session: Any, stage: ModuleType) -> str:
     """The stage's name; a variation's has the variation's before it."""
     return f"{session.name}: {stage.NAME}" if session.name else str(stage.NAME)
 
@@ -104,9 +69,9 @@ def _count(ledger: Ledger, ids: set[str]) -> int:
     return len(ledger.committed_ids() & ids)
 
 
-def is_done(session: Session, stage: ModuleType, wanted: Sequence[Unit]) -> bool:
+def is_done(session: Any, stage: ModuleType, wanted: Sequence[Unit]) -> bool:
     """Nothing left to do. Some stages need fewer units than planned, and say so themselves."""
-    own: Callable[[Session], bool] | None = getattr(stage, "is_done", None)
+    own: Callable[[Any], bool] | None = getattr(stage, "is_done", None)
     if own is not None:
         return own(session)
     return {unit.id for unit in wanted} <= session.ledger(stage.NAME).committed_ids()

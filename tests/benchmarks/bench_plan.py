@@ -21,7 +21,7 @@ from distinf.config import load
 from distinf.planning import Plan, plan
 from distinf.run import reopen
 from distinf.stages import route
-from distinf.stages.session import Session
+from distinf.stages.basis.session import Session
 from tests.support.runs import ROOT, command, workers_of
 
 POLL_S = 0.25
@@ -91,7 +91,7 @@ def stored_bytes(session: Session) -> dict[str, float]:
             record["manifest"]["bytes"]
             for record in session.done([u for u, _ in stage.units(session.outline)]).values()
         )
-        for stage in route.BASIS_ROUTE
+        for stage in route.stages_of(session)
     }
 
 

@@ -62,7 +62,7 @@ def stage_alone(config_file: str, stage: str) -> dict[str, float]:
     config = load(config_file)
     session = open_session(config)
     runtime = open_runtime(config.runtime)
-    module = next(module for module in route.BASIS_ROUTE if stage == module.NAME)
+    module = next(module for module in route.stages_of(session) if stage == module.NAME)
     wall, cpu = time.perf_counter(), time.process_time()
     module.run(session, runtime)
     found = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}

@@ -20,7 +20,7 @@ import yaml
 
 from distinf.run import reopen
 from distinf.runtime import Ledger, RuntimeSettings, Unit, open_runtime
-from distinf.stages import train
+from distinf.stages.basis import train
 from distinf.store import open_root, read_group
 from tests.support.bodies import calls, work
 from tests.support.cluster import SCRIPT, LocalNodes, started

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from distinf.run import reopen
-from distinf.stages import curvature, train
+from distinf.stages.basis import curvature, train
 from distinf.stages.tensor_task import TensorTask
 from distinf.studies.receiver.lamb import Lamb
 from tests.support import blobs_task

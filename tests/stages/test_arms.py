@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from distinf.errors import InputError
-from distinf.stages import actions, evaluate, results, scores
-from distinf.stages.arms import ALL_TARGETS, arm_of, families, family_jobs, jobs
-from distinf.stages.settings import ActionSettings
+from distinf.stages.basis import actions, evaluate, results, scores
+from distinf.stages.basis.arms import ALL_TARGETS, arm_of, families, family_jobs, jobs
+from distinf.stages.basis.settings import ActionSettings
 from tests.support.runs import POINTS, run_points
 
 LOSSES = ("bce", "ber")

@@ -12,9 +12,9 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.elements import element_shares
 from distinf.numerics.parameters import Layout
 from distinf.runtime import RuntimeSettings, open_runtime
-from distinf.stages import attribution, evaluate, queries, scores, train
-from distinf.stages.curvature import stored_pairs
-from distinf.stages.session import Session
+from distinf.stages.basis import attribution, evaluate, queries, scores, train
+from distinf.stages.basis.curvature import stored_pairs
+from distinf.stages.basis.session import Session
 from distinf.stages.tensor_task import TensorTask
 from distinf.studies.receiver import ReceiverSettings, losses, task
 from distinf.studies.receiver.deeprx import DeepRxConfig

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from distinf.config import fingerprint, resolve
 from distinf.errors import InputError
 from distinf.run import checked_session, open_session
-from distinf.stages import checkpoint, train
+from distinf.stages import checkpoint
+from distinf.stages.basis import train
 from distinf.store import open_root
 from tests.support.blobs_task import Points, task
 from tests.support.partial import points_config, run_until

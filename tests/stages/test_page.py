@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distinf.stages.page import formats
-from distinf.stages.page.findings import (
+from distinf.stages.basis.page.findings import (
     EvaluationPoints,
     Findings,
     Headline,
@@ -23,11 +22,12 @@ from distinf.stages.page.findings import (
     Provenance,
     ScoreSet,
 )
-from distinf.stages.page.page import render
-from distinf.stages.page.pictures import DRAW
+from distinf.stages.basis.page.page import render
+from distinf.stages.basis.page.pictures import DRAW
+from distinf.stages.basis.page.tables import tables
+from distinf.stages.basis.page.wording import answer
+from distinf.stages.page import formats
 from distinf.stages.page.svg import COLOR
-from distinf.stages.page.tables import tables
-from distinf.stages.page.wording import answer
 from tests.support.findings import TARGETS, findings, outcomes
 
 ATTACK = '<script>alert(1)</script><img src=http://x.test/a onerror="b()">$x_1$ & "quoted"'
@@ -268,9 +268,8 @@ def test_text_from_data_and_config_is_escaped(document):
 
 
 def test_same_findings_same_bytes_in_another_process(page):
-    code = (
-        "from tests.support.findings import findings; from distinf.stages.page.page import render;"
-    )
+    code = "from tests.support.findings import findings;"
+    code += "from distinf.stages.basis.page.page import render;"
     code += "import sys; sys.stdout.buffer.write(render(findings()).encode())"
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     again = subprocess.run(

@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from distinf.stages.page import formats
-from distinf.stages.page.experiment_views import table_1_view
-from distinf.stages.page.experiment_words import question, reading, setup
-from distinf.stages.page.families import (
+from distinf.stages.basis.page.experiment_views import table_1_view
+from distinf.stages.basis.page.experiment_words import question, reading, setup
+from distinf.stages.basis.page.families import (
     arms,
     base_of,
     control_of,
@@ -19,11 +18,12 @@ from distinf.stages.page.families import (
     table_1,
     varied,
 )
-from distinf.stages.page.findings import Family, Findings, Published
+from distinf.stages.basis.page.findings import Family, Findings, Published
+from distinf.stages.basis.page.path_figure import panel_arms
+from distinf.stages.basis.page.rate_figure import parts, reach, relative, runs
+from distinf.stages.basis.page.tables import tables
+from distinf.stages.page import formats
 from distinf.stages.page.maps import tinted
-from distinf.stages.page.path_figure import panel_arms
-from distinf.stages.page.rate_figure import parts, reach, relative, runs
-from distinf.stages.page.tables import tables
 from tests.support.experiments import small, trials
 
 

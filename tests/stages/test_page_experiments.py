@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from distinf.numerics.truncation import truncation_bound
-from distinf.stages.page import formats
-from distinf.stages.page.families import (
+from distinf.stages.basis.page.families import (
     experiments,
 )
-from distinf.stages.page.findings import Attribution, Family, Findings
-from distinf.stages.page.page import render
-from distinf.stages.page.tables import csv_text, json_text, tables
-from distinf.stages.page.wording import answer
+from distinf.stages.basis.page.findings import Attribution, Family, Findings
+from distinf.stages.basis.page.page import render
+from distinf.stages.basis.page.tables import tables
+from distinf.stages.basis.page.wording import answer
+from distinf.stages.page import formats
+from distinf.stages.page.rows import csv_text, json_text
 from distinf.studies.receiver.published import published
 from tests.stages.test_page import ATTACK, BROWSER, Document
 from tests.support.experiments import small, study, trials

@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 
+from distinf.stages.basis.page.findings import Findings, Outcome
+from distinf.stages.basis.page.tables import tables
 from distinf.stages.page import formats
-from distinf.stages.page.findings import Findings, Outcome
 from distinf.stages.page.intervals import RESAMPLES, bootstrap_means, differences, estimate
-from distinf.stages.page.tables import csv_text, json_text, tables
+from distinf.stages.page.rows import csv_text, json_text
 from tests.support.findings import findings, no_difference
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distinf.stages import curvature, gradients, train
+from distinf.stages.basis import curvature, gradients, train
 from tests.support.partial import points_config, run_until
 
 REFINED = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distinf.run import open_session
-from distinf.stages import curvature, train
+from distinf.stages.basis import curvature, train
 from distinf.stages.tensor_task import TensorTask
 from distinf.studies.receiver.lamb import Lamb
 from tests.support.blobs_task import loss, points
@@ -83,7 +83,7 @@ def pairs(session):
 
 def test_training_is_the_same_bits_from_two_ranks_to_one_and_back(golden, gang, tmp_path):
     session = open_session(points_config(tmp_path / "run", **CHANGES))
-    body = "distinf.stages.train:body"
+    body = "distinf.stages.basis.train:body"
     assert not gang.run(body, session, 2, stop_at=11)  # a look into the ledger, and a sum a step
     assert not gang.run(body, session, 1, stop_at=8)
     assert gang.run(body, session, 2)
@@ -102,7 +102,7 @@ def test_arnoldi_ends_in_the_same_pairs_from_two_ranks_to_one_and_back(
         shutil.rmtree(tmp_path / "run" / name)
     session = open_session(points_config(tmp_path / "run", **CHANGES), accept=["code.task"])
     session = session.beside.get(reduction, session)
-    body = "distinf.stages.curvature:body"
+    body = "distinf.stages.basis.curvature:body"
     assert not gang.run(body, session, 2, stop_at=22)
     assert not gang.run(body, session, 1, stop_at=25)
     assert gang.run(body, session, 2)

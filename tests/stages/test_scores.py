@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from distinf.config import load
-from distinf.stages import scores
-from distinf.stages.session import Session
+from distinf.stages.basis import scores
+from distinf.stages.basis.session import Session
 from tests.support.partial import points_config, run_until
 from tests.support.runs import ROOT, all_scores
 

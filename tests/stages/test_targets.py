@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from distinf.errors import InputError
-from distinf.stages import actions, evaluate
-from distinf.stages.evaluate import binary_capacity, choose_targets, eligible_rows, gap
-from distinf.stages.session import Session
-from distinf.stages.settings import TargetSettings
+from distinf.stages.basis import actions, evaluate
+from distinf.stages.basis.evaluate import binary_capacity, choose_targets, eligible_rows, gap
+from distinf.stages.basis.session import Session
+from distinf.stages.basis.settings import TargetSettings
 from distinf.studies.receiver import ReceiverSettings, task
 from tests.support.partial import points_config, run_until
 

@@ -6,8 +6,8 @@ import torch
 
 from distinf.errors import InputError
 from distinf.runtime import RuntimeSettings, open_runtime
-from distinf.stages import evaluate, scores, train, trajectory
-from distinf.stages.session import Session
+from distinf.stages.basis import evaluate, scores, train, trajectory
+from distinf.stages.basis.session import Session
 from tests.support.blobs_task import Points, task
 from tests.support.partial import points_config, run_until
 

@@ -12,8 +12,8 @@ from distinf.cli import main
 from distinf.config import load_settings, resolve
 from distinf.errors import CorruptionError, InputError
 from distinf.run import execute
-from distinf.stages.evaluate import evaluation
-from distinf.stages.session import Session
+from distinf.stages.basis.evaluate import evaluation
+from distinf.stages.basis.session import Session
 from distinf.stages.task import GeneratingTask, StoredTask, Task, build_task
 from distinf.store import open_root
 from distinf.studies.receiver.imports import tfrecords

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from distinf.numerics.variants import VARIANTS
-from distinf.stages import curvature, evaluate, results
-from distinf.stages.session import split_units
+from distinf.stages.basis import curvature, evaluate, results
+from distinf.stages.basis.session import split_units
 from tests.support.runs import all_scores, run_points, same_bits
 
 pytest.importorskip("sionna", reason="generating slots needs distinf[wireless]")

@@ -8,7 +8,7 @@ from distinf.config import RunConfig, load, resolve
 from distinf.run import open_session
 from distinf.runtime import open_runtime
 from distinf.stages import route
-from distinf.stages.session import Session
+from distinf.stages.basis.session import Session
 from tests.support.runs import POINTS, merged
 
 
@@ -22,7 +22,7 @@ def run_until(last: str, config: RunConfig, session: Session | None = None) -> S
     session = session or open_session(config)
     runtime = open_runtime(config.runtime)
     try:
-        for stage in route.BASIS_ROUTE:
+        for stage in route.stages_of(session):
             if not route.is_done(session, stage, _units(session, stage)):
                 stage.run(session, runtime)
             if last == stage.NAME:

@@ -12,8 +12,8 @@ import numpy as np
 
 from distinf.config import resolve
 from distinf.run import execute
-from distinf.stages import scores
-from distinf.stages.session import Session
+from distinf.stages.basis import scores
+from distinf.stages.basis.session import Session
 
 REPOSITORY = ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,142 @@
+"""Stage gradients: one pass over the training rows, projecting each per-sample gradient.
+
+Stored per row: its coordinates in the kept Ritz vectors, its squared norm, and its dot products
+with every query gradient and refined solve. With these every variant is a matrix product away.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distinf.numerics.capture import finite_rows, flat_gradients
+from distinf.numerics.hooks import projected_gradients
+from distinf.numerics.parameters import Layout
+from distinf.numerics.precision import precision
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.stages.basis.curvature import stored_pairs
+from distinf.stages.basis.queries import converged_solutions, query_gradients
+from distinf.stages.basis.session import Outline, Session
+from distinf.stages.basis.train import trained_model
+from distinf.stages.session import row_ranges
+from distinf.stages.task import Batch, PerSampleLoss
+
+NAME = "gradients"
+
+
+def scored_rows(outline: Outline) -> int:
+    """How many training rows, from the first on, are scored."""
+    settings = outline.settings.gradients
+    most = outline.rows["train"] if settings.candidates == "all" else outline.training_rows
+    return min(settings.rows or most, most)
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """Row ranges of the training split."""
+    settings, shapes = outline.settings, outline.shapes
+    queries = settings.targets.count * len(outline.losses)
+    width = settings.curvature.keep + queries + 2
+    per_row = shapes.parameters * 4.0
+    copies = 1 if settings.gradients.method == "hooks" else 3  # of activations: .7, 1.7 measured
+    memory = settings.gradients.chunk * (per_row + copies * shapes.activation_bytes_per_sample)
+    memory += per_row * width
+    flops = 3 * shapes.flops_per_sample + 2.0 * shapes.parameters * width
+    return [
+        (
+            Unit(NAME, outline.basis[NAME], a, b),
+            Cost(flops * (b - a), 4.0 * width * (b - a), memory, work={"gradient": b - a}),
+        )
+        for a, b in row_ranges(scored_rows(outline), settings.gradients.rows_per_unit)
+    ]
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    runtime.pool(session.work("distinf.stages.basis.gradients:body"), wanted, session.ledger(NAME))
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    settings = session.settings.gradients
+    project = _project_by_layer if settings.method == "hooks" else _project_whole
+    parts: list[dict[str, np.ndarray]] = []
+    for a, b in row_ranges(unit.stop - unit.start, settings.chunk):
+        ids = np.arange(unit.start + a, unit.start + b)
+        parts.append(project(session, session.batch("train", ids)))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
+    return session.commit(unit, attempt, arrays, summary={"quarantined": quarantined})
+
+
+def _directions(session: Session) -> dict[str, Tensor]:
+    """What gradients are projected on: ritz [K, P], each loss's queries [T, P], solves [R, P]."""
+    solved = converged_solutions(session)
+    stacked = np.stack([solved[key] for key in sorted(solved)]) if solved else None
+    directions = {"ritz": stored_pairs(session).vectors}
+    directions |= {f"query.{name}": grads for name, grads in query_gradients(session).items()}
+    if stacked is not None:
+        directions["solved"] = torch.from_numpy(stacked)
+    return {name: values.to(session.device) for name, values in directions.items()}
+
+
+def _stacked_directions(session: Session) -> tuple[Tensor, dict[str, int]]:
+    """All directions as one matrix [K, P], and how many rows of it each kind has."""
+    directions = _directions(session)
+    counts = {name: len(rows) for name, rows in directions.items()}
+    return torch.cat(list(directions.values())), counts
+
+
+def _project_by_layer(session: Session, batch: Batch) -> dict[str, np.ndarray]:
+    """As _project_whole, but no per-sample gradient is ever held whole."""
+    model, layout, loss = _differentiated(session)
+    stacked_KP, counts = session.cached("stacked", lambda: _stacked_directions(session))
+    with precision(session.settings.gradients.precision, session.device):
+        coordinates_NK, sqnorm_N = projected_gradients(model, loss, batch, layout, stacked_KP)
+    finite_N = torch.isfinite(sqnorm_N)
+    safe_NK = torch.where(finite_N[:, None], coordinates_NK, 0.0)
+    found = dict(zip(counts, safe_NK.split(list(counts.values()), dim=1), strict=True))
+    return _arrays(found, torch.where(finite_N, sqnorm_N, 0.0), finite_N)
+
+
+def _project_whole(session: Session, batch: Batch) -> dict[str, np.ndarray]:
+    """Projections of finite rows; the others are marked, and their numbers never used."""
+    settings = session.settings.gradients
+    model, layout, loss = _differentiated(session)
+    directions = session.cached("directions", lambda: _directions(session))
+    with precision(settings.precision, session.device):
+        grads_NP = flat_gradients(
+            model, loss, batch, layout, chunk=settings.chunk, method=settings.method
+        )
+    finite_N = finite_rows(grads_NP)
+    safe_NP = torch.where(finite_N[:, None], grads_NP, 0.0)
+    found = {name: safe_NP @ rows.T.to(safe_NP) for name, rows in directions.items()}
+    return _arrays(found, safe_NP.double().square().sum(1), finite_N)
+
+
+def _differentiated(session: Session) -> tuple[nn.Module, Layout, PerSampleLoss]:
+    """The trained model, its chosen parameters, and the loss it was trained on."""
+    model = session.cached("trained", lambda: trained_model(session))
+    layout = Layout.of(model, session.settings.curvature.blocks)
+    return model, layout, next(iter(session.task.losses.values()))
+
+
+def _arrays(found: dict[str, Tensor], sqnorm_N: Tensor, finite_N: Tensor) -> dict[str, np.ndarray]:
+    found["sqnorm"] = sqnorm_N
+    arrays = {name: values.cpu().numpy() for name, values in found.items()}
+    arrays["finite"] = finite_N.cpu().numpy()
+    return arrays
+
+
+def projected(session: Session, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Projections of the rows start:stop, by name; both must be ends of units."""
+    wanted = [u for u, _ in units(session.outline) if start <= u.start and u.stop <= stop]
+    parts = [session.arrays(unit) for unit in wanted]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def quarantined_rows(session: Session) -> list[int]:
+    """Training rows whose gradient was not finite; they have no score."""
+    wanted = [unit for unit, _ in units(session.outline)]
+    done = session.done(wanted)
+    return [row for unit in wanted for row in done[unit.id]["summary"]["quarantined"]]

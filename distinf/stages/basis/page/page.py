@@ -1,0 +1,94 @@
+"""The page: findings to one HTML file that needs nothing else."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from distinf.stages.basis.page.captions import Tables
+from distinf.stages.basis.page.experiment_views import (
+    attributions_view,
+    effects_view,
+    table_1_view,
+    variations_view,
+)
+from distinf.stages.basis.page.experiment_words import table_1_reading, table_1_targets
+from distinf.stages.basis.page.findings import Findings
+from distinf.stages.basis.page.pictures import drawings
+from distinf.stages.basis.page.sections import experiment_sections, variation_sections
+from distinf.stages.basis.page.tables import tables
+from distinf.stages.basis.page.views import facts, views
+from distinf.stages.basis.page.wording import answer
+from distinf.stages.page.columns import View
+from distinf.stages.page.formats import count
+from distinf.stages.page.grids import Grid
+from distinf.stages.page.intervals import RESAMPLES
+
+
+@dataclass(frozen=True)
+class Picture:
+    number: int
+    name: str
+    svg: Markup
+    title: str
+    caption: str
+
+
+def render(findings: Findings) -> str:
+    """The report as one HTML document: no scripts, no requests; all text from data is escaped.
+
+    The same findings give the same bytes (for one version of matplotlib).
+    """
+    rows = tables(findings)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_source),
+    )
+    return environment.get_template("template.html.jinja").render(
+        findings=findings,
+        style=Markup(_source("style.css")),
+        answer=answer(findings, rows),
+        figures=figures(findings, rows),
+        tables={**views(findings, rows), **_further(findings, rows)},
+        table_1=table_1_view(rows),
+        table_1_reading=table_1_reading(rows),
+        table_1_targets=table_1_targets(rows),
+        experiments=experiment_sections(findings, rows),
+        variations=variation_sections(findings),
+        attributed=list(dict.fromkeys(a.target for a in findings.attributions)),
+        facts=facts(findings),
+        draws=count(RESAMPLES),
+    )
+
+
+def figures(findings: Findings, rows: Tables) -> dict[str, Picture]:
+    """The pictures that the findings hold data for, numbered in page order."""
+    pictures: dict[str, Picture] = {}
+    for drawing in drawings(findings, rows):
+        name, title = drawing.name, drawing.title
+        svg = None if name in pictures else drawing.draw(name, title)
+        if svg is not None:
+            place = len(pictures) + 1
+            said = drawing.caption if isinstance(drawing.caption, str) else drawing.caption()
+            pictures[name] = Picture(place, name, Markup(svg), title, said)
+    return pictures
+
+
+def _further(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
+    made: dict[str, View | Grid | None] = {
+        "effects": effects_view(findings, rows),
+        "variations": variations_view(findings, rows),
+    }
+    for target in dict.fromkeys(a.target for a in findings.attributions):
+        made[f"attribution {target}"] = attributions_view(target, rows)
+    return {name: table for name, table in made.items() if table is not None}
+
+
+def _source(name: str) -> str:
+    own = files(__package__) / name
+    found = own if own.is_file() else files("distinf.stages.page") / name
+    return found.read_text(encoding="utf-8")

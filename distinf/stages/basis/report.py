@@ -1,0 +1,346 @@
+"""Stage report: from the run's committed arrays to one page, its tables and its raw numbers."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distinf.numerics.variants import VARIANTS
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.stages.basis import (
+    actions,
+    attribution,
+    curvature,
+    data,
+    evaluate,
+    gradients,
+    queries,
+    results,
+    scores,
+    train,
+    trajectory,
+)
+from distinf.stages.basis.page import findings as page
+from distinf.stages.basis.page.page import render
+from distinf.stages.basis.page.tables import tables
+from distinf.stages.basis.session import Outline, Session
+from distinf.stages.page.rows import csv_text, json_text
+from distinf.stages.task import Wording
+
+NAME = "report"
+OPERATORS = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
+WORKING = (
+    data, train, evaluate, curvature, queries, gradients, scores, trajectory, attribution, actions,
+)  # fmt: skip
+TOP = 5  # most helpful and most harmful rows listed per target
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """One unit: the page."""
+    return [(Unit(NAME, outline.basis[NAME]), Cost(bytes=3e6))]
+
+
+def is_done(session: Session) -> bool:
+    """The page is there, and it is this run's."""
+    unit = units(session.outline)[0][0]
+    page_is_there = "report/index.html" in session.blobs.names("report")
+    return page_is_there and bool(session.done([unit]))
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    """Write report/index.html, findings.json and every table as CSV and JSON; then say so."""
+    write(session)
+    unit = units(session.outline)[0][0]
+    empty = {"group": "report", "files": {}, "bytes": 0}
+    session.ledger(NAME).commit(unit, 1, {"manifest": empty, "summary": {}})
+
+
+def write(session: Session) -> None:
+    """The report's files. The page is put last, so that a page that is there is complete."""
+    found = findings(session)
+    for name, rows in tables(found).items():
+        session.blobs.put(f"report/{name}.csv", csv_text(rows).encode())
+        session.blobs.put(f"report/{name}.json", json_text(rows).encode())
+    session.blobs.put("report/findings.json", json.dumps(found.to_json(), indent=1).encode())
+    session.blobs.put("report/index.html", render(found).encode())
+
+
+def findings(session: Session) -> page.Findings:
+    """Everything that the page shows, read from committed arrays."""
+    words, task, settings = results.wording(session), session.task, session.settings
+    headline = results.run_families(session)[0]
+    others = results.non_target_means(session)
+    title = settings.report.title or f"Training {words.noun} that help, and the gain from them"
+    return page.Findings(
+        title=title,
+        task=_sentence(session, words),
+        question=words.question,
+        metric=page.MetricInfo(
+            name=words.metric, reference=words.reference,
+            baseline=words.baseline_label, axis=words.axis, log=words.log,
+        ),
+        headline=page.Headline(
+            loss=settings.actions.loss or session.outline.losses[0],
+            variant=settings.actions.variant, noun=words.noun, pool=settings.actions.pool,
+            steps=settings.actions.steps, update=settings.actions.update,
+            aim=settings.actions.aim,
+        ),
+        outcomes=results.outcomes(session, headline),
+        families=results.page_families(session),
+        descriptions=_descriptions(session, words),
+        targets=_targets(session, words),
+        evaluation=_evaluation_points(session),
+        axis_curves=results.axis_curves(session, headline) if task.axis else None,
+        scores=_score_sets(session),
+        top_samples=_top_samples(session, words),
+        ritz=_ritz(session),
+        solves=_solves(session),
+        attributions=attribution.attributions(session),
+        training=_training(session),
+        costs=_costs(session),
+        non_target_before=others["before"],
+        non_target_reference=others.get("reference"),
+        non_target_baseline=others.get("baseline"),
+        label=f"{session.outline.training_rows:,} {words.noun}",
+        beside={name: findings(inner) for name, inner in session.beside.items()},
+        published=() if session.name else words.published,
+        deviations=[*words.deviations, *trajectory.deviations(session)],
+        warnings=_warnings(session),
+        quarantined=_quarantined(session),
+        provenance=_provenance(session),
+    )  # fmt: skip
+
+
+def _sentence(session: Session, words: Wording) -> str:
+    settings, outline = session.settings, session.outline
+    model = f"{outline.shapes.parameters:,}-parameter"
+    rows, every = gradients.scored_rows(outline), outline.training_rows
+    scored = "each of them" if rows == every else f"{rows:,} of the training {words.noun}"
+    criterion = settings.targets.criterion
+    largest = "with the largest gap" + (f" ({criterion})" if criterion != "relative" else "")
+    chosen = "named in the settings" if settings.targets.ids else largest
+    return (
+        f"A {model} {type(session.fresh_model()).__name__} was trained for "
+        f"{settings.train.steps:,} steps on {every:,} {words.noun}; the influence "
+        f"of {scored} on the "
+        f"{len(evaluate.chosen_targets(session).ids)} evaluation {words.noun} {chosen} "
+        f"was estimated from {settings.curvature.keep} Ritz pairs of the "
+        f"{OPERATORS[settings.curvature.kind]}, "
+        f"and the model was fine-tuned for {settings.actions.steps} steps of "
+        f"{settings.actions.batch_size} {words.noun} on what the scores chose."
+    )
+
+
+def _descriptions(session: Session, words: Wording) -> dict[str, str]:
+    """Each selection as the subject of a sentence."""
+    settings = session.settings.actions
+    score = f"{settings.variant} score for the target"
+    return {
+        "helpful": f"the {settings.pool} {words.noun} with the highest {score}",
+        "harmful": f"the {settings.pool} {words.noun} with the lowest {score}",
+        "random": f"random training {words.noun}",
+        "group": f"the {words.noun} with the highest joint score for the targets",
+    }
+
+
+def _named(session: Session, name: str, value: float) -> float | str:
+    labels: Mapping[str, Sequence[str]] = getattr(session.task, "labels", {})
+    return labels[name][int(value)] if name in labels else float(value)
+
+
+def _targets(session: Session, words: Wording) -> list[page.Target]:
+    task, columns = session.task, evaluate.evaluation(session)
+    chosen = evaluate.chosen_targets(session)
+    return [
+        page.Target(
+            id=int(row),
+            metric=float(columns[task.metric][row]),
+            gap=float(gap),
+            reference=float(columns[task.reference][row]) if task.reference else None,
+            axis=float(columns[task.axis][row]) if task.axis else None,
+            baseline=float(columns[words.baseline][row]) if words.baseline in columns else None,
+            columns={n: _named(session, n, columns[n][row]) for n in words.columns if n in columns},
+        )
+        for row, gap in zip(chosen.ids, chosen.gaps, strict=True)
+    ]
+
+
+def _evaluation_points(session: Session) -> page.EvaluationPoints:
+    task, columns = session.task, evaluate.evaluation(session)
+    settings = session.settings.targets
+    gap = evaluate.gap(columns, task, settings.criterion)
+    rule = "a gap above 0"
+    if task.reference:
+        name = results.wording(session).reference or task.reference
+        rule = f"{name} at least {settings.min_reference:g}, and {rule}"
+    return page.EvaluationPoints(
+        ids_E=np.arange(len(gap)),
+        gap_E=gap,
+        axis_E=columns[task.axis] if task.axis else None,
+        eligible_E=evaluate.eligible_rows(columns, task, settings),
+        metric_E=columns[task.metric],
+        reference_E=columns[task.reference] if task.reference else None,
+        least_reference=settings.min_reference,
+        rule=rule,
+    )
+
+
+def _score_sets(session: Session) -> list[page.ScoreSet]:
+    nonpositive = scores.nonpositive_counts(session)
+    ids = evaluate.chosen_targets(session).ids
+    return [
+        page.ScoreSet(
+            loss,
+            variant,
+            dict(zip(ids.tolist(), scores.stored_scores(session, loss, variant), strict=True)),
+            nonpositive[f"{loss}.{variant}"],
+        )
+        for loss in session.outline.losses
+        for variant in VARIANTS
+    ]
+
+
+def _top_samples(session: Session, words: Wording) -> list[page.ScoredSample]:
+    settings = session.settings.actions
+    found = []
+    for rank, target in enumerate(evaluate.chosen_targets(session).ids.tolist()):
+        scores_N = scores.stored_scores(session, settings.loss, settings.variant)[rank]
+        order = np.argsort(-np.where(np.isfinite(scores_N), scores_N, -np.inf), kind="stable")
+        order = order[: int(np.isfinite(scores_N).sum())]
+        best, worst = order[:TOP], order[::-1][:TOP]
+        rows = np.concatenate([best, worst])
+        batch = session.task.batch("train", rows)
+        places = [*range(1, len(best) + 1), *range(-1, -len(worst) - 1, -1)]
+        for i, (place, row) in enumerate(zip(places, rows.tolist(), strict=True)):
+            shown = {n: _named(session, n, float(batch[n][i])) for n in words.columns if n in batch}
+            found.append(page.ScoredSample(target, place, row, float(scores_N[row]), shown))
+    return found
+
+
+def _ritz(session: Session) -> page.Ritz:
+    pairs, spectrum = curvature.stored_pairs(session), queries.damped_spectrum(session)
+    return page.Ritz(
+        values_K=pairs.values.tolist(),
+        residuals_K=pairs.residuals.tolist(),
+        kept=len(spectrum.values_K),
+        kept_K=_kept(len(pairs.values), spectrum.kept),
+        damping=spectrum.damping,
+        complement_mean=spectrum.complement,
+        trace=pairs.trace,
+        policy=spectrum.report.policy,
+        dropped=spectrum.report.dropped + spectrum.report.changed,
+        orthogonality=pairs.orthogonality,
+        asymmetry=pairs.asymmetry,
+        operator=OPERATORS[session.settings.curvature.kind],
+        all_values=_krylov_values(pairs.hessenberg),
+    )
+
+
+def _krylov_values(hessenberg: Tensor) -> list[float]:
+    """Ritz values of every Krylov step, largest magnitude first."""
+    steps = hessenberg.shape[1]
+    square = hessenberg[:steps]
+    values = torch.linalg.eigvalsh((square + square.T) / 2)
+    return values[values.abs().argsort(descending=True)].tolist()
+
+
+def _kept(count: int, places: Sequence[int] | None) -> list[bool]:
+    return [places is None or place in places for place in range(count)]
+
+
+def _solves(session: Session) -> list[page.Solve]:
+    ids = evaluate.chosen_targets(session).ids
+    return [
+        page.Solve(
+            int(ids[rank]), loss, record["summary"]["status"], record["summary"]["steps"],
+            record["summary"]["residual"],
+        )
+        for (rank, loss), record in queries.solves(session).items()
+    ]  # fmt: skip
+
+
+def _training(session: Session) -> page.TrainingCurve | None:
+    loss = train.loss_curve(session)
+    if not len(loss):
+        return None
+    label = f"training loss ({session.outline.losses[0]})"
+    return page.TrainingCurve(list(range(1, len(loss) + 1)), loss.tolist(), label)
+
+
+def _costs(session: Session) -> list[page.StageCost]:
+    times = session.times()
+    found = []
+    for stage in WORKING:
+        records = session.done([unit for unit, _ in stage.units(session.outline)]).values()
+        spent = [t for t in times if t["stage"] == stage.NAME]
+        if not records or (session.name and not spent):  # a variation shares what it can
+            continue
+        found.append(
+            page.StageCost(
+                stage=stage.NAME,
+                units=len(records),
+                seconds=sum(t["seconds"] for t in spent),
+                worker_seconds=sum(t["busy_s"] for t in spent),
+                bytes=sum(r["manifest"]["bytes"] for r in records),
+            )
+        )
+    return found
+
+
+def _quarantined(session: Session) -> dict[str, list[int]]:
+    rows = {*gradients.quarantined_rows(session), *trajectory.quarantined_rows(session)}
+    return {"train": sorted(rows)} if rows else {}
+
+
+def _warnings(session: Session) -> list[str]:
+    found = []
+    asked, chosen = session.settings.targets.count, len(evaluate.chosen_targets(session).ids)
+    if chosen < asked:
+        found.append(f"Only {chosen} of the {asked} targets asked for were eligible.")
+    metric = evaluate.evaluation(session)[session.task.metric]
+    unknown = np.flatnonzero(~np.isfinite(metric)).tolist()
+    if unknown:
+        found.append(
+            f"The metric of {len(unknown)} of {len(metric)} evaluation rows is not finite, and "
+            f"they are left out of all means: {', '.join(map(str, unknown[:10]))}."
+        )
+    shown = [(t.axis, *t.columns.values()) for t in _targets(session, results.wording(session))]
+    if session.task.axis and len(shown) > 1 and len(set(shown)) == 1:
+        found.append(
+            "The targets have the same conditions and may be one draw of them: they are less "
+            "evidence than as many independent ones."
+        )
+    left_out = curvature.left_out_rows(session)
+    if left_out:
+        found.append(
+            f"The curvature leaves out {len(left_out)} drawn rows whose loss is not finite: "
+            f"{', '.join(map(str, left_out[:10]))}{' …' if len(left_out) > 10 else ''}."
+        )
+    failed = [s for s in _solves(session) if s.status != "converged"]
+    if failed:
+        found.append(
+            f"{len(failed)} refined solves did not converge; their targets are scored from the "
+            "Ritz pairs alone."
+        )
+    return found
+
+
+def _provenance(session: Session) -> page.Provenance:
+    import yaml
+
+    text = session.blobs.get("config.yaml").decode()
+    stored: dict[str, Any] = yaml.safe_load(text)
+    record = stored.get("provenance") or {}
+    return page.Provenance(
+        config_yaml=text,
+        command="distinf run config.yaml",
+        fingerprint=session.basis[NAME],
+        versions=record.get("versions", {}),
+        machine={k: str(v) for k, v in record.get("machine", {}).items()}
+        | {"processor": platform.machine()},
+        seeds={"run": session.seed},
+    )

@@ -1,0 +1,60 @@
+"""Rows of numbers as strict CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Rows as CSV with the union of their columns; missing and non-finite values are empty."""
+    out = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if v is None else v for k, v in plain(row).items()})
+    return out.getvalue()
+
+
+def json_text(rows: Sequence[Row]) -> str:
+    """Rows as strict JSON; non-finite values are null."""
+    return json.dumps(plain(rows), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """`value` as strict JSON: NaN and infinities become None; an array becomes its summary."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, np.ndarray):
+        return array_summary(value)
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def array_summary(array: np.ndarray) -> dict[str, float | int | None]:
+    """Count, non-finite count, mean, sd and five quantiles of the finite entries."""
+    finite = np.asarray(array, dtype=np.float64).ravel()
+    total = int(finite.size)
+    finite = finite[np.isfinite(finite)]
+    summary: dict[str, float | int | None] = {"count": total, "nonfinite": total - finite.size}
+    names = ("min", "q25", "median", "q75", "max")
+    if finite.size == 0:
+        return summary | dict.fromkeys(("mean", "sd", *names))
+    quantiles = np.quantile(finite, (0, 0.25, 0.5, 0.75, 1))
+    summary |= {"mean": float(finite.mean()), "sd": float(finite.std())}
+    return summary | {n: float(q) for n, q in zip(names, quantiles, strict=True)}
