@@ -11,14 +11,27 @@ if TYPE_CHECKING:
     from distinf.numerics.capture import per_sample_gradients
     from distinf.numerics.influence import influence
     from distinf.numerics.krylov import arnoldi
+    from distinf.numerics.projection import TwoSided
+    from distinf.numerics.sparse import SparseRows
     from distinf.stages.tensor_task import TensorTask
 
 __version__ = "0.1.0"
 
-__all__ = ["TensorTask", "__version__", "aggregate", "arnoldi", "influence", "per_sample_gradients"]
+__all__ = [
+    "SparseRows",
+    "TensorTask",
+    "TwoSided",
+    "__version__",
+    "aggregate",
+    "arnoldi",
+    "influence",
+    "per_sample_gradients",
+]
 
 _HOMES = {
+    "SparseRows": "distinf.numerics.sparse",
     "TensorTask": "distinf.stages.tensor_task",
+    "TwoSided": "distinf.numerics.projection",
     "aggregate": "distinf.numerics.aggregation",
     "arnoldi": "distinf.numerics.krylov",
     "influence": "distinf.numerics.influence",

@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, ClassVar, TypeVar
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
@@ -23,29 +25,28 @@ from distinf import __version__
 from distinf.errors import InputError
 from distinf.runtime import RuntimeSettings, digest
 from distinf.runtime.units import flatten
-from distinf.stages.basis.session import bases
-from distinf.stages.basis.settings import (
-    ActionSettings,
-    AttributionSettings,
-    CurvatureSettings,
-    DataSettings,
-    EvaluateSettings,
-    GradientSettings,
-    ReportSettings,
-    ScoreSettings,
-    StageSettings,
-    TargetSettings,
-    TrainSettings,
-    TrajectorySettings,
-)
+from distinf.stages.basis import session as basis_session
+from distinf.stages.basis import settings as basis
 from distinf.stages.checkpoint import content_digest
-from distinf.stages.task import Task, build_task, settings_type, task_path, telling
+from distinf.stages.gram import session as gram_session
+from distinf.stages.gram import settings as gram_route
+from distinf.stages.session import Session
+from distinf.stages.task import (
+    ROUTE_OF_STUDY,
+    Task,
+    build_task,
+    settings_type,
+    task_path,
+    telling,
+)
 
 Settings = TypeVar("Settings")
-STAGES = tuple(field.name for field in dataclasses.fields(StageSettings))
-NOT_VARIED = ("task", "out", "runtime", "beside", "report", "provenance")
+NOT_VARIED = ("task", "route", "out", "runtime", "beside", "report", "provenance")
 NOT_FINGERPRINTED = ("runtime", "out", "provenance", "data.cache_mb", "report", "train.checkpoint")
-BITWISE = ("torch", "numpy", "sionna-no-rt", "sionna")  # another version, other last bits
+BITWISE = {  # by route: another version, other last bits
+    "basis": ("torch", "numpy", "sionna-no-rt", "sionna"),
+    "gram": ("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),
+}
 PACKAGES = ("torch", "numpy", "zarr", "ray", "sionna-no-rt", "transformers", "peft")
 
 
@@ -58,28 +59,29 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    ROUTE: ClassVar[str] = ""
+    SESSIONS: ClassVar[ModuleType]  # its Session and bases
+    STAGES: ClassVar[type]  # the dataclass of its stages' settings
+
     task: str = "receiver"
+    route: str = ""
     seed: int = Field(default=0, ge=0)
     out: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
-    data: DataSettings = Field(default_factory=DataSettings)
-    train: TrainSettings = Field(default_factory=TrainSettings)
-    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
-    targets: TargetSettings = Field(default_factory=TargetSettings)
-    curvature: CurvatureSettings = Field(default_factory=CurvatureSettings)
-    gradients: GradientSettings = Field(default_factory=GradientSettings)
-    scores: ScoreSettings = Field(default_factory=ScoreSettings)
-    trajectory: TrajectorySettings = Field(default_factory=TrajectorySettings)
-    attribution: AttributionSettings = Field(default_factory=AttributionSettings)
-    actions: ActionSettings = Field(default_factory=ActionSettings)
-    report: ReportSettings = Field(default_factory=ReportSettings)
     beside: dict[str, dict[str, Any]] = Field(default_factory=dict)
     provenance: dict[str, Any] | None = None  # written into a run's folder; never read back
 
     @property
-    def stages(self) -> StageSettings:
-        return StageSettings(**{name: getattr(self, name) for name in STAGES})
+    def stages(self) -> Any:
+        """The settings of the route's stages, as its sessions hold them."""
+        names = [field.name for field in dataclasses.fields(self.STAGES)]
+        return self.STAGES(**{name: getattr(self, name) for name in names})
+
+    def session(self, root: str, device: torch.device) -> Session:
+        """The run as this process sees it."""
+        found: Session = self.SESSIONS.Session(self.context(root), device)
+        return found
 
     @cached_property
     def identity(self) -> Task:
@@ -102,7 +104,7 @@ class RunConfig(BaseModel):
     def context(self, root: str, name: str = "") -> dict[str, Any]:
         """What a worker needs to know of this run, as JSON; `name` is a variation's."""
         beside = {n: config.context(root, n) for n, config in self.variations.items()}
-        own = bases(self.task, self.settings, self.identity, self.seed, self.stages)
+        own = self.SESSIONS.bases(self.task, self.settings, self.identity, self.seed, self.stages)
         if beside:
             shown = {n: context["basis"]["report"] for n, context in beside.items()}
             own["report"] = digest([own["report"], shown])
@@ -116,6 +118,52 @@ class RunConfig(BaseModel):
             "settings": dataclasses.asdict(self.stages),
             "basis": own,
         }
+
+
+class BasisConfig(RunConfig):
+    """A run of the basis route: curvature first, then projections of gradients."""
+
+    ROUTE: ClassVar[str] = "basis"
+    SESSIONS: ClassVar[ModuleType] = basis_session
+    STAGES: ClassVar[type] = basis.StageSettings
+
+    data: basis.DataSettings = Field(default_factory=basis.DataSettings)
+    train: basis.TrainSettings = Field(default_factory=basis.TrainSettings)
+    evaluate: basis.EvaluateSettings = Field(default_factory=basis.EvaluateSettings)
+    targets: basis.TargetSettings = Field(default_factory=basis.TargetSettings)
+    curvature: basis.CurvatureSettings = Field(default_factory=basis.CurvatureSettings)
+    gradients: basis.GradientSettings = Field(default_factory=basis.GradientSettings)
+    scores: basis.ScoreSettings = Field(default_factory=basis.ScoreSettings)
+    trajectory: basis.TrajectorySettings = Field(default_factory=basis.TrajectorySettings)
+    attribution: basis.AttributionSettings = Field(default_factory=basis.AttributionSettings)
+    actions: basis.ActionSettings = Field(default_factory=basis.ActionSettings)
+    report: basis.ReportSettings = Field(default_factory=basis.ReportSettings)
+
+
+class GramConfig(RunConfig):
+    """A run of the Gram route: gradients once, then products of them."""
+
+    ROUTE: ClassVar[str] = "gram"
+    SESSIONS: ClassVar[ModuleType] = gram_session
+    STAGES: ClassVar[type] = gram_route.StageSettings
+
+    train: gram_route.TrainSettings = Field(default_factory=gram_route.TrainSettings)
+    gradients: gram_route.GradientSettings = Field(default_factory=gram_route.GradientSettings)
+    gram: gram_route.GramSettings = Field(default_factory=gram_route.GramSettings)
+    scores: gram_route.ScoreSettings = Field(default_factory=gram_route.ScoreSettings)
+    actions: gram_route.ActionSettings = Field(default_factory=gram_route.ActionSettings)
+    report: gram_route.ReportSettings = Field(default_factory=gram_route.ReportSettings)
+
+
+ROUTES: dict[str, type[RunConfig]] = {"basis": BasisConfig, "gram": GramConfig}
+
+
+def route_class(raw: Mapping[str, Any], where: str) -> type[RunConfig]:
+    """The kind of run: as the `route` key says, or the study's own, or the basis route."""
+    named = raw.get("route") or ROUTE_OF_STUDY.get(str(raw.get("task", "receiver")), "basis")
+    if named not in ROUTES:
+        raise InputError(f"{where}: route: '{named}' is unknown; use one of {', '.join(ROUTES)}")
+    return ROUTES[named]
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -199,10 +247,12 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     odd = [key for key in raw if not isinstance(key, str)]
     if odd:
         raise InputError(f"{where}: unknown key '{odd[0]}'; keys are names such as 'train'")
+    kind = route_class(raw, where)
+    raw = _with_own_settings(raw, kind)
     try:
-        config = RunConfig(**raw)
+        config = kind(**{**raw, "route": kind.ROUTE})
     except ValidationError as error:
-        raise InputError(f"{where}: {_explain(error)}") from None
+        raise InputError(f"{where}: {_explain(error, kind)}") from None
     typed = settings_type(config.task)
     if not dataclasses.is_dataclass(typed):
         _ = config.variations
@@ -218,6 +268,20 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     resolved = config.model_copy(update={"settings": plain})
     _ = resolved.variations  # a mistake in one is told now
     return resolved
+
+
+def _with_own_settings(raw: Mapping[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
+    """Keys that the run does not have but the task's settings do, moved in among those."""
+    task = raw.get("task", "receiver")
+    typed = settings_type(task) if isinstance(task, str) else None
+    if not dataclasses.is_dataclass(typed):
+        return dict(raw)
+    own = {field.name for field in dataclasses.fields(typed)} - kind.model_fields.keys()
+    moved = {key: value for key, value in raw.items() if key in own}
+    rest = {key: value for key, value in raw.items() if key not in moved}
+    if moved and isinstance(rest.get("settings", {}), dict):
+        rest["settings"] = _merged(rest.get("settings", {}), moved)
+    return rest
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -285,11 +349,11 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
     with telling("digests()"):
         digests = config.identity.digests()
     keys |= {f"digest.{name}": value for name, value in digests.items()}
-    if config.train.checkpoint:
+    if isinstance(config, BasisConfig) and config.train.checkpoint:
         keys["digest.checkpoint"] = content_digest(config.train.checkpoint)
     keys["runtime.threads"] = config.runtime.threads
     keys["runtime.device"] = "cuda" if config.runtime.num_gpus else "cpu"
-    keys |= {f"version.{name}": _version(name) for name in BITWISE}
+    keys |= {f"version.{name}": _version(name) for name in BITWISE[config.ROUTE]}
     keys["code.distinf"] = __version__
     keys["code.task"] = _source_digest(task_path(config.task))
     return keys

@@ -3,8 +3,9 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -22,7 +23,8 @@ from distinf.planning import Plan
 from distinf.run import StageStatus
 from distinf.runtime import Unit
 from distinf.stages.basis import results
-from distinf.stages.basis.session import Session
+from distinf.stages.gram import report as gram_report
+from distinf.stages.session import Session
 
 POLL_S = 0.5
 PLAIN_S = 10.0
@@ -36,7 +38,8 @@ DESCRIPTIONS = {
     "evaluate": "evaluate, choose targets",
     "curvature": "curvature (Arnoldi)",
     "queries": "target gradients",
-    "gradients": "training gradients",
+    "gradients": "per-sample gradients",
+    "gram": "products of gradients",
     "scores": "influence scores",
     "trajectory": "gradients at checkpoints",
     "attribution": "what drives a row",
@@ -115,6 +118,14 @@ def described(stage: str) -> str:
 def summary(session: Session, seconds: float, console: Console | None = None) -> None:
     """The answer in a few lines, and where the report is."""
     out = console or Console()
+    for line in SUMMARIES[session.ROUTE](session):
+        out.print(line, highlight=False, soft_wrap=True)
+    out.print(f"finished in {seconds:.0f} s", highlight=False)
+    out.print(f"report: {session.blobs.root}/report/index.html", highlight=False, soft_wrap=True)
+
+
+def _basis_summary(session: Any) -> list[Table]:
+    """The gap reduction of each selection."""
     trials = results.headline_outcomes(session)
     words = results.wording(session)
     table = Table(title="Gap reduction after fine-tuning", title_justify="left")
@@ -129,9 +140,27 @@ def summary(session: Session, seconds: float, console: Console | None = None) ->
                 f"{found.std(ddof=1) if len(found) > 1 else 0.0:.1f}",
             )
             table.add_row(f"{selection} {words.noun}", mean, deviation, str(len(found)))
-    out.print(table)
-    out.print(f"finished in {seconds:.0f} s", highlight=False)
-    out.print(f"report: {session.blobs.root}/report/index.html", highlight=False, soft_wrap=True)
+    return [table]
+
+
+def _gram_summary(session: Any) -> list[Table | str]:
+    """What was caught, what filtering did, and where the ranked rows are."""
+    lines: list[Table | str] = []
+    accuracies = gram_report.accuracies(session)
+    if accuracies:
+        table = Table(title="Test accuracy after leaving rows out", title_justify="left")
+        for name in ("left out by", "best epoch", "at least query loss", "runs"):
+            table.add_column(name, justify="left" if name == "left out by" else "right")
+        for name, best, at_best, runs in accuracies:
+            table.add_row(name, f"{best:.1%}", f"{at_best:.1%}", str(runs))
+        lines.append(table)
+    return [*lines, *gram_report.summary_lines(session)]
+
+
+SUMMARIES: Mapping[str, Callable[[Any], Sequence[Table | str]]] = {
+    "basis": _basis_summary,
+    "gram": _gram_summary,
+}
 
 
 def plan_table(plan: Plan, console: Console | None = None) -> None:

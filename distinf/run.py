@@ -17,7 +17,7 @@ from distinf.planning import quick_plans, refuse_what_cannot_fit
 from distinf.runtime import Ledger, open_runtime
 from distinf.runtime.units import differences
 from distinf.stages import route
-from distinf.stages.basis.session import Session
+from distinf.stages.session import Session
 from distinf.store import Blobs, damage, open_root
 
 CONFIG = "config.yaml"
@@ -114,7 +114,7 @@ def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
 
 
 def _session(config: RunConfig, root: str) -> Session:
-    return Session(config.context(root), torch.device("cpu"))
+    return config.session(root, torch.device("cpu"))
 
 
 def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ()) -> Session:
@@ -182,7 +182,7 @@ def status(session: Session) -> list[StageStatus]:
 
 
 def _stage_status(session: Session, stage: ModuleType) -> StageStatus:
-    wanted = [unit for unit, _ in stage.units(session.outline)]
+    wanted = route.wanted_units(session, stage)
     records = session.done(wanted)
     complete = bool(wanted) and route.is_done(session, stage, wanted)
     total = len(records) if complete else len(wanted)
@@ -228,7 +228,7 @@ def rewrite_report(session: Session) -> str:
     """Make the report anew from what is committed -> where its page is."""
     for each in route.together(session):
         for stage in route.stages_of(session)[:-1]:
-            if not route.is_done(each, stage, [unit for unit, _ in stage.units(each.outline)]):
+            if not route.is_done(each, stage, route.wanted_units(each, stage)):
                 name = route.titled(each, stage)
                 raise InputError(f"report: stage '{name}' is not done; finish the run first")
     route.stages_of(session)[-1].write(session)

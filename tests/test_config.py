@@ -1,12 +1,13 @@
 """Configuration: what is wrong is said in one line that names the key and the way out."""
 
+import dataclasses
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distinf.config import STAGES, RunConfig, load, resolve
+from distinf.config import ROUTES, load, resolve
 from distinf.errors import InputError
 from distinf.runtime.units import differences, flatten
 from distinf.stages.basis.settings import TrainSettings
@@ -42,7 +43,7 @@ BAD = [
     ({"task": ":x"}, r"task: ':x' is neither"),
     ({"task": "json:loads"}, r"task: json:loads is no task factory"),
     ({"seed": -1}, r"seed: .*greater than or equal to 0"),
-    ({"task": "reciever"}, r"task: 'reciever' is neither a study \(receiver\) nor module:function"),
+    ({"task": "reciever"}, r"'reciever' is neither a study \(noisy_labels, receiver\) nor module:"),
     ({"task": "no_such_module:task"}, r"task: no module 'no_such_module'"),
     ({"task": "tests.support.blobs_task:absent"}, r"has no 'absent'"),
     ({**POINTS, "settings": {"rows": 3}}, r"rows: 3 must be at least 40"),
@@ -127,9 +128,14 @@ RUNS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.starts
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.name)
-def test_every_config_we_ship_is_valid(path):
-    config = load(str(path))
-    assert config.context("memory://x")["basis"].keys() >= {"data", "train", "report"}
+def test_every_config_we_ship_is_valid(path, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\na b,0\n")
+    own = ["data.path=" + str(tmp_path / "rows.csv")] if "your-file" in path.read_text() else []
+    config = load(str(path), own)
+    chain = config.context("memory://x")["basis"]
+    assert "report" in chain
+    for cell in chain.get("cells", {"": chain}).values():
+        assert cell.keys() >= {"data", "train"}
 
 
 def test_the_basis_of_a_stage_covers_what_it_depends_on_and_no_more():
@@ -158,7 +164,9 @@ def test_differences_name_dotted_keys():
 
 
 def test_every_stage_setting_is_a_key_of_the_config():
-    assert set(STAGES) <= set(RunConfig.model_fields)
+    for config in ROUTES.values():
+        stages = {field.name for field in dataclasses.fields(config.STAGES)}
+        assert stages <= set(config.model_fields)
 
 
 @settings(max_examples=40, deadline=None)

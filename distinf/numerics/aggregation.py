@@ -11,6 +11,8 @@ from torch import Tensor
 
 from distinf.errors import InputError
 
+QUERIES_AT_ONCE = 64  # a few million entries are sorted at once
+
 How = Literal["mean", "rank", "vote"]
 
 
@@ -40,22 +42,57 @@ def aggregate(
     if how not in ("rank", "vote"):
         raise InputError(f"how={how!r} is unknown; use 'mean', 'rank' or 'vote'")
     samples = next(iter(blocks.values())).shape[1]
-    votes = _votes(top, samples)
+    votes = votes_of(top, samples)
     total_N = torch.zeros(samples, dtype=torch.float64)
     for block_QN in blocks.values():
-        for scores_N in block_QN:
-            lower_N = count_lower(scores_N).to(total_N)
-            total_N += lower_N if how == "rank" else -(votes - lower_N).clamp(min=0)
+        ranks_N, cast_N = _ranks_and_votes(block_QN, votes)
+        total_N += ranks_N if how == "rank" else cast_N
     return total_N
 
 
-def count_lower(scores_N: Tensor) -> Tensor:
-    """int64 [N]: how many entries are strictly lower than each; ties share their count."""
-    ordered_N, _ = scores_N.contiguous().sort()
-    return torch.searchsorted(ordered_N, scores_N.contiguous(), right=False)
+def tallies(scores_QN: Tensor, right_Q: Tensor, top: float | int = 0.3) -> dict[str, Tensor]:
+    """{"mean", "rank", "vote"}: fp64 [N] each, as `aggregate` gives them, for one block.
+
+    The mean is over all queries; rank and vote are over those of `right_Q` (bool [Q]), as in paper
+    003. Sums over blocks of ranks and votes, and means of means, are those of all blocks together.
+    """
+    votes = votes_of(top, scores_QN.shape[1])
+    ranks_N, cast_N = _ranks_and_votes(alike(scores_QN[right_Q]), votes)
+    return {"mean": scores_QN.double().mean(0), "rank": ranks_N, "vote": cast_N}
 
 
-def _votes(top: float | int, samples: int) -> int:
+def alike(scores: Tensor) -> Tensor:
+    """fp32, rounded to 16 significant bits: scores that differ by rounding alone become ties.
+
+    Where all gradients of a block lie on one line (a bias of two classes), cosines are 1 or -1, and
+    without this their ranks would be the order of the last bits.
+    """
+    bits = scores.float().contiguous().view(torch.int32)
+    return ((bits + 0x80) & ~0xFF).view(torch.float32)
+
+
+def _ranks_and_votes(scores_QN: Tensor, votes: int) -> tuple[Tensor, Tensor]:
+    """fp64 [N] each: Eq. 9, and Eq. 10 without its sign turned, summed over queries."""
+    ranks_N = torch.zeros(scores_QN.shape[1], dtype=torch.float64)
+    cast_N = torch.zeros_like(ranks_N)
+    for part_QN in scores_QN.split(QUERIES_AT_ONCE):
+        lower_QN = count_lower(part_QN)
+        ranks_N += lower_QN.sum(0)
+        cast_N -= (votes - lower_QN).clamp_(min=0).sum(0)
+    return ranks_N, cast_N
+
+
+def count_lower(scores: Tensor) -> Tensor:
+    """int64 [..., N]: how many entries of its row are strictly lower than each; ties share."""
+    ordered, places = scores.contiguous().sort(dim=-1)
+    first = torch.zeros_like(places)
+    steps = torch.arange(1, scores.shape[-1], device=scores.device)
+    first[..., 1:] = torch.where(ordered[..., 1:] > ordered[..., :-1], steps, 0)
+    return torch.empty_like(places).scatter_(-1, places, first.cummax(dim=-1).values)
+
+
+def votes_of(top: float | int, samples: int) -> int:
+    """k of Eq. 10: `top` samples, or that fraction of them if `top` < 1."""
     if isinstance(top, float) and 0.0 < top < 1.0:
         return max(1, round(top * samples))
     if top >= 1 and top == int(top):

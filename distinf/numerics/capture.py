@@ -3,7 +3,7 @@
 Shape legend: N samples, P parameters in the layout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -21,8 +21,10 @@ from distinf.numerics.curvature import (
     rows,
     sum_gradient,
 )
-from distinf.numerics.hooks import hook_gradients
+from distinf.numerics.hooks import block_gradients, hook_gradients
 from distinf.numerics.parameters import Layout
+from distinf.numerics.projection import TwoSided
+from distinf.numerics.sparse import SparseRows
 
 Method = Literal["vmap", "loop", "hooks"]
 
@@ -34,19 +36,36 @@ def per_sample_gradients(
     blocks: str = "all",
     *,
     chunk: int = 32,
-    method: Method = "vmap",
-) -> dict[str, Tensor]:
+    method: Method | None = None,
+    embeddings: bool = False,
+    project: TwoSided | None = None,
+) -> dict[str, Tensor | SparseRows]:
     """{parameter name: [N, entries]}: each sample's gradient of `loss(model, batch) -> [N]`.
 
     blocks: "all", "lora" or a regex on parameter names. The model runs in evaluation mode. `chunk`
-    samples are differentiated at once; "loop" takes one at a time, for layers that vmap cannot
-    pass (quantised ones); "hooks" is the fastest for the layers that it knows (hooks.py: linear,
-    convolutions, norms), which see the samples along their first dimension. Non-finite gradients
-    come back as they are: see finite_rows.
+    samples are differentiated at once. method: "vmap"; "loop", one at a time, for layers that vmap
+    cannot pass (quantised ones); "hooks", the fastest for the layers that it knows (hooks.py:
+    linear, convolutions, norms, embeddings), which see the samples along their first dimension.
+
+    `embeddings` adds the input embedding, frozen or not; `project` makes linear layers' weights
+    [N, p * p]. Either takes the hooks (else None is vmap), where an embedding's gradients are
+    SparseRows and all are float32 at least. Non-finite gradients come back as they are: see
+    finite_rows.
     """
-    layout = Layout.of(model, blocks)
-    grads_NP = flat_gradients(model, loss, batch, layout, chunk=chunk, method=method)
-    return {name: grads_NP[:, span] for name, span in layout.spans.items()}
+    layout = Layout.of(model, blocks, embeddings=embeddings)
+    hooked = embeddings or project is not None
+    method = method or ("hooks" if hooked else "vmap")
+    _check(method, chunk)
+    if method != "hooks":
+        if hooked:
+            raise InputError(f"embeddings and project need method='hooks', not {method!r}")
+        grads_NP = flat_gradients(model, loss, batch, layout, chunk=chunk, method=method)
+        return {name: grads_NP[:, span] for name, span in layout.spans.items()}
+    parts = [
+        block_gradients(model, loss, part, layout, project=project)
+        for part in [*_chunks(batch, chunk)] or [batch]
+    ]
+    return {name: _cat([part[name] for part in parts]) for name in layout.names}
 
 
 def flat_gradients(
@@ -59,16 +78,25 @@ def flat_gradients(
     method: Method = "vmap",
 ) -> Tensor:
     """[N, P]: per-sample gradients in layout order, as per_sample_gradients makes them."""
+    _check(method, chunk)
+    gradients = METHODS[method]
+    parts = [gradients(model, loss, part, layout) for part in _chunks(batch, chunk)]
+    return torch.cat([layout.gather(model).new_empty((0, layout.size)), *parts])
+
+
+def _check(method: str, chunk: int) -> None:
     if method not in METHODS or chunk < 1:
         raise InputError(f"method {method!r} must be one of {[*METHODS]}, and chunk {chunk} >= 1")
-    count = rows(batch)
-    gradients = METHODS[method]
-    parts = [
-        gradients(model, loss, tree_map(lambda x, s=start: x[s : s + chunk], batch), layout)
-        for start in range(0, count, chunk)
-    ]
-    empty = layout.gather(model).new_empty((0, layout.size))
-    return torch.cat([empty, *parts])
+
+
+def _chunks(batch: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, rows(batch), size):
+        yield tree_map(lambda x, s=start: x[s : s + size], batch)
+
+
+def _cat(parts: Sequence[Tensor | SparseRows]) -> Tensor | SparseRows:
+    sparse = [part for part in parts if isinstance(part, SparseRows)]
+    return SparseRows.cat(sparse) if sparse else torch.cat([*parts])  # type: ignore[list-item]
 
 
 def _vectorised(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:
@@ -102,7 +130,11 @@ METHODS: dict[str, Callable[[nn.Module, Loss, Batch, Layout], Tensor]] = {
 }
 
 
-def finite_rows(gradients: Tensor | dict[str, Tensor]) -> Tensor:
+def finite_rows(gradients: Tensor | SparseRows | dict[str, Tensor | SparseRows]) -> Tensor:
     """bool [N]: which samples have finite gradients in every block; quarantine the others."""
     blocks = list(gradients.values()) if isinstance(gradients, dict) else [gradients]
-    return torch.stack([torch.isfinite(block).flatten(1).all(1) for block in blocks]).all(0)
+    found = [
+        b.finite() if isinstance(b, SparseRows) else torch.isfinite(b).flatten(1).all(1)
+        for b in blocks
+    ]
+    return torch.stack(found).all(0)

@@ -25,16 +25,23 @@ class Layout:
     shapes: tuple[torch.Size, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, blocks: str = "all") -> "Layout":
+    def of(cls, model: nn.Module, blocks: str = "all", *, embeddings: bool = False) -> "Layout":
         """Trainable parameters in `named_parameters` order, filtered by `blocks`.
 
         `blocks` is "all", "lora" (names with a `lora_` component), or a regex searched in the
-        dotted name. A shared parameter appears once, under its first name.
-        Raises InputError if nothing matches.
+        dotted name. A shared parameter appears once, under its first name. With `embeddings`, also
+        the weight of the input embedding, trainable or not: of `model.get_input_embeddings()`, or
+        of the only nn.Embedding. Raises InputError if nothing matches.
         """
         pattern = _pattern(blocks)
-        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        chosen = [(name, p.shape) for name, p in trainable if pattern.search(name)]
+        inputs = _input_embedding(model) if embeddings else None
+        everything = list(model.named_parameters())
+        trainable = [(name, p) for name, p in everything if p.requires_grad]
+        chosen = [
+            (name, p.shape)
+            for name, p in everything
+            if p is inputs or (p.requires_grad and pattern.search(name))
+        ]
         if not chosen:
             example = f"such as {trainable[0][0]!r}" if trainable else "none of them"
             raise InputError(
@@ -89,6 +96,27 @@ class Layout:
         with torch.no_grad():
             for name in self.names:
                 model.get_parameter(name).copy_(values[name])
+
+
+def _input_embedding(model: nn.Module) -> Tensor:
+    """The weight of the model's input embedding."""
+    try:
+        weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        found = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+        if len(found) != 1:
+            raise InputError(
+                f"embeddings asks for the input embedding, but the model has {len(found)} "
+                "nn.Embedding layers; give it a method get_input_embeddings(), or leave it out"
+            ) from None
+        weight = found[0]
+    if not any(weight is parameter for parameter in model.parameters()):
+        raise InputError(
+            "embeddings asks for the input embedding, but the weight of the model's "
+            "get_input_embeddings() is no parameter of it; leave it out"
+        )
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _pattern(blocks: str) -> re.Pattern[str]:

@@ -11,7 +11,7 @@ import torch
 
 from distinf.config import RunConfig
 from distinf.errors import InputError
-from distinf.planning import calibration, devices
+from distinf.planning import calibration, devices, passes
 from distinf.planning.speeds import (
     REPORT_S,
     STAGE_S,
@@ -93,7 +93,9 @@ def plan(
     Raises InputError if the run cannot fit the disk or the memory.
     """
     blobs = open_root(str(config.out))
-    session = Session(config.context(blobs.root), torch.device("cpu"))
+    session: Any = config.session(blobs.root, torch.device("cpu"))
+    if session.ROUTE == "gram":
+        return _of_passes(session, config, gflops, gpu, gpus, blobs)
     if gpu is not None:
         return _on_gpus(session, config, devices.device(gpu), gpus, blobs)
     workers = workers_of(config.runtime)
@@ -120,6 +122,39 @@ def plan(
         tuple(found), workers, where, (*speeds.notes, *notes), speeds.share,
         idle_seconds=sum(stage.seconds for stage in idle),
     )  # fmt: skip
+
+
+def _of_passes(
+    session: Any,
+    config: RunConfig,
+    gflops: float | None,
+    gpu: str | None,
+    gpus: int,
+    blobs: Blobs,
+) -> Plan:
+    """A run of the Gram route."""
+    workers, where = workers_of(config.runtime), "this machine"
+    if gpu is not None:
+        if gpus < 1:
+            raise InputError(f"--gpus {gpus}: give at least 1")
+        device = devices.device(gpu)
+        speeds = passes.roofline_passes(session, device)
+        workers, where = max(1, int(gpus / (config.runtime.num_gpus or 1.0))), f"{gpus} x {gpu}"
+    elif gflops is not None:
+        if not gflops > 0:
+            raise InputError(f"--gflops {gflops:g}: give a number above 0")
+        note = f"times at an assumed {gflops:g} GFLOP/s a worker; not measured"
+        speeds = assumed(config.runtime, gflops * 1e9, note)
+    else:
+        refuse_what_cannot_fit(quick_plans(session, config.runtime), config.runtime, blobs)
+        speeds = passes.measured_passes(session, config.runtime)
+    found = stage_plans(session, workers, lambda _: speeds)
+    if gpu is None:
+        refuse_what_cannot_fit(found, config.runtime, blobs)
+    else:
+        _refuse_what_no_gpu_holds(found, device, min(config.runtime.num_gpus or 1.0, 1.0))
+    where = where if gpu else f"{workers} workers of {config.runtime.threads} thread(s) on {where}"
+    return Plan(tuple(found), workers, where, speeds.notes, gpus=gpus if gpu else 0)
 
 
 def _on_gpus(
@@ -193,7 +228,7 @@ def assumed(runtime: RuntimeSettings, flops: float, note: str = "") -> Speeds:
     return Speeds(flops=flops, start_s=start_s, notes=(note,) if note else ())
 
 
-def quick_plans(session: Session, runtime: RuntimeSettings) -> list[StagePlan]:
+def quick_plans(session: Any, runtime: RuntimeSettings) -> list[StagePlan]:
     """Units, bytes and memory; the times are not to be looked at."""
     speeds = assumed(runtime, 1e10)
     return stage_plans(session, workers_of(runtime), lambda _: speeds)
@@ -202,7 +237,7 @@ def quick_plans(session: Session, runtime: RuntimeSettings) -> list[StagePlan]:
 # -- stages --------------------------------------------------------------------------------
 
 
-def stage_plans(session: Session, workers: int, speeds_of: SpeedsOf) -> list[StagePlan]:
+def stage_plans(session: Any, workers: int, speeds_of: SpeedsOf) -> list[StagePlan]:
     """The run's stages, then those of its variations: each unit once, where it comes first."""
     seen: set[str] = set()
     found: list[StagePlan] = []
@@ -219,7 +254,7 @@ def stage_plans(session: Session, workers: int, speeds_of: SpeedsOf) -> list[Sta
 
 
 def _stage_plan(
-    session: Session,
+    session: Any,
     stage: ModuleType,
     units: Sequence[tuple[Unit, Cost]],
     workers: int,
@@ -227,7 +262,8 @@ def _stage_plan(
     start_s: float,
 ) -> StagePlan:
     costs = [cost for _, cost in units]
-    shards = GANGS[stage.NAME](session.settings) if stage.NAME in GANGS else None
+    gang = session.ROUTE == "basis" and stage.NAME in GANGS
+    shards = GANGS[stage.NAME](session.settings) if gang else None
     useful = max(1, min(workers, len(costs) if shards is None else shards))
     if stage.NAME == "report":
         seconds = REPORT_S
@@ -236,7 +272,7 @@ def _stage_plan(
         seconds = makespan(times, useful) + _first_s(costs, speeds)
     else:
         seconds = sum(_gang_s(cost, speeds, shards, useful) for cost in costs)
-    cached = cached_bytes(session.outline)
+    cached = cached_bytes(session.outline) if session.ROUTE == "basis" else 0.0
     peak = max((cost.memory for cost in costs), default=0.0)
     return StagePlan(
         stage=route.titled(session, stage),
@@ -326,6 +362,7 @@ def _largest(worst: StagePlan) -> str:
         "scores": "targets.count",
         "attribution": "curvature.keep or gradients.chunk",
         "actions": "actions.batch_size",
+        "gram": "gram.rows_per_tile or gradients.slab",
     }
     cache = "data.cache_mb" if worst.cached > worst.memory / 4 else ""
     return ", ".join(filter(None, [cache, own.get(name, "the batch size")]))

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from distinf.runtime import Ledger, Runtime, Unit
 from distinf.stages.basis import route as basis
+from distinf.stages.gram import route as gram
 
-ROUTES: Mapping[str, ModuleType] = {"basis": basis}
+ROUTES: Mapping[str, ModuleType] = {"basis": basis, "gram": gram}
 
 
 class Watcher(Protocol):
@@ -48,7 +49,7 @@ def run(session: Any, runtime: Runtime, watch: Watcher) -> None:
 
 
 def _run_stage(session: Any, stage: ModuleType, runtime: Runtime, watch: Watcher) -> None:
-    wanted = [unit for unit, _ in stage.units(session.outline)]
+    wanted = wanted_units(session, stage)
     if is_done(session, stage, wanted):
         return
     ids = {unit.id for unit in wanted}
@@ -58,6 +59,14 @@ def _run_stage(session: Any, stage: ModuleType, runtime: Runtime, watch: Watcher
         stage.run(session, runtime)
     seconds = time.time() - began
     session.note_time(stage.NAME, began, seconds, runtime.busy_s - busy_s)
+
+
+def wanted_units(session: Any, stage: ModuleType) -> Sequence[Unit]:
+    """What the stage has to do. Some know it only when the stages before are done."""
+    own: Callable[[Any], Sequence[Unit]] | None = getattr(stage, "wanted_units", None)
+    if own is not None:
+        return own(session)
+    return [unit for unit, _ in stage.units(session.outline)]
 
 
 def titled(session: Any, stage: ModuleType) -> str:

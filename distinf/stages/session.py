@@ -39,6 +39,11 @@ class Session:
         self.basis: Mapping[str, str] = context["basis"]
         self._cache: dict[Any, Any] = {}
 
+    @property
+    def outline(self) -> Any:
+        """All that the list of units depends on."""
+        raise NotImplementedError
+
     @cached_property
     def blobs(self) -> Any:
         return open_root(self.context["root"])

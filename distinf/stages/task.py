@@ -26,7 +26,11 @@ Batch = dict[str, Tensor]
 PerSampleLoss = Callable[[nn.Module, Batch], Tensor]  # -> [N]
 SPLITS = ("train", "evaluation")
 
-STUDIES = {"receiver": "distinf.studies.receiver.task:task"}  # named here, imported on demand
+STUDIES = {  # named here, imported on demand
+    "receiver": "distinf.studies.receiver.task:task",
+    "noisy_labels": "distinf.studies.noisy_labels.task:task",
+}
+ROUTE_OF_STUDY = {"receiver": "basis", "noisy_labels": "gram"}
 
 
 @dataclass(frozen=True)

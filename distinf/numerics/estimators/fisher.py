@@ -49,6 +49,49 @@ def factorise(gram_NN: Tensor) -> GramFactor:
     return GramFactor(values_R.clamp(min=0.0), vectors_NR)
 
 
+@dataclass(frozen=True)
+class GramSolve:
+    """scores_QN fp64; the damping that was taken; an upper bound of the system's condition number,
+    (largest eigenvalue + n lambda) / (n lambda)."""
+
+    scores_QN: Tensor
+    damping: float
+    condition: float
+
+
+def solve(gram_NN: Tensor, cross_QN: Tensor, damping: float | None = None) -> GramSolve:
+    """Classic scores by a Cholesky factor: as `classic`, in a twentieth of an eigendecomposition.
+
+    gram_NN is of all training gradients; `damping` None takes FisherSettings' default.
+    """
+    gram_NN, cross_QN = gram_NN.double(), cross_QN.double()
+    count = len(gram_NN)
+    chosen = float(gram_NN.trace()) / (10.0 * count) if damping is None else damping
+    if chosen == 0.0:  # every training gradient is zero, so no sample moves any query
+        return GramSolve(torch.zeros_like(cross_QN), 0.0, 1.0)
+    if not chosen > 0:
+        raise InputError(f"Fisher damping is {chosen}; set a damping > 0")
+    ridge = count * chosen
+    damped_NN = gram_NN.clone()
+    damped_NN.diagonal().add_(ridge)
+    factor_NN = torch.linalg.cholesky(damped_NN)
+    solved_NQ = torch.cholesky_solve(cross_QN.T, factor_NN)
+    condition = (_largest_eigenvalue(gram_NN) + ridge) / ridge
+    return GramSolve(count * solved_NQ.T, chosen, condition)
+
+
+def _largest_eigenvalue(gram_NN: Tensor, steps: int = 30) -> float:
+    """By power iteration, from the vector of ones and the diagonal: a few digits are enough."""
+    vector_N = gram_NN.diagonal().sqrt() + gram_NN.diagonal().mean().sqrt()
+    for _ in range(steps):
+        image_N = gram_NN @ vector_N
+        size = float(image_N.norm())
+        if size == 0.0:
+            return 0.0
+        vector_N = image_N / size
+    return float(vector_N @ gram_NN @ vector_N)
+
+
 def default_damping(factor: GramFactor) -> float:
     """lambda = mean_i |g_i|^2 / 10."""
     return float(factor.values_R.sum()) / (10.0 * factor.count)

@@ -1,12 +1,12 @@
 """Every knob of every stage, with its default. All of it is part of a run's fingerprint."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from distinf.numerics.precision import Precision
+from distinf.stages.settings import at_least, not_negative, positive
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class DataSettings:
     cache_mb: float = 2_048.0
 
     def __post_init__(self) -> None:
-        _at_least("chunk_rows", self.chunk_rows, 1)
-        _not_negative("cache_mb", self.cache_mb)
+        at_least("chunk_rows", self.chunk_rows, 1)
+        not_negative("cache_mb", self.cache_mb)
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class TrainSettings:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        _at_least("steps", self.steps, 0)
-        _at_least("rows", self.rows, 0)
-        _at_least("checkpoint_every", self.checkpoint_every, 1)
-        _at_least("shards", self.shards, 1)
-        _positive("lr", self.lr)
-        _not_negative("weight_decay", self.weight_decay)
+        at_least("steps", self.steps, 0)
+        at_least("rows", self.rows, 0)
+        at_least("checkpoint_every", self.checkpoint_every, 1)
+        at_least("shards", self.shards, 1)
+        positive("lr", self.lr)
+        not_negative("weight_decay", self.weight_decay)
         if self.checkpoint and "://" not in self.checkpoint:  # a worker's folder may be another
             object.__setattr__(self, "checkpoint", os.path.abspath(self.checkpoint))
         if self.batch_size % self.shards or self.batch_size < self.shards:
@@ -84,8 +84,8 @@ class EvaluateSettings:
     rows_per_unit: int = 1_024
 
     def __post_init__(self) -> None:
-        _at_least("batch_size", self.batch_size, 1)
-        _at_least("rows_per_unit", self.rows_per_unit, 1)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("rows_per_unit", self.rows_per_unit, 1)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class TargetSettings:
     ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _at_least("count", self.count, 1)
-        _not_negative("min_reference", self.min_reference)
+        at_least("count", self.count, 1)
+        not_negative("min_reference", self.min_reference)
         if self.ids:
             object.__setattr__(self, "count", len(self.ids))
 
@@ -147,12 +147,12 @@ class CurvatureSettings:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        _at_least("steps", self.steps, 1)
-        _at_least("samples", self.samples, 1)
-        _at_least("shards", self.shards, 1)
-        _at_least("probes", self.probes, 0)
-        _at_least("refine", self.refine, 0)
-        _at_least("refine_steps", self.refine_steps, 1)
+        at_least("steps", self.steps, 1)
+        at_least("samples", self.samples, 1)
+        at_least("shards", self.shards, 1)
+        at_least("probes", self.probes, 0)
+        at_least("refine", self.refine, 0)
+        at_least("refine_steps", self.refine_steps, 1)
         if not 0 < self.refine_tolerance < 1:
             raise ValueError(f"refine_tolerance: {self.refine_tolerance} must lie between 0 and 1")
         if self.fresh and self.residuals == "relation":
@@ -160,7 +160,7 @@ class CurvatureSettings:
                 "residuals: the Arnoldi relation holds for one operator; with curvature.fresh set "
                 "curvature.residuals to products"
             )
-        _positive("memory_mb", self.memory_mb)
+        positive("memory_mb", self.memory_mb)
         if not 1 <= self.keep <= self.steps:
             raise ValueError(
                 f"keep: {self.keep} Ritz pairs cannot come from {self.steps} steps; "
@@ -188,9 +188,9 @@ class GradientSettings:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        _at_least("rows", self.rows, 0)
-        _at_least("rows_per_unit", self.rows_per_unit, 1)
-        _at_least("chunk", self.chunk, 1)
+        at_least("rows", self.rows, 0)
+        at_least("rows_per_unit", self.rows_per_unit, 1)
+        at_least("chunk", self.chunk, 1)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class ScoreSettings:
     scaling: Literal["mean", "paper"] = "mean"
 
     def __post_init__(self) -> None:
-        _not_negative("damping", self.damping)
+        not_negative("damping", self.damping)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class TrajectorySettings:
     checkpoints: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("checkpoints", self.checkpoints, 0)
+        at_least("checkpoints", self.checkpoints, 0)
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,8 @@ class AttributionSettings:
     targets: int = 1
 
     def __post_init__(self) -> None:
-        _at_least("rows", self.rows, 0)
-        _at_least("targets", self.targets, 1)
+        at_least("rows", self.rows, 0)
+        at_least("targets", self.targets, 1)
 
 
 @dataclass(frozen=True)
@@ -286,12 +286,12 @@ class ActionSettings:
 
     def __post_init__(self) -> None:
         for name in ("pool", "steps", "batch_size", "seeds"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in ("adapter", "targets", "non_targets"):
-            _at_least(name, getattr(self, name), 0)
-        _positive("lr", self.lr)
-        _positive("newton_lr", self.newton_lr)
-        _not_negative("weight_decay", self.weight_decay)
+            at_least(name, getattr(self, name), 0)
+        positive("lr", self.lr)
+        positive("newton_lr", self.newton_lr)
+        not_negative("weight_decay", self.weight_decay)
         if not self.selections:
             raise ValueError("selections: name at least one of random, helpful, harmful, group")
         if "group" in self.selections and self.aim == "single-target":
@@ -316,7 +316,7 @@ class ReportSettings:
     bins: int = 10
 
     def __post_init__(self) -> None:
-        _at_least("bins", self.bins, 1)
+        at_least("bins", self.bins, 1)
 
 
 @dataclass(frozen=True)
@@ -334,18 +334,3 @@ class StageSettings:
     attribution: AttributionSettings = field(default_factory=AttributionSettings)
     actions: ActionSettings = field(default_factory=ActionSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}: {value} must be at least {least}")
-
-
-def _not_negative(name: str, value: float) -> None:
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name}: {value} must be 0 or more")
-
-
-def _positive(name: str, value: float) -> None:
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name}: {value} must be more than 0")

@@ -1,0 +1,113 @@
+"""Speeds of a run of the Gram route: its model's passes over rows, timed here or by a roofline."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from distinf.errors import DistinfError, InputError
+from distinf.numerics.capture import block_gradients
+from distinf.planning.devices import COMPUTE_SHARE, Device
+from distinf.planning.speeds import Rate, Speeds
+from distinf.runtime import RuntimeSettings
+from distinf.stages.gram.session import TRAIN, Session, layout_of
+from distinf.stages.gram.task import Prepared
+from distinf.stages.task import Task, telling
+
+ROWS = 32  # of the batch that is timed, drawn evenly from the training rows
+SECONDS = 2.0  # for each kind of pass
+SIDE = 1_024  # of the products that stand for the linear algebra
+FORWARDS = {"forward": 1.0, "train": 2.0, "gradient": 2.0}  # arithmetic; the base is frozen
+
+
+def measured_passes(session: Session, runtime: RuntimeSettings) -> Speeds:
+    """Seconds a row of a forward pass, a training step and a gradient, on the first cell's rows.
+
+    Raises InputError if the rows or the model cannot be had here; --gpu or --gflops need neither.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(runtime.threads)
+    try:
+        task = _with_rows(next(iter(session.tasks.values())))
+        rates = _rates(session, task)
+        flops = _matrix_flops()
+    finally:
+        torch.set_num_threads(before)
+    note = (
+        f"speeds measured here on one process of {runtime.threads} thread(s), {ROWS} rows a batch"
+    )
+    return Speeds(flops=flops, rates=rates, notes=(note,))
+
+
+def _with_rows(task: Task) -> Task:
+    if isinstance(task, Prepared):
+        try:
+            with telling("prepare()"):
+                task.attach(task.prepare())
+        except DistinfError as error:
+            raise InputError(
+                f"plan: nothing to measure with ({error}); name a GPU (--gpu h100) or a rate "
+                "(--gflops 50)"
+            ) from None
+    return task
+
+
+def _rates(session: Session, task: Task) -> dict[str, Rate]:
+    with telling("model()"):
+        model = task.model()
+    ids = np.linspace(0, task.rows(TRAIN) - 1, min(ROWS, task.rows(TRAIN))).astype(np.int64)
+    batch = task.batch(TRAIN, ids)
+    loss = next(iter(task.losses.values()))
+    layout = layout_of(model, session.settings.gradients)
+
+    def forward() -> None:
+        with torch.no_grad():
+            loss(model.eval(), batch)
+
+    def step() -> None:
+        model.zero_grad()
+        loss(model.train(), batch).mean().backward()
+
+    def gradients() -> None:
+        block_gradients(model, loss, batch, layout)
+
+    calls = {"forward": forward, "train": step, "gradient": gradients}
+    return {name: Rate(0.0, _seconds(call) / len(ids), len(ids)) for name, call in calls.items()}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """The median of as many calls as fit, after a first one."""
+    call()
+    times: list[float] = []
+    while not times or sum(times) < SECONDS:
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def _matrix_flops() -> float:
+    first = torch.randn(SIDE, SIDE)
+    return 2.0 * SIDE**3 / _seconds(lambda: torch.mm(first, first))
+
+
+def roofline_passes(session: Any, gpu: Device) -> Speeds:
+    """The same by arithmetic alone, at a share of the GPU's peak in each stage's precision."""
+    settings = session.settings
+    shapes = next(iter(session.outline.cells.values())).shapes
+    precision = {"train": settings.train.precision, "gradient": settings.gradients.precision}
+    dtype = getattr(getattr(next(iter(session.tasks.values())), "settings", None), "model", None)
+    wide = "bfloat16" if getattr(dtype, "dtype", "") == "bfloat16" else "float32"
+    rates = {}
+    for name, forwards in FORWARDS.items():
+        chosen = precision.get(name, settings.train.precision)
+        peak = gpu.peak("bfloat16" if "bfloat16" in (chosen, wide) else chosen)
+        seconds = forwards * shapes.flops_per_sample / (peak * COMPUTE_SHARE)
+        rates[name] = Rate(0.0, seconds)
+    note = (
+        f"estimate for {gpu.name} ({gpu.sheet}): arithmetic at {COMPUTE_SHARE:.0%} of peak, rows "
+        "at their mean length; not measured on this GPU"
+    )
+    return Speeds(flops=gpu.peak("float32") * COMPUTE_SHARE, rates=rates, notes=(note,))

@@ -1,0 +1,131 @@
+"""Blocks: the parameters whose gradients are kept apart, where they are stored, how they group.
+
+Blocks that fit are stored side by side in one array, a slab; a slab is what one worker works on.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from distinf.errors import InputError
+from distinf.stages.gram.settings import GradientSettings, ScoreSettings
+
+EMBEDDING, HEAD, ALL = "embedding", "head", "all"
+SPARSE = -1  # the slab of the embedding
+LAYER = re.compile(r"\.(?:layers?|h|block|blocks)\.(\d+)\.")
+HEADS = re.compile(r"(?:^|\.)(?:score|classifier|head|lm_head)(?:\.|$)")
+ATTENTION_GROUPS = 4
+
+
+@dataclass(frozen=True)
+class Block:
+    """A parameter tensor: `entries` of it, `width` of them stored (fewer under a projection),
+    from `start` on in its slab."""
+
+    name: str
+    entries: int
+    width: int
+    slab: int
+    start: int
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.width)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """All blocks of a cell in stored order; the embedding, if any, is the last."""
+
+    every: tuple[Block, ...]
+
+    @property
+    def slabs(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(block.slab for block in self.every))
+
+    @property
+    def dense(self) -> tuple[Block, ...]:
+        return tuple(block for block in self.every if block.slab != SPARSE)
+
+    @property
+    def embedding(self) -> Block | None:
+        return next((block for block in self.every if block.slab == SPARSE), None)
+
+    def of(self, slab: int) -> tuple[Block, ...]:
+        return tuple(block for block in self.every if block.slab == slab)
+
+    def width(self, slab: int) -> int:
+        return sum(block.width for block in self.of(slab))
+
+
+def blocks_of(
+    shapes: Mapping[str, Sequence[int]],
+    settings: GradientSettings,
+    embedding: tuple[str, Sequence[int]] | None,
+    linear: Sequence[str],
+) -> Blocks:
+    """From the names and shapes of dense parameters, in order, and of the embedding.
+
+    `linear` names the weights of linear layers, which a projection can make smaller.
+    """
+    found: list[Block] = []
+    slab = start = 0
+    for name, shape in shapes.items():
+        entries = prod(shape)
+        projected = settings.projection and name in linear and entries > settings.project_above
+        width = settings.projection**2 if projected else entries
+        if start and start + width > settings.slab:
+            slab, start = slab + 1, 0
+        found.append(Block(name, entries, width, slab, start))
+        start += width
+    if embedding is not None:
+        name, shape = embedding
+        found.append(Block(name, prod(shape), shape[-1], SPARSE, 0))
+    return Blocks(tuple(found))
+
+
+def groups_of(blocks: Blocks, settings: ScoreSettings) -> dict[str, tuple[str, ...]]:
+    """Group -> names of its blocks. By default: all (that is trained), head, four stretches of
+    layers named by their first and last, and the embedding; those that have blocks."""
+    names = [block.name for block in blocks.dense]
+    word = blocks.embedding
+    if settings.groups:
+        every = [*names, word.name] if word else names
+        found = {group: _matching(group, regex, every) for group, regex in settings.groups.items()}
+    else:
+        found = {ALL: tuple(names), **_layer_groups(names)}
+        found[HEAD] = tuple(name for name in names if HEADS.search(name) and not layer(name)[1])
+        found[EMBEDDING] = (word.name,) if word else ()
+    return {group: members for group, members in found.items() if members}
+
+
+def layer(name: str) -> tuple[int, bool]:
+    """(its number, whether it is in a numbered layer at all)."""
+    match = LAYER.search(f".{name}")
+    return (int(match[1]), True) if match else (0, False)
+
+
+def _layer_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    numbers = sorted({layer(name)[0] for name in names if layer(name)[1]})
+    if len(numbers) < 2:
+        return {}
+    stretches = np.array_split(np.array(numbers), min(ATTENTION_GROUPS, len(numbers)))
+    found = {}
+    for stretch in stretches:
+        members = {int(number) for number in stretch}
+        title = f"{min(members):02d}-{max(members):02d}"
+        found[title] = tuple(n for n in names if layer(n)[1] and layer(n)[0] in members)
+    return found
+
+
+def _matching(group: str, regex: str, names: Sequence[str]) -> tuple[str, ...]:
+    try:
+        found = tuple(name for name in names if re.search(regex, name))
+    except re.error as error:
+        raise InputError(f"scores.groups.{group}: '{regex}' is not a regex: {error}") from None
+    if not found:
+        raise InputError(f"scores.groups.{group}: '{regex}' matches no block, such as {names[0]}")
+    return found

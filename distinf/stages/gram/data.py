@@ -1,0 +1,39 @@
+"""Stage data: each cell's rows, made once and stored; nothing outside the run is read after it."""
+
+from collections.abc import Sequence
+
+from distinf.errors import InputError
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.stages.gram.session import DATA, Outline, Session, data_unit
+from distinf.stages.gram.task import Prepared
+from distinf.stages.task import telling
+
+NAME = DATA
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """One per cell; none for a task whose rows are there already."""
+    return [
+        (
+            data_unit(cell.name, cell.basis),
+            Cost(bytes=sum(n * cell.shapes.row_bytes.get(s, 0.0) for s, n in cell.rows.items())),
+        )
+        for cell in outline.cells.values()
+        if cell.prepared
+    ]
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    if wanted:
+        runtime.pool(session.work("distinf.stages.gram.data:body"), wanted, session.ledger(NAME))
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    task = session.tasks[unit.job["cell"]]
+    if not isinstance(task, Prepared):
+        raise InputError("data: this task has nothing to prepare")
+    with telling(f"prepare() of {unit.job['cell'] or 'the task'}"):
+        arrays = task.prepare()
+    return session.commit(unit, attempt, arrays)

@@ -1,0 +1,327 @@
+"""What a run found, read from its committed arrays: the page's input, and the ranked rows."""
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from distinf.numerics.cancellation import cancellation, norm_cancellation
+from distinf.numerics.metrics import ndr, ndr_auc, noise_histogram, noise_shares, spearman
+from distinf.stages.gram import actions, data, gradients, gram, scores, train
+from distinf.stages.gram.actions import AT, flipped_rows, lowest_first
+from distinf.stages.gram.blocks import ALL, SPARSE, layer
+from distinf.stages.gram.page import findings as page
+from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
+from distinf.stages.gram.settings import HOWS
+from distinf.stages.gram.task import METRICS, Described
+from distinf.stages.page.rows import array_summary
+
+WORKING = (data, train, gradients, gram, scores, actions)
+MODULES = ("query_key_value", "qkv_proj", "query", "value", "key", "dense", "q_proj", "k_proj",
+           "v_proj", "o_proj", "c_attn", "c_proj")  # fmt: skip
+
+
+def findings(session: Session) -> page.Findings:
+    """Everything that the page shows."""
+    settings, outline = session.settings, session.outline
+    cells = list(outline.cells.values())
+    words = getattr(session, "wording", None) or getattr(
+        next(iter(session.tasks.values())), "wording", None
+    )
+    estimator, group, how = scores.headline(session, cells[0])
+    return page.Findings(
+        title=settings.report.title or "Training rows that harm the model",
+        task=_sentence(session, cells),
+        question=getattr(words, "question", ""),
+        headline=page.Headline(estimator, group, how, settings.actions.fraction),
+        cells=[_cell(session, cell) for cell in cells],
+        scored=[found for cell in cells for found in _scored(session, cell)],
+        blocks=[found for cell in cells for found in _blocks(session, cell)],
+        cancellation=[found for cell in cells for found in _cancelled(session, cell)],
+        correlations=_correlations(session, cells),
+        retrained=list(_retrained(session)),
+        ranking=[row for cell in cells for row in _top(session, cell)],
+        conditioning=[found for cell in cells for found in _conditioning(session, cell)],
+        costs=_costs(session),
+        deviations=list(getattr(words, "deviations", ())),
+        methods_published=list(getattr(words, "published", ())),
+        layers_published=list(getattr(words, "published_layers", ())),
+        warnings=_warnings(session, cells),
+        quarantined=_quarantined(session, cells),
+        provenance=_provenance(session),
+    )  # fmt: skip
+
+
+def _sentence(session: Session, cells: Sequence[Cell]) -> str:
+    first, settings = cells[0], session.settings
+    trained = sum(block.entries for block in first.blocks.dense)
+    model = f"A model of {first.shapes.parameters:,} parameters"
+    made = (
+        f"was fine-tuned on {first.rows[TRAIN]:,} rows" if first.trained else "was taken as it is"
+    )
+    many = f", in {len(cells)} runs" if len(cells) > 1 else ""
+    return (
+        f"{model} {made}{many}; each training row's influence on {first.rows[QUERY]:,} query rows "
+        f"was computed from the gradients of {trained:,} parameters in {len(first.blocks.dense)} "
+        f"blocks by {len(settings.scores.estimators)} estimators."
+    )
+
+
+def _history(stored: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    return {key: stored[key].tolist() for key in METRICS if key in stored}
+
+
+def _cell(session: Session, cell: Cell) -> page.CellFinding:
+    stored = train.stored_fit(session, cell.name)
+    noise = flipped_rows(session, cell.name)
+    task: Any = session.task(cell.name)
+    of = getattr(task, "cell", None)  # a study's dataset and seed
+    return page.CellFinding(
+        name=cell.name,
+        dataset=getattr(of, "dataset", cell.name),
+        seed=getattr(of, "seed", session.seed),
+        rows=cell.rows[TRAIN],
+        queries=cell.rows[QUERY],
+        correct_queries=int(scores.right_queries(session, cell).sum()),
+        flips=None if noise is None else int(noise.sum()),
+        history=_history(stored),
+        best=int(stored["best"]) if "best" in stored else None,
+        truncated=sum(_told(task, "truncated").values()),
+    )
+
+
+def _rates(scores_N: np.ndarray, noise: np.ndarray | None) -> dict[str, Any]:
+    if noise is None or not noise.any():
+        return {}
+    ordered, flipped = torch.from_numpy(lowest_first(scores_N)), torch.from_numpy(noise)
+    return {
+        "ndr": ndr(ordered, flipped, AT),
+        "auc": ndr_auc(ordered, flipped),
+        "deciles": noise_histogram(ordered, flipped, min(10, len(noise))).tolist(),
+        "curve": noise_shares(ordered, flipped).tolist(),
+    }
+
+
+def _scored(session: Session, cell: Cell) -> Iterator[page.Scored]:
+    noise = flipped_rows(session, cell.name)
+    for (estimator, group, how), scores_N in scores.all_scores(session, cell).items():
+        rates = _rates(scores_N, noise)
+        yield page.Scored(cell.name, estimator, group, how, scores=array_summary(scores_N), **rates)
+
+
+def _blocks(session: Session, cell: Cell) -> Iterator[page.BlockScore]:
+    noise = flipped_rows(session, cell.name)
+    if noise is None or not noise.any():
+        return
+    for (estimator, block), totals_HN in scores.block_totals(session, cell).items():
+        number, numbered = layer(block)
+        for h, how in enumerate(HOWS):
+            ordered = torch.from_numpy(lowest_first(totals_HN[h]))
+            flipped = torch.from_numpy(noise)
+            yield page.BlockScore(
+                cell.name, block, number if numbered else None, _module(block), _factor(block),
+                estimator, how, ndr(ordered, flipped, AT), ndr_auc(ordered, flipped),
+            )  # fmt: skip
+
+
+def _module(block: str) -> str:
+    parts = block.split(".")
+    return next((name for name in MODULES if name in parts), parts[-2] if len(parts) > 1 else block)
+
+
+def _factor(block: str) -> str:
+    return "A" if "lora_A" in block else "B" if "lora_B" in block else ""
+
+
+def _cancelled(session: Session, cell: Cell) -> Iterator[page.Cancelled]:
+    """The cancellation effect of each group (paper 003, Eq. 7), in the L1 form and by norms."""
+    stored = {}
+    for slab in cell.blocks.slabs:
+        (unit,) = gram.slab_units(session.settings, cell, "sums", slab)
+        arrays = session.arrays(unit, ["sum", "abs_sum", "norm_sum"])
+        for place, block in enumerate(cell.blocks.of(slab)):
+            span = slice(None) if slab == SPARSE else block.span
+            stored[block.name] = (
+                torch.from_numpy(arrays["abs_sum"][span]).flatten(),
+                torch.from_numpy(arrays["sum"][span]).flatten(),
+                torch.from_numpy(arrays["norm_sum"][place : place + 1]),
+            )
+    for group, members in cell.groups.items():
+        above, sums, norms = (
+            torch.cat(parts) for parts in zip(*(stored[m] for m in members), strict=True)
+        )
+        found = cancellation(above, sums)
+        yield page.Cancelled(
+            cell.name, group, found.l1, norm_cancellation(norms, sums), found.least, found.median,
+            found.most,
+        )  # fmt: skip
+
+
+def _correlations(session: Session, cells: Sequence[Cell]) -> list[page.Correlation]:
+    """Between estimators over all blocks, and between groups for each estimator; means of cells."""
+    found = []
+    for how in ("mean", "vote"):
+        names = list(session.settings.scores.estimators)
+        found.append(
+            _correlation(
+                session,
+                cells,
+                f"estimators, all layers, {how}",
+                [(e, ALL, how) for e in names],
+                names,
+            )
+        )
+    groups = list(cells[0].groups)
+    for estimator in session.settings.scores.estimators:
+        keys = [(estimator, g, "mean") for g in groups]
+        found.append(_correlation(session, cells, f"layer groups, {estimator}, mean", keys, groups))
+    return [c for c in found if c is not None]
+
+
+def _correlation(
+    session: Session,
+    cells: Sequence[Cell],
+    title: str,
+    keys: Sequence[tuple[str, str, str]],
+    names: Sequence[str],
+) -> page.Correlation | None:
+    first = scores.all_scores(session, cells[0])
+    kept = [k for k, key in enumerate(keys) if key in first]
+    if len(kept) < 2:
+        return None
+    per_cell = []
+    for cell in cells:
+        every = scores.all_scores(session, cell)
+        if any(keys[k] not in every for k in kept):
+            continue
+        usable = np.isfinite(np.stack([every[keys[k]] for k in kept])).all(0)
+        columns = [torch.from_numpy(every[keys[k]][usable]) for k in kept]
+        per_cell.append([[spearman(a, b) for b in columns] for a in columns])
+    return page.Correlation(title, [names[k] for k in kept], np.nanmean(per_cell, axis=0))
+
+
+def _retrained(session: Session) -> Iterator[page.Retrained]:
+    for filtered, stored in actions.results(session):
+        noise = flipped_rows(session, filtered.cell)
+        accuracy = stored["test_accuracy"]
+        yield page.Retrained(
+            cell=filtered.cell,
+            configuration=filtered.configuration,
+            test_accuracy=float(np.nanmax(accuracy)),
+            accuracy_at_best=float(accuracy[int(stored["best"])]),
+            kept=len(filtered.kept),
+            job=filtered.job.id,
+            kept_flips=None if noise is None else int(noise[filtered.kept].sum()),
+            history=_history(stored),
+        )
+
+
+def cell_ranking(session: Session, cell: Cell) -> list[dict[str, Any]]:
+    """Every training row of a cell, lowest score first: its place, its number in the data, score,
+    and what the task can say of it. A row without a score (its gradient is not finite) comes first
+    with an empty one."""
+    key = scores.headline(session, cell)
+    scores_N = scores.all_scores(session, cell)[key]
+    order = np.argsort(lowest_first(scores_N), kind="stable")
+    noise = flipped_rows(session, cell.name)
+    task = session.task(cell.name)
+    told = task.describe(order) if isinstance(task, Described) else [{"row": int(r)} for r in order]
+    found = []
+    for place, (row, more) in enumerate(zip(order.tolist(), told, strict=True), 1):
+        mark = {} if noise is None else {"flipped": bool(noise[row])}
+        found.append({"place": place, "score": float(scores_N[row]), **mark, **more})
+    return found
+
+
+def _top(session: Session, cell: Cell) -> Iterator[page.RankedRow]:
+    shown = ("place", "score", "flipped", "row", "text", "label")
+    for row in cell_ranking(session, cell)[: session.settings.report.rows]:
+        yield page.RankedRow(
+            cell=cell.name,
+            rank=row["place"],
+            row=row["row"],
+            score=row["score"],
+            text=str(row.get("text", "")),
+            label=str(row.get("label", "")),
+            flipped=row.get("flipped"),
+            columns={k: v for k, v in row.items() if k not in shown},
+        )
+
+
+def _conditioning(session: Session, cell: Cell) -> Iterator[page.Conditioning]:
+    for unit in scores.cell_units(session.settings, cell):
+        for note in session.record(unit)["summary"]["notes"]:
+            if "condition" in note:
+                yield page.Conditioning(
+                    cell.name, note["estimator"], note["block"], note["damping"], note["condition"]
+                )
+
+
+def _quarantined(session: Session, cells: Sequence[Cell]) -> dict[str, list[int]]:
+    found = {}
+    for cell in cells:
+        for split in (TRAIN, QUERY):
+            rows = np.flatnonzero(~gradients.finite_rows(session, cell.name, split)).tolist()
+            if rows:
+                found[f"{cell.name} {split}".strip()] = rows
+    return found
+
+
+def _told(task: Any, key: str) -> Mapping[str, int]:
+    """By split, what a task that has a summary says of its rows."""
+    summary = task.summary() if hasattr(task, "summary") else {}
+    found: Mapping[str, int] = summary.get(key) or {}
+    return found
+
+
+def _warnings(session: Session, cells: Sequence[Cell]) -> list[str]:
+    found = []
+    for cell in cells:
+        task = session.task(cell.name)
+        cut = sum(_told(task, "truncated").values())
+        if cut:
+            found.append(f"{cell.name}: {cut} rows are longer than the limit and were cut.")
+        for split, count in _told(task, "texts_shared_with_train").items():
+            if count:
+                found.append(f"{cell.name}: {count} texts of '{split}' are training texts too.")
+    return found
+
+
+def _costs(session: Session) -> list[page.StageCost]:
+    times, found = session.times(), []
+    for stage in WORKING:
+        if stage is actions:
+            wanted = actions.jobs(session)
+        else:
+            wanted = [unit for unit, _ in stage.units(session.outline)]
+        records = session.done(wanted).values()
+        spent = [t for t in times if t["stage"] == stage.NAME]
+        if records:
+            found.append(
+                page.StageCost(
+                    stage=stage.NAME,
+                    units=len(records),
+                    seconds=sum(t["seconds"] for t in spent),
+                    worker_seconds=sum(t["busy_s"] for t in spent),
+                    bytes=sum(r["manifest"]["bytes"] for r in records),
+                )
+            )
+    return found
+
+
+def _provenance(session: Session) -> page.Provenance:
+    import yaml
+
+    text = session.blobs.get("config.yaml").decode()
+    record = (yaml.safe_load(text) or {}).get("provenance") or {}
+    return page.Provenance(
+        config_yaml=text,
+        command="distinf run config.yaml",
+        fingerprint=session.basis["report"],
+        versions=record.get("versions", {}),
+        machine={k: str(v) for k, v in record.get("machine", {}).items()}
+        | {"processor": platform.machine()},
+        seeds={"run": session.seed},
+    )

@@ -1,0 +1,250 @@
+"""Stage gradients: every sample's gradient in every block, once, stored as it is.
+
+Per unit of rows: one array per slab, the embedding's rows of each sample, and which rows are
+finite. A row whose gradient is not finite is stored as zeros, marked, and scored as nothing.
+
+Shape legend: n rows of a unit, P entries of a slab.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distinf.numerics.capture import block_gradients, flat_gradients
+from distinf.numerics.parameters import Layout
+from distinf.numerics.precision import float_edges, precision
+from distinf.numerics.projection import TwoSided
+from distinf.numerics.sparse import SparseRows
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.stages.gram.blocks import SPARSE
+from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session, layout_of
+from distinf.stages.gram.settings import GradientSettings, StageSettings
+from distinf.stages.gram.task import Measured
+from distinf.stages.gram.train import trained_model
+from distinf.stages.session import row_ranges
+from distinf.stages.task import Batch, PerSampleLoss
+
+NAME = "gradients"
+WORDS = ("words.offsets", "words.ids", "words.rows")
+WORDS_PER_ROW = 64.0  # distinct tokens of a row, for what the embedding's rows will take
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """Row ranges of each cell's training and query rows."""
+    return [
+        (unit, _cost(outline, cell, unit.stop - unit.start))
+        for cell in outline.cells.values()
+        for split in (QUERY, TRAIN)
+        for unit in split_units(outline.settings, cell, split)
+    ]
+
+
+def split_units(settings: StageSettings, cell: Cell, split: str) -> list[Unit]:
+    """The units of one split of a cell, in row order."""
+    return [
+        Unit(NAME, cell.basis[NAME], a, b, {"cell": cell.name, "split": split})
+        for a, b in row_ranges(cell.rows[split], settings.gradients.rows_per_unit)
+    ]
+
+
+def _cost(outline: Outline, cell: Cell, rows: int) -> Cost:
+    settings, shapes = outline.settings.gradients, cell.shapes
+    stored = sum(block.width for block in cell.blocks.dense)
+    word = cell.blocks.embedding
+    per_row = (2.0 if settings.store == "bfloat16" else 4.0) * stored
+    per_row += (4.0 * word.width + 4.0) * WORDS_PER_ROW if word else 0.0
+    wide = 4.0 * sum(block.entries for block in cell.blocks.dense)
+    memory = settings.rows_per_batch * (shapes.activation_bytes_per_sample + wide)
+    return Cost(
+        flops=2.0 * shapes.flops_per_sample * rows,
+        bytes=per_row * rows,
+        memory=memory + 2 * per_row * rows + 4.0 * shapes.parameters,
+        work={"gradient": rows},
+    )
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    runtime.pool(session.work("distinf.stages.gram.gradients:body"), wanted, session.ledger(NAME))
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    name, split = unit.job["cell"], unit.job["split"]
+    cell, settings = session.cell(name), session.settings.gradients
+    rows = unit.stop - unit.start
+    dense = {s: torch.zeros(rows, cell.blocks.width(s)) for s in cell.blocks.slabs if s != SPARSE}
+    words: list[SparseRows] = []
+    order: list[int] = []
+    finite = torch.ones(rows, dtype=torch.bool)
+    for places in _batches(session, name, split, unit):
+        found = _gradients(session, name, split, unit.start + places)
+        finite[places] = keep = _finite(found)
+        for block in cell.blocks.every:
+            grads = found[block.name]
+            if isinstance(grads, SparseRows):
+                words.append(_kept(grads, keep))
+            else:
+                safe = torch.where(keep[:, None], grads.flatten(1).float(), 0.0)
+                dense[block.slab][torch.from_numpy(places), block.span] = safe
+        order += places.tolist()
+    arrays = {
+        f"dense.{slab:03d}": as_stored(grads, settings.store) for slab, grads in dense.items()
+    }
+    if words:
+        arrays |= _sparse_arrays(SparseRows.cat(words).select(torch.tensor(order).argsort()))
+    arrays["finite"] = finite.numpy()
+    if split == QUERY:
+        arrays |= _evaluated(session, name, unit)
+    quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
+    return session.commit(unit, attempt, arrays, summary={"quarantined": quarantined},
+                          may_hold_nan=["loss"])  # fmt: skip
+
+
+def _batches(session: Session, name: str, split: str, unit: Unit) -> Iterator[np.ndarray]:
+    """Places [m] in the unit, in batches of about as many tokens, shortest rows first."""
+    settings, task = session.settings.gradients, session.task(name)
+    rows = unit.stop - unit.start
+    if not isinstance(task, Measured):
+        yield from (np.arange(a, b) for a, b in row_ranges(rows, settings.rows_per_batch))
+        return
+    lengths = np.asarray(task.lengths(split))[unit.start : unit.stop]
+    batch: list[int] = []
+    for place in np.argsort(lengths, kind="stable").tolist():
+        if batch and (len(batch) + 1) * max(int(lengths[place]), 1) > settings.tokens_per_batch:
+            yield np.array(batch)
+            batch = []
+        batch.append(place)
+    if batch:
+        yield np.array(batch)
+
+
+def _gradients(
+    session: Session, name: str, split: str, ids: np.ndarray
+) -> dict[str, Tensor | SparseRows]:
+    """{block: [m, width] or sparse rows} of the rows `ids`, on the CPU."""
+    settings = session.settings.gradients
+    model, batch = trained_model(session, name), session.batch(name, split, ids)
+    layout = layout_of(model, settings)
+    loss = next(iter(session.task(name).losses.values()))
+    found: dict[str, Tensor | SparseRows]
+    with precision(settings.precision, session.device):
+        if settings.method == "hooks":
+            project = TwoSided(session.seed, settings.projection) if settings.projection else None
+            found = block_gradients(
+                model, loss, batch, layout, project=project, least=settings.project_above
+            )
+        else:
+            found = _flat(model, loss, batch, layout, settings)
+    return {key: grads.to("cpu") for key, grads in found.items()}
+
+
+def _flat(
+    model: nn.Module, loss: PerSampleLoss, batch: Batch, layout: Layout, settings: GradientSettings
+) -> dict[str, Tensor | SparseRows]:
+    grads = flat_gradients(
+        model, loss, batch, layout, chunk=settings.rows_per_batch, method=settings.method
+    )
+    return {name: grads[:, span] for name, span in layout.spans.items()}
+
+
+def _finite(found: Mapping[str, Tensor | SparseRows]) -> Tensor:
+    """bool [m]: which samples have a finite gradient in every block."""
+    return torch.stack(
+        [
+            g.finite() if isinstance(g, SparseRows) else torch.isfinite(g.flatten(1)).all(1)
+            for g in found.values()
+        ]
+    ).all(0)
+
+
+def _kept(words: SparseRows, keep: Tensor) -> SparseRows:
+    """The same samples, those not to be kept without rows."""
+    lengths = torch.where(keep, words.lengths, 0)
+    inside = keep[words.samples]
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return SparseRows(offsets, words.ids[inside], words.rows[inside], words.vocabulary)
+
+
+def _sparse_arrays(words: SparseRows) -> dict[str, np.ndarray]:
+    parts = (words.offsets, words.ids.to(torch.int32), words.rows.float())
+    return {key: part.numpy() for key, part in zip(WORDS, parts, strict=True)}
+
+
+def _evaluated(session: Session, name: str, unit: Unit) -> dict[str, np.ndarray]:
+    """Columns of the queries: the loss, and whether the model is right, 1 where it cannot say."""
+    model, settings = trained_model(session, name), session.settings.gradients
+    loss = next(iter(session.task(name).losses.values()))
+    parts: list[dict[str, np.ndarray]] = []
+    for a, b in row_ranges(unit.stop - unit.start, settings.rows_per_batch):
+        batch = session.batch(name, QUERY, np.arange(unit.start + a, unit.start + b))
+        with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
+            columns = session.task(name).evaluate(model, batch)
+            losses = loss(model, batch)
+        correct = columns.get("correct", torch.ones(b - a))
+        parts.append({"loss": losses.double().cpu().numpy(), "correct": correct.cpu().numpy() > 0})
+    return {key: np.concatenate([part[key] for part in parts]) for key in ("loss", "correct")}
+
+
+# -- what was stored -----------------------------------------------------------------------
+
+
+def as_stored(grads: Tensor, store: str) -> np.ndarray:
+    """float32 as it is; bfloat16 as its 16 bits in uint16."""
+    if store == "float32":
+        return grads.float().numpy()
+    return grads.to(torch.bfloat16).view(torch.uint16).numpy()
+
+
+def as_tensor(stored: np.ndarray) -> Tensor:
+    """float32 of what `as_stored` made."""
+    if stored.dtype == np.uint16:
+        return torch.from_numpy(stored).view(torch.bfloat16).float()
+    return torch.from_numpy(stored)
+
+
+def dense_rows(session: Session, name: str, split: str, slab: int, start: int, stop: int) -> Tensor:
+    """fp32 [stop - start, P]: rows of a slab."""
+    cell = session.cell(name)
+    out = torch.empty(stop - start, cell.blocks.width(slab))
+    key = f"dense.{slab:03d}"
+    for unit, a, b in _overlaps(session, name, split, start, stop):
+        part = session.arrays(unit, [key])[key]
+        out[a - start : b - start] = as_tensor(part[a - unit.start : b - unit.start])
+    return out
+
+
+def sparse_rows(session: Session, name: str, split: str, start: int, stop: int) -> SparseRows:
+    """The embedding's rows of samples start:stop."""
+    parts = []
+    for unit, a, b in _overlaps(session, name, split, start, stop):
+        stored = session.arrays(unit, WORDS)
+        offsets, ids, rows = (torch.from_numpy(stored[key]) for key in WORDS)
+        whole = SparseRows(offsets, ids.long(), rows)
+        parts.append(whole.select(torch.arange(a - unit.start, b - unit.start)))
+    return SparseRows.cat(parts)
+
+
+def _overlaps(
+    session: Session, name: str, split: str, start: int, stop: int
+) -> Iterator[tuple[Unit, int, int]]:
+    for unit in split_units(session.settings, session.cell(name), split):
+        a, b = max(start, unit.start), min(stop, unit.stop)
+        if a < b:
+            yield unit, a, b
+
+
+def columns(session: Session, name: str, split: str, key: str) -> np.ndarray:
+    """A column of all rows of a split: "finite", and for queries "loss" and "correct"."""
+    wanted = split_units(session.settings, session.cell(name), split)
+    return np.concatenate([session.arrays(unit, [key])[key] for unit in wanted])
+
+
+def finite_rows(session: Session, name: str, split: str) -> np.ndarray:
+    """bool [rows]: which have a finite gradient."""
+    found: np.ndarray = session.cached(
+        ("finite", name, split), lambda: columns(session, name, split, "finite")
+    )
+    return found

@@ -1,0 +1,285 @@
+"""Stage gram: the products of gradients that every estimator is made of, slab by slab, in tiles.
+
+cross       [blocks, Q, rows] dot products of the queries with a range of training rows, and norms
+self        per block [rows, columns] of training rows with training rows; only where an estimator
+            needs it, and only the tiles on and below the diagonal
+sums        over all training rows of a slab: DataInf's U = W T [Q, P] (W = cross / (lambda +
+            |g|^2), see estimators/datainf.py), and the sums that the cancellation effect needs
+correction  [blocks, Q, rows] U T^T per block
+
+A tile's memory does not depend on the number of training rows. Sums are taken in fp32 in a tile,
+and over tiles in their order.
+
+Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N training rows of a tile.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distinf.numerics.estimators import datainf
+from distinf.numerics.sparse import SparseRows, sparse_gram
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.stages.gram.blocks import SPARSE, Block
+from distinf.stages.gram.gradients import dense_rows, finite_rows, sparse_rows
+from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.stages.gram.settings import StageSettings
+from distinf.stages.session import row_ranges
+
+NAME = "gram"
+PHASES = ("cross", "self", "sums", "correction")
+TOP_WORDS = 10  # paper 003, section 3.1: TracIn-WE-top10
+WORD_CROSS = {"tracin-we-top10": "top.train", "tracin-we-both10": "top.both"}
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """All phases' units, of every cell and slab."""
+    return [
+        (unit, _cost(outline, cell, unit))
+        for cell in outline.cells.values()
+        for phase in PHASES
+        for unit in phase_units(outline.settings, cell, phase)
+    ]
+
+
+def phase_units(settings: StageSettings, cell: Cell, phase: str) -> list[Unit]:
+    """The units of one phase of a cell, in slab and tile order."""
+    return [u for slab in cell.blocks.slabs for u in slab_units(settings, cell, phase, slab)]
+
+
+def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> list[Unit]:
+    """The units of one phase of a slab, in tile order; none where the phase is not needed."""
+    wanted = settings.scores.estimators
+    tiles = row_ranges(cell.rows[TRAIN], settings.gram.rows_per_tile)
+    job = {"cell": cell.name, "phase": phase, "slab": slab}
+    if phase == "sums":
+        return [Unit(NAME, cell.basis[NAME], 0, cell.rows[TRAIN], job)]
+    if phase == "self":
+        needed = any(name.startswith("fisher") for name in wanted)
+        if not (needed or (slab == SPARSE and "datainf" in wanted)):
+            return []
+        return [
+            Unit(NAME, cell.basis[NAME], a, b, {**job, "columns": [c, d]})
+            for a, b in tiles
+            for c, d in tiles
+            if c <= a
+        ]
+    if phase == "correction" and (slab == SPARSE or "datainf" not in wanted):
+        return []
+    return [Unit(NAME, cell.basis[NAME], a, b, job) for a, b in tiles]
+
+
+def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
+    slab, phase = unit.job["slab"], unit.job["phase"]
+    queries, rows = cell.rows[QUERY], unit.stop - unit.start
+    blocks, width = len(cell.blocks.of(slab)), cell.blocks.width(slab)
+    if slab == SPARSE:
+        width *= 32  # distinct tokens that two rows have in common, at most about
+    c, d = unit.job.get("columns", (0, queries))
+    side = queries if phase in ("cross", "correction") else d - c
+    tile = min(rows, outline.settings.gram.rows_per_tile)
+    held = 4.0 * width * (2 * tile + side)
+    made = 4.0 * queries * width if phase == "sums" else 4.0 * blocks * side * rows
+    passes = 1.0 if "datainf" in outline.settings.scores.estimators or phase != "sums" else 0.0
+    return Cost(
+        flops=2.0 * passes * width * rows * (queries if phase == "sums" else side),
+        bytes=made,
+        memory=held + 2 * made,
+    )
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    """Phase by phase: DataInf's sums need all of cross, its correction all of the sums."""
+    work, ledger = session.work("distinf.stages.gram.gram:body"), session.ledger(NAME)
+    for phase in PHASES:
+        cells = session.outline.cells.values()
+        wanted = [unit for cell in cells for unit in phase_units(session.settings, cell, phase)]
+        if wanted:
+            runtime.pool(work, wanted, ledger)
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    make = {"cross": _cross, "self": _self, "sums": _sums, "correction": _correction}
+    return session.commit(unit, attempt, make[unit.job["phase"]](session, unit))
+
+
+# -- the phases ------------------------------------------------------------------------------
+
+
+def _cross(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    name, slab = unit.job["cell"], unit.job["slab"]
+    queries = session.cell(name).rows[QUERY]
+    if slab == SPARSE:
+        train = sparse_rows(session, name, TRAIN, unit.start, unit.stop)
+        query = session.cached(
+            ("words", name), lambda: sparse_rows(session, name, QUERY, 0, queries)
+        )
+        return _sparse_cross(session, query, train)
+    train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
+    query_QP = _query_slab(session, name, slab)
+    blocks = session.cell(name).blocks.of(slab)
+    return {
+        "cross": _blockwise(blocks, query_QP, train_NP),
+        "sqnorm": _sqnorms(blocks, train_NP),
+        "query_sqnorm": _sqnorms(blocks, query_QP),
+    }
+
+
+def _sparse_cross(session: Session, query: SparseRows, train: SparseRows) -> dict[str, np.ndarray]:
+    found = {
+        "cross": sparse_gram(query, train)[None].float().numpy(),
+        "sqnorm": train.sqnorms()[None].numpy(),
+        "query_sqnorm": query.sqnorms()[None].numpy(),
+    }
+    wanted = session.settings.scores.estimators
+    if any(name in wanted for name in WORD_CROSS):
+        top = train.top_rows(TOP_WORDS)
+        found["top.train"] = sparse_gram(query, top)[None].float().numpy()
+        both = sparse_gram(query.top_rows(TOP_WORDS), top)
+        found["top.both"] = both[None].float().numpy()
+    return found
+
+
+def _self(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    name, slab = unit.job["cell"], unit.job["slab"]
+    ranges = ((unit.start, unit.stop), tuple(unit.job["columns"]))
+    if slab == SPARSE:
+        first, second = (sparse_rows(session, name, TRAIN, a, b) for a, b in ranges)
+        return {"self.000": sparse_gram(first, second).float().numpy()}
+    rows_MP, columns_NP = (
+        dense_rows(session, name, TRAIN, slab, a, b).to(session.device) for a, b in ranges
+    )
+    found = _blockwise(session.cell(name).blocks.of(slab), rows_MP, columns_NP)
+    return {f"self.{k:03d}": gram_MN for k, gram_MN in enumerate(found)}
+
+
+def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    name, slab = unit.job["cell"], unit.job["slab"]
+    cell = session.cell(name)
+    if slab == SPARSE:
+        return _sparse_sums(session, cell)
+    blocks, width = cell.blocks.of(slab), cell.blocks.width(slab)
+    device = session.device
+    datainf_wanted = "datainf" in session.settings.scores.estimators
+    summed_QP = torch.zeros(cell.rows[QUERY] if datainf_wanted else 0, width, device=device)
+    sum_P, abs_P, uses_P = (
+        torch.zeros(width, dtype=torch.float64, device=device) for _ in range(3)
+    )
+    norms_B = torch.zeros(len(blocks), dtype=torch.float64)
+    damping_B = dampings(session, cell, slab) if datainf_wanted else []
+    for tile in slab_units(session.settings, cell, "cross", slab):
+        train_NP = dense_rows(session, name, TRAIN, slab, tile.start, tile.stop).to(device)
+        sum_P += train_NP.sum(0, dtype=torch.float64)
+        abs_P += train_NP.abs().sum(0, dtype=torch.float64)
+        uses_P += (train_NP != 0).sum(0)
+        norms_B += torch.from_numpy(_sqnorms(blocks, train_NP)).sqrt().sum(1)
+        if not datainf_wanted:
+            continue
+        stored = session.arrays(tile, ["cross", "sqnorm"])
+        for k, block in enumerate(blocks):
+            weights_QN = datainf.weights(
+                torch.from_numpy(stored["cross"][k]).double(),
+                torch.from_numpy(stored["sqnorm"][k]),
+                damping_B[k],
+            )
+            weights_QN = weights_QN.nan_to_num(0.0).float().to(device)  # 0/0: no gradient at all
+            summed_QP[:, block.span] += weights_QN @ train_NP[:, block.span]
+    named = {"sum": sum_P, "abs_sum": abs_P, "uses": uses_P, "norm_sum": norms_B}
+    if datainf_wanted:
+        named["weighted"] = summed_QP
+    return {key: value.cpu().numpy() for key, value in named.items()}
+
+
+def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
+    """The same over the embedding's rows, for the tokens that occur: ids [V], sums [V, D]."""
+    every = [
+        sparse_rows(session, cell.name, TRAIN, tile.start, tile.stop).ids.unique()
+        for tile in slab_units(session.settings, cell, "cross", SPARSE)
+    ]
+    ids_V = torch.cat(every).unique()
+    width = cell.blocks.width(SPARSE)
+    sums = {key: torch.zeros(len(ids_V), width, dtype=torch.float64) for key in ("sum", "abs_sum")}
+    uses_V = torch.zeros(len(ids_V), dtype=torch.float64)
+    norm_sum = 0.0
+    for tile in slab_units(session.settings, cell, "cross", SPARSE):
+        words = sparse_rows(session, cell.name, TRAIN, tile.start, tile.stop)
+        places = torch.searchsorted(ids_V, words.ids)
+        sums["sum"].index_add_(0, places, words.rows.double())
+        sums["abs_sum"].index_add_(0, places, words.rows.double().abs())
+        uses_V += torch.bincount(places, minlength=len(ids_V))
+        norm_sum += float(words.sqnorms().sqrt().sum())
+    found = {key: value.float().numpy() for key, value in sums.items()}
+    return {**found, "uses": uses_V.numpy(), "ids": ids_V.numpy(), "norm_sum": np.array([norm_sum])}
+
+
+def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    name, slab = unit.job["cell"], unit.job["slab"]
+    cell = session.cell(name)
+    (sums,) = slab_units(session.settings, cell, "sums", slab)
+    summed_QP = session.cached(
+        ("weighted", sums.id),
+        lambda: torch.from_numpy(session.arrays(sums, ["weighted"])["weighted"]).to(session.device),
+    )
+    train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
+    return {"correction": _blockwise(cell.blocks.of(slab), summed_QP, train_NP)}
+
+
+# -- pieces ----------------------------------------------------------------------------------
+
+
+def _query_slab(session: Session, name: str, slab: int) -> Tensor:
+    """fp32 [Q, P] on the device; the last one is kept."""
+    kept = session.cached("query slab", dict)
+    if kept.get("of") != (name, slab):
+        queries = session.cell(name).rows[QUERY]
+        rows_QP = dense_rows(session, name, QUERY, slab, 0, queries).to(session.device)
+        kept.clear()
+        kept.update(of=(name, slab), rows=rows_QP)
+    found: Tensor = kept["rows"]
+    return found
+
+
+def _blockwise(blocks: Sequence[Block], first_MP: Tensor, second_NP: Tensor) -> np.ndarray:
+    """fp32 [B, M, N]: each block's products."""
+    return np.stack([(first_MP[:, b.span] @ second_NP[:, b.span].T).cpu().numpy() for b in blocks])
+
+
+def _sqnorms(blocks: Sequence[Block], rows_NP: Tensor) -> np.ndarray:
+    """fp64 [B, N]: each block's squared norms."""
+    found = [rows_NP[:, b.span].double().square().sum(1).cpu().numpy() for b in blocks]
+    return np.stack(found)
+
+
+# -- what was stored -------------------------------------------------------------------------
+
+
+def dampings(session: Session, cell: Cell, slab: int) -> list[float]:
+    """DataInf's lambda of each block of a slab: the setting, or the authors' default."""
+    given = session.settings.scores.damping.get("datainf")
+    sqnorm_BN = tiled(session, cell, slab, "cross", "sqnorm")
+    count = int(finite_rows(session, cell.name, TRAIN).sum())
+    return [
+        given or datainf.default_damping(float(sqnorm_N.sum()), count, block.entries)
+        for block, sqnorm_N in zip(cell.blocks.of(slab), sqnorm_BN, strict=True)
+    ]
+
+
+def tiled(session: Session, cell: Cell, slab: int, phase: str, key: str) -> np.ndarray:
+    """[B, ..., N]: an array of all training rows, its tiles side by side."""
+    wanted = slab_units(session.settings, cell, phase, slab)
+    return np.concatenate([session.arrays(unit, [key])[key] for unit in wanted], axis=-1)
+
+
+def self_gram(session: Session, cell: Cell, slab: int, place: int) -> np.ndarray:
+    """fp64 [N, N] of the block at `place` in its slab."""
+    count, key = cell.rows[TRAIN], f"self.{place:03d}"
+    gram_NN = np.empty((count, count))
+    for unit in slab_units(session.settings, cell, "self", slab):
+        c, d = unit.job["columns"]
+        tile = session.arrays(unit, [key])[key]
+        gram_NN[unit.start : unit.stop, c:d] = tile
+        gram_NN[c:d, unit.start : unit.stop] = tile.T
+    return gram_NN

@@ -1,0 +1,85 @@
+"""Pictures of the scores' agreement and of the training that was scored.
+
+Each function returns an inline <svg>, or None where the findings do not hold its data.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from distinf.stages.gram.page.detection_figures import IN_CELL, STRENGTH
+from distinf.stages.gram.page.findings import CellFinding, Findings
+from distinf.stages.gram.page.tables import Tables
+from distinf.stages.page import maps
+from distinf.stages.page.formats import fixed, shortened
+from distinf.stages.page.svg import COLOR, DASH, drawing, export, legend, linear_axis, title
+
+MOST_NUMBERED = 8
+SERIES = {"train_loss": ("training rows", "soft"), "query_loss": ("queries", "accent"),
+          "test_loss": ("test rows", "muted")}  # fmt: skip
+
+
+def correlations_figure(findings: Findings, _rows: Tables, name: str, heading: str) -> str | None:
+    """Spearman's correlation of the scores, one map per matrix."""
+    matrices = [c for c in findings.correlations if len(c.names) > 1]
+    if not matrices:
+        return None
+    across = 1 if len(matrices) == 1 else 2
+    down = math.ceil(len(matrices) / across)
+    most = max(len(c.names) for c in matrices)
+    with drawing(name, down * (1.0 + 0.3 * max(3, most))) as figure:
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        for axes, c in zip(panels, matrices):
+            values_MM = np.asarray(c.values_MM, dtype=np.float64)
+            maps.show(axes, STRENGTH * values_MM)
+            labels = [shortened(n, 20) for n in c.names]
+            axes.set_yticks(range(len(labels)), labels)
+            axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right")
+            for label in axes.get_xticklabels():
+                label.set_rotation_mode("anchor")
+            axes.tick_params(axis="both", length=0, labelsize=8.5)
+            title(axes, shortened(c.title, 58))
+            for i, j in np.ndindex(values_MM.shape) if len(labels) <= MOST_NUMBERED else ():
+                if math.isfinite(values_MM[i, j]):
+                    text = fixed(float(values_MM[i, j]), 2)
+                    axes.text(j, i, text, color=COLOR["ink"], **IN_CELL)
+        for axes in panels[len(matrices) :]:
+            axes.set_visible(False)
+        return export(figure, name, heading)
+
+
+def training_figure(findings: Findings, _rows: Tables, name: str, heading: str) -> str | None:
+    """Loss by epoch of the training on all rows, mean over cells, and the epochs scored."""
+    cells = [c for c in findings.cells if any(len(c.history.get(s, ())) > 1 for s in SERIES)]
+    if not cells:
+        return None
+    with drawing(name, 3.0) as figure:
+        axes = figure.subplots()
+        for series, (words, color) in SERIES.items():
+            mine = [c.history[series] for c in cells if len(c.history.get(series, ()))]
+            if not mine:
+                continue
+            length = min(len(s) for s in mine)
+            mean = np.nanmean(np.array([s[:length] for s in mine], dtype=np.float64), axis=0)
+            axes.plot(range(1, length + 1), mean, color=COLOR[color], label=words)
+        for place, best in enumerate(sorted({c.best for c in cells if c.best is not None})):
+            label = "epoch scored" if not place else None
+            style: dict[str, Any] = {"color": COLOR["helpful"], "ls": DASH["reference"], "lw": 1.2}
+            axes.axvline(best + 1, label=label, **style)
+            many = _times(cells, best)
+            if len(cells) > 1:
+                axes.annotate(
+                    f"{many}×", (best + 1, 0.97), (4, 0), xycoords=("data", "axes fraction"),
+                    textcoords="offset points", color=COLOR["helpful"], fontsize=8.5, va="top",
+                )  # fmt: skip
+        linear_axis(axes, "x", integer=True)
+        linear_axis(axes, "y")
+        axes.set_xlabel("epoch")
+        title(axes, "loss, mean over cells" if len(cells) > 1 else "loss")
+        legend(figure, axes)
+        return export(figure, name, heading)
+
+
+def _times(cells: list[CellFinding], best: int) -> int:
+    return sum(c.best == best for c in cells)

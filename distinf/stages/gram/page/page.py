@@ -1,0 +1,91 @@
+"""The page: findings to one HTML file that needs nothing else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from distinf.stages.gram.page import accuracy_figures, detection_figures, machine_figures
+from distinf.stages.gram.page.captions import captions, titles
+from distinf.stages.gram.page.findings import Findings
+from distinf.stages.gram.page.summaries import spoken
+from distinf.stages.gram.page.tables import Tables, tables
+from distinf.stages.gram.page.views import facts, listed, views
+from distinf.stages.gram.page.wording import answer
+from distinf.stages.page.formats import count
+from distinf.stages.page.intervals import RESAMPLES
+
+Draw = Callable[[Findings, Tables, str, str], str | None]
+DRAW: dict[str, Draw] = {  # in page order
+    "curves": detection_figures.curves_figure,
+    "grid": detection_figures.grid_figure,
+    "deciles": detection_figures.deciles_figure,
+    "accuracy": accuracy_figures.accuracy_figure,
+    "trends": accuracy_figures.trends_figure,
+    "modules": detection_figures.modules_figure,
+    "proxies": accuracy_figures.proxies_figure,
+    "correlations": machine_figures.correlations_figure,
+    "training": machine_figures.training_figure,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    number: int
+    name: str
+    svg: Markup
+    title: str
+    caption: str
+
+
+def render(findings: Findings) -> str:
+    """The report as one HTML document: no scripts, no requests; all text from data is escaped.
+
+    The same findings give the same bytes (for one version of matplotlib).
+    """
+    rows = tables(findings)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_source),
+    )
+    return environment.get_template("template.html.jinja").render(
+        findings=findings,
+        style=Markup(_source("style.css")),
+        answer=answer(findings, rows),
+        figures=figures(findings, rows),
+        tables=views(findings, rows),
+        listed=listed(findings),
+        headline=spoken(findings.headline.name),
+        flips_known=any(c.flips for c in findings.cells),
+        sources=_sources(findings),
+        facts=facts(findings),
+        draws=count(RESAMPLES),
+    )
+
+
+def figures(findings: Findings, rows: Tables) -> dict[str, Picture]:
+    """The pictures that the findings hold data for, numbered in page order."""
+    heads, texts = titles(findings), captions(findings, rows)
+    pictures: dict[str, Picture] = {}
+    for name, draw in DRAW.items():
+        svg = draw(findings, rows, name, heads[name])
+        if svg is not None:
+            place = len(pictures) + 1
+            pictures[name] = Picture(place, name, Markup(svg), heads[name], texts[name])
+    return pictures
+
+
+def _sources(findings: Findings) -> list[str]:
+    named = {p.source for p in findings.methods_published}
+    return sorted(named | {p.source for p in findings.layers_published})
+
+
+def _source(name: str) -> str:
+    own = files("distinf.stages.gram.page") / name
+    found = own if own.is_file() else files("distinf.stages.page") / name
+    return found.read_text(encoding="utf-8")

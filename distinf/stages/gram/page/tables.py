@@ -1,0 +1,47 @@
+"""Every number of the report as plain rows."""
+
+from distinf.stages.gram.page import detection_tables, method_tables
+from distinf.stages.gram.page.findings import Findings
+from distinf.stages.gram.page.summaries import Row
+
+Tables = dict[str, list[Row]]
+
+
+def tables(findings: Findings) -> Tables:
+    """Name -> rows, for CSV and JSON. Percentages carry `_pct`, percentage points `_points`.
+
+    `low` and `high` bound the 95 % bootstrap interval over datasets, then seeds; missing is NaN or
+    None. Tables without rows are left out.
+    """
+    made = {
+        "cells": detection_tables.cells(findings),
+        "ranking": detection_tables.ranking(findings),
+        "detection": detection_tables.detection(findings),
+        "scored": detection_tables.scored(findings),
+        "deciles": detection_tables.deciles(findings),
+        "curves": detection_tables.curves(findings),
+        "modules": detection_tables.modules(findings),
+        "accuracy": method_tables.accuracy(findings),
+        "methods": method_tables.methods(findings),
+        "layers": method_tables.layer_ranks(findings),
+        "gains": method_tables.gains(findings),
+        "quartiles": method_tables.quartiles(findings),
+        "proxies": method_tables.proxies(findings),
+        "proxy_points": method_tables.proxy_points(findings),
+        "retrained": method_tables.retrained(findings),
+        "cancellation": _cancellation(findings),
+        "correlations": detection_tables.correlations(findings),
+        "conditioning": detection_tables.conditioning(findings),
+        "costs": detection_tables.costs(findings),
+    }
+    return {name: rows for name, rows in made.items() if rows}
+
+
+def _cancellation(findings: Findings) -> list[Row]:
+    """Table 1 with its last column, where there are accuracies to correlate with."""
+    agreed = method_tables.c_agreement(findings)
+    rows = detection_tables.cancellation(findings)
+    for row in rows:
+        if row["group"] in agreed:
+            row |= {"rho": agreed[row["group"]].rho, "p": agreed[row["group"]].p}
+    return rows

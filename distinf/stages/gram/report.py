@@ -1,0 +1,94 @@
+"""Stage report: from the run's committed arrays to one page, its tables, and every row ranked."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from distinf.numerics.metrics import ndr
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.stages.gram.actions import AT, flipped_rows, lowest_first, results
+from distinf.stages.gram.findings import cell_ranking, findings
+from distinf.stages.gram.page.page import render
+from distinf.stages.gram.page.tables import tables
+from distinf.stages.gram.scores import all_scores, headline
+from distinf.stages.gram.session import Outline, Session
+from distinf.stages.page.rows import csv_text, json_text
+
+NAME = "report"
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """One unit: the page."""
+    return [(Unit(NAME, outline.basis[NAME]), Cost(bytes=3e6))]
+
+
+def is_done(session: Session) -> bool:
+    """The page is there, and it is this run's."""
+    unit = units(session.outline)[0][0]
+    page_is_there = "report/index.html" in session.blobs.names("report")
+    return page_is_there and bool(session.done([unit]))
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    """Write the report's files; then say so."""
+    write(session)
+    unit = units(session.outline)[0][0]
+    empty = {"group": "report", "files": {}, "bytes": 0}
+    session.ledger(NAME).commit(unit, 1, {"manifest": empty, "summary": {}})
+
+
+def write(session: Session) -> None:
+    """Every row ranked, the tables as CSV and JSON, and the page last: if it is there, all is."""
+    for cell in session.outline.cells.values():
+        text = csv_text(cell_ranking(session, cell))
+        session.blobs.put(f"report/{ranking_name(cell.name)}", text.encode())
+    found = findings(session)
+    for name, rows in tables(found).items():
+        session.blobs.put(f"report/{name}.csv", csv_text(rows).encode())
+        session.blobs.put(f"report/{name}.json", json_text(rows).encode())
+    session.blobs.put("report/findings.json", json.dumps(found.to_json(), indent=1).encode())
+    session.blobs.put("report/index.html", render(found).encode())
+
+
+def ranking_name(cell: str) -> str:
+    """The file that has all of a cell's rows, the most detrimental first."""
+    return f"ranking-{cell}.csv" if cell else "ranking.csv"
+
+
+def summary_lines(session: Session) -> list[str]:
+    """The answer in a few lines, for the terminal."""
+    found, rates = [], []
+    for cell in session.outline.cells.values():
+        key = headline(session, cell)
+        noise = flipped_rows(session, cell.name)
+        if noise is not None and noise.any():
+            scores_N = torch.from_numpy(lowest_first(all_scores(session, cell)[key]))
+            rates.append(ndr(scores_N, torch.from_numpy(noise), AT))
+    root = session.blobs.root
+    if rates:
+        found.append(
+            f"{'/'.join(key)}: {np.mean(rates):.0%} of the mislabelled rows are among the lowest "
+            f"{AT:.0%} (random: {AT:.0%})"
+        )
+    cells = list(session.outline.cells)
+    more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+    found.append(
+        f"all rows ranked, most detrimental first: {root}/report/{ranking_name(cells[0])}{more}"
+    )
+    return found
+
+
+def accuracies(session: Session) -> list[tuple[str, float, float, int]]:
+    """(configuration, best test accuracy, that at least query loss, cells): means over cells."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for filtered, stored in results(session):
+        accuracy = stored["test_accuracy"]
+        pair = float(np.nanmax(accuracy)), float(accuracy[int(stored["best"])])
+        found.setdefault(filtered.configuration, []).append(pair)
+    means = {name: np.mean(pairs, axis=0) for name, pairs in found.items()}
+    return [
+        (name, float(means[name][0]), float(means[name][1]), len(pairs))
+        for name, pairs in found.items()
+    ]

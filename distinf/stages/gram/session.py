@@ -1,0 +1,196 @@
+"""A run of the Gram route as one process sees it, and what each stage's results depend on."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from distinf.errors import InputError
+from distinf.numerics.parameters import Layout
+from distinf.runtime import Unit, digest
+from distinf.stages import session as stages_session
+from distinf.stages.gram.blocks import Blocks, blocks_of, groups_of
+from distinf.stages.gram.settings import StageSettings
+from distinf.stages.gram.task import Prepared, Trainable, cells_of
+from distinf.stages.session import to_device
+from distinf.stages.task import Batch, Shapes, Task, build_task, task_path, telling
+
+DATA = "data"
+TRAIN, QUERY = "train", "evaluation"  # the task's splits, as this route uses them
+Basis = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A dataset and seed: all that the list of its units depends on."""
+
+    name: str
+    basis: Basis
+    rows: Mapping[str, int]
+    shapes: Shapes
+    blocks: Blocks
+    groups: Mapping[str, tuple[str, ...]]
+    prepared: bool  # its rows are made in the data stage
+    trained: bool  # it is trained, and can be trained again
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All that the list of units depends on."""
+
+    settings: StageSettings
+    basis: Basis  # of the report
+    cells: Mapping[str, Cell]
+
+
+def bases(
+    name: str, task_settings: Mapping[str, Any], task: Task, seed: int, settings: StageSettings
+) -> dict[str, Any]:
+    """ "report", and "cells": by name the digest chain of each, as in the basis route.
+
+    A cell's digests cover its own dataset and seed, so that more of either keep the rest.
+    """
+    found = {}
+    for cell, of in cells_of(task).items():
+        with telling("digests()"):
+            identity = dict(of.digests())
+        found[cell] = _cell_bases([task_path(name), cell, identity], settings)
+    shown = {cell: chain["actions"] for cell, chain in found.items()}
+    report = digest([shown, asdict(settings.actions), asdict(settings.report)])
+    return {"report": report, "cells": found}
+
+
+def _cell_bases(identity: Any, settings: StageSettings) -> dict[str, str]:
+    s = asdict(settings)
+    recipe = {k: v for k, v in s["train"].items() if k != "evaluation_batch"}
+    passes = {k: v for k, v in s["gradients"].items() if not k.endswith("_per_batch")}
+    found = {DATA: digest([DATA, identity])}
+    found["train"] = digest([found[DATA], recipe])
+    # Batches change no more than last bits, but those they do.
+    batches = {k: v for k, v in s["gradients"].items() if k.endswith("_per_batch")}
+    found["gradients"] = digest([found["train"], passes, batches])
+    found["gram"] = digest([found["gradients"], s["gram"], s["scores"]["damping"].get("datainf")])
+    found["scores"] = digest([found["gram"], s["scores"]])
+    found["actions"] = found["train"]  # a job is named by the rows that it keeps
+    return found
+
+
+class Session(stages_session.Session):
+    """Opens nothing before it is asked."""
+
+    ROUTE = "gram"
+    PREPARE = "distinf.stages.gram.session:prepare"
+
+    @cached_property
+    def settings(self) -> StageSettings:
+        return TypeAdapter(StageSettings).validate_python(self.context["settings"])
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Each cell's task, no rows attached yet."""
+        return cells_of(build_task(self.context["task"], self.context["task_settings"], self.seed))
+
+    def task(self, cell: str) -> Task:
+        """A cell's task; its rows come from the run once they are committed."""
+        task = self.tasks[cell]
+        if isinstance(task, Prepared) and ("attached", cell) not in self._cache:
+            unit = data_unit(cell, self.cell_basis(cell))
+            if self.ledger(DATA).get(unit) is not None:
+                task.attach(self.arrays(unit))
+                self._cache["attached", cell] = True
+        return task
+
+    def cell_basis(self, cell: str) -> Basis:
+        found: Basis = self.context["basis"]["cells"][cell]
+        return found
+
+    @property
+    def outline(self) -> Outline:
+        """Rows are as planned until the data stage is done, and as found afterwards."""
+        return Outline(self.settings, self.basis, {name: self.cell(name) for name in self.tasks})
+
+    def cell(self, name: str) -> Cell:
+        task = self.task(name)
+        settled = not isinstance(task, Prepared) or ("attached", name) in self._cache
+        if ("cell", name) in self._cache:
+            found: Cell = self._cache["cell", name]
+            return found
+        with telling("shapes()"):
+            shapes = task.shapes()
+        blocks = self._blocks(task)
+        made = Cell(
+            name=name,
+            basis=self.cell_basis(name),
+            rows={split: task.rows(split) for split in (TRAIN, QUERY)},
+            shapes=shapes,
+            blocks=blocks,
+            groups=groups_of(blocks, self.settings.scores),
+            prepared=isinstance(task, Prepared),
+            trained=isinstance(task, Trainable),
+        )
+        if settled:
+            self._cache["cell", name] = made
+        return made
+
+    def _blocks(self, task: Task) -> Blocks:
+        """From the task's own word on its parameters, or from its model."""
+        settings = self.settings.gradients
+        skeleton = getattr(task, "skeleton", task.model)  # a model without values, where there is
+        with telling("model()"):
+            model = skeleton()
+        layout = layout_of(model, settings)
+        return _blocks_of_model(model, layout, settings)
+
+    def batch(self, cell: str, split: str, ids: np.ndarray) -> Batch:
+        """The rows on this worker's device."""
+        return to_device(self.task(cell).batch(split, ids), self.device)
+
+
+def layout_of(model: nn.Module, settings: Any) -> Layout:
+    """The parameters whose gradients are taken: trained ones, and the embedding if asked for."""
+    layout = Layout.of(model, settings.blocks, embeddings=settings.embeddings)
+    if not settings.exclude:
+        return layout
+    try:
+        kept = [k for k, n in enumerate(layout.names) if not re.search(settings.exclude, n)]
+    except re.error as error:
+        raise InputError(f"gradients.exclude: not a regex: {error}") from None
+    if not kept:
+        raise InputError(f"gradients.exclude: '{settings.exclude}' leaves no block")
+    names, shapes = layout.names, layout.shapes
+    return Layout(tuple(names[k] for k in kept), tuple(shapes[k] for k in kept))
+
+
+def _blocks_of_model(model: nn.Module, layout: Layout, settings: Any) -> Blocks:
+    owners = {
+        f"{path}.{local}" if path else local: module
+        for path, module in model.named_modules()
+        for local, _ in module.named_parameters(recurse=False)
+    }
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    words = [name for name in shapes if isinstance(owners.get(name), nn.Embedding)]
+    if len(words) > 1:
+        raise InputError(
+            f"gradients: {len(words)} embeddings are among the blocks ({', '.join(words[:3])}); "
+            "leave all but one out by gradients.exclude"
+        )
+    dense = {name: shape for name, shape in shapes.items() if name not in words}
+    linear = [n for n, s in dense.items() if len(s) == 2 and n.endswith("weight")]
+    word = (words[0], shapes[words[0]]) if words else None
+    return blocks_of(dense, settings, word, linear)
+
+
+def data_unit(cell: str, basis: Basis) -> Unit:
+    """The unit that makes a cell's rows."""
+    return Unit(DATA, basis[DATA], job={"cell": cell})
+
+
+def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
+    """What a worker holds for as long as it works on one run."""
+    return Session(context, device)

@@ -1,0 +1,88 @@
+"""What the Gram route asks of a task beyond `stages.task.Task`, all of it optional.
+
+A plain task is scored as it is: its training rows against its evaluation rows, with the model that
+it returns. A task of several datasets or seeds has a cell for each; a cell that can be trained is
+trained, and trained again on what is left after filtering.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from distinf.stages.gram.settings import TrainSettings
+from distinf.stages.task import Task
+
+METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training went.
+
+    history  METRICS by epoch, each [epochs]
+    best     the epoch of least query loss, from 0
+    weights  the trained parameters at that epoch, by name
+    """
+
+    history: Mapping[str, Sequence[float]]
+    best: int
+    weights: Mapping[str, np.ndarray]
+
+
+@runtime_checkable
+class ManyCells(Protocol):
+    """A task of several datasets and seeds."""
+
+    def cells(self) -> Mapping[str, Task]:
+        """Each by its name, such as "qnli-3"."""
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A cell whose rows are made once, in the data stage, and read from the run afterwards."""
+
+    def prepare(self) -> Mapping[str, np.ndarray]:
+        """Everything about its rows, as arrays."""
+
+    def attach(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """From now on all rows come from `arrays`."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A cell that can be trained, and trained again on fewer rows from the same start."""
+
+    def fit(self, kept: np.ndarray, recipe: TrainSettings, device: torch.device) -> Fit:
+        """Train on the rows `kept` [n] (int64, ascending)."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A cell whose rows have lengths, for batches of about as many tokens."""
+
+    def lengths(self, split: str) -> np.ndarray:
+        """int64 [rows]: tokens of each row."""
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A cell that knows which training labels are wrong."""
+
+    def flipped(self) -> np.ndarray | None:
+        """bool [N], or None where it is not known after all."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A cell that can say what a training row is."""
+
+    def describe(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
+        """For each row its original number, text, label, and what else is worth a column."""
+
+
+def cells_of(task: Task) -> dict[str, Task]:
+    """The task's cells; a plain task is its own only one, by the name ""."""
+    return dict(task.cells()) if isinstance(task, ManyCells) else {"": task}

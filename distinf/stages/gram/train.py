@@ -1,0 +1,119 @@
+"""Stage train: one fine-tuning per cell, on its rows with whatever labels they have.
+
+The weights of the epoch of least loss on the queries are what everything after is about. A task
+that cannot be trained is taken as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from distinf.errors import InputError
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.stages.gram.task import METRICS, Fit, Trainable
+
+NAME = "train"
+WEIGHT = "weight."
+BACKWARD = 1.0  # a forward pass again: gradients of activations, the base's weights are frozen
+STATE_BYTES = 16.0  # a trained parameter, its gradient, two moments
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """One job per cell that is trained."""
+    return [
+        (_unit(cell), fit_cost(outline, cell, cell.rows[TRAIN]))
+        for cell in outline.cells.values()
+        if cell.trained
+    ]
+
+
+def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
+    """What one training on `rows` rows takes, with the evaluations after each epoch."""
+    recipe, shapes = outline.settings.train, cell.shapes
+    trained = sum(block.entries for block in cell.blocks.dense)
+    forward = shapes.flops_per_sample
+    steps = recipe.epochs * (rows * (1 + BACKWARD) + 2 * cell.rows[QUERY])
+    memory = recipe.batch_size * shapes.activation_bytes_per_sample + 4.0 * shapes.parameters
+    return Cost(
+        flops=forward * steps,
+        bytes=4.0 * trained,
+        memory=memory + STATE_BYTES * trained,
+        work={"train": recipe.epochs * rows, "forward": 2 * recipe.epochs * cell.rows[QUERY]},
+    )
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    if wanted:
+        runtime.grid(session.work("distinf.stages.gram.train:body"), wanted, session.ledger(NAME))
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    """Arrays: METRICS by epoch [epochs], best [], and weight.<name> of the best epoch."""
+    name = unit.job["cell"]
+    rows = np.arange(session.cell(name).rows[TRAIN])
+    fit = fitted(session, name, rows)
+    weights = {f"{WEIGHT}{key}": values for key, values in fit.weights.items()}
+    arrays = {**history_arrays(fit), **weights}
+    return session.commit(
+        unit, attempt, arrays, summary=fit_summary(fit), may_hold_nan=list(METRICS)
+    )
+
+
+def fitted(session: Session, name: str, rows: np.ndarray) -> Fit:
+    """Train a cell on `rows`."""
+    task = session.task(name)
+    if not isinstance(task, Trainable):
+        raise InputError(f"train: cell '{name}' cannot be trained")
+    fit = task.fit(rows, session.settings.train, session.device)
+    if not np.isfinite(fit.history["query_loss"][fit.best]):
+        raise InputError(f"train: the queries' loss of cell '{name}' is not finite; lower train.lr")
+    return fit
+
+
+def history_arrays(fit: Fit) -> dict[str, np.ndarray]:
+    """METRICS that were measured, [epochs] each, and the best epoch."""
+    found = {k: np.asarray(v, dtype=np.float64) for k, v in fit.history.items() if k in METRICS}
+    return {**found, "best": np.asarray(fit.best)}
+
+
+def fit_summary(fit: Fit) -> dict[str, float]:
+    """The last word on a training: its best epoch, and the best test accuracy of all epochs."""
+    found = {"best": fit.best, "query_loss": float(fit.history["query_loss"][fit.best])}
+    if "test_accuracy" in fit.history:
+        found["test_accuracy"] = float(max(fit.history["test_accuracy"]))
+    return found
+
+
+def _unit(cell: Cell) -> Unit:
+    return Unit(NAME, cell.basis[NAME], job={"cell": cell.name})
+
+
+def stored_fit(session: Session, name: str) -> dict[str, np.ndarray]:
+    """What `body` committed for a cell; {} for one that is not trained."""
+    cell = session.cell(name)
+    return session.arrays(_unit(cell)) if cell.trained else {}
+
+
+def trained_model(session: Session, name: str) -> nn.Module:
+    """The cell's model as trained, in evaluation mode, on this worker's device; one is kept."""
+    if session.cached("model", dict).get("of") != name:
+        stored = stored_fit(session, name)
+        weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
+        model = session.task(name).model()
+        load_weights(model, weights)
+        session.cached("model", dict).update(of=name, model=model.to(session.device).eval())
+    found: nn.Module = session.cached("model", dict)["model"]
+    return found
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """Write stored parameters into the model, in place."""
+    with torch.no_grad():
+        for name, values in weights.items():
+            parameter = model.get_parameter(name)
+            parameter.copy_(torch.from_numpy(np.array(values)).to(parameter.dtype))

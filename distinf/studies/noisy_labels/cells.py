@@ -1,0 +1,112 @@
+"""One cell, a dataset with a seed: its rows, tokens, flips, as arrays that are stored once.
+
+Arrays, for part in train, evaluation (the queries), test:
+    <part>_tokens, <part>_offsets      token ids (renumbered if compressed) and where rows begin
+    <part>_labels, <part>_clean        int64 [rows]: as given (train: noisy), and before the noise
+    <part>_rows                        int64 [rows]: the row's number in its source
+    <part>_text, <part>_text_offsets   UTF-8; two texts are joined by " | "
+    train_flipped                      bool [rows]
+    <part>_ids, <part>_id_offsets      UTF-8: the source's own id, or the row's number
+    vocabulary                         int64 [V'] where it is compressed: vocabulary[new id] = old
+    pad                                int64 [1]: the padding token's id in the data
+    truncated                          int64 [3]: rows cut to max_length, by part
+    shared_texts                       int64 [2]: queries and tests whose text is a training text
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from distinf.studies.noisy_labels.files import Table, read_table
+from distinf.studies.noisy_labels.glue import Load, glue_table
+from distinf.studies.noisy_labels.models import load_tokenizer
+from distinf.studies.noisy_labels.noise import flips
+from distinf.studies.noisy_labels.settings import DataSettings, NoisyLabelSettings
+from distinf.studies.noisy_labels.splits import PARTS, split_rows
+from distinf.studies.noisy_labels.tokens import Ragged, packed_texts, tokenised
+from distinf.studies.noisy_labels.vocabulary import kept_tokens, renumber
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A dataset and the index of a seed."""
+
+    dataset: str
+    index: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}-{self.index}"
+
+
+def cells_of(settings: NoisyLabelSettings, seed: int) -> tuple[Cell, ...]:
+    """Every dataset with every seed, dataset by dataset."""
+    return tuple(
+        Cell(name, index, seed + index)
+        for name in settings.data.names
+        for index in range(settings.seeds)
+    )
+
+
+def load_table(settings: DataSettings, dataset: str, load: Load | None = None) -> Table:
+    """The rows of the file, or of a GLUE task (`load`: see glue.py)."""
+    if settings.path:
+        return read_table(settings)
+    return glue_table(dataset, settings.revision, load)
+
+
+def prepare_cell(settings: NoisyLabelSettings, cell: Cell, load: Load | None = None) -> Arrays:
+    """All arrays of the cell, a function of settings, data and the cell's seed."""
+    data = settings.data
+    table = load_table(data, cell.dataset, load)
+    sizes = {"train": data.train_rows, "evaluation": data.query_rows, "test": data.test_rows}
+    chosen = split_rows(table, sizes, cell.seed, shrink=not data.path)
+    arrays: Arrays = {}
+    for part, rows in chosen.items():
+        arrays |= _part(table, part, rows)
+    flipped = flips(len(chosen["train"]), data.flips, cell.seed)
+    arrays["train_flipped"] = flipped
+    arrays["train_labels"] = np.where(flipped, 1 - arrays["train_clean"], arrays["train_clean"])
+    training = {table.texts[row] for row in chosen["train"]}
+    shared = [sum(table.texts[row] in training for row in chosen[part]) for part in PARTS[1:]]
+    return arrays | {"shared_texts": np.array(shared)} | _tokens(settings, table, chosen)
+
+
+def _part(table: Table, part: str, rows: np.ndarray) -> Arrays:
+    text, text_offsets = packed_texts([" | ".join(table.texts[row]) for row in rows])
+    ids, id_offsets = packed_texts([table.ids[row] for row in rows])
+    return {
+        f"{part}_labels": table.labels[rows],
+        f"{part}_clean": table.labels[rows],
+        f"{part}_rows": table.rows[rows],
+        f"{part}_text": text,
+        f"{part}_text_offsets": text_offsets,
+        f"{part}_ids": ids,
+        f"{part}_id_offsets": id_offsets,
+    }
+
+
+def _tokens(settings: NoisyLabelSettings, table: Table, chosen: Mapping[str, np.ndarray]) -> Arrays:
+    """Tokens of all parts, renumbered together where the vocabulary is compressed."""
+    tokenizer = load_tokenizer(settings.model)
+    found: dict[str, Ragged] = {}
+    truncated = []
+    for part, rows in chosen.items():
+        texts = [table.texts[row] for row in rows]
+        found[part], cut = tokenised(tokenizer, texts, settings.model)
+        truncated.append(cut)
+    pad = tokenizer.pad_token_id
+    kept = None
+    if settings.model.compress_vocabulary:
+        occurring = [tokens for tokens, _ in found.values()]
+        kept = kept_tokens(occurring, tokenizer.all_special_ids, pad)
+        found = {part: (renumber(ids, kept), offsets) for part, (ids, offsets) in found.items()}
+        pad = int(renumber(np.array(pad), kept))
+    arrays = {f"{part}_tokens": tokens for part, (tokens, _) in found.items()}
+    arrays |= {f"{part}_offsets": offsets for part, (_, offsets) in found.items()}
+    arrays |= {"pad": np.array([pad]), "truncated": np.array(truncated)}
+    return arrays if kept is None else arrays | {"vocabulary": kept}

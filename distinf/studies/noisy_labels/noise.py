@@ -1,0 +1,24 @@
+"""Random draws by (seed, purpose), and label noise made with one."""
+
+import hashlib
+
+import numpy as np
+
+
+def number(seed: int, purpose: str) -> int:
+    """A 32-bit seed of its own for every purpose."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}/{seed}".encode()).digest()[:4], "little")
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(number(seed, f"noisy_labels/{purpose}"))
+
+
+def flips(rows: int, share: float, seed: int) -> np.ndarray:
+    """bool [rows]: int(share * rows) of them, drawn without replacement and whatever their label.
+
+    Flipped labels are 1 - label (paper 003, section 5).
+    """
+    flipped = np.zeros(rows, dtype=bool)
+    flipped[generator(seed, "flips").choice(rows, int(share * rows), replace=False)] = True
+    return flipped

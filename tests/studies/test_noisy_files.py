@@ -1,0 +1,146 @@
+"""Labelled texts from files and from GLUE."""
+
+import csv
+import gzip
+import json
+
+import pytest
+
+from distinf.errors import InputError
+from distinf.studies.noisy_labels.files import read_table
+from distinf.studies.noisy_labels.glue import from_hub, glue_table
+from distinf.studies.noisy_labels.settings import DataSettings
+
+ROWS = [("a", 1, 'He said "no".', "train"), ("b", 0, "Näher, mein", "dev"), ("c", 1, "", "test")]
+NAMES = ("key", "label", "sentence", "split")
+
+
+def write(folder, kind):
+    path = folder / f"data{kind}"
+    if kind.startswith(".tsv"):
+        content = "\n".join("\t".join(map(str, row)) for row in [NAMES, *ROWS]) + "\n"
+    elif kind == ".csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([NAMES, *ROWS])
+        return path
+    elif kind == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="needs distinf[llm]")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table(dict(zip(NAMES, map(list, zip(*ROWS))))), path)
+        return path
+    else:
+        content = "\n".join(json.dumps(dict(zip(NAMES, row))) for row in ROWS)
+    data = content.encode()
+    path.write_bytes(gzip.compress(data) if kind.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize("kind", [".tsv", ".tsv.gz", ".csv", ".jsonl", ".jsonl.gz", ".parquet"])
+def test_every_format_gives_the_same_table(tmp_path, kind):
+    table = read_table(DataSettings(path=str(write(tmp_path, kind)), id="key"))
+    assert table.texts == [(row[2],) for row in ROWS]
+    assert table.labels.tolist() == [1, 0, 1]
+    assert table.ids == ["a", "b", "c"]
+    assert table.splits.tolist() == ["train", "validation", "test"]
+
+
+def test_text_columns_are_found_or_named(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("source\tlabel\tquestion\tsentence\nx\t0\tq\ts\ny\t1\tr\tt\n")
+    assert read_table(DataSettings(path=str(path))).texts == [("q", "s"), ("r", "t")]
+    assert read_table(DataSettings(path=str(path), text=("source",))).texts == [("x",), ("y",)]
+    other = tmp_path / "other.csv"
+    other.write_text("label,review\n0,bad\n1,good\n")
+    assert read_table(DataSettings(path=str(other))).texts == [("bad",), ("good",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "said"),
+    [
+        ("a.tsv", "label\tsentence\n2\tx\n", {}, "label '2' in row 0 must be a whole number"),
+        ("a.tsv", "label\tsentence\n1\tx\nyes\ty\n", {}, "label 'yes' in row 1"),
+        ("a.tsv", "label\tsentence\n0.5\tx\n", {}, "label '0.5' in row 0"),
+        ("a.jsonl", '{"label": null, "sentence": "x"}', {}, "label None in row 0"),
+        ("a.tsv", "labels\tsentence\n1\tx\n", {}, "no column 'label'; did you mean 'labels'?"),
+        ("a.tsv", "label\tx\ty\n1\ta\tb\n", {}, "hold the text? name one or two of x, y"),
+        ("a.tsv", "label\tx\n1\ta\n", {"text": ("review",)}, "no column 'review'; it has label, x"),
+        ("a.tsv", "label\tx\tid\n1\ta\t7\n0\tb\t7\n", {"id": "id"}, "'7' first; make them"),
+        ("a.tsv", "label\tx\tsplit\n1\ta\teval\n", {}, "says 'eval'; use train"),
+        ("a.tsv", "label\tsentence\n", {}, "has no rows"),
+        ("a.tsv", "", {}, "has no rows"),
+        ("a.tsv", "label\tsentence\n1\n", {}, "row 0 has 1 fields where the header has 2"),
+        ("a.tsv", "label\tlabel\n1\t1\n", {}, "two columns are called 'label'"),
+        ("a.csv", 'label,sentence\n1,"x\n', {}, "is not CSV"),
+        ("a.jsonl", "{", {}, "row 0 is not JSON"),
+        ("a.jsonl", '{"label": 1, "text": "x"}\n{"label": 1}', {}, "row 1 must be an object"),
+        ("a.jsonl", "[1]", {}, "row 0 must be an object"),
+        ("a.jsonl", '{"label": 1, "text": "x"}\n3', {}, "row 1 must be an object"),
+        ("a.jsonl", '{"label": 1, "text": 3}', {"text": ("text",)}, "'text' of"),
+        ("a.parquet", "nonsense", {}, "is not Parquet"),
+        ("a.xlsx", "", {}, "unknown suffix; use one of .tsv, .csv"),
+        ("a", "", {}, "unknown suffix"),
+        ("a.tsv.gz", "not zipped", {}, "Not a gzipped file"),
+        (None, "", {}, "No such file or directory"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path, name, content, settings, said):
+    path = tmp_path / (name or "absent.tsv")
+    if name:
+        path.write_text(content)
+    with pytest.raises(InputError) as error:
+        read_table(DataSettings(path=str(path), **settings))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"label\tsentence\n1\t\xff\n")
+    with pytest.raises(InputError, match="not UTF-8 at byte 17"):
+        read_table(DataSettings(path=str(path)))
+
+
+# -- GLUE ----------------------------------------------------------------------------------
+
+
+def loader(columns, splits=("train", "validation")):
+    datasets = pytest.importorskip("datasets", reason="needs distinf[llm]")
+    return lambda name, revision: {split: datasets.Dataset.from_dict(columns) for split in splits}
+
+
+def test_mnli_drops_its_third_class_and_keeps_row_numbers():
+    columns = {"premise": list("pqrst"), "hypothesis": list("hijkl"), "label": [2, 0, 1, 2, 1]}
+    table = glue_table("mnli", load=loader(columns, ("train", "validation_matched")))
+    assert table.labels.tolist() == [0, 1, 1] * 2
+    assert table.rows.tolist() == [1, 2, 4] * 2
+    assert table.texts[0] == ("q", "i")
+    assert table.splits.tolist() == ["train"] * 3 + ["validation"] * 3
+
+
+def test_stsb_is_cut_at_three():
+    columns = {"sentence1": list("abcd"), "sentence2": list("efgh"), "label": [0.0, 2.99, 3.0, 5]}
+    table = glue_table("stsb", load=loader(columns))
+    assert table.labels.tolist() == [0, 0, 1, 1] * 2
+    assert table.ids[:5] == ["train-0", "train-1", "train-2", "train-3", "validation-0"]
+
+
+def test_a_glue_task_without_labels_or_split_is_refused():
+    hidden = {"sentence": ["x", "y"], "label": [1, -1]}
+    with pytest.raises(InputError, match="label -1 in row 1"):
+        glue_table("cola", load=loader(hidden))
+    with pytest.raises(InputError, match="cola has no split 'validation', only train"):
+        glue_table("cola", load=loader({"sentence": ["x"], "label": [1]}, ("train",)))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="needs distinf[llm]")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(InputError) as error:
+        from_hub("rte", "main")
+    assert "rte: nyu-mll/glue could not be loaded (ConnectionError: no route)" in str(error.value)
+    assert "\n" not in str(error.value)

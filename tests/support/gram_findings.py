@@ -1,0 +1,241 @@
+"""Made-up findings of a Gram route run: two datasets, three seeds, six estimators."""
+
+from typing import Any
+
+import numpy as np
+
+from distinf.stages.gram.page.findings import (
+    ESTIMATORS,
+    HOWS,
+    BlockScore,
+    Cancelled,
+    CellFinding,
+    Conditioning,
+    Configuration,
+    Correlation,
+    Findings,
+    Headline,
+    Provenance,
+    PublishedLayer,
+    PublishedMethod,
+    RankedRow,
+    Retrained,
+    Scored,
+    StageCost,
+)
+
+DATASETS = ("qnli", "sst2")
+GROUPS = ("embedding", "00-01", "02-03", "04-05", "06-07", "head", "all")
+ROWS, QUERIES, FLIPS, EPOCHS = 4_500, 500, 900, 8
+SKILL = {"tracin": 0.40, "cosine": 0.70, "datainf": 0.62, "fisher": 0.64, "fisher-joint": -0.05,
+         "tracin-we-top10": 0.35}  # fmt: skip
+BY_GROUP = {"embedding": -0.1, "00-01": 0.0, "02-03": 0.08, "04-05": 0.1, "06-07": 0.05,
+            "head": -0.2, "all": 0.09}  # fmt: skip
+BY_HOW = {"mean": -0.08, "rank": 0.0, "vote": 0.1}
+SMALL = ("tracin", "datainf")
+RETRAINED = ("datainf", "tracin", "cosine", "tracin-we-top10")
+PUBLISHED = "paper 003, Tables 4 to 6"
+
+
+def findings(
+    seeds: int = 3, datasets: tuple[str, ...] = DATASETS, small: bool = False, **changes: Any
+) -> Findings:
+    """A study like the paper's on `datasets`; `changes` replace whole fields.
+
+    `small`: two estimators and three layer groups, which are drawn faster.
+    """
+    rng = np.random.default_rng(20)
+    cells = [
+        _cell(f"{dataset}-{seed}", dataset, seed, rng)
+        for dataset in datasets
+        for seed in range(seeds)
+    ]
+    configurations = _configurations(small)
+    scored = [s for c in cells for s in _scored(c.name, configurations, rng)]
+    made: dict[str, Any] = {
+        "title": "Mislabelled rows of two GLUE tasks",
+        "task": "A small model with LoRA adapters was trained on 4,500 rows of each task with 20 % "
+        "of the labels flipped; every row was scored, and the lowest 30 % were filtered.",
+        "question": "Which training rows have a wrong label?",
+        "headline": Headline(),
+        "cells": cells,
+        "scored": scored,
+        "blocks": [b for c in cells for b in _blocks(c.name, small, rng)],
+        "cancellation": [x for c in cells for x in _cancelled(c.name, rng)],
+        "correlations": _correlations(rng),
+        "retrained": [r for c in cells for r in _retrained(c, scored, rng)],
+        "ranking": [r for c in cells[:2] for r in _ranking(c.name, rng)],
+        "conditioning": [
+            Conditioning(c.name, e, f"layers.{k}.v.lora_B", 1e-4 * (k + 1), 10 ** (3.0 + k))
+            for c in cells for e in ("fisher", "fisher-joint") for k in range(3)
+        ],
+        "methods_published": _methods_published(),
+        "layers_published": [
+            PublishedLayer("paper 003, Table 3", "mistral-7b", "datainf", f"attention-{k}", r, w)
+            for k, r, w in ((1, 2, 0.53), (2, 1, 0.60), (3, 2, 0.39), (4, 3, 0.20))
+        ],
+        "costs": [StageCost("train", 6, 412.0, 790.0, 12_000_000),
+                  StageCost("gradients", 36, 230.5, 455.0, 3_400_000_000),
+                  StageCost("gram", 12, 8.1, 15.0, 610_000_000),
+                  StageCost("scores", 6, 3.2, 6.0, 20_000_000)],
+        "deviations": ["The encoder is small and not the paper's."],
+        "warnings": ["fisher-joint: the damping is small against the largest eigenvalue."],
+        "quarantined": {"qnli-0 train": [17, 2204]},
+        "provenance": Provenance(
+            config_yaml="study: noisy_labels\n", command="distinf run runs/made/config.yaml",
+            fingerprint="a1b2c3", versions={"torch": "2.13.0"}, machine={"cores": "2"},
+            seeds={"run": 0},
+        ),
+    }  # fmt: skip
+    return Findings(**(made | changes))
+
+
+def plain_scores(**changes: Any) -> Findings:
+    """A user's own data: one cell, no known flips, nothing trained again."""
+    rng = np.random.default_rng(4)
+    names = [(e, g, h) for e in ("tracin", "datainf") for g in ("head", "all") for h in HOWS]
+    summary = {"count": 800, "nonfinite": 0, "min": -3.0, "median": 0.1, "max": 2.0}
+    made: dict[str, Any] = {
+        "title": "Rows of my file",
+        "task": "800 rows were scored against 100 queries.",
+        "cells": [CellFinding("", "mine", 0, 800, 100, correct_queries=88)],
+        "scored": [Scored("", e, g, h, scores=summary) for e, g, h in names],
+        "correlations": _correlations(rng)[:1],
+        "ranking": [
+            RankedRow("", k + 1, 40 + k, -2.0 + k / 10, f"text of row {40 + k}", "positive")
+            for k in range(5)
+        ],
+        "costs": [StageCost("gradients", 4, 9.0, 17.0, 1_000_000)],
+    }
+    return Findings(**(made | changes))
+
+
+def _cell(name: str, dataset: str, seed: int, rng: np.random.Generator) -> CellFinding:
+    epochs = np.arange(EPOCHS)
+    accuracy = 0.62 + 0.2 * (1 - np.exp(-epochs / 2)) + rng.normal(0, 0.006, EPOCHS)
+    query_loss = 0.55 + 0.02 * (epochs - 3 - seed % 2) ** 2 / 4
+    history = {
+        "train_loss": (0.69 * np.exp(-epochs / 5)).tolist(),
+        "query_loss": query_loss.tolist(),
+        "query_accuracy": (accuracy + 0.01).tolist(),
+        "test_loss": (query_loss + 0.02).tolist(),
+        "test_accuracy": accuracy.tolist(),
+    }
+    best = int(query_loss.argmin())
+    return CellFinding(name, dataset, seed, ROWS, QUERIES, 410 + seed, FLIPS, history, best, 12)
+
+
+def _skill(made: Configuration) -> float:
+    return float(
+        np.clip(SKILL[made.estimator] + BY_GROUP[made.group] + BY_HOW[made.how], -0.3, 0.97)
+    )
+
+
+def _configurations(small: bool) -> list[Configuration]:
+    estimators, groups = (ESTIMATORS, GROUPS) if not small else (SMALL, ("00-01", "02-03", "all"))
+    return [
+        Configuration(e, g, h)
+        for e in estimators for g in groups for h in HOWS
+        if e != "tracin-we-top10" or g == "embedding"
+    ]  # fmt: skip
+
+
+def _scored(
+    cell: str, configurations: list[Configuration], rng: np.random.Generator
+) -> list[Scored]:
+    found = []
+    for made in configurations:
+        skill = float(np.clip(_skill(made) + rng.normal(0, 0.02), -0.3, 0.985))
+        places = np.linspace(0, 1, 101)
+        curve = skill * np.minimum(places / 0.2, 1) + (1 - skill) * places
+        deciles = np.diff(curve[::10])
+        ndr = float(curve[30])
+        auc = float(np.trapezoid(curve, places)) / 0.9
+        told = (made.estimator, made.group, made.how)
+        found.append(
+            Scored(cell, *told, ndr, auc, deciles.tolist(), curve.tolist(), {"median": 0.1})
+        )
+    return found
+
+
+def _blocks(cell: str, small: bool, rng: np.random.Generator) -> list[BlockScore]:
+    found = []
+    for estimator in SMALL if small else ("tracin", "cosine", "datainf", "fisher"):
+        for layer in range(8):
+            for module in ("query", "value"):
+                for factor in "AB":
+                    base = 0.25 + 0.3 * (factor == "B") + 0.15 * (module == "value")
+                    rate = base + 0.03 * layer + rng.normal(0, 0.02)
+                    name = f"layers.{layer}.{module}.lora_{factor}"
+                    found.append(
+                        BlockScore(cell, name, layer, module, factor, estimator, "vote", rate, 0.6)
+                    )
+    return found
+
+
+def _cancelled(cell: str, rng: np.random.Generator) -> list[Cancelled]:
+    return [
+        Cancelled(cell, g, *(float(v) for v in rng.uniform(3 + k, 9 + 2 * k, 2)), 1.0, 12.5 + k,
+                  float("inf") if k % 2 else 1e5)
+        for k, g in enumerate(GROUPS)
+    ]  # fmt: skip
+
+
+def _correlations(rng: np.random.Generator) -> list[Correlation]:
+    found = []
+    for title, names in (
+        ("estimators, all layers, mean", ESTIMATORS),
+        ("layer groups, datainf, mean", GROUPS),
+    ):
+        drawn = rng.normal(size=(40, len(names))) + rng.normal(size=(40, 1))
+        drawn[:, -1] *= -1
+        found.append(Correlation(title, names, np.corrcoef(drawn.T)))
+    return found
+
+
+def _retrained(
+    cell: CellFinding, scored: list[Scored], rng: np.random.Generator
+) -> list[Retrained]:
+    rates = {s.name: s.ndr for s in scored if s.cell == cell.name}
+    base = 0.80 if cell.dataset == "qnli" else 0.90
+    names = {n: r or 0 for n, r in rates.items() if n.partition("/")[0] in RETRAINED}
+    names |= {"random": 0.3, "full": 1.0}
+    found = []
+    for name, rate in names.items():
+        top = base + 0.06 * (rate - 0.3) + rng.normal(0, 0.004)
+        epochs = np.arange(EPOCHS)
+        course = top - 0.15 * np.exp(-epochs / 1.5) + rng.normal(0, 0.002, EPOCHS)
+        best = float(course.max())
+        found.append(
+            Retrained(cell.name, name, best, best - 0.004, 3_150, f"{cell.name}-{name}"[:12],
+                      int(FLIPS * (1 - rate)), {"test_accuracy": course.tolist()})
+        )  # fmt: skip
+    return found
+
+
+def _ranking(cell: str, rng: np.random.Generator) -> list[RankedRow]:
+    texts = (
+        "A quiet, funny film that earns every one of its tears.",
+        "What is the largest city of the region? || The harbour was dredged in 1911, and again "
+        "after the war, when the larger ships came back and the old quay turned out too short.",
+        "No.",
+    )
+    rows = rng.permutation(ROWS)[:25]
+    return [
+        RankedRow(cell, k + 1, int(row), -9.0 + 0.2 * k, texts[k % 3], "entailment", k % 7 != 3,
+                  {"clean_label": "not entailment"})
+        for k, row in enumerate(rows)
+    ]  # fmt: skip
+
+
+def _methods_published() -> list[PublishedMethod]:
+    told = (
+        ("full", "", "", 0.96, (87.1, 1.6), (93.8, 1.1)),
+        ("datainf", "vote", "all", 0.82, (84.1, 1.9), (89.5, 2.1)),
+        ("datainf", "vote", "00-07", 0.84, (82.9, 1.7), (89.3, 2.2)),
+        ("random", "", "", 0.43, (76.9, 2.3), (80.8, 3.2)),
+    )
+    return [
+        PublishedMethod(PUBLISHED, "mistral-7b", e, how, group, rate, {"qnli": q, "sst2": s})
+        for e, how, group, rate, q, s in told
+    ]
