@@ -57,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.set_defaults(call=_run)
 
+    score = commands.add_parser(
+        "score",
+        help="rank a task's training rows, most detrimental first; none is left out",
+    )
+    _configurable(score)
+    score.add_argument("--accept", action="append", default=[], metavar="KEY", help="as in run")
+    score.set_defaults(call=_score)
+
     plan = commands.add_parser("plan", help="what a run will take, without running it")
     _configurable(plan)
     plan.add_argument(
@@ -111,6 +119,22 @@ def _run(options: argparse.Namespace) -> None:
     from distinf.progress import Reporter, summary
     from distinf.run import execute
 
+    session = execute(config, Reporter(), options.accept)
+    summary(session, time.monotonic() - began)
+
+
+def _score(options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    out = [f"out={options.out}"] if options.out else []
+    overrides = [*options.overrides, "actions.configurations=[]", *out]
+    from distinf.config import load
+    from distinf.errors import InputError
+    from distinf.progress import Reporter, summary
+    from distinf.run import execute
+
+    config = load(options.config, overrides, route="gram")
+    if config.ROUTE != "gram":
+        raise InputError(f"{options.config}: score ranks by the Gram route; use distinf run for it")
     session = execute(config, Reporter(), options.accept)
     summary(session, time.monotonic() - began)
 

@@ -166,11 +166,11 @@ def route_class(raw: Mapping[str, Any], where: str) -> type[RunConfig]:
     return ROUTES[named]
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load(path: str, overrides: Sequence[str] = (), route: str = "") -> RunConfig:
     """Read, override (`a.b=value`, the value as YAML), validate and resolve a configuration.
 
     `extends: other.yaml` starts from that file's keys. A config.yaml inside a run's folder replays
-    that run: its `out` is the folder it lies in.
+    that run: its `out` is the folder it lies in. `route` is for a file that names none.
     Raises InputError with one line for whatever is wrong.
     """
     file = Path(path)
@@ -182,6 +182,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _override(raw, override)
     raw.setdefault("out", f"runs/{file.stem}")
+    if route and not raw.get("route"):
+        raw["route"] = route
     return resolve(raw, path)
 
 

@@ -22,6 +22,10 @@ class TensorTask:
     metric     (model, batch) -> [N], what should go down (default: the training loss)
     optimizer  (parameters, lr=…, weight_decay=…) -> optimizer (default: torch.optim.AdamW)
     shared_rows  True where evaluation rows may be training rows too; else a run refuses them
+    notes      {column: values [N]} of the training rows for people: texts, labels
+    flipped    bool [N]: training rows whose label is known to be wrong, to see how many are found
+    correct    (model, batch) -> bool [N]: rank and vote count evaluation rows that the model gets
+               right (default: all)
     """
 
     reference: str | None = None
@@ -37,6 +41,9 @@ class TensorTask:
         seed: int = 0,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
         shared_rows: bool = False,
+        notes: Mapping[str, Sequence[Any]] | None = None,
+        flipped: Tensor | None = None,
+        correct: PerSampleLoss | None = None,
     ):
         missing = [split for split in ("train", "evaluation") if not data.get(split)]
         if missing:
@@ -59,6 +66,16 @@ class TensorTask:
         self._seed = seed
         self._optimizer = optimizer
         self._shared_rows = shared_rows
+        self._notes = dict(notes or {})
+        self._flipped = flipped
+        self._correct = correct
+        counts = {name: len(values) for name, values in self._notes.items()}
+        counts |= {} if flipped is None else {"flipped": len(flipped)}
+        for name, count in counts.items():
+            if count != self.rows("train"):
+                raise InputError(
+                    f"task: '{name}' has {count} values for {self.rows('train')} training rows"
+                )
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -73,7 +90,17 @@ class TensorTask:
         return {name: values[index] for name, values in self._data[split].items()}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"metric": self._metric(model, batch)}
+        found = {"metric": self._metric(model, batch)}
+        return found if self._correct is None else {**found, "correct": self._correct(model, batch)}
+
+    def describe(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """For each training row its number and the notes on it."""
+        columns = self._notes.items()
+        return [{"row": int(i), **{k: v[i] for k, v in columns}} for i in np.asarray(ids).tolist()]
+
+    def flipped(self) -> np.ndarray | None:
+        """bool [N], or None where no wrong label is known."""
+        return None if self._flipped is None else self._flipped.cpu().numpy().astype(bool)
 
     def optimizer(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float

@@ -85,6 +85,8 @@ NETS = {
     ),
     "layer norm": (nn.LayerNorm((6, 4)), (3, 5, 6, 4)),
     "layer norm without bias": (nn.LayerNorm(4, bias=False), (3, 4)),
+    "rms norm": (nn.RMSNorm((6, 4)), (3, 5, 6, 4)),
+    "rms norm of points": (nn.RMSNorm(4, eps=0.1), (3, 4)),
     "group norm": (nn.GroupNorm(2, 4), (3, 4, 5, 6)),
     "group norm of points": (nn.GroupNorm(2, 4), (3, 4)),
     "volumes": (nn.Sequential(nn.Conv3d(2, 4, 2, groups=2), nn.BatchNorm3d(4)), (2, 2, 3, 4, 3)),

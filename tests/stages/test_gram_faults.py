@@ -57,7 +57,7 @@ def test_a_run_ends_in_a_page_its_tables_and_every_row_ranked(whole):
         or True
     )
     for cell in ("words-0", "words-1"):
-        lines = (report / f"ranking-{cell}.csv").read_text().splitlines()
+        lines = (report / f"ranked_rows-{cell}.csv").read_text().splitlines()
         assert len(lines) == 41
         assert {int(line.split(",")[3]) for line in lines[1:]} == set(range(1000, 1040))
 
@@ -117,6 +117,6 @@ def test_scores_alone_where_nothing_is_trained_again(tmp_path):
     assert main(["run", str(written(tmp_path, actions={}))]) == 0
     assert (tmp_path / "run" / "report" / "index.html").exists()
     table = np.genfromtxt(
-        tmp_path / "run" / "report" / "ranking-words-0.csv", delimiter=",", names=True
+        tmp_path / "run" / "report" / "ranked_rows-words-0.csv", delimiter=",", names=True
     )
     assert (np.diff(table["score"]) >= 0).all()

@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 
 from distinf.errors import InputError
+from distinf.numerics.projection import TwoSided
 from distinf.stages.gram.settings import GradientSettings, ScoreSettings
 
 EMBEDDING, HEAD, ALL = "embedding", "head", "all"
@@ -72,11 +73,13 @@ def blocks_of(
     `linear` names the weights of linear layers, which a projection can make smaller.
     """
     found: list[Block] = []
+    project = TwoSided(0, settings.projection) if settings.projection else None
     slab = start = 0
     for name, shape in shapes.items():
         entries = prod(shape)
-        projected = settings.projection and name in linear and entries > settings.project_above
-        width = settings.projection**2 if projected else entries
+        width = entries
+        if project and name in linear and project.shrinks(tuple(shape), settings.project_above):
+            width = project.rank**2
         if start and start + width > settings.slab:
             slab, start = slab + 1, 0
         found.append(Block(name, entries, width, slab, start))

@@ -27,9 +27,9 @@ def findings(session: Session) -> page.Findings:
     """Everything that the page shows."""
     settings, outline = session.settings, session.outline
     cells = list(outline.cells.values())
-    words = getattr(session, "wording", None) or getattr(
-        next(iter(session.tasks.values())), "wording", None
-    )
+    first: Any = next(iter(session.tasks.values()))
+    words = getattr(first, "wording", None)
+    published = getattr(first, "published", ((), ()))
     estimator, group, how = scores.headline(session, cells[0])
     return page.Findings(
         title=settings.report.title or "Training rows that harm the model",
@@ -46,8 +46,8 @@ def findings(session: Session) -> page.Findings:
         conditioning=[found for cell in cells for found in _conditioning(session, cell)],
         costs=_costs(session),
         deviations=list(getattr(words, "deviations", ())),
-        methods_published=list(getattr(words, "published", ())),
-        layers_published=list(getattr(words, "published_layers", ())),
+        methods_published=list(published[0]),
+        layers_published=list(published[1]),
         warnings=_warnings(session, cells),
         quarantined=_quarantined(session, cells),
         provenance=_provenance(session),

@@ -222,7 +222,9 @@ def sparse_rows(session: Session, name: str, split: str, start: int, stop: int) 
     for unit, a, b in _overlaps(session, name, split, start, stop):
         stored = session.arrays(unit, WORDS)
         offsets, ids, rows = (torch.from_numpy(stored[key]) for key in WORDS)
-        whole = SparseRows(offsets, ids.long(), rows)
+        words = session.cell(name).blocks.embedding
+        vocabulary = words.entries // words.width if words else None
+        whole = SparseRows(offsets, ids.long(), rows, vocabulary)
         parts.append(whole.select(torch.arange(a - unit.start, b - unit.start)))
     return SparseRows.cat(parts)
 

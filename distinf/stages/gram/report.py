@@ -54,7 +54,7 @@ def write(session: Session) -> None:
 
 def ranking_name(cell: str) -> str:
     """The file that has all of a cell's rows, the most detrimental first."""
-    return f"ranking-{cell}.csv" if cell else "ranking.csv"
+    return f"ranked_rows-{cell}.csv" if cell else "ranked_rows.csv"
 
 
 def summary_lines(session: Session) -> list[str]:

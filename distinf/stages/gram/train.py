@@ -106,7 +106,11 @@ def trained_model(session: Session, name: str) -> nn.Module:
         weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
         model = session.task(name).model()
         load_weights(model, weights)
-        session.cached("model", dict).update(of=name, model=model.to(session.device).eval())
+        there = (
+            next(model.parameters()).device.type == session.device.type
+        )  # quantised: do not move
+        model = model if there else model.to(session.device)
+        session.cached("model", dict).update(of=name, model=model.eval())
     found: nn.Module = session.cached("model", dict)["model"]
     return found
 

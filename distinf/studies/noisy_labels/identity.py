@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from distinf.errors import InputError
+from distinf.studies.noisy_labels.known import KNOWN
 from distinf.studies.noisy_labels.models import load_config, location
 from distinf.studies.noisy_labels.settings import ModelSettings
 
@@ -25,7 +26,12 @@ def model_digests(settings: ModelSettings) -> dict[str, str]:
     """By file of a local folder; of a hub's repository its id and commit."""
     where = Path(location(settings))
     if not where.is_dir():
-        commit = getattr(load_config(settings), "_commit_hash", None)
+        try:
+            commit = getattr(load_config(settings), "_commit_hash", None)
+        except InputError:  # a plan needs no more; a run will say what it cannot load
+            if settings.name not in KNOWN:
+                raise
+            commit = None
         return {"hub": f"{settings.name}@{commit or settings.revision}"}
     kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")
     files = sorted(file for file in where.iterdir() if file.suffix in kinds)

@@ -6,12 +6,17 @@ Adapters are injected into the model itself, so names stay the model's own, such
 
 import difflib
 import importlib.util
+import logging
 import math
+import os
+import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -19,6 +24,7 @@ from torch import nn
 
 from distinf.errors import InputError
 from distinf.studies.noisy_labels.files import CLASSES
+from distinf.studies.noisy_labels.known import KNOWN
 from distinf.studies.noisy_labels.noise import number
 from distinf.studies.noisy_labels.settings import LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.vocabulary import compress
@@ -112,24 +118,40 @@ def load_model(
     return model.eval()
 
 
+def shapes_config(settings: ModelSettings) -> Any:
+    """The model's configuration; of the paper's models also without a network (known.py)."""
+    if settings.name not in KNOWN:
+        return load_config(settings)
+    import transformers
+
+    kind, values, _ = KNOWN[settings.name]
+    return transformers.AutoConfig.for_model(kind, num_labels=CLASSES, **values)
+
+
 def meta_model(
     settings: ModelSettings, lora: LoraSettings, vocabulary: int | None = None
 ) -> nn.Module:
     """The adapted classifier with shapes and no values: needs its configuration only.
 
-    vocabulary: how many tokens' embeddings are left.
+    vocabulary: how many tokens' embeddings are left. One model for the same settings, whose
+    embedding is that of the last call.
     """
-    config = load_config(settings)
+    model, whole = _adapted_shapes(settings, lora)
+    embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
+    embedding.weight = nn.Parameter(whole if vocabulary is None else whole[:vocabulary], False)
+    return model
+
+
+@lru_cache(maxsize=2)  # seconds for a large model, and every cell asks
+def _adapted_shapes(settings: ModelSettings, lora: LoraSettings) -> tuple[nn.Module, torch.Tensor]:
+    config = shapes_config(settings)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         with _loading(settings) as (transformers, _, options):
             model = transformers.AutoModelForSequenceClassification.from_config(
                 config, trust_remote_code=options["trust_remote_code"]
             )
-        if vocabulary is not None:
-            embedding = model.get_input_embeddings()
-            embedding.weight = nn.Parameter(embedding.weight[:vocabulary])
         adapt(model, lora, torch.float32)
-    return model
+    return model, model.get_input_embeddings().weight.detach()
 
 
 def adapt(model: Any, lora: LoraSettings, dtype: torch.dtype) -> None:
@@ -252,6 +274,8 @@ def _stay_differentiable(model: nn.Module) -> None:
 @contextmanager
 def _loading(settings: ModelSettings) -> Iterator[tuple[Any, str, dict[str, Any]]]:
     """(transformers, where the model is, options), quietly; what it raises becomes one line."""
+    # What bitsandbytes lacks on a CPU it says on import, to whoever has not asked for it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import transformers
     except ImportError:
@@ -261,6 +285,7 @@ def _loading(settings: ModelSettings) -> Iterator[tuple[Any, str, dict[str, Any]
     options = {"trust_remote_code": settings.trust_remote_code}
     if not local:
         options["revision"] = settings.revision  # type: ignore[assignment]
+        options["local_files_only"] = not _reachable()
     try:
         with _quiet(transformers.utils.logging):
             yield transformers, where, options
@@ -279,15 +304,26 @@ def _loading(settings: ModelSettings) -> Iterator[tuple[Any, str, dict[str, Any]
         ) from error
 
 
+@cache
+def _reachable() -> bool:
+    """Whether the hub's name can be looked up; without it only what was downloaded is there."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
+def _quiet(said: Any) -> Iterator[None]:
     """Neither warnings nor progress bars of transformers."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        said.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            said.enable_progress_bar()

@@ -20,7 +20,9 @@ from distinf.stages.task import Batch, Shapes, Wording
 from distinf.studies.noisy_labels.cells import Arrays, Cell, cells_of, prepare_cell
 from distinf.studies.noisy_labels.glue import Load
 from distinf.studies.noisy_labels.identity import file_digest, model_digests
+from distinf.studies.noisy_labels.known import paper_name
 from distinf.studies.noisy_labels.models import load_model, meta_model, on_device
+from distinf.studies.noisy_labels.published import layers, methods
 from distinf.studies.noisy_labels.settings import NoisyLabelSettings
 from distinf.studies.noisy_labels.sizes import shapes_of, tokens_per_row
 from distinf.studies.noisy_labels.splits import PARTS, SETTING
@@ -60,6 +62,12 @@ class NoisyCell:
     @property
     def wording(self) -> Wording:
         return WORDING
+
+    @property
+    def published(self) -> tuple[Sequence[Any], Sequence[Any]]:
+        """The paper's (methods, layers) for this model; empty for another."""
+        name = paper_name(self.settings.model.name)
+        return (methods(name), layers(name)) if name else ((), ())
 
     def prepare(self) -> Arrays:
         """The cell's rows as arrays, listed in cells.py."""
