@@ -19,6 +19,7 @@ from distinf.stages.gram import actions, data, gradients, gram, scores, train
 from distinf.stages.gram.scores import all_scores, right_queries
 from distinf.stages.gram.session import QUERY, TRAIN, Session
 from distinf.stages.gram.settings import HOWS
+from tests.support import words_task
 
 ESTIMATORS = ["tracin", "cosine", "datainf", "fisher", "fisher-joint", "tracin-we-top10",
               "tracin-we-both10"]  # fmt: skip
@@ -274,12 +275,15 @@ def test_bad_settings_are_one_line(tmp_path, changes, message):
         route.check(session_of(tmp_path / "run", **changes))
 
 
-def test_no_query_right_is_said(run, tmp_path, monkeypatch):
-    session = scored(session_of(tmp_path / "run"))
-    monkeypatch.setattr(scores, "right_queries", lambda s, c: np.zeros(c.rows[QUERY], dtype=bool))
-    cell = next(iter(session.outline.cells.values()))
+def test_no_query_right_is_said(tmp_path, monkeypatch):
+    def evaluate(self, model, batch):
+        losses = words_task.cross_entropy(model, batch)
+        return {"loss": losses, "correct": torch.zeros_like(losses)}
+
+    monkeypatch.setattr(words_task.Cell, "evaluate", evaluate)
+    session = session_of(tmp_path / "run", settings={"seeds": 1})
     with pytest.raises(InputError, match="gets no query of cell 'words-0' right"):
-        scores._slab(session, cell, scores.cell_units(session.settings, cell)[0])
+        scored(session)
 
 
 def test_more_seeds_keep_the_work_of_the_others(run, tmp_path):

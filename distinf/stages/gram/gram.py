@@ -1,11 +1,11 @@
 """Stage gram: the products of gradients that every estimator is made of, slab by slab, in tiles.
 
-cross       [blocks, Q, rows] dot products of the queries with a range of training rows, and norms
+cross       per block [Q, rows], dot products of the queries with a range of training rows; norms
 self        per block [rows, columns] of training rows with training rows; only where an estimator
             needs it, and only the tiles on and below the diagonal
 sums        over all training rows of a slab: DataInf's U = W T [Q, P] (W = cross / (lambda +
             |g|^2), see estimators/datainf.py), and the sums that the cancellation effect needs
-correction  [blocks, Q, rows] U T^T per block
+correction  per block [Q, rows], U T^T
 
 A tile's memory does not depend on the number of training rows. Sums are taken in fp32 in a tile,
 and over tiles in their order.
@@ -28,10 +28,12 @@ from distinf.stages.gram.gradients import dense_rows, finite_rows, sparse_rows
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
 from distinf.stages.gram.settings import StageSettings
 from distinf.stages.session import row_ranges
+from distinf.store import open_group
 
 NAME = "gram"
 PHASES = ("cross", "self", "sums", "correction")
 TOP_WORDS = 10  # paper 003, section 3.1: TracIn-WE-top10
+QUERIES_AT_ONCE = 128  # of a tile that are read at once: what the scores' memory goes by
 WORD_CROSS = {"tracin-we-top10": "top.train", "tracin-we-both10": "top.both"}
 
 
@@ -103,7 +105,8 @@ def run(session: Session, runtime: Runtime) -> None:
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     make = {"cross": _cross, "self": _self, "sums": _sums, "correction": _correction}
-    return session.commit(unit, attempt, make[unit.job["phase"]](session, unit))
+    arrays = make[unit.job["phase"]](session, unit)
+    return session.commit(unit, attempt, arrays, chunk_rows=QUERIES_AT_ONCE)
 
 
 # -- the phases ------------------------------------------------------------------------------
@@ -122,7 +125,7 @@ def _cross(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     query_QP = _query_slab(session, name, slab)
     blocks = session.cell(name).blocks.of(slab)
     return {
-        "cross": _blockwise(blocks, query_QP, train_NP),
+        **_blockwise("cross", blocks, query_QP, train_NP),
         "sqnorm": _sqnorms(blocks, train_NP),
         "query_sqnorm": _sqnorms(blocks, query_QP),
     }
@@ -130,16 +133,16 @@ def _cross(session: Session, unit: Unit) -> dict[str, np.ndarray]:
 
 def _sparse_cross(session: Session, query: SparseRows, train: SparseRows) -> dict[str, np.ndarray]:
     found = {
-        "cross": sparse_gram(query, train)[None].float().numpy(),
+        named("cross", 0): sparse_gram(query, train).float().numpy(),
         "sqnorm": train.sqnorms()[None].numpy(),
         "query_sqnorm": query.sqnorms()[None].numpy(),
     }
     wanted = session.settings.scores.estimators
     if any(name in wanted for name in WORD_CROSS):
         top = train.top_rows(TOP_WORDS)
-        found["top.train"] = sparse_gram(query, top)[None].float().numpy()
+        found[named("top.train", 0)] = sparse_gram(query, top).float().numpy()
         both = sparse_gram(query.top_rows(TOP_WORDS), top)
-        found["top.both"] = both[None].float().numpy()
+        found[named("top.both", 0)] = both.float().numpy()
     return found
 
 
@@ -148,12 +151,11 @@ def _self(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     ranges = ((unit.start, unit.stop), tuple(unit.job["columns"]))
     if slab == SPARSE:
         first, second = (sparse_rows(session, name, TRAIN, a, b) for a, b in ranges)
-        return {"self.000": sparse_gram(first, second).float().numpy()}
+        return {named("self", 0): sparse_gram(first, second).float().numpy()}
     rows_MP, columns_NP = (
         dense_rows(session, name, TRAIN, slab, a, b).to(session.device) for a, b in ranges
     )
-    found = _blockwise(session.cell(name).blocks.of(slab), rows_MP, columns_NP)
-    return {f"self.{k:03d}": gram_MN for k, gram_MN in enumerate(found)}
+    return _blockwise("self", session.cell(name).blocks.of(slab), rows_MP, columns_NP)
 
 
 def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
@@ -178,19 +180,19 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
         norms_B += torch.from_numpy(_sqnorms(blocks, train_NP)).sqrt().sum(1)
         if not datainf_wanted:
             continue
-        stored = session.arrays(tile, ["cross", "sqnorm"])
+        stored = session.arrays(tile)
         for k, block in enumerate(blocks):
             weights_QN = datainf.weights(
-                torch.from_numpy(stored["cross"][k]).double(),
+                torch.from_numpy(stored[named("cross", k)]).double(),
                 torch.from_numpy(stored["sqnorm"][k]),
                 damping_B[k],
             )
             weights_QN = weights_QN.nan_to_num(0.0).float().to(device)  # 0/0: no gradient at all
             summed_QP[:, block.span] += weights_QN @ train_NP[:, block.span]
-    named = {"sum": sum_P, "abs_sum": abs_P, "uses": uses_P, "norm_sum": norms_B}
+    found = {"sum": sum_P, "abs_sum": abs_P, "uses": uses_P, "norm_sum": norms_B}
     if datainf_wanted:
-        named["weighted"] = summed_QP
-    return {key: value.cpu().numpy() for key, value in named.items()}
+        found["weighted"] = summed_QP
+    return {key: value.cpu().numpy() for key, value in found.items()}
 
 
 def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
@@ -224,7 +226,7 @@ def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
         lambda: torch.from_numpy(session.arrays(sums, ["weighted"])["weighted"]).to(session.device),
     )
     train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
-    return {"correction": _blockwise(cell.blocks.of(slab), summed_QP, train_NP)}
+    return _blockwise("correction", cell.blocks.of(slab), summed_QP, train_NP)
 
 
 # -- pieces ----------------------------------------------------------------------------------
@@ -242,9 +244,14 @@ def _query_slab(session: Session, name: str, slab: int) -> Tensor:
     return found
 
 
-def _blockwise(blocks: Sequence[Block], first_MP: Tensor, second_NP: Tensor) -> np.ndarray:
-    """fp32 [B, M, N]: each block's products."""
-    return np.stack([(first_MP[:, b.span] @ second_NP[:, b.span].T).cpu().numpy() for b in blocks])
+def _blockwise(
+    key: str, blocks: Sequence[Block], first_MP: Tensor, second_NP: Tensor
+) -> dict[str, np.ndarray]:
+    """fp32 [M, N] of each block: its products."""
+    return {
+        named(key, place): (first_MP[:, b.span] @ second_NP[:, b.span].T).cpu().numpy()
+        for place, b in enumerate(blocks)
+    }
 
 
 def _sqnorms(blocks: Sequence[Block], rows_NP: Tensor) -> np.ndarray:
@@ -258,6 +265,10 @@ def _sqnorms(blocks: Sequence[Block], rows_NP: Tensor) -> np.ndarray:
 
 def dampings(session: Session, cell: Cell, slab: int) -> list[float]:
     """DataInf's lambda of each block of a slab: the setting, or the authors' default."""
+    return session.cached(("damping", cell.name, slab), lambda: _dampings(session, cell, slab))  # type: ignore[no-any-return]
+
+
+def _dampings(session: Session, cell: Cell, slab: int) -> list[float]:
     given = session.settings.scores.damping.get("datainf")
     sqnorm_BN = tiled(session, cell, slab, "cross", "sqnorm")
     count = int(finite_rows(session, cell.name, TRAIN).sum())
@@ -265,6 +276,22 @@ def dampings(session: Session, cell: Cell, slab: int) -> list[float]:
         given or datainf.default_damping(float(sqnorm_N.sum()), count, block.entries)
         for block, sqnorm_N in zip(cell.blocks.of(slab), sqnorm_BN, strict=True)
     ]
+
+
+def named(key: str, place: int) -> str:
+    """The array of the block at `place` in its slab."""
+    return f"{key}.{place:03d}"
+
+
+def rows_of(
+    session: Session, cell: Cell, slab: int, phase: str, key: str, start: int, stop: int
+) -> np.ndarray:
+    """[stop - start, N]: some rows of a block's array, its tiles side by side."""
+    parts = []
+    for unit in slab_units(session.settings, cell, phase, slab):
+        group = open_group(session.blobs, session.record(unit)["manifest"])
+        parts.append(np.asarray(group[key][start:stop]))
+    return np.concatenate(parts, axis=-1)
 
 
 def tiled(session: Session, cell: Cell, slab: int, phase: str, key: str) -> np.ndarray:
@@ -275,7 +302,7 @@ def tiled(session: Session, cell: Cell, slab: int, phase: str, key: str) -> np.n
 
 def self_gram(session: Session, cell: Cell, slab: int, place: int) -> np.ndarray:
     """fp64 [N, N] of the block at `place` in its slab."""
-    count, key = cell.rows[TRAIN], f"self.{place:03d}"
+    count, key = cell.rows[TRAIN], named("self", place)
     gram_NN = np.empty((count, count))
     for unit in slab_units(session.settings, cell, "self", slab):
         c, d = unit.job["columns"]

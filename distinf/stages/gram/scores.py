@@ -23,9 +23,19 @@ from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import ALL, EMBEDDING, SPARSE, Block
 from distinf.stages.gram.gradients import columns, finite_rows
-from distinf.stages.gram.gram import WORD_CROSS, dampings, self_gram, tiled
+from distinf.stages.gram.gram import (
+    QUERIES_AT_ONCE,
+    WORD_CROSS,
+    dampings,
+    named,
+    rows_of,
+    self_gram,
+    slab_units,
+    tiled,
+)
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
 from distinf.stages.gram.settings import HOWS, OF_WORDS, StageSettings
+from distinf.stages.session import row_ranges
 
 NAME = "scores"
 JOINT = "fisher-joint"
@@ -104,13 +114,17 @@ def _slab(session: Session, cell: Cell, unit: Unit) -> tuple[np.ndarray, list[di
     wanted, blocks = blockwise(session.settings, slab), cell.blocks.of(slab)
     totals = np.full((len(wanted), len(HOWS), len(blocks), cell.rows[TRAIN]), np.nan)
     notes: list[dict[str, Any]] = []
-    parts = _Parts(session, cell, slab)
     for place, block in enumerate(blocks):
-        for e, name in enumerate(wanted):
-            scores_QN, note = parts.scores(name, place)
-            totals[e, :, place] = _aggregated(session, cell, scores_QN)
-            if note:
-                notes.append({"block": block.name, "estimator": name, **note})
+        parts = _Block(session, cell, slab, place)
+        tallies = {name: _Tally(session, cell) for name in wanted}
+        for start, stop in row_ranges(cell.rows[QUERY], QUERIES_AT_ONCE):
+            cross_QN = parts.cross(start, stop)
+            for name, tally in tallies.items():
+                tally.add(parts.scores(name, cross_QN, start, stop), start, stop)
+        for e, (name, tally) in enumerate(tallies.items()):
+            totals[e, :, place] = tally.result()
+            if name in parts.notes:
+                notes.append({"block": block.name, "estimator": name, **parts.notes[name]})
     return totals, notes
 
 
@@ -121,126 +135,140 @@ def _joint(session: Session, cell: Cell, unit: Unit) -> tuple[np.ndarray, list[d
     total_NN = np.zeros((int(finite_N.sum()),) * 2)
     cross_QN = np.zeros((cell.rows[QUERY], len(total_NN)))
     for slab in cell.blocks.slabs:
-        inside = [(k, b) for k, b in enumerate(cell.blocks.of(slab)) if b.name in members]
-        if not inside:
-            continue
-        cross_BQN = tiled(session, cell, slab, "cross", "cross")
-        for place, _ in inside:
-            cross_QN += cross_BQN[place][:, finite_N]
-            total_NN += self_gram(session, cell, slab, place)[np.ix_(finite_N, finite_N)]
+        for place, block in enumerate(cell.blocks.of(slab)):
+            if block.name in members:
+                parts = _Block(session, cell, slab, place)
+                cross_QN += parts.cross(0, cell.rows[QUERY]).numpy()
+                total_NN += parts.self_gram()
     damping = session.settings.scores.damping.get(JOINT)
-    scores_QN, note = _fisher(total_NN, cross_QN, damping)
-    totals = _aggregated(session, cell, _spread(scores_QN, finite_N))[None, :, None]
-    return totals, [{"block": unit.job["group"], "estimator": JOINT, **note}]
+    solved = fisher.solve(torch.from_numpy(total_NN), torch.from_numpy(cross_QN), damping)
+    tally = _Tally(session, cell)
+    tally.add(solved.scores_QN, 0, cell.rows[QUERY])
+    note = {"block": unit.job["group"], "estimator": JOINT, **_note(solved)}
+    return tally.result()[None, :, None], [note]
 
 
-def _fisher(
-    gram_NN: np.ndarray, cross_QN: np.ndarray, damping: float | None
-) -> tuple[Tensor, dict[str, float]]:
-    solved = fisher.solve(torch.from_numpy(gram_NN), torch.from_numpy(cross_QN), damping)
-    return solved.scores_QN, {"damping": solved.damping, "condition": solved.condition}
+def _note(solved: fisher.GramSolve) -> dict[str, float]:
+    return {"damping": solved.damping, "condition": solved.condition}
 
 
-class _Parts:
-    """What the estimators of one slab are made of, read once."""
+class _Block:
+    """What the estimators of one block are made of, over its finite training rows.
 
-    def __init__(self, session: Session, cell: Cell, slab: int) -> None:
-        self.session, self.cell, self.slab = session, cell, slab
-        self.finite_N = finite_rows(session, cell.name, TRAIN)
-        self.cross_BQN = tiled(session, cell, slab, "cross", "cross")
-        self.sqnorm_BN = tiled(session, cell, slab, "cross", "sqnorm")
-        self.wanted = blockwise(session.settings, slab)
-        self._gram: tuple[int, np.ndarray] | None = None
-        if "datainf" in self.wanted:
-            self.damping_B = dampings(session, cell, slab)
-            if slab != SPARSE:
-                self.correction_BQN = tiled(session, cell, slab, "correction", "correction")
+    Reads a range of queries at a time; only Fisher's system, which is N x N anyway, takes all.
+    """
 
-    def scores(self, name: str, place: int) -> tuple[Tensor, dict[str, float]]:
-        """fp64 [Q, N], NaN in columns of quarantined rows, and what is to be said of a damping."""
-        keep = self.finite_N
-        cross_QN = torch.from_numpy(self.cross_BQN[place][:, keep]).double()
-        sqnorm_N = torch.from_numpy(self.sqnorm_BN[place][keep])
-        note: dict[str, float] = {}
+    def __init__(self, session: Session, cell: Cell, slab: int, place: int) -> None:
+        self._session, self._cell, self._slab, self._place = session, cell, slab, place
+        self._finite_N = finite_rows(session, cell.name, TRAIN)
+        sqnorm_N = tiled(session, cell, slab, "cross", "sqnorm")[place][self._finite_N]
+        self._sqnorm_N = torch.from_numpy(sqnorm_N)
+        self._fisher: Tensor | None = None
+        self._gram: np.ndarray | None = None
+        self.notes: dict[str, dict[str, float]] = {}
+
+    def cross(self, start: int, stop: int) -> Tensor:
+        """fp64 [stop - start, N]."""
+        return self._rows("cross", "cross", start, stop)
+
+    def self_gram(self) -> np.ndarray:
+        """fp64 [N, N]."""
+        if self._gram is None:
+            whole_NN = self_gram(self._session, self._cell, self._slab, self._place)
+            self._gram = whole_NN[np.ix_(self._finite_N, self._finite_N)]
+        return self._gram
+
+    def scores(self, name: str, cross_QN: Tensor, start: int, stop: int) -> Tensor:
+        """fp64 [stop - start, N]."""
         if name in OF_WORDS:
-            stored = tiled(self.session, self.cell, self.slab, "cross", WORD_CROSS[name])
-            found = torch.from_numpy(stored[place][:, keep]).double()
-        elif name == "tracin":
-            found = tracin.scores(cross_QN)
-        elif name == "cosine":
-            found = cosine.scores(cross_QN, self._query_sqnorms(place), sqnorm_N)
-        elif name == "datainf":
-            found, note = self._datainf(place, cross_QN, sqnorm_N)
-        else:
-            damping = self.session.settings.scores.damping.get(name)
-            found, note = _fisher(self._self(place), cross_QN.numpy(), damping)
-        return _spread(found, keep), note
+            return self._rows("cross", WORD_CROSS[name], start, stop)
+        if name == "tracin":
+            return tracin.scores(cross_QN)
+        if name == "cosine":
+            sqnorm_Q = query_sqnorms(self._session, self._cell, self._slab)[self._place][start:stop]
+            return cosine.scores(cross_QN, torch.from_numpy(sqnorm_Q), self._sqnorm_N)
+        if name == "datainf":
+            return self._datainf(cross_QN, start, stop)
+        return self._exact(name)[start:stop]
 
-    def _query_sqnorms(self, place: int) -> Tensor:
-        return torch.from_numpy(query_sqnorms(self.session, self.cell, self.slab)[place])
-
-    def _datainf(
-        self, place: int, cross_QN: Tensor, sqnorm_N: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        damping, count = self.damping_B[place], len(sqnorm_N)
+    def _datainf(self, cross_QN: Tensor, start: int, stop: int) -> Tensor:
+        damping = dampings(self._session, self._cell, self._slab)[self._place]
+        self.notes["datainf"] = {"damping": damping}
         if damping == 0.0:  # no training row has a gradient here
-            return torch.zeros_like(cross_QN), {"damping": 0.0}
-        if self.slab == SPARSE:
-            weights_QN = datainf.weights(cross_QN, sqnorm_N, damping)
-            correction_QN = weights_QN @ torch.from_numpy(self._self(place))
+            return torch.zeros_like(cross_QN)
+        if self._slab == SPARSE:
+            weights_QN = datainf.weights(cross_QN, self._sqnorm_N, damping)
+            correction_QN = weights_QN @ torch.from_numpy(self.self_gram())
         else:
-            kept_QN = self.correction_BQN[place][:, self.finite_N]
-            correction_QN = torch.from_numpy(kept_QN).double()
-        return datainf.scores(cross_QN, correction_QN, damping, count), {"damping": damping}
+            correction_QN = self._rows("correction", "correction", start, stop)
+        return datainf.scores(cross_QN, correction_QN, damping, len(self._sqnorm_N))
 
-    def _self(self, place: int) -> np.ndarray:
-        """fp64 [N, N] of the finite rows; the last one is kept."""
-        if self._gram is None or self._gram[0] != place:
-            gram_NN = self_gram(self.session, self.cell, self.slab, place)
-            self._gram = place, gram_NN[np.ix_(self.finite_N, self.finite_N)]
-        return self._gram[1]
+    def _exact(self, name: str) -> Tensor:
+        """fp64 [all queries, N]: Fisher's, solved once."""
+        if self._fisher is None:
+            cross_QN = self.cross(0, self._cell.rows[QUERY])
+            damping = self._session.settings.scores.damping.get(name)
+            solved = fisher.solve(torch.from_numpy(self.self_gram()), cross_QN, damping)
+            self._fisher = solved.scores_QN
+            self.notes[name] = _note(solved)
+        return self._fisher
+
+    def _rows(self, phase: str, key: str, start: int, stop: int) -> Tensor:
+        array = named(key, self._place)
+        found = rows_of(self._session, self._cell, self._slab, phase, array, start, stop)
+        return torch.from_numpy(found[:, self._finite_N]).double()
 
 
-def _spread(scores_QN: Tensor, finite_N: np.ndarray) -> Tensor:
-    """Columns back in their places, NaN where a row was left out."""
-    out = torch.full((len(scores_QN), len(finite_N)), torch.nan, dtype=torch.float64)
-    out[:, torch.from_numpy(finite_N)] = scores_QN.double()
-    return out
+class _Tally:
+    """fp64 [H, N] over the queries added so far: the mean over all that are finite; rank and vote
+    over those of them that the model gets right."""
+
+    def __init__(self, session: Session, cell: Cell) -> None:
+        self._finite_N = finite_rows(session, cell.name, TRAIN)
+        self._finite_Q = torch.from_numpy(finite_rows(session, cell.name, QUERY))
+        self._right_Q = torch.from_numpy(right_queries(session, cell))
+        self._top = session.settings.scores.top
+        self._sums_HN = torch.zeros(len(HOWS), int(self._finite_N.sum()), dtype=torch.float64)
+        self._queries = 0
+
+    def add(self, scores_QN: Tensor, start: int, stop: int) -> None:
+        """The scores of the queries start:stop for the finite training rows."""
+        finite_Q = self._finite_Q[start:stop]
+        kept_QN = scores_QN[finite_Q]
+        found = tallies(kept_QN, self._right_Q[start:stop][finite_Q], self._top)
+        self._queries += len(kept_QN)
+        scale = {"mean": len(kept_QN), "rank": 1, "vote": 1}
+        for h, how in enumerate(HOWS):
+            if len(kept_QN):
+                self._sums_HN[h] += found[how] * scale[how]
+
+    def result(self) -> np.ndarray:
+        """NaN where a training row has no score."""
+        found_HN = self._sums_HN.clone()
+        found_HN[HOWS.index("mean")] /= self._queries
+        out = np.full((len(HOWS), len(self._finite_N)), np.nan)
+        out[:, self._finite_N] = found_HN.numpy()
+        return out
 
 
 def right_queries(session: Session, cell: Cell) -> np.ndarray:
-    """bool [Q]: finite queries that the model gets right."""
+    """bool [Q]: finite queries that the model gets right; InputError if there is none."""
     found: np.ndarray = session.cached(
         ("right", cell.name),
         lambda: (
             columns(session, cell.name, QUERY, "correct") & finite_rows(session, cell.name, QUERY)
         ),
     )
-    return found
-
-
-def _aggregated(session: Session, cell: Cell, scores_QN: Tensor) -> np.ndarray:
-    """fp64 [H, N]: mean over all finite queries; rank and vote over those that are right."""
-    finite_N = torch.isfinite(scores_QN).all(0)
-    finite_Q = torch.from_numpy(finite_rows(session, cell.name, QUERY))
-    right_Q = torch.from_numpy(right_queries(session, cell))
-    if not bool(right_Q.any()):
+    if not found.any():
         raise InputError(
             f"scores: the model gets no query of cell '{cell.name}' right, so that rank and vote "
             "have nothing to go by; train longer (train.epochs, train.lr) or use other queries"
         )
-    found = tallies(
-        scores_QN[:, finite_N][finite_Q], right_Q[finite_Q], session.settings.scores.top
-    )
-    out = np.full((len(HOWS), scores_QN.shape[1]), np.nan)
-    out[:, finite_N.numpy()] = np.stack([found[how].numpy() for how in HOWS])
-    return out
+    return found
 
 
 def query_sqnorms(session: Session, cell: Cell, slab: int) -> np.ndarray:
     """fp64 [B, Q]."""
-    from distinf.stages.gram.gram import slab_units
-
     first = slab_units(session.settings, cell, "cross", slab)[0]
     return session.arrays(first, ["query_sqnorm"])["query_sqnorm"]
 
