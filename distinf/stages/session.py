@@ -102,6 +102,14 @@ class Session:
             self._cache[key] = make()
         return self._cache[key]
 
+    def latest(self, kind: str, of: Any, make: Any) -> Any:
+        """The value made once for `of`; of a kind only the last is kept, since they are large."""
+        slot = self._cache.get(("latest", kind))
+        if slot is None or slot[0] != of:
+            self._cache.pop(("latest", kind), None)  # freed before the next is made
+            slot = self._cache["latest", kind] = (of, make())
+        return slot[1]
+
     def note_time(self, stage: str, began: float, seconds: float, busy_s: float) -> None:
         """Remember what a stage took this time; a resumed run adds one note to the others."""
         note = {"stage": stage, "began": began, "seconds": seconds, "busy_s": busy_s}

@@ -117,9 +117,7 @@ def _cross(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     queries = session.cell(name).rows[QUERY]
     if slab == SPARSE:
         train = sparse_rows(session, name, TRAIN, unit.start, unit.stop)
-        query = session.cached(
-            ("words", name), lambda: sparse_rows(session, name, QUERY, 0, queries)
-        )
+        query = session.latest("words", name, lambda: sparse_rows(session, name, QUERY, 0, queries))
         return _sparse_cross(session, query, train)
     train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
     query_QP = _query_slab(session, name, slab)
@@ -221,8 +219,9 @@ def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
     cell = session.cell(name)
     (sums,) = slab_units(session.settings, cell, "sums", slab)
-    summed_QP = session.cached(
-        ("weighted", sums.id),
+    summed_QP = session.latest(
+        "weighted",
+        sums.id,
         lambda: torch.from_numpy(session.arrays(sums, ["weighted"])["weighted"]).to(session.device),
     )
     train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
@@ -234,13 +233,12 @@ def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
 
 def _query_slab(session: Session, name: str, slab: int) -> Tensor:
     """fp32 [Q, P] on the device; the last one is kept."""
-    kept = session.cached("query slab", dict)
-    if kept.get("of") != (name, slab):
-        queries = session.cell(name).rows[QUERY]
-        rows_QP = dense_rows(session, name, QUERY, slab, 0, queries).to(session.device)
-        kept.clear()
-        kept.update(of=(name, slab), rows=rows_QP)
-    found: Tensor = kept["rows"]
+    queries = session.cell(name).rows[QUERY]
+    found: Tensor = session.latest(
+        "query slab",
+        (name, slab),
+        lambda: dense_rows(session, name, QUERY, slab, 0, queries).to(session.device),
+    )
     return found
 
 

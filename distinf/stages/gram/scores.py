@@ -278,10 +278,6 @@ def query_sqnorms(session: Session, cell: Cell, slab: int) -> np.ndarray:
 
 def block_totals(session: Session, cell: Cell) -> dict[tuple[str, str], np.ndarray]:
     """(estimator, block) -> fp64 [H, N] of every blockwise estimator."""
-    return session.cached(("totals", cell.name), lambda: _block_totals(session, cell))  # type: ignore[no-any-return]
-
-
-def _block_totals(session: Session, cell: Cell) -> dict[tuple[str, str], np.ndarray]:
     found = {}
     for unit in cell_units(session.settings, cell):
         if "group" in unit.job:

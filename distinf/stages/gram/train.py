@@ -101,18 +101,18 @@ def stored_fit(session: Session, name: str) -> dict[str, np.ndarray]:
 
 def trained_model(session: Session, name: str) -> nn.Module:
     """The cell's model as trained, in evaluation mode, on this worker's device; one is kept."""
-    if session.cached("model", dict).get("of") != name:
-        stored = stored_fit(session, name)
-        weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
-        model = session.task(name).model()
-        load_weights(model, weights)
-        there = (
-            next(model.parameters()).device.type == session.device.type
-        )  # quantised: do not move
-        model = model if there else model.to(session.device)
-        session.cached("model", dict).update(of=name, model=model.eval())
-    found: nn.Module = session.cached("model", dict)["model"]
+    found: nn.Module = session.latest("model", name, lambda: _loaded(session, name))
     return found
+
+
+def _loaded(session: Session, name: str) -> nn.Module:
+    stored = stored_fit(session, name)
+    model = session.task(name).model()
+    weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
+    load_weights(model, weights)
+    # A quantised model is on its device already, and must not be moved.
+    there = next(model.parameters()).device.type == session.device.type
+    return (model if there else model.to(session.device)).eval()
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
