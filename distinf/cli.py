@@ -125,16 +125,15 @@ def _run(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     began = time.monotonic()
-    out = [f"out={options.out}"] if options.out else []
-    overrides = [*options.overrides, "actions.configurations=[]", *out]
+    overrides = [*options.overrides, *([f"out={options.out}"] if options.out else [])]
     from distinf.config import load
     from distinf.errors import InputError
     from distinf.progress import Reporter, summary
     from distinf.run import execute
 
-    config = load(options.config, overrides, route="gram")
-    if config.ROUTE != "gram":
+    if load(options.config, overrides, route="gram").ROUTE != "gram":
         raise InputError(f"{options.config}: score ranks by the Gram route; use distinf run for it")
+    config = load(options.config, [*overrides, "actions.configurations=[]"], route="gram")
     session = execute(config, Reporter(), options.accept)
     summary(session, time.monotonic() - began)
 

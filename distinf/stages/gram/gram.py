@@ -13,7 +13,8 @@ and over tiles in their order.
 Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N training rows of a tile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,21 +58,24 @@ def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> li
     wanted = settings.scores.estimators
     tiles = row_ranges(cell.rows[TRAIN], settings.gram.rows_per_tile)
     job = {"cell": cell.name, "phase": phase, "slab": slab}
+    # What else is stored beside them is part of their names, so that asking for more is more work.
     if phase == "sums":
-        return [Unit(NAME, cell.basis[NAME], 0, cell.rows[TRAIN], job)]
+        return [_unit(cell, 0, cell.rows[TRAIN], job, datainf="datainf" in wanted)]
+    if phase == "cross" and slab == SPARSE:
+        job["top"] = any(name in wanted for name in WORD_CROSS)
     if phase == "self":
         needed = any(name.startswith("fisher") for name in wanted)
         if not (needed or (slab == SPARSE and "datainf" in wanted)):
             return []
-        return [
-            Unit(NAME, cell.basis[NAME], a, b, {**job, "columns": [c, d]})
-            for a, b in tiles
-            for c, d in tiles
-            if c <= a
-        ]
+        pairs = [(a, b, c, d) for a, b in tiles for c, d in tiles if c <= a]
+        return [_unit(cell, a, b, job, columns=[c, d]) for a, b, c, d in pairs]
     if phase == "correction" and (slab == SPARSE or "datainf" not in wanted):
         return []
-    return [Unit(NAME, cell.basis[NAME], a, b, job) for a, b in tiles]
+    return [_unit(cell, a, b, job) for a, b in tiles]
+
+
+def _unit(cell: Cell, start: int, stop: int, job: Mapping[str, Any], **more: Any) -> Unit:
+    return Unit(NAME, cell.basis[NAME], start, stop, {**job, **more})
 
 
 def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:

@@ -61,8 +61,7 @@ def bases(
         with telling("digests()"):
             identity = dict(of.digests())
         found[cell] = _cell_bases([task_path(name), cell, identity], settings)
-    shown = {cell: chain["actions"] for cell, chain in found.items()}
-    report = digest([shown, asdict(settings.actions), asdict(settings.report)])
+    report = digest([found, asdict(settings.actions), asdict(settings.report)])
     return {"report": report, "cells": found}
 
 

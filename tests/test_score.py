@@ -1,0 +1,88 @@
+"""`distinf score`: your own task's training rows, ranked."""
+
+import csv
+
+import pytest
+
+from tests.support.runs import distinf
+
+MINE = """
+import torch
+import distinf
+
+FLIPPED = torch.arange(200) < 30
+
+
+def loss(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+
+
+def correct(model, batch):
+    return model(batch["x"]).argmax(1) == batch["y"]
+
+
+def task(settings: dict, seed: int):
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
+    y = (x[:, 0] > 0).long()
+    y[:200] = torch.where(FLIPPED, 1 - y[:200], y[:200])
+    data = {"train": {"x": x[:200], "y": y[:200]}, "evaluation": {"x": x[200:], "y": y[200:]}}
+
+    def model():
+        made = torch.nn.Linear(8, 2)
+        optimizer = torch.optim.SGD(made.parameters(), lr=0.5)
+        for _ in range(50):
+            optimizer.zero_grad()
+            loss(made, data["train"]).mean().backward()
+            optimizer.step()
+        return made
+
+    notes = {"text": [f"=row <{k}>, \\"quoted\\"" for k in range(200)]}
+    return distinf.TensorTask(
+        model, data, {"loss": loss}, seed=seed, notes=notes, correct=correct,
+        flipped=FLIPPED if settings.get("known", True) else None,
+    )
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "mine.yaml").write_text("task: mine:task\nruntime: {kind: local}\n")
+    monkeypatch.setattr("tests.support.runs.ROOT", tmp_path)
+    return tmp_path
+
+
+def ranked(folder):
+    with open(folder / "out" / "report" / "ranked_rows.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_training_row_is_ranked_with_its_number_and_text(folder):
+    done = distinf("score", str(folder / "mine.yaml"), "--out", str(folder / "out"))
+    assert done.returncode == 0, done.stderr
+    rows = ranked(folder)
+    assert sorted(int(row["row"]) for row in rows) == list(range(200))
+    assert all(f"<{row['row']}>" in row["text"] for row in rows)
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores)
+    lowest = [row["flipped"] for row in rows[:60]]
+    assert lowest.count("True") >= 27  # of 30, among the lowest 60; chance would put 9 there
+    assert "of the mislabelled rows" in done.stdout
+    page = (folder / "out" / "report" / "index.html").read_text()
+    assert "&lt;" in page
+    assert "=row <" not in page
+
+
+def test_without_known_noise_it_ranks_and_claims_nothing(folder):
+    arguments = ["--out", str(folder / "out"), "--set", "settings.known=false"]
+    done = distinf("score", str(folder / "mine.yaml"), *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "mislabelled" not in done.stdout
+    assert "flipped" not in ranked(folder)[0]
+
+
+def test_a_basis_run_cannot_be_scored(folder):
+    (folder / "mine.yaml").write_text("task: mine:task\nroute: basis\n")
+    done = distinf("score", str(folder / "mine.yaml"), "--out", str(folder / "out"))
+    assert done.returncode == 2
+    assert "distinf run" in done.stderr
