@@ -33,6 +33,21 @@ def test_fisher_through_the_gram_matrix_is_the_dense_inverse(shape, seed, dampin
 
 
 @SLOWLY
+@given(SHAPES, st.integers(0, 99), st.none() | st.floats(1e-3, 1e3))
+def test_the_inverse_is_the_same_in_parameter_space(shape, seed, damping):
+    train_NP, query_QP = gradients(shape, seed)
+    through = fisher.solve(train_NP @ train_NP.T, query_QP @ train_NP.T, damping)
+    found = fisher.precondition(train_NP.T @ train_NP, query_QP, len(train_NP), damping)
+    scores_QN = found.queries_QP @ train_NP.T
+    torch.testing.assert_close(scores_QN, through.scores_QN, rtol=1e-7, atol=1e-9)
+    assert abs(found.damping / through.damping - 1) < 1e-9
+    matrix = train_NP.T @ train_NP / len(train_NP)
+    identity = torch.eye(len(matrix), dtype=torch.float64)
+    values = torch.linalg.eigvalsh(matrix + found.damping * identity)
+    assert found.condition >= float(values[-1]) / found.damping * (1 - 1e-9)
+
+
+@SLOWLY
 @given(SHAPES, st.integers(0, 99))
 def test_a_factor_and_an_eigendecomposition_give_the_same(shape, seed):
     train_NP, query_QP = gradients(shape, seed)

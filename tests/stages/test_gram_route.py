@@ -121,6 +121,20 @@ def agree(got, wanted):
     np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-5 * abs(wanted).max())
 
 
+def test_fisher_of_blocks_wider_than_there_are_rows_goes_through_the_gram_matrix(tmp_path):
+    settings = {"double": True, "rows": 30, "seeds": 1}
+    session = scored(session_of(tmp_path / "run", settings=settings))
+    (cell,) = session.outline.cells.values()
+    train_of, query_of = dense(session, cell.name)
+    seen = set()
+    for block in cell.blocks.dense:
+        seen.add(gram.narrow(cell, block))
+        grads = train_of[block.name], query_of[block.name]
+        wanted = expected_scores("fisher", *grads, 0).mean(0).numpy()
+        agree(scores.block_totals(session, cell)["fisher", block.name][0], wanted)
+    assert seen == {True, False}
+
+
 def test_the_joint_inverse_is_that_of_all_blocks_of_a_group_together(run):
     for name, cell in run.outline.cells.items():
         train_of, query_of = dense(run, name)

@@ -82,6 +82,38 @@ def solve(gram_NN: Tensor, cross_QN: Tensor, damping: float | None = None) -> Gr
     return GramSolve(count * solved_NQ.T, chosen, condition)
 
 
+@dataclass(frozen=True)
+class Preconditioned:
+    """queries_QP fp64: (F + lambda)^-1 g_q; their products with training gradients are the scores.
+    damping and condition as in GramSolve."""
+
+    queries_QP: Tensor
+    damping: float
+    condition: float
+
+
+def precondition(
+    moment_PP: Tensor, query_QP: Tensor, count: int, damping: float | None = None
+) -> Preconditioned:
+    """The same inverse in parameter space, for blocks of fewer entries than there are samples.
+
+    moment_PP is T^T T over all `count` training gradients; `damping` None takes FisherSettings'
+    default.
+    """
+    fisher_PP = moment_PP.double() / count
+    trace = float(fisher_PP.trace())
+    chosen = trace / 10.0 if damping is None else damping
+    if chosen == 0.0:  # every training gradient is zero, so no sample moves any query
+        return Preconditioned(torch.zeros_like(query_QP, dtype=torch.float64), 0.0, 1.0)
+    if not chosen > 0:
+        raise InputError(f"Fisher damping is {chosen}; set a damping > 0")
+    condition = (min(trace, float(fisher_PP.abs().sum(1).max())) + chosen) / chosen
+    fisher_PP.diagonal().add_(chosen)
+    factor_PP = torch.linalg.cholesky(fisher_PP)
+    solved_PQ = torch.cholesky_solve(query_QP.double().T, factor_PP)
+    return Preconditioned(solved_PQ.T, chosen, condition)
+
+
 def default_damping(factor: GramFactor) -> float:
     """lambda = mean_i |g_i|^2 / 10."""
     return float(factor.values_R.sum()) / (10.0 * factor.count)

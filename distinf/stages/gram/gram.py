@@ -4,8 +4,10 @@ cross       per block [Q, rows], dot products of the queries with a range of tra
 self        per block [rows, columns] of training rows with training rows; only where an estimator
             needs it, and only the tiles on and below the diagonal
 sums        over all training rows of a slab: DataInf's U = W T [Q, P] (W = cross / (lambda +
-            |g|^2), see estimators/datainf.py), and the sums that the cancellation effect needs
-correction  per block [Q, rows], U T^T
+            |g|^2), see estimators/datainf.py); Fisher's (F + lambda)^-1 g_q [Q, P] of the blocks
+            that are narrower than there are rows (the others go through self); and the sums that
+            the cancellation effect needs
+correction  per block [Q, rows], U T^T, and the narrow blocks' Fisher scores
 
 A tile's memory does not depend on the number of training rows. Sums are taken in fp32 in a tile,
 and over tiles in their order.
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distinf.numerics.estimators import datainf
+from distinf.numerics.estimators import datainf, fisher
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
@@ -60,18 +62,29 @@ def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> li
     job = {"cell": cell.name, "phase": phase, "slab": slab}
     # What else is stored beside them is part of their names, so that asking for more is more work.
     if phase == "sums":
-        return [_unit(cell, 0, cell.rows[TRAIN], job, datainf="datainf" in wanted)]
+        fisher_damping = settings.scores.damping.get("fisher") if "fisher" in wanted else None
+        more = {"datainf": "datainf" in wanted, "fisher": "fisher" in wanted}
+        return [_unit(cell, 0, cell.rows[TRAIN], job, **more, fisher_damping=fisher_damping)]
     if phase == "cross" and slab == SPARSE:
         job["top"] = any(name in wanted for name in WORD_CROSS)
     if phase == "self":
-        needed = any(name.startswith("fisher") for name in wanted)
+        wide = any(not narrow(cell, block) for block in cell.blocks.of(slab))
+        needed = "fisher-joint" in wanted or ("fisher" in wanted and wide)
         if not (needed or (slab == SPARSE and "datainf" in wanted)):
             return []
         pairs = [(a, b, c, d) for a, b in tiles for c, d in tiles if c <= a]
         return [_unit(cell, a, b, job, columns=[c, d]) for a, b, c, d in pairs]
-    if phase == "correction" and (slab == SPARSE or "datainf" not in wanted):
-        return []
+    if phase == "correction":
+        if slab == SPARSE or not {"datainf", "fisher"} & set(wanted):
+            return []
+        (sums,) = slab_units(settings, cell, "sums", slab)
+        job["of"] = sums.id
     return [_unit(cell, a, b, job) for a, b in tiles]
+
+
+def narrow(cell: Cell, block: Block) -> bool:
+    """Whether Fisher's inverse is taken in parameter space: it is the smaller system."""
+    return block.slab != SPARSE and block.width <= cell.rows[TRAIN]
 
 
 def _unit(cell: Cell, start: int, stop: int, job: Mapping[str, Any], **more: Any) -> Unit:
@@ -89,12 +102,15 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     tile = min(rows, outline.settings.gram.rows_per_tile)
     held = 4.0 * width * (2 * tile + side)
     made = 4.0 * queries * width if phase == "sums" else 4.0 * blocks * side * rows
-    passes = 1.0 if "datainf" in outline.settings.scores.estimators or phase != "sums" else 0.0
-    return Cost(
-        flops=2.0 * passes * width * rows * (queries if phase == "sums" else side),
-        bytes=made,
-        memory=held + 2 * made,
-    )
+    wanted = outline.settings.scores.estimators
+    passes = 1.0 if "datainf" in wanted or phase != "sums" else 0.0
+    flops = 2.0 * passes * width * rows * (queries if phase == "sums" else side)
+    if phase == "sums" and "fisher" in wanted:
+        sides = [block.width for block in cell.blocks.of(slab) if narrow(cell, block)]
+        flops += sum(2.0 * (rows + queries) * p**2 + p**3 / 3.0 for p in sides)
+        held += 4.0 * sum(p**2 for p in sides) + 16.0 * max(sides, default=0) ** 2
+        made *= 2
+    return Cost(flops=flops, bytes=made, memory=held + 2 * made)
 
 
 def run(session: Session, runtime: Runtime) -> None:
@@ -174,12 +190,21 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     )
     norms_B = torch.zeros(len(blocks), dtype=torch.float64)
     damping_B = dampings(session, cell, slab) if datainf_wanted else []
+    fisher_wanted = "fisher" in session.settings.scores.estimators
+    moments = {
+        place: torch.zeros(block.width, block.width, device=device)
+        for place, block in enumerate(blocks)
+        if fisher_wanted and narrow(cell, block)
+    }
     for tile in slab_units(session.settings, cell, "cross", slab):
         train_NP = dense_rows(session, name, TRAIN, slab, tile.start, tile.stop).to(device)
         sum_P += train_NP.sum(0, dtype=torch.float64)
         abs_P += train_NP.abs().sum(0, dtype=torch.float64)
         uses_P += (train_NP != 0).sum(0)
         norms_B += torch.from_numpy(_sqnorms(blocks, train_NP)).sqrt().sum(1)
+        for place, moment_PP in moments.items():
+            grads_NP = train_NP[:, blocks[place].span]
+            moment_PP.addmm_(grads_NP.T, grads_NP)
         if not datainf_wanted:
             continue
         stored = session.arrays(tile)
@@ -194,7 +219,23 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     found = {"sum": sum_P, "abs_sum": abs_P, "uses": uses_P, "norm_sum": norms_B}
     if datainf_wanted:
         found["weighted"] = summed_QP
+    found |= _preconditioned(session, cell, slab, moments)
     return {key: value.cpu().numpy() for key, value in found.items()}
+
+
+def _preconditioned(
+    session: Session, cell: Cell, slab: int, moments: Mapping[int, Tensor]
+) -> dict[str, Tensor]:
+    """Fisher's queries of narrow blocks: fp32 [Q, entries] each, its damping and its condition."""
+    count = int(finite_rows(session, cell.name, TRAIN).sum())
+    given = session.settings.scores.damping.get("fisher")
+    blocks, found = cell.blocks.of(slab), {}
+    for place, moment_PP in moments.items():
+        query_QP = _query_slab(session, cell.name, slab)[:, blocks[place].span]
+        solved = fisher.precondition(moment_PP, query_QP, count, given)
+        found[named("fisher", place)] = solved.queries_QP.float()
+        found[named("fisher.note", place)] = torch.tensor([solved.damping, solved.condition])
+    return found
 
 
 def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
@@ -221,15 +262,20 @@ def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
 
 def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
-    cell = session.cell(name)
-    (sums,) = slab_units(session.settings, cell, "sums", slab)
-    summed_QP = session.latest(
-        "weighted",
-        sums.id,
-        lambda: torch.from_numpy(session.arrays(sums, ["weighted"])["weighted"]).to(session.device),
-    )
+    blocks = session.cell(name).blocks.of(slab)
+    (sums,) = slab_units(session.settings, session.cell(name), "sums", slab)
+    stored = session.latest("sums", sums.id, lambda: session.arrays(sums))
     train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
-    return _blockwise("correction", cell.blocks.of(slab), summed_QP, train_NP)
+    found: dict[str, np.ndarray] = {}
+    if "weighted" in stored:
+        summed_QP = torch.from_numpy(stored["weighted"]).to(session.device)
+        found |= _blockwise("correction", blocks, summed_QP, train_NP)
+    for place, block in enumerate(blocks):
+        key = named("fisher", place)
+        if key in stored:
+            queries_QP = torch.from_numpy(stored[key]).to(session.device)
+            found[key] = (queries_QP @ train_NP[:, block.span].T).cpu().numpy()
+    return found
 
 
 # -- pieces ----------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from distinf.stages.gram.gram import (
     WORD_CROSS,
     dampings,
     named,
+    narrow,
     rows_of,
     self_gram,
     slab_units,
@@ -82,7 +83,8 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     else:
         blocks = len(cell.blocks.of(unit.job["slab"]))
         wanted = blockwise(outline.settings, unit.job["slab"])
-        solves, estimators = blocks * ("fisher" in wanted), len(wanted)
+        wide = sum(not narrow(cell, block) for block in cell.blocks.of(unit.job["slab"]))
+        solves, estimators = wide * ("fisher" in wanted), len(wanted)
     sorts = 20.0 * blocks * estimators * queries * rows
     dense = 3 * 8.0 * rows**2 if solves else 0.0
     return Cost(
@@ -189,6 +191,8 @@ class _Block:
             return cosine.scores(cross_QN, torch.from_numpy(sqnorm_Q), self._sqnorm_N)
         if name == "datainf":
             return self._datainf(cross_QN, start, stop)
+        if narrow(self._cell, self._cell.blocks.of(self._slab)[self._place]):
+            return self._preconditioned(name, start, stop)
         return self._exact(name)[start:stop]
 
     def _datainf(self, cross_QN: Tensor, start: int, stop: int) -> Tensor:
@@ -202,6 +206,15 @@ class _Block:
         else:
             correction_QN = self._rows("correction", "correction", start, stop)
         return datainf.scores(cross_QN, correction_QN, damping, len(self._sqnorm_N))
+
+    def _preconditioned(self, name: str, start: int, stop: int) -> Tensor:
+        """fp64 [stop - start, N]: Fisher's, solved in parameter space by the gram stage."""
+        if name not in self.notes:
+            (sums,) = slab_units(self._session.settings, self._cell, "sums", self._slab)
+            key = named("fisher.note", self._place)
+            damping, condition = self._session.arrays(sums, [key])[key].tolist()
+            self.notes[name] = {"damping": damping, "condition": condition}
+        return self._rows("correction", "fisher", start, stop)
 
     def _exact(self, name: str) -> Tensor:
         """fp64 [all queries, N]: Fisher's, solved once."""
