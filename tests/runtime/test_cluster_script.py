@@ -110,7 +110,7 @@ def test_a_killed_node_is_gone_at_once_and_noticed_soon(cluster):
     assert driver.stdout.readline() == "2\n"
     cluster.kill_node(1)
     left = cluster.processes()
-    assert [pid in left for pid in sorted(raylets)] == [True, False]
+    assert sum(pid in left for pid in raylets) == 1  # the head's; which it is, the status says
     killed = time.monotonic()
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 0, errors
