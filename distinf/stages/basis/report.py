@@ -1,9 +1,7 @@
 """Stage report: from the run's committed arrays to one page, its tables and its raw numbers."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from distinf.stages.basis.page import findings as page
 from distinf.stages.basis.page.page import render
 from distinf.stages.basis.page.tables import tables
 from distinf.stages.basis.session import Outline, Session
+from distinf.stages.page.provenance import provenance_of
 from distinf.stages.page.rows import csv_text, json_text
 from distinf.stages.task import Wording
 
@@ -111,7 +110,7 @@ def findings(session: Session) -> page.Findings:
         deviations=[*words.deviations, *trajectory.deviations(session)],
         warnings=_warnings(session),
         quarantined=_quarantined(session),
-        provenance=_provenance(session),
+        provenance=provenance_of(session),
     )  # fmt: skip
 
 
@@ -327,20 +326,3 @@ def _warnings(session: Session) -> list[str]:
             "Ritz pairs alone."
         )
     return found
-
-
-def _provenance(session: Session) -> page.Provenance:
-    import yaml
-
-    text = session.blobs.get("config.yaml").decode()
-    stored: dict[str, Any] = yaml.safe_load(text)
-    record = stored.get("provenance") or {}
-    return page.Provenance(
-        config_yaml=text,
-        command="distinf run config.yaml",
-        fingerprint=session.basis[NAME],
-        versions=record.get("versions", {}),
-        machine={k: str(v) for k, v in record.get("machine", {}).items()}
-        | {"processor": platform.machine()},
-        seeds={"run": session.seed},
-    )

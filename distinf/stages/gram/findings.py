@@ -1,6 +1,5 @@
 """What a run found, read from its committed arrays: the page's input, and the ranked rows."""
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
 from distinf.stages.gram.task import METRICS, Described
+from distinf.stages.page.provenance import provenance_of
 from distinf.stages.page.rows import array_summary
 
 WORKING = (data, train, gradients, gram, scores, actions)
@@ -50,7 +50,7 @@ def findings(session: Session) -> page.Findings:
         layers_published=list(published[1]),
         warnings=_warnings(session, cells),
         quarantined=_quarantined(session, cells),
-        provenance=_provenance(session),
+        provenance=provenance_of(session),
     )  # fmt: skip
 
 
@@ -309,19 +309,3 @@ def _costs(session: Session) -> list[page.StageCost]:
                 )
             )
     return found
-
-
-def _provenance(session: Session) -> page.Provenance:
-    import yaml
-
-    text = session.blobs.get("config.yaml").decode()
-    record = (yaml.safe_load(text) or {}).get("provenance") or {}
-    return page.Provenance(
-        config_yaml=text,
-        command="distinf run config.yaml",
-        fingerprint=session.basis["report"],
-        versions=record.get("versions", {}),
-        machine={k: str(v) for k, v in record.get("machine", {}).items()}
-        | {"processor": platform.machine()},
-        seeds={"run": session.seed},
-    )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.stages.page.provenance import Provenance, StageCost
 from distinf.stages.page.rows import plain
 
 SELECTED, CONTROL, OPPOSITE = "helpful", "random", "harmful"
@@ -208,15 +209,6 @@ class TrainingCurve:
 
 
 @dataclass(frozen=True)
-class StageCost:
-    stage: str
-    units: int
-    seconds: float  # wall
-    worker_seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True)
 class Published:
     """A number from the literature to print beside ours.
 
@@ -233,16 +225,6 @@ class Published:
     note: str = ""
     column: str = ""
     run: str = ""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    config_yaml: str = ""
-    command: str = ""  # replays the run
-    fingerprint: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    machine: Mapping[str, str] = field(default_factory=dict)
-    seeds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.stages.page.provenance import Provenance, StageCost
 from distinf.stages.page.rows import plain
 
 RANDOM, FULL = "random", "full"
@@ -206,25 +207,6 @@ class PublishedLayer:
     group: str
     rank: int
     win_rate: float
-
-
-@dataclass(frozen=True)
-class StageCost:
-    stage: str
-    units: int
-    seconds: float  # wall
-    worker_seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Provenance:
-    config_yaml: str = ""
-    command: str = ""  # replays the run
-    fingerprint: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    machine: Mapping[str, str] = field(default_factory=dict)
-    seeds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
