@@ -1,9 +1,5 @@
 """The page: findings to one HTML file that needs nothing else."""
 
-from dataclasses import dataclass
-from importlib.resources import files
-
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from distinf.stages.basis.page.captions import Tables
@@ -24,15 +20,9 @@ from distinf.stages.page.columns import View
 from distinf.stages.page.formats import count
 from distinf.stages.page.grids import Grid
 from distinf.stages.page.intervals import RESAMPLES
+from distinf.stages.page.templates import Picture, page_template, source
 
-
-@dataclass(frozen=True)
-class Picture:
-    number: int
-    name: str
-    svg: Markup
-    title: str
-    caption: str
+PACKAGE = "distinf.stages.basis.page"
 
 
 def render(findings: Findings) -> str:
@@ -41,16 +31,9 @@ def render(findings: Findings) -> str:
     The same findings give the same bytes (for one version of matplotlib).
     """
     rows = tables(findings)
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FunctionLoader(_source),
-    )
-    return environment.get_template("template.html.jinja").render(
+    return page_template(PACKAGE).render(
         findings=findings,
-        style=Markup(_source("style.css")),
+        style=Markup(source(PACKAGE, "style.css")),
         answer=answer(findings, rows),
         figures=figures(findings, rows),
         tables={**views(findings, rows), **_further(findings, rows)},
@@ -86,9 +69,3 @@ def _further(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
     for target in dict.fromkeys(a.target for a in findings.attributions):
         made[f"attribution {target}"] = attributions_view(target, rows)
     return {name: table for name, table in made.items() if table is not None}
-
-
-def _source(name: str) -> str:
-    own = files(__package__) / name
-    found = own if own.is_file() else files("distinf.stages.page") / name
-    return found.read_text(encoding="utf-8")

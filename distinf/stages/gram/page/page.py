@@ -1,10 +1,7 @@
 """The page: findings to one HTML file that needs nothing else."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.resources import files
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from distinf.stages.gram.page import accuracy_figures, detection_figures, machine_figures
@@ -16,6 +13,7 @@ from distinf.stages.gram.page.views import facts, listed, views
 from distinf.stages.gram.page.wording import answer
 from distinf.stages.page.formats import count
 from distinf.stages.page.intervals import RESAMPLES
+from distinf.stages.page.templates import Picture, page_template, source
 
 Draw = Callable[[Findings, Tables, str, str], str | None]
 DRAW: dict[str, Draw] = {  # in page order
@@ -30,14 +28,7 @@ DRAW: dict[str, Draw] = {  # in page order
     "training": machine_figures.training_figure,
 }
 
-
-@dataclass(frozen=True)
-class Picture:
-    number: int
-    name: str
-    svg: Markup
-    title: str
-    caption: str
+PACKAGE = "distinf.stages.gram.page"
 
 
 def render(findings: Findings) -> str:
@@ -46,16 +37,9 @@ def render(findings: Findings) -> str:
     The same findings give the same bytes (for one version of matplotlib).
     """
     rows = tables(findings)
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FunctionLoader(_source),
-    )
-    return environment.get_template("template.html.jinja").render(
+    return page_template(PACKAGE).render(
         findings=findings,
-        style=Markup(_source("style.css")),
+        style=Markup(source(PACKAGE, "style.css")),
         answer=answer(findings, rows),
         figures=figures(findings, rows),
         tables=views(findings, rows),
@@ -83,9 +67,3 @@ def figures(findings: Findings, rows: Tables) -> dict[str, Picture]:
 def _sources(findings: Findings) -> list[str]:
     named = {p.source for p in findings.methods_published}
     return sorted(named | {p.source for p in findings.layers_published})
-
-
-def _source(name: str) -> str:
-    own = files("distinf.stages.gram.page") / name
-    found = own if own.is_file() else files("distinf.stages.page") / name
-    return found.read_text(encoding="utf-8")
