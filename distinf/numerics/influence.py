@@ -4,7 +4,8 @@ Shape legend: Q queries, N training samples, P entries.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, overload
 
 import torch
@@ -18,6 +19,7 @@ from distinf.numerics.estimators.datainf import DataInfSettings
 from distinf.numerics.estimators.fisher import FisherSettings
 from distinf.numerics.estimators.tracin import TracInSettings
 from distinf.numerics.krylov import RitzPairs
+from distinf.numerics.products import products, sqnorms, weighted_products
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.numerics.variants import Coordinates, Variant
 
@@ -67,7 +69,9 @@ def influence(
     """Scores [Q, N] fp64 (or {block: [Q, N]}); > 0: training on the sample helps the query.
 
     train: [N, P] per-sample gradients of the training loss; query: [Q, P], of any loss; or the same
-    per block. Both may be SparseRows (an embedding's), but not for "arnoldi". `estimator` is a name
+    per block. Both may be SparseRows (an embedding's), but not for "arnoldi". Gradients in float64
+    are multiplied in it, others in float32, a slab of entries at a time, with the slabs' sums in
+    float64 ("arnoldi" and sparse rows: all in float64). `estimator` is a name
     or an estimator's settings (which can also set scaling and policy); `damping` is lambda itself,
     None the estimator's documented default; `variant` (fisher, arnoldi) is classic by default.
     "arnoldi" needs `curvature`: Ritz pairs of the mean Hessian over exactly these training samples,
@@ -128,68 +132,87 @@ def _block(
     curvature: RitzPairs | Mapping[str, RitzPairs] | None,
 ) -> Tensor:
     if isinstance(settings, ArnoldiScoreSettings):
-        dense = _checked(name, _dense(name, train), _dense(name, query))
-        return _arnoldi(name, *dense, settings, curvature)
+        train_NP, query_QP = _alike(name, _dense(name, train), _dense(name, query))
+        _check_finite(name, sqnorms(train_NP), sqnorms(query_QP))
+        return _arnoldi(name, train_NP.double(), query_QP.double(), settings, curvature)
     if isinstance(train, SparseRows) and isinstance(query, SparseRows):
-        return _sparse(name, train, query, settings)
-    if isinstance(train, SparseRows) or isinstance(query, SparseRows):
+        found = _of_words(name, train, query)
+    elif isinstance(train, SparseRows) or isinstance(query, SparseRows):
         raise InputError(f"{name}: train and query must both be sparse rows, or both tensors")
-    train_NP, query_QP = _checked(name, train, query)
-    if isinstance(settings, DataInfSettings):
-        return datainf.from_gradients(train_NP, query_QP, settings)
-    cross_QN = query_QP @ train_NP.T
-    sqnorms = query_QP.square().sum(1), train_NP.square().sum(1)
-    return _from_products(settings, cross_QN, sqnorms, lambda: train_NP @ train_NP.T)
+    else:
+        found = _of_rows(*_alike(name, train, query))
+    _check_finite(name, found.train_sqnorm_N, found.query_sqnorm_Q)
+    return _scores(name, found, settings)
 
 
-def _from_products(
-    settings: Estimator,
-    cross_QN: Tensor,
-    sqnorms: tuple[Tensor, Tensor],
-    gram: Callable[[], Tensor],
-) -> Tensor:
-    """What needs no gradients: cross products, squared norms of queries and of training samples,
-    and for Fisher the training samples' Gram matrix."""
-    if isinstance(settings, TracInSettings):
-        return tracin.scores(cross_QN, settings)
-    if isinstance(settings, CosineSettings):
-        return cosine.scores(cross_QN, *sqnorms)
-    assert isinstance(settings, FisherSettings)
-    return fisher.scores(fisher.factorise(gram()), cross_QN, settings).scores_QN
+@dataclass(frozen=True)
+class _Products:
+    """What the estimators of a block are made of.
+
+    gram() is [N, N] of the training rows T, through(W [Q, N]) is (W T) T^T, and entries is None
+    where nobody says how large the embedding is.
+    """
+
+    cross_QN: Tensor
+    query_sqnorm_Q: Tensor
+    train_sqnorm_N: Tensor
+    gram: Callable[[], Tensor]
+    through: Callable[[Tensor], Tensor]
+    entries: int | None
 
 
-def _sparse(name: str, train: SparseRows, query: SparseRows, settings: Estimator) -> Tensor:
-    """An embedding's scores, from dot products over shared tokens; DataInf by K_tt too."""
+def _of_rows(train_NP: Tensor, query_QP: Tensor) -> _Products:
+    return _Products(
+        cross_QN=products(query_QP, train_NP),
+        query_sqnorm_Q=sqnorms(query_QP),
+        train_sqnorm_N=sqnorms(train_NP),
+        gram=lambda: products(train_NP, train_NP),
+        through=lambda weights_QN: weighted_products(weights_QN, train_NP),
+        entries=train_NP.shape[1],
+    )
+
+
+def _of_words(name: str, train: SparseRows, query: SparseRows) -> _Products:
+    """An embedding's, from dot products over shared tokens."""
     if not len(train) or train.rows.shape[1] != query.rows.shape[1]:
         raise InputError(
             f"{name}: rows of {train.rows.shape[1]} train and {query.rows.shape[1]} query entries "
             "must have one width, and train must have samples"
         )
-    _check_finite(name, "train", train.finite())
-    _check_finite(name, "query", query.finite())
     train, query = train.to(torch.float64), query.to(torch.float64)
-    cross_QN, sqnorm_N = sparse_gram(query, train), train.sqnorms()
-    if not isinstance(settings, DataInfSettings):
-        sqnorms = query.sqnorms(), sqnorm_N
-        return _from_products(settings, cross_QN, sqnorms, lambda: sparse_gram(train, train))
+    return _Products(
+        cross_QN=sparse_gram(query, train),
+        query_sqnorm_Q=query.sqnorms(),
+        train_sqnorm_N=train.sqnorms(),
+        gram=lambda: sparse_gram(train, train),
+        through=lambda weights_QN: weights_QN @ sparse_gram(train, train),
+        entries=None if train.vocabulary is None else train.vocabulary * train.rows.shape[1],
+    )
+
+
+def _scores(name: str, found: _Products, settings: Estimator) -> Tensor:
+    if isinstance(settings, TracInSettings):
+        return tracin.scores(found.cross_QN, settings)
+    if isinstance(settings, CosineSettings):
+        return cosine.scores(found.cross_QN, found.query_sqnorm_Q, found.train_sqnorm_N)
+    if isinstance(settings, FisherSettings):
+        factor = fisher.factorise(found.gram())
+        return fisher.scores(factor, found.cross_QN, settings).scores_QN
+    assert isinstance(settings, DataInfSettings)
     damping = settings.damping
     if damping is None:
-        damping = _default_damping(name, train, sqnorm_N)
+        if found.entries is None:
+            raise InputError(
+                f"{name}: DataInf's default damping needs the embedding's size; set the vocabulary "
+                "of these SparseRows, or damping"
+            )
+        sqnorm_sum, count = float(found.train_sqnorm_N.sum()), len(found.train_sqnorm_N)
+        damping = datainf.default_damping(sqnorm_sum, count, found.entries)
     if damping == 0.0:  # every training gradient is zero, so no sample moves any query
-        return torch.zeros_like(cross_QN)
-    weights_QN = datainf.weights(cross_QN, sqnorm_N, damping)
-    correction_QN = weights_QN @ sparse_gram(train, train)
-    return datainf.scores(cross_QN, correction_QN, damping, len(train))
-
-
-def _default_damping(name: str, train: SparseRows, sqnorm_N: Tensor) -> float:
-    if train.vocabulary is None:
-        raise InputError(
-            f"{name}: DataInf's default damping needs the embedding's size; set the vocabulary of "
-            "these SparseRows, or damping"
-        )
-    entries = train.vocabulary * train.rows.shape[1]
-    return datainf.default_damping(float(sqnorm_N.sum()), len(train), entries)
+        return torch.zeros_like(found.cross_QN)
+    weights_QN = datainf.weights(found.cross_QN, found.train_sqnorm_N, damping)
+    correction_QN = found.through(weights_QN)
+    return datainf.scores(found.cross_QN, correction_QN, damping, len(found.train_sqnorm_N))
 
 
 def _arnoldi(
@@ -210,22 +233,23 @@ def _arnoldi(
     return arnoldi.scores(coordinates, arnoldi.spectrum_of(curvature, settings), settings).scores_QN
 
 
-def _checked(name: str, train_NP: Tensor, query_QP: Tensor) -> tuple[Tensor, Tensor]:
-    train_NP, query_QP = train_NP.flatten(1).double(), query_QP.flatten(1).double()
+def _alike(name: str, train_NP: Tensor, query_QP: Tensor) -> tuple[Tensor, Tensor]:
+    """Both flat, in one dtype of at least float32."""
+    kind = reduce(torch.promote_types, (train_NP.dtype, query_QP.dtype), torch.float32)
+    train_NP, query_QP = train_NP.flatten(1).to(kind), query_QP.flatten(1).to(kind)
     if not len(train_NP) or train_NP.shape[1] != query_QP.shape[1]:
         raise InputError(
             f"{name}: train {tuple(train_NP.shape)} and query {tuple(query_QP.shape)} gradients "
             "must share their entries, and train must have samples"
         )
-    for role, gradients in (("train", train_NP), ("query", query_QP)):
-        _check_finite(name, role, torch.isfinite(gradients).all(1))
     return train_NP, query_QP
 
 
-def _check_finite(name: str, role: str, finite_N: Tensor) -> None:
-    bad = torch.nonzero(~finite_N).view(-1).tolist()
-    if bad:
-        raise InputError(
-            f"{name}: {len(bad)} {role} gradients are not finite (rows {bad[:5]}); drop those "
-            "samples first (distinf.numerics.capture.finite_rows)"
-        )
+def _check_finite(name: str, train_sqnorm_N: Tensor, query_sqnorm_Q: Tensor) -> None:
+    for role, sqnorm in (("train", train_sqnorm_N), ("query", query_sqnorm_Q)):
+        bad = torch.nonzero(~torch.isfinite(sqnorm)).view(-1).tolist()
+        if bad:
+            raise InputError(
+                f"{name}: {len(bad)} {role} gradients are not finite (rows {bad[:5]}); drop those "
+                "samples first (distinf.numerics.capture.finite_rows)"
+            )

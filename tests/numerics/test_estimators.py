@@ -39,7 +39,7 @@ def test_datainf_is_the_mean_of_per_sample_inverses(gradients, damping):
     used = damping or float(train.square().sum()) / (10 * N * P)
     inverses = [torch.linalg.inv(torch.outer(g, g) + used * torch.eye(P).double()) for g in train]
     expected = query @ (sum(inverses) / N) @ train.T
-    found = datainf.from_gradients(train, query, datainf.DataInfSettings(damping))
+    found = distinf.influence(train, query, "datainf", damping=damping)
     torch.testing.assert_close(found, expected)
 
 
@@ -56,7 +56,7 @@ def test_datainf_in_two_passes_over_shards_and_under_a_projection(gradients):
         datainf.scores(query @ train[rows].T, summed @ train[rows].T, damping, N)
         for rows in (slice(0, 5), slice(5, N))
     ]
-    whole = datainf.from_gradients(train, query, entries=entries)
+    whole = distinf.influence(train, query, "datainf", damping=damping)
     torch.testing.assert_close(torch.cat(parts, 1), whole)
 
 

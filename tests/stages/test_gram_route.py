@@ -187,7 +187,10 @@ def test_scores_do_not_depend_on_the_batches(run, tmp_path, tokens):
     close(values(other), values(run))
 
 
-def test_nor_on_how_rows_are_cut_into_units_and_tiles(run, tmp_path):
+def test_nor_on_how_rows_are_cut_into_units_tiles_and_what_is_held_at_once(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gram, "SCORES_AT_ONCE", 3 * len(next(iter(values(run).values()))))
     changes = {"gradients": {"rows_per_unit": 100, "slab": 10_000}, "gram": {"rows_per_tile": 7}}
     close(values(scored(session_of(tmp_path / "run", **changes))), values(run))
 

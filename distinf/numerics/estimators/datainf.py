@@ -9,7 +9,6 @@ Shape legend: Q queries, N training samples (of `count` in all), P stored entrie
 from dataclasses import dataclass
 from math import isfinite
 
-import torch
 from torch import Tensor
 
 from distinf.errors import InputError
@@ -49,24 +48,3 @@ def scores(cross_QN: Tensor, correction_QN: Tensor, damping: float, count: int) 
             "out, or set a damping > 0"
         )
     return (cross_QN - correction_QN / count) / damping
-
-
-def from_gradients(
-    train_NP: Tensor,
-    query_QP: Tensor,
-    settings: DataInfSettings | None = None,
-    entries: int | None = None,
-) -> Tensor:
-    """[Q, N] fp64 for one block held in memory; `entries` (default P) is its unprojected size."""
-    settings = settings or DataInfSettings()
-    train_NP, query_QP = train_NP.double(), query_QP.double()
-    sqnorm_N = train_NP.square().sum(1)
-    count = len(train_NP)
-    damping = settings.damping
-    if damping is None:
-        damping = default_damping(float(sqnorm_N.sum()), count, entries or train_NP.shape[1])
-    cross_QN = query_QP @ train_NP.T
-    if damping == 0.0:  # every training gradient is zero, so no sample moves any query
-        return torch.zeros_like(cross_QN)
-    summed_QP = weights(cross_QN, sqnorm_N, damping) @ train_NP
-    return scores(cross_QN, summed_QP @ train_NP.T, damping, count)

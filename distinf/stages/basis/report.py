@@ -1,6 +1,5 @@
 """Stage report: from the run's committed arrays to one page, its tables and its raw numbers."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,7 +7,8 @@ import torch
 from torch import Tensor
 
 from distinf.numerics.variants import VARIANTS
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Runtime
+from distinf.stages import publishing
 from distinf.stages.basis import (
     actions,
     attribution,
@@ -25,12 +25,11 @@ from distinf.stages.basis import (
 from distinf.stages.basis.page import findings as page
 from distinf.stages.basis.page.page import render
 from distinf.stages.basis.page.tables import tables
-from distinf.stages.basis.session import Outline, Session
+from distinf.stages.basis.session import Session
 from distinf.stages.page.provenance import provenance_of
-from distinf.stages.page.rows import csv_text, json_text
 from distinf.stages.task import Wording
 
-NAME = "report"
+NAME, units, is_done = publishing.NAME, publishing.units, publishing.is_done
 OPERATORS = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
 WORKING = (
     data, train, evaluate, curvature, queries, gradients, scores, trajectory, attribution, actions,
@@ -38,34 +37,16 @@ WORKING = (
 TOP = 5  # most helpful and most harmful rows listed per target
 
 
-def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
-    """One unit: the page."""
-    return [(Unit(NAME, outline.basis[NAME]), Cost(bytes=3e6))]
-
-
-def is_done(session: Session) -> bool:
-    """The page is there, and it is this run's."""
-    unit = units(session.outline)[0][0]
-    page_is_there = "report/index.html" in session.blobs.names("report")
-    return page_is_there and bool(session.done([unit]))
-
-
 def run(session: Session, runtime: Runtime) -> None:
     """Write report/index.html, findings.json and every table as CSV and JSON; then say so."""
     write(session)
-    unit = units(session.outline)[0][0]
-    empty = {"group": "report", "files": {}, "bytes": 0}
-    session.ledger(NAME).commit(unit, 1, {"manifest": empty, "summary": {}})
+    publishing.commit(session)
 
 
 def write(session: Session) -> None:
-    """The report's files. The page is put last, so that a page that is there is complete."""
+    """The report's files."""
     found = findings(session)
-    for name, rows in tables(found).items():
-        session.blobs.put(f"report/{name}.csv", csv_text(rows).encode())
-        session.blobs.put(f"report/{name}.json", json_text(rows).encode())
-    session.blobs.put("report/findings.json", json.dumps(found.to_json(), indent=1).encode())
-    session.blobs.put("report/index.html", render(found).encode())
+    publishing.publish(session, found.to_json(), tables(found), render(found))
 
 
 def findings(session: Session) -> page.Findings:

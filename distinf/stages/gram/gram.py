@@ -7,7 +7,8 @@ sums        over all training rows of a slab: DataInf's U = W T [Q, P] (W = cros
             |g|^2), see estimators/datainf.py); Fisher's (F + lambda)^-1 g_q [Q, P] of the blocks
             that are narrower than there are rows (the others go through self); and the sums that
             the cancellation effect needs
-correction  per block [Q, rows], U T^T, and the narrow blocks' Fisher scores
+correction  per block [Q, rows], U T^T, and the narrow blocks' Fisher scores; for the embedding,
+            whose U would be as wide as the vocabulary, W K_tt from the tiles of self
 
 A tile's memory does not depend on the number of training rows. Sums are taken in fp32 in a tile,
 and over tiles in their order.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from distinf.numerics.estimators import datainf, fisher
+from distinf.numerics.products import sqnorms
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
@@ -36,7 +38,8 @@ from distinf.store import open_group
 NAME = "gram"
 PHASES = ("cross", "self", "sums", "correction")
 TOP_WORDS = 10  # paper 003, section 3.1: TracIn-WE-top10
-QUERIES_AT_ONCE = 128  # of a tile that are read at once: what the scores' memory goes by
+SCORES_AT_ONCE = 1 << 20  # of a block that are held at once: what the scores' memory goes by
+MOST_QUERIES_AT_ONCE = 128
 WORD_CROSS = {"tracin-we-top10": "top.train", "tracin-we-both10": "top.both"}
 
 
@@ -74,12 +77,20 @@ def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> li
             return []
         pairs = [(a, b, c, d) for a, b in tiles for c, d in tiles if c <= a]
         return [_unit(cell, a, b, job, columns=[c, d]) for a, b, c, d in pairs]
-    if phase == "correction":
-        if slab == SPARSE or not {"datainf", "fisher"} & set(wanted):
+    if phase == "correction" and slab == SPARSE:
+        if "datainf" not in wanted:
+            return []
+    elif phase == "correction":
+        if not {"datainf", "fisher"} & set(wanted):
             return []
         (sums,) = slab_units(settings, cell, "sums", slab)
         job["of"] = sums.id
     return [_unit(cell, a, b, job) for a, b in tiles]
+
+
+def queries_at_once(rows: int) -> int:
+    """How many queries' scores of `rows` training rows are held at once."""
+    return min(max(SCORES_AT_ONCE // rows, 1), MOST_QUERIES_AT_ONCE)
 
 
 def narrow(cell: Cell, block: Block) -> bool:
@@ -95,12 +106,15 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     slab, phase = unit.job["slab"], unit.job["phase"]
     queries, rows = cell.rows[QUERY], unit.stop - unit.start
     blocks, width = len(cell.blocks.of(slab)), cell.blocks.width(slab)
-    if slab == SPARSE:
+    of_words = slab == SPARSE and phase == "correction"
+    if of_words:
+        width = cell.rows[TRAIN]
+    elif slab == SPARSE:
         width *= 32  # distinct tokens that two rows have in common, at most about
     c, d = unit.job.get("columns", (0, queries))
     side = queries if phase in ("cross", "correction") else d - c
     tile = min(rows, outline.settings.gram.rows_per_tile)
-    held = 4.0 * width * (2 * tile + side)
+    held = 4.0 * (tile if of_words else width) * (2 * tile + side)
     made = 4.0 * queries * width if phase == "sums" else 4.0 * blocks * side * rows
     wanted = outline.settings.scores.estimators
     passes = 1.0 if "datainf" in wanted or phase != "sums" else 0.0
@@ -126,7 +140,8 @@ def run(session: Session, runtime: Runtime) -> None:
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     make = {"cross": _cross, "self": _self, "sums": _sums, "correction": _correction}
     arrays = make[unit.job["phase"]](session, unit)
-    return session.commit(unit, attempt, arrays, chunk_rows=QUERIES_AT_ONCE)
+    at_once = queries_at_once(session.cell(unit.job["cell"]).rows[TRAIN])
+    return session.commit(unit, attempt, arrays, chunk_rows=at_once)
 
 
 # -- the phases ------------------------------------------------------------------------------
@@ -209,12 +224,7 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
             continue
         stored = session.arrays(tile)
         for k, block in enumerate(blocks):
-            weights_QN = datainf.weights(
-                torch.from_numpy(stored[named("cross", k)]).double(),
-                torch.from_numpy(stored["sqnorm"][k]),
-                damping_B[k],
-            )
-            weights_QN = weights_QN.nan_to_num(0.0).float().to(device)  # 0/0: no gradient at all
+            weights_QN = _weights(stored, k, damping_B[k]).float().to(device)
             summed_QP[:, block.span] += weights_QN @ train_NP[:, block.span]
     found = {"sum": sum_P, "abs_sum": abs_P, "uses": uses_P, "norm_sum": norms_B}
     if datainf_wanted:
@@ -262,6 +272,8 @@ def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
 
 def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
+    if slab == SPARSE:
+        return {named("correction", 0): _sparse_correction(session, unit)}
     blocks = session.cell(name).blocks.of(slab)
     (sums,) = slab_units(session.settings, session.cell(name), "sums", slab)
     stored = session.latest("sums", sums.id, lambda: session.arrays(sums))
@@ -278,7 +290,35 @@ def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     return found
 
 
+def _sparse_correction(session: Session, unit: Unit) -> np.ndarray:
+    """fp32 [Q, rows]."""
+    cell = session.cell(unit.job["cell"])
+    (damping,) = dampings(session, cell, SPARSE)
+    tiles = {
+        (tile.start, tile.job["columns"][0]): tile
+        for tile in slab_units(session.settings, cell, "self", SPARSE)
+    }
+    summed_QN = torch.zeros(cell.rows[QUERY], unit.stop - unit.start, dtype=torch.float64)
+    for part in slab_units(session.settings, cell, "cross", SPARSE):
+        weights_QM = _weights(session.arrays(part, [named("cross", 0), "sqnorm"]), 0, damping)
+        # Only the tiles on and below the diagonal are stored.
+        tile = tiles[max(part.start, unit.start), min(part.start, unit.start)]
+        gram = torch.from_numpy(session.arrays(tile, [named("self", 0)])[named("self", 0)]).double()
+        summed_QN += weights_QM @ (gram if part.start >= unit.start else gram.T)
+    return summed_QN.float().numpy()
+
+
 # -- pieces ----------------------------------------------------------------------------------
+
+
+def _weights(cross: Mapping[str, np.ndarray], place: int, damping: float) -> Tensor:
+    """fp64 [Q, rows]: DataInf's W of a block and a range of training rows."""
+    weights_QN = datainf.weights(
+        torch.from_numpy(cross[named("cross", place)]).double(),
+        torch.from_numpy(cross["sqnorm"][place]),
+        damping,
+    )
+    return weights_QN.nan_to_num(0.0)  # 0/0: no gradient at all
 
 
 def _query_slab(session: Session, name: str, slab: int) -> Tensor:
@@ -304,8 +344,7 @@ def _blockwise(
 
 def _sqnorms(blocks: Sequence[Block], rows_NP: Tensor) -> np.ndarray:
     """fp64 [B, N]: each block's squared norms."""
-    found = [rows_NP[:, b.span].double().square().sum(1).cpu().numpy() for b in blocks]
-    return np.stack(found)
+    return np.stack([sqnorms(rows_NP[:, b.span]).cpu().numpy() for b in blocks])
 
 
 # -- what was stored -------------------------------------------------------------------------

@@ -1,55 +1,35 @@
 """Stage report: from the run's committed arrays to one page, its tables, and every row ranked."""
 
-import json
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from distinf.numerics.metrics import ndr
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Runtime
+from distinf.stages import publishing
 from distinf.stages.gram.actions import AT, flipped_rows, lowest_first, results
 from distinf.stages.gram.findings import cell_ranking, findings
 from distinf.stages.gram.page.page import render
 from distinf.stages.gram.page.tables import tables
 from distinf.stages.gram.scores import all_scores, headline
-from distinf.stages.gram.session import Outline, Session
-from distinf.stages.page.rows import csv_text, json_text
+from distinf.stages.gram.session import Session
+from distinf.stages.page.rows import csv_text
 
-NAME = "report"
-
-
-def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
-    """One unit: the page."""
-    return [(Unit(NAME, outline.basis[NAME]), Cost(bytes=3e6))]
-
-
-def is_done(session: Session) -> bool:
-    """The page is there, and it is this run's."""
-    unit = units(session.outline)[0][0]
-    page_is_there = "report/index.html" in session.blobs.names("report")
-    return page_is_there and bool(session.done([unit]))
+NAME, units, is_done = publishing.NAME, publishing.units, publishing.is_done
 
 
 def run(session: Session, runtime: Runtime) -> None:
     """Write the report's files; then say so."""
     write(session)
-    unit = units(session.outline)[0][0]
-    empty = {"group": "report", "files": {}, "bytes": 0}
-    session.ledger(NAME).commit(unit, 1, {"manifest": empty, "summary": {}})
+    publishing.commit(session)
 
 
 def write(session: Session) -> None:
-    """Every row ranked, the tables as CSV and JSON, and the page last: if it is there, all is."""
+    """Every row ranked, the tables, and the page."""
     for cell in session.outline.cells.values():
         text = csv_text(cell_ranking(session, cell))
         session.blobs.put(f"report/{ranking_name(cell.name)}", text.encode())
     found = findings(session)
-    for name, rows in tables(found).items():
-        session.blobs.put(f"report/{name}.csv", csv_text(rows).encode())
-        session.blobs.put(f"report/{name}.json", json_text(rows).encode())
-    session.blobs.put("report/findings.json", json.dumps(found.to_json(), indent=1).encode())
-    session.blobs.put("report/index.html", render(found).encode())
+    publishing.publish(session, found.to_json(), tables(found), render(found))
 
 
 def ranking_name(cell: str) -> str:

@@ -24,11 +24,11 @@ from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import ALL, EMBEDDING, SPARSE, Block
 from distinf.stages.gram.gradients import columns, finite_rows
 from distinf.stages.gram.gram import (
-    QUERIES_AT_ONCE,
     WORD_CROSS,
     dampings,
     named,
     narrow,
+    queries_at_once,
     rows_of,
     self_gram,
     slab_units,
@@ -87,10 +87,11 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         solves, estimators = wide * ("fisher" in wanted), len(wanted)
     sorts = 20.0 * blocks * estimators * queries * rows
     dense = 3 * 8.0 * rows**2 if solves else 0.0
+    held = 8.0 * min(queries, queries_at_once(rows)) * rows * 6
     return Cost(
         flops=solves * solve + sorts,
         bytes=8.0 * blocks * estimators * len(HOWS) * rows,
-        memory=dense + 8.0 * queries * rows * 6,
+        memory=dense + (8.0 * queries * rows * 3 if solves else held),
     )
 
 
@@ -119,7 +120,7 @@ def _slab(session: Session, cell: Cell, unit: Unit) -> tuple[np.ndarray, list[di
     for place, block in enumerate(blocks):
         parts = _Block(session, cell, slab, place)
         tallies = {name: _Tally(session, cell) for name in wanted}
-        for start, stop in row_ranges(cell.rows[QUERY], QUERIES_AT_ONCE):
+        for start, stop in row_ranges(cell.rows[QUERY], queries_at_once(cell.rows[TRAIN])):
             cross_QN = parts.cross(start, stop)
             for name, tally in tallies.items():
                 tally.add(parts.scores(name, cross_QN, start, stop), start, stop)
@@ -166,7 +167,6 @@ class _Block:
         sqnorm_N = tiled(session, cell, slab, "cross", "sqnorm")[place][self._finite_N]
         self._sqnorm_N = torch.from_numpy(sqnorm_N)
         self._fisher: Tensor | None = None
-        self._gram: np.ndarray | None = None
         self.notes: dict[str, dict[str, float]] = {}
 
     def cross(self, start: int, stop: int) -> Tensor:
@@ -175,10 +175,8 @@ class _Block:
 
     def self_gram(self) -> np.ndarray:
         """fp64 [N, N]."""
-        if self._gram is None:
-            whole_NN = self_gram(self._session, self._cell, self._slab, self._place)
-            self._gram = whole_NN[np.ix_(self._finite_N, self._finite_N)]
-        return self._gram
+        whole_NN = self_gram(self._session, self._cell, self._slab, self._place)
+        return whole_NN[np.ix_(self._finite_N, self._finite_N)]
 
     def scores(self, name: str, cross_QN: Tensor, start: int, stop: int) -> Tensor:
         """fp64 [stop - start, N]."""
@@ -200,11 +198,7 @@ class _Block:
         self.notes["datainf"] = {"damping": damping}
         if damping == 0.0:  # no training row has a gradient here
             return torch.zeros_like(cross_QN)
-        if self._slab == SPARSE:
-            weights_QN = datainf.weights(cross_QN, self._sqnorm_N, damping)
-            correction_QN = weights_QN @ torch.from_numpy(self.self_gram())
-        else:
-            correction_QN = self._rows("correction", "correction", start, stop)
+        correction_QN = self._rows("correction", "correction", start, stop)
         return datainf.scores(cross_QN, correction_QN, damping, len(self._sqnorm_N))
 
     def _preconditioned(self, name: str, start: int, stop: int) -> Tensor:
