@@ -49,14 +49,15 @@ DESCRIPTIONS = {
 
 
 class Reporter:
-    """Shows each stage as the ledger fills up, so what it shows as done is committed."""
+    """Shows each stage as the ledger fills up: the units that it counts are committed. A share
+    beside them is what workers tell of those that they are at."""
 
     def __init__(self, console: Console | None = None):
         self._console = console or Console(file=sys.stderr)
 
     @contextmanager
     def __call__(
-        self, stage: str, units: Sequence[Unit], done: Callable[[], int]
+        self, stage: str, units: Sequence[Unit], done: Callable[[], float]
     ) -> Iterator[None]:
         stop = threading.Event()
         began = time.monotonic()
@@ -71,7 +72,7 @@ class Reporter:
             thread.join()
         count = len(units)
         seconds = time.monotonic() - began
-        kept = f", {start} were done before" if start else ""
+        kept = f", {int(start)} were done before" if start >= 1 else ""
         self._console.print(
             f"[green]done[/] {described(stage):<26} {count} "
             f"unit{'s' if count != 1 else ''} in {seconds:.1f} s{kept}",
@@ -79,7 +80,7 @@ class Reporter:
         )
 
     def _live(
-        self, stage: str, total: int, start: int, done: Callable[[], int], stop: threading.Event
+        self, stage: str, total: int, start: float, done: Callable[[], float], stop: threading.Event
     ) -> None:
         columns = (
             TextColumn("     {task.description:<26}"),
@@ -90,12 +91,12 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(described(stage), total=total, completed=start)
+            task = bar.add_task(described(stage), total=total, completed=int(start))
             while not stop.wait(POLL_S):
                 bar.update(task, completed=done())
 
     def _plain(
-        self, stage: str, total: int, start: int, done: Callable[[], int], stop: threading.Event
+        self, stage: str, total: int, start: float, done: Callable[[], float], stop: threading.Event
     ) -> None:
         began = time.monotonic()
         while not stop.wait(PLAIN_S):
@@ -104,9 +105,14 @@ class Reporter:
             left = (total - now) * elapsed / (now - start) if now > start else None
             about = f", about {left:.0f} s left" if left is not None else ""
             self._console.print(
-                f"     {described(stage)}: {now} of {total} units after {elapsed:.0f} s{about}",
+                f"     {described(stage)}: {_of(now, total)} after {elapsed:.0f} s{about}",
                 highlight=False,
             )
+
+
+def _of(done: float, total: int) -> str:
+    share = "" if done == int(done) else f" ({done / total:.0%} with what is begun)"
+    return f"{int(done)} of {total} unit{'s' if total != 1 else ''}{share}"
 
 
 def described(stage: str) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
-from distinf.runtime import Ledger, Runtime, Unit
+from distinf.runtime import Runtime, Unit
 from distinf.stages.basis import route as basis
 from distinf.stages.gram import route as gram
 
@@ -15,10 +15,10 @@ ROUTES: Mapping[str, ModuleType] = {"basis": basis, "gram": gram}
 
 
 class Watcher(Protocol):
-    """Shows a stage's progress; it reads the ledger, so it sees what is committed and no more."""
+    """Shows a stage's progress: units in the ledger, and shares that workers tell of others."""
 
     def __call__(
-        self, stage: str, units: Sequence[Unit], done: Callable[[], int]
+        self, stage: str, units: Sequence[Unit], done: Callable[[], float]
     ) -> AbstractContextManager[None]: ...
 
 
@@ -53,9 +53,8 @@ def _run_stage(session: Any, stage: ModuleType, runtime: Runtime, watch: Watcher
     if is_done(session, stage, wanted):
         return
     ids = {unit.id for unit in wanted}
-    ledger = session.ledger(stage.NAME)
     began, busy_s = time.time(), runtime.busy_s
-    with watch(titled(session, stage), wanted, partial(_count, ledger, ids)):
+    with watch(titled(session, stage), wanted, partial(_done, session, stage.NAME, ids)):
         stage.run(session, runtime)
     seconds = time.time() - began
     session.note_time(stage.NAME, began, seconds, runtime.busy_s - busy_s)
@@ -74,8 +73,10 @@ def titled(session: Any, stage: ModuleType) -> str:
     return f"{session.name}: {stage.NAME}" if session.name else str(stage.NAME)
 
 
-def _count(ledger: Ledger, ids: set[str]) -> int:
-    return len(ledger.committed_ids() & ids)
+def _done(session: Any, stage: str, ids: set[str]) -> float:
+    """Committed units, and the shares of others that their workers have told."""
+    committed = session.ledger(stage).committed_ids() & ids
+    return len(committed) + float(session.told(stage, ids - committed))
 
 
 def is_done(session: Any, stage: ModuleType, wanted: Sequence[Unit]) -> bool:

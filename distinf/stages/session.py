@@ -4,8 +4,10 @@ The context that crosses to a worker is JSON: root, task, settings, and the basi
 which is the digest of all that the stage's results depend on.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -19,6 +21,7 @@ from distinf.runtime.ledger import Record
 from distinf.stages.task import Batch
 from distinf.store import Rows, open_root, read_group, write_group
 
+TELL_S = 5.0  # seconds between two words on a unit's progress, at least
 JOBS = ("actions",)  # stages whose units are jobs, each with a folder of its own under jobs/
 
 
@@ -38,6 +41,7 @@ class Session:
         self.seed: int = context["seed"]
         self.basis: Mapping[str, str] = context["basis"]
         self._cache: dict[Any, Any] = {}
+        self._told: dict[str, float] = {}
 
     @property
     def outline(self) -> Any:
@@ -71,7 +75,29 @@ class Session:
             chunk_rows=chunk_rows, may_hold_nan=may_hold_nan,
         )  # fmt: skip
         content = {"manifest": manifest, "summary": dict(summary or {}), "name": attempt}
-        return self.ledger(unit.stage).commit(unit, _number(attempt), content)
+        record = self.ledger(unit.stage).commit(unit, _number(attempt), content)
+        if self._told.pop(unit.id, None) is not None:
+            self.blobs.delete(_told(unit.stage, unit.id))
+        return record
+
+    def tell(self, unit: Unit, share: float) -> None:
+        """Say how much of a unit is done, 0 to 1, for people who wait for a long one.
+
+        It may be said often: the first word and then one every few seconds is stored.
+        """
+        now = time.monotonic()
+        if now - self._told.get(unit.id, -TELL_S) >= TELL_S:
+            self._told[unit.id] = now
+            self.blobs.put(_told(unit.stage, unit.id), f"{share:.4f}".encode())
+
+    def told(self, stage: str, unit_ids: Collection[str]) -> float:
+        """The sum of the shares that were told of these units."""
+        total = 0.0
+        for name in self.blobs.names(_told(stage)):
+            if name.rsplit("/", 1)[-1] in unit_ids:
+                with contextlib.suppress(KeyError):  # committed in between
+                    total += float(self.blobs.get(name))
+        return total
 
     def done(self, units: Sequence[Unit]) -> dict[str, Record]:
         """Commit records by unit id, of those units that have one."""
@@ -146,6 +172,10 @@ def draw(seed: int, purpose: str, count: int, size: int | None) -> np.ndarray:
 def generator(seed: int, purpose: str) -> np.random.Generator:
     """Counter-based random numbers for one purpose."""
     return np.random.Generator(np.random.Philox(key=int(digest([seed, purpose])[:16], 16)))
+
+
+def _told(*parts: str) -> str:
+    return "/".join(["told", *parts])
 
 
 def _number(attempt: str) -> int:

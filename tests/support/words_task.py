@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from distinf.stages.gram.settings import TrainSettings
-from distinf.stages.gram.task import Fit
+from distinf.stages.gram.task import Fit, Tell, no_one
 from distinf.stages.task import Shapes
 
 VOCABULARY, WIDTH, CLASSES = 30, 6, 2
@@ -127,7 +127,9 @@ class Cell:
     def shapes(self) -> Shapes:
         return Shapes(300, 2_000.0, 500.0, {"train": 80.0, "evaluation": 80.0})
 
-    def fit(self, kept: np.ndarray, recipe: TrainSettings, device: torch.device) -> Fit:
+    def fit(
+        self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell = no_one
+    ) -> Fit:
         kept = kept[kept != self.settings.poison]
         model = self.model().to(device)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -144,6 +146,7 @@ class Cell:
             with torch.no_grad():
                 queries = self.batch("evaluation", np.arange(self.rows("evaluation")))
                 found = self.evaluate(model, queries)
+            tell((epoch + 1) / recipe.epochs)
             history["train_loss"].append(float(cross_entropy(model, batch).mean().detach()))
             history["query_loss"].append(float(found["loss"].mean()))
             history["test_accuracy"].append(float(found["correct"].mean()))

@@ -207,7 +207,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     cell = session.cell(unit.job["cell"])
     found = session.cached(("filtered", cell.name), lambda: _of_cell(session, cell))
     rows = next(f.kept for f in found.values() if f.job.id == unit.id)
-    fit = fitted(session, cell.name, rows)
+    fit = fitted(session, unit, rows)
     arrays = {**history_arrays(fit), "kept": rows}
     return session.commit(
         unit, attempt, arrays, summary=fit_summary(fit), may_hold_nan=list(METRICS)

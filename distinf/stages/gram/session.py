@@ -115,15 +115,16 @@ class Session(stages_session.Session):
         return Outline(self.settings, self.basis, {name: self.cell(name) for name in self.tasks})
 
     def cell(self, name: str) -> Cell:
+        """As planned until its rows are attached, then as found."""
         task = self.task(name)
         settled = not isinstance(task, Prepared) or ("attached", name) in self._cache
-        if ("cell", name) in self._cache:
-            found: Cell = self._cache["cell", name]
-            return found
+        return self.cached(("cell", name, settled), lambda: self._cell(name, task))  # type: ignore[no-any-return]
+
+    def _cell(self, name: str, task: Task) -> Cell:
         with telling("shapes()"):
             shapes = task.shapes()
         blocks = self._blocks(task)
-        made = Cell(
+        return Cell(
             name=name,
             basis=self.cell_basis(name),
             rows={split: task.rows(split) for split in (TRAIN, QUERY)},
@@ -133,9 +134,6 @@ class Session(stages_session.Session):
             prepared=isinstance(task, Prepared),
             trained=isinstance(task, Trainable),
         )
-        if settled:
-            self._cache["cell", name] = made
-        return made
 
     def _blocks(self, task: Task) -> Blocks:
         """From the task's own word on its parameters, or from its model."""

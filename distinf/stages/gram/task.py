@@ -5,7 +5,7 @@ it returns. A task of several datasets or seeds has a cell for each; a cell that
 trained, and trained again on what is left after filtering.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +15,12 @@ import torch
 from distinf.stages.gram.settings import TrainSettings
 from distinf.stages.task import Task
 
+Tell = Callable[[float], None]
 METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
+
+
+def no_one(share: float) -> None:
+    """A `Tell` for when no one asks."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,10 @@ class Prepared(Protocol):
 class Trainable(Protocol):
     """A cell that can be trained, and trained again on fewer rows from the same start."""
 
-    def fit(self, kept: np.ndarray, recipe: TrainSettings, device: torch.device) -> Fit:
-        """Train on the rows `kept` [n] (int64, ascending)."""
+    def fit(
+        self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell = no_one
+    ) -> Fit:
+        """Train on the rows `kept` [n] (int64, ascending), saying tell(share done) now and then."""
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ that cannot be trained is taken as it is.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Arrays: METRICS by epoch [epochs], best [], and weight.<name> of the best epoch."""
     name = unit.job["cell"]
     rows = np.arange(session.cell(name).rows[TRAIN])
-    fit = fitted(session, name, rows)
+    fit = fitted(session, unit, rows)
     weights = {f"{WEIGHT}{key}": values for key, values in fit.weights.items()}
     arrays = {**history_arrays(fit), **weights}
     return session.commit(
@@ -64,12 +65,14 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     )
 
 
-def fitted(session: Session, name: str, rows: np.ndarray) -> Fit:
-    """Train a cell on `rows`."""
+def fitted(session: Session, unit: Unit, rows: np.ndarray) -> Fit:
+    """Train the unit's cell on `rows`."""
+    name = unit.job["cell"]
     task = session.task(name)
     if not isinstance(task, Trainable):
         raise InputError(f"train: cell '{name}' cannot be trained")
-    fit = task.fit(rows, session.settings.train, session.device)
+    session.tell(unit, 0.0)
+    fit = task.fit(rows, session.settings.train, session.device, partial(session.tell, unit))
     if not np.isfinite(fit.history["query_loss"][fit.best]):
         raise InputError(f"train: the queries' loss of cell '{name}' is not finite; lower train.lr")
     return fit

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.stages.gram.settings import TrainSettings
-from distinf.stages.gram.task import Fit
+from distinf.stages.gram.task import Fit, Tell, no_one
 from distinf.stages.task import Batch, Shapes, Wording
 from distinf.studies.noisy_labels.cells import Arrays, Cell, cells_of, prepare_cell
 from distinf.studies.noisy_labels.glue import Load
@@ -154,7 +154,9 @@ class NoisyCell:
         named = self.skeleton().named_parameters()
         return {name: tuple(p.shape) for name, p in named if p.requires_grad}
 
-    def fit(self, kept: np.ndarray, recipe: TrainSettings, device: torch.device) -> Fit:
+    def fit(
+        self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell = no_one
+    ) -> Fit:
         """Fine-tune from the initial state on the training rows `kept` [n]."""
         model = on_device(self.model(), device)
         # Queries and tests by length: less padding, and their means are the same in any order.
@@ -162,7 +164,7 @@ class NoisyCell:
         rows["train"] = np.asarray(kept, dtype=np.int64)
         made = {part: Rows(ids, partial(self.batch, part)) for part, ids in rows.items()}
         lr = recipe.lr_of.get(self.cell.dataset, recipe.lr)
-        return fine_tune(model, made, recipe, lr, self.cell.seed)
+        return fine_tune(model, made, recipe, lr, self.cell.seed, tell)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

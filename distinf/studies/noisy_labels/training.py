@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distinf.errors import InputError
 from distinf.numerics.precision import precision
 from distinf.stages.gram.settings import TrainSettings
-from distinf.stages.gram.task import METRICS, Fit
+from distinf.stages.gram.task import METRICS, Fit, Tell, no_one
 from distinf.studies.noisy_labels.models import trained_weights
 
 Collate = Callable[[Sequence[int]], dict[str, Tensor]]  # row numbers -> a padded batch
@@ -35,16 +35,21 @@ class Rows:
 
 
 def fine_tune(
-    model: nn.Module, rows: Mapping[str, Rows], recipe: TrainSettings, lr: float, seed: int
+    model: nn.Module,
+    rows: Mapping[str, Rows],
+    recipe: TrainSettings,
+    lr: float,
+    seed: int,
+    tell: Tell = no_one,
 ) -> Fit:
     """Train `model` where it lies, in place; `rows` by split: train, evaluation and test.
 
     AdamW with gradients clipped at norm 1 (the Trainer's own). InputError names the epoch in which
-    the loss is no longer finite.
+    the loss is no longer finite. tell(share of the steps done) is called after each.
     """
     device = next(model.parameters()).device
     steps = math.ceil(len(rows["train"].ids) / recipe.batch_size) * recipe.epochs
-    watch = _watch()
+    watch = _watch(tell)
     with tempfile.TemporaryDirectory() as folder, _own_randomness(device), _on(device):
         arguments = _arguments(recipe, lr, seed, steps, folder, device)
         trainer = _trainer(device)(
@@ -115,7 +120,7 @@ def pieces(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield {n: v[:, :longest] if v.dim() == 2 else v for n, v in piece.items()}
 
 
-def _watch() -> Any:
+def _watch(tell: Tell) -> Any:
     """A callback that keeps the history, and the weights of the best epoch."""
     from transformers import TrainerCallback
 
@@ -124,6 +129,9 @@ def _watch() -> Any:
             self.history: dict[str, list[float]] = {name: [] for name in METRICS}
             self.best = 0
             self.weights: dict[str, np.ndarray] = {}
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            tell(state.global_step / state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
