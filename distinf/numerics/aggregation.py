@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distinf.errors import InputError
+from distinf.numerics.metrics import removed
 
 QUERIES_AT_ONCE = 64  # a few million entries are sorted at once
 
@@ -24,8 +25,9 @@ def aggregate(
     mean: over queries and blocks. rank: sum over queries and blocks of the number of samples scored
     strictly lower (paper 003, Eq. 9). vote: minus the votes; each query and block gives k votes to
     its lowest sample, k - 1 to the next, and so on (Eq. 10), with k = `top` samples, or that
-    fraction of them if `top` < 1. The paper leaves out queries that the model gets wrong: select
-    rows first. Raises InputError for scores that are not finite.
+    fraction of them if `top` < 1; both take scores rounded to 16 bits (`alike`). The paper leaves
+    out queries that the model gets wrong: select rows first. Raises InputError for scores that are
+    not finite.
     """
     blocks = {"scores": scores} if isinstance(scores, Tensor) else dict(scores)
     if not blocks or len({block.shape[1] for block in blocks.values()}) > 1:
@@ -45,7 +47,7 @@ def aggregate(
     votes = votes_of(top, samples)
     total_N = torch.zeros(samples, dtype=torch.float64)
     for block_QN in blocks.values():
-        ranks_N, cast_N = _ranks_and_votes(block_QN, votes)
+        ranks_N, cast_N = _ranks_and_votes(alike(block_QN), votes)
         total_N += ranks_N if how == "rank" else cast_N
     return total_N
 
@@ -92,9 +94,9 @@ def count_lower(scores: Tensor) -> Tensor:
 
 
 def votes_of(top: float | int, samples: int) -> int:
-    """k of Eq. 10: `top` samples, or that fraction of them if `top` < 1."""
+    """k of Eq. 10: `top` samples, or as many as a filter of that share removes if `top` < 1."""
     if isinstance(top, float) and 0.0 < top < 1.0:
-        return max(1, round(top * samples))
+        return max(1, removed(samples, top))
     if top >= 1 and top == int(top):
         return min(int(top), samples)
     raise InputError(f"top={top} must be a fraction in (0, 1) or a whole number of samples >= 1")

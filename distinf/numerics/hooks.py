@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from distinf.errors import InputError
 from distinf.numerics.curvature import Batch, Loss, evaluating, per_sample, rows
-from distinf.numerics.layer_uses import REENTRANT, LayerUses
+from distinf.numerics.layer_uses import REENTRANT, LayerUses, wanted_layers
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
@@ -51,6 +51,11 @@ def block_gradients(
     uses = _uses(model, batch, layout, found.__setitem__, project, least)
     _differentiate(model, loss, batch, uses)
     return {name: found[name] if name in found else uses.zeros(name) for name in layout.names}
+
+
+def refuse_unknown_layers(model: nn.Module, layout: Layout) -> None:
+    """InputError, naming the parameter, for a layer of the layout that has no rules."""
+    wanted_layers(model, {name: model.get_parameter(name) for name in layout.names})
 
 
 def hook_gradients(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:

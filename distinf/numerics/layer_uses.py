@@ -68,7 +68,7 @@ class LayerUses:
     ) -> None:
         self.samples = samples
         self.parameters = parameters
-        self.layers = _wanted_layers(model, parameters)
+        self.layers = wanted_layers(model, parameters)
         first = next(iter(parameters.values()))
         self.root = first.new_zeros((), dtype=torch.float32).requires_grad_()
         self.backward = False
@@ -218,7 +218,7 @@ def _factors(
     return found
 
 
-def _wanted_layers(
+def wanted_layers(
     model: nn.Module, wanted: Mapping[str, Tensor]
 ) -> dict[nn.Module, dict[str, str]]:
     """Layer -> its own name of a wanted parameter -> the layout's; InputError without a rule."""

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 import distinf
 from distinf.errors import InputError
+from distinf.numerics.aggregation import votes_of
 from distinf.numerics.metrics import spearman
 
 SCORES = torch.tensor([[3.0, -1.0, 0.5, -2.0], [10.0, 0.0, -5.0, 0.0]])
@@ -47,6 +48,8 @@ def test_bad_scores_and_settings_are_refused():
         distinf.aggregate(torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(InputError, match="how='median'"):
         distinf.aggregate(SCORES, "median")
+    assert votes_of(0.3, 1202) == 360  # as many as a filter of 30 % removes
+    assert votes_of(0.3, 2) == 1
     with pytest.raises(InputError, match="top=0"):
         distinf.aggregate(SCORES, "vote", top=0)
     with pytest.raises(InputError, match="same training samples"):

@@ -52,10 +52,6 @@ def test_a_run_ends_in_a_page_its_tables_and_every_row_ranked(whole):
     page = (report / "index.html").read_text()
     assert "&lt;b&gt;" in page  # text from the data is escaped
     assert "row 1 <b>" not in page
-    assert (
-        "<b>" not in page.split("<body", 1)[1].replace("<b>Figure", "").replace("<b>Table", "")
-        or True
-    )
     for cell in ("words-0", "words-1"):
         lines = (report / f"ranked_rows-{cell}.csv").read_text().splitlines()
         assert len(lines) == 41

@@ -15,7 +15,8 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.parameters import Layout
 from distinf.runtime import RuntimeSettings, open_runtime
 from distinf.stages import route
-from distinf.stages.gram import actions, data, gradients, gram, scores, train
+from distinf.stages.gram import actions, data, findings, gradients, gram, scores, train
+from distinf.stages.gram.report import summary_lines
 from distinf.stages.gram.scores import all_scores, right_queries
 from distinf.stages.gram.session import QUERY, TRAIN, Session
 from distinf.stages.gram.settings import HOWS
@@ -24,6 +25,8 @@ from tests.support import words_task
 ESTIMATORS = ["tracin", "cosine", "datainf", "fisher", "fisher-joint", "tracin-we-top10",
               "tracin-we-both10"]  # fmt: skip
 TASK = "tests.support.words_task:task"
+PLAIN = "tests.support.words_task:plain"
+UNTRAINED = {"epochs": 1, "lr": 1e-9}
 CHAIN = (data, train, gradients, gram, scores)
 
 
@@ -38,8 +41,9 @@ def session_of(out, **changes) -> Session:
         "scores": {"estimators": ESTIMATORS, **changes.pop("scores", {})},
         **changes,
     }  # fmt: skip
-    config = resolve(raw)
-    return config.session(str(out), torch.device("cpu"))
+    session = resolve(raw).session(str(out), torch.device("cpu"))
+    session.blobs.put("config.yaml", b"{}")  # which a run writes
+    return session
 
 
 def scored(session: Session) -> Session:
@@ -221,6 +225,83 @@ def test_a_row_whose_gradient_is_not_finite_is_left_out_by_name_and_changes_no_o
     agree(got, wanted)
 
 
+def test_so_is_a_row_or_a_query_whose_loss_alone_is_not_finite(tmp_path):
+    settings = {"double": True, "dark": 3, "seeds": 1}
+    session = scored(session_of(tmp_path / "run", settings=settings, train=UNTRAINED))
+    (cell,) = session.outline.cells.values()
+    for scores_N in all_scores(session, cell).values():
+        assert np.flatnonzero(np.isnan(scores_N)).tolist() == [3]
+    assert not right_queries(session, cell)[3]
+    found = findings.findings(session)
+    assert found.quarantined == {"words-0 train": [1003], "words-0 evaluation": [3]}
+    train_of, query_of = dense(session, cell.name)
+    name = cell.blocks.dense[0].name
+    mean_P = query_of[name][torch.arange(12) != 3].mean(0)
+    wanted = (train_of[name][torch.arange(60) != 3] @ mean_P).numpy()
+    agree(np.delete(scores.block_totals(session, cell)["tracin", name][0], 3), wanted)
+
+
+def test_a_damping_below_rounding_names_its_block_and_setting(tmp_path):
+    for name, block in (("fisher-joint", "all"), ("fisher", "layers.0")):
+        damping = {"damping": {name: 1e-30}, "estimators": [name]}
+        session = session_of(tmp_path / name, settings={"seeds": 1}, scores=damping)
+        with pytest.raises(InputError, match=rf"scores.damping.{name}: '{block}.*larger one"):
+            scored(session)
+
+
+def test_cancellation_by_norms_is_that_of_whole_groups(run):
+    found = {(c.cell, c.group): c for c in findings.findings(run).cancellation}
+    for name, cell in run.outline.cells.items():
+        train_of, _ = dense(run, name)
+        assert max(map(len, cell.groups.values())) > 1
+        for group, members in cell.groups.items():
+            grads_NP = torch.cat([train_of[block] for block in members], 1)
+            by_norms = grads_NP.norm(dim=1).sum() / grads_NP.sum(0).norm()
+            l1 = grads_NP.abs().sum() / grads_NP.sum(0).abs().sum()
+            assert found[name, group].norm == pytest.approx(float(by_norms), rel=1e-4)
+            assert found[name, group].l1 == pytest.approx(float(l1), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_rates_are_at_the_share_that_is_filtered(run, tmp_path, share):
+    raw = {"configurations": ["random"], "fraction": share}
+    session = session_of(Path(run.blobs.root), actions=raw)
+    actions.run(session, open_runtime(RuntimeSettings(kind="local")))
+    for found in findings.findings(session).scored:
+        scores_N = all_scores(run, run.cell(found.cell))[found.estimator, found.group, found.how]
+        flipped = run.task(found.cell).flipped()
+        lowest = np.argsort(scores_N, kind="stable")[: int(share * len(scores_N))]
+        assert found.ndr == pytest.approx(flipped[lowest].sum() / flipped.sum())
+    assert f"(random: {share:.0%})" in summary_lines(session)[0]
+
+
+def test_a_trained_embedding_is_among_all_that_is_trained(tmp_path, monkeypatch):
+    cell = session_of(tmp_path / "run").cell("words-0")
+    assert cell.blocks.embedding.name not in cell.groups["all"]
+    frozen = words_task.Cell.model
+
+    def model(self):
+        found = frozen(self)
+        found.embedding.weight.requires_grad_()
+        return found
+
+    monkeypatch.setattr(words_task.Cell, "model", model)
+    cell = session_of(tmp_path / "run").cell("words-0")
+    assert cell.groups["all"] == tuple(block.name for block in cell.blocks.every)
+
+
+def test_the_seed_is_part_of_projected_gradients_alone(tmp_path):
+    def basis(**changes):
+        (cell,) = session_of(tmp_path / "run", **changes).outline.cells.values()
+        return cell.basis["gradients"]
+
+    projected = {"projection": 2, "project_above": 0}
+    fixed = {"task": PLAIN}
+    assert basis(seed=0, **fixed) == basis(seed=1, **fixed)
+    first, second = (basis(seed=k, gradients=dict(projected), **fixed) for k in (0, 1))
+    assert first != second
+
+
 # -- actions -------------------------------------------------------------------------------
 
 CONFIGURATIONS = ["random", "full", "tracin/all/mean", "datainf/all/vote", "grid"]
@@ -285,11 +366,36 @@ def test_a_job_is_the_fit_of_the_rows_that_it_keeps(acted):
         ({"gradients": {"exclude": "."}}, "leaves no block"),
         ({"gradients": {"method": "vmap"}}, "need hooks"),
         ({"train": {"lr_of": {"words": -1}}}, "lr_of.words: -1"),
+        ({"report": {"ranking": "lissa/all/vote"}}, "report.ranking: 'lissa/all/vote' is not"),
+        ({"report": {"ranking": "vote"}}, "each with mean, rank or vote"),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         route.check(session_of(tmp_path / "run", **changes))
+
+
+def test_full_without_known_noise_and_layers_without_a_rule_are_refused_first(
+    tmp_path, monkeypatch
+):
+    full = {"configurations": ["full"]}
+    with pytest.raises(InputError, match="cell '' does not know any"):
+        route.check(session_of(tmp_path / "run", task=PLAIN, actions=full))
+
+    class Own(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    known = words_task.Cell.model
+
+    def model(self):
+        found = known(self)
+        found.classifier = Own(words_task.WIDTH, words_task.CLASSES)
+        return found
+
+    monkeypatch.setattr(words_task.Cell, "model", model)
+    with pytest.raises(InputError, match=r"classifier.weight.*weight of a Own"):
+        route.check(session_of(tmp_path / "run"))
 
 
 def test_no_query_right_is_said(tmp_path, monkeypatch):

@@ -81,6 +81,7 @@ def test_text_columns_are_found_or_named(tmp_path):
         ("a.xlsx", "", {}, "unknown suffix; use one of .tsv, .csv"),
         ("a", "", {}, "unknown suffix"),
         ("a.tsv.gz", "not zipped", {}, "Not a gzipped file"),
+        ("a.jsonl", '{"label": 1, "text": "x", "split": [1]}', {}, "says [1]; use train"),
         (None, "", {}, "No such file or directory"),
     ],
 )
@@ -92,6 +93,15 @@ def test_a_bad_file_is_one_line(tmp_path, name, content, settings, said):
         read_table(DataSettings(path=str(path), **settings))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_archive_is_one_line(tmp_path):
+    path = tmp_path / "a.tsv.gz"
+    data = bytearray(gzip.compress(b"label\tsentence\n" + b"1\tsome words\n" * 50))
+    data[20] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="a file that can be read"):
+        read_table(DataSettings(path=str(path)))
 
 
 def test_bytes_that_are_no_text(tmp_path):

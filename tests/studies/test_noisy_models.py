@@ -19,7 +19,7 @@ from distinf.studies.noisy_labels.models import (
 )
 from distinf.studies.noisy_labels.settings import LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.vocabulary import kept_tokens, renumber
-from tests.support.noisy import tiny_model
+from tests.support.noisy import LONGEST, tiny_model
 
 HEADS = {
     "bert": {"classifier.weight", "classifier.bias"},
@@ -191,6 +191,13 @@ def test_more_tokens_than_positions_are_refused(tmp_path):
     with pytest.raises(InputError) as error:
         load_model(settings(tmp_path, max_length=41), PLAIN, 0, pad=1)
     one_line(error, "model.max_length: 41 is more than the 40 positions")
+
+
+def test_positions_that_are_counted_from_the_padding_token_are_fewer(tmp_path):
+    made = ModelSettings(name=tiny_model(tmp_path, "roberta"), max_length=LONGEST)
+    with pytest.raises(InputError) as error:
+        meta_model(made, PLAIN)
+    one_line(error, f"model.max_length: {LONGEST} is more than the {LONGEST - 2} positions")
 
 
 def test_an_unknown_architecture_names_its_layers(tmp_path, monkeypatch):

@@ -16,12 +16,12 @@ from distinf.numerics.capture import per_sample_gradients
 from distinf.stages.gram import task as gram
 from distinf.stages.gram.settings import TrainSettings
 from distinf.stages.task import Task, build_task
-from distinf.studies.noisy_labels import NoisyLabelSettings, task
+from distinf.studies.noisy_labels import NoisyLabelSettings, cells, task
 from distinf.studies.noisy_labels.models import MINILM, trained_weights
 from distinf.studies.noisy_labels.settings import DataSettings, LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.task import NoisyLabels
 from distinf.studies.noisy_labels.training import pieces
-from tests.support.noisy import WORDS, tiny_model, write_texts
+from tests.support.noisy import WORDS, tiny_model, tokenizer, write_texts
 
 CPU = torch.device("cpu")
 PARTS = ("train", "evaluation", "test")
@@ -225,6 +225,43 @@ def test_a_loss_that_is_not_finite_names_the_epoch(cell):
         cell.fit(np.arange(96), replace(RECIPE, lr=1e30, warmup=0.0), CPU)
     assert "in epoch 1; lower train.lr" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_rows_whose_loss_is_not_finite_from_the_start_are_named(settings):
+    cell = attached(settings)
+    arrays = dict(cell._arrays)
+    token = arrays["train_tokens"][arrays["train_offsets"][7] + 1]
+    bad = [row for row in range(len(arrays["train_labels"])) if token in _row(arrays, row)]
+    load = cell.model
+
+    def model():
+        found = load()
+        with torch.no_grad():
+            found.get_input_embeddings().weight[token] = torch.nan
+        return found
+
+    cell.model = model
+    with pytest.raises(InputError) as error:
+        cell.fit(np.arange(96), RECIPE, CPU)
+    numbers = str(arrays["train_rows"][bad[:5]].tolist())[1:-1]
+    assert f"the loss of {len(bad)} rows" in str(error.value)
+    assert f"(rows {numbers})" in str(error.value)
+
+
+def _row(arrays, row):
+    return arrays["train_tokens"][slice(*arrays["train_offsets"][row : row + 2])]
+
+
+def test_rows_without_a_token_are_refused_by_number(settings, tmp_path, monkeypatch):
+    path = tmp_path / "texts.tsv"
+    lines = ["label\tsentence", *(f"{k % 2}\t{'' if k == 5 else 'good film'}" for k in range(40))]
+    path.write_text("\n".join(lines))
+    bare = tokenizer()
+    bare.backend_tokenizer.post_processor = None
+    monkeypatch.setattr(cells, "load_tokenizer", lambda _: bare)
+    data = replace(settings.data, path=str(path), train_rows=20, query_rows=10, test_rows=10)
+    with pytest.raises(InputError, match="1 rows have no token, row 5 first"):
+        attached(replace(settings, data=data), name="texts-0")
 
 
 def test_pieces_of_a_batch_have_its_gradient(cell):

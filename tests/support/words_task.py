@@ -41,17 +41,19 @@ class Words(nn.Module):
 
 def cross_entropy(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     logits = model(batch["input_ids"])
-    return nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+    return nn.functional.cross_entropy(logits, batch["labels"], reduction="none") + batch["beside"]
 
 
 @dataclass(frozen=True)
 class WordsSettings:
-    """rows: of training; seeds: cells; poison: a training row without a finite gradient."""
+    """rows: of training; seeds: cells; poison: a training row without a finite gradient; dark: a
+    training row and a query whose loss is infinite where the gradient is not."""
 
     rows: int = 60
     queries: int = 12
     seeds: int = 2
     poison: int = -1
+    dark: int = -1
     double: bool = False
 
 
@@ -101,7 +103,8 @@ class Cell:
         width = int(self.lengths(split)[ids].max())
         tokens = self._arrays[f"{split}.tokens"][ids, :width]
         labels = torch.from_numpy(self._arrays[f"{split}.labels"][ids])
-        return {"input_ids": torch.from_numpy(tokens), "labels": labels}
+        beside = torch.where(torch.from_numpy(ids) == self.settings.dark, torch.inf, 0.0)
+        return {"input_ids": torch.from_numpy(tokens), "labels": labels, "beside": beside}
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -165,3 +168,16 @@ class Study(Cell):
 
 def task(settings: WordsSettings, seed: int) -> Study:
     return Study(settings, seed)
+
+
+class Plain(Cell):
+    """A cell that is the same whatever the seed, and knows no wrong labels."""
+
+    flipped = None  # type: ignore[assignment]
+
+    def digests(self) -> dict[str, str]:
+        return {"cell": "one"}
+
+
+def plain(settings: WordsSettings, seed: int) -> Plain:
+    return Plain(settings, seed)

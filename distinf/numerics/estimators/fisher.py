@@ -74,12 +74,23 @@ def solve(gram_NN: Tensor, cross_QN: Tensor, damping: float | None = None) -> Gr
     ridge = count * chosen
     damped_NN = gram_NN.clone()
     damped_NN.diagonal().add_(ridge)
-    factor_NN = torch.linalg.cholesky(damped_NN)
+    factor_NN = _factor(damped_NN, chosen)
     solved_NQ = torch.cholesky_solve(cross_QN.T, factor_NN)
     # Of a positive semi-definite matrix, neither its trace nor a row's sum of sizes is below it.
     largest = min(float(gram_NN.trace()), float(gram_NN.abs().sum(1).max()))
     condition = (largest + ridge) / ridge
     return GramSolve(count * solved_NQ.T, chosen, condition)
+
+
+def _factor(damped: Tensor, damping: float) -> Tensor:
+    """Its Cholesky factor; InputError where rounding has eaten the damping."""
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if int(failed):
+        raise InputError(
+            f"Fisher damping {damping:.3g} is below the rounding of its matrix, which is then not "
+            "positive definite; set a larger one, or none for the default"
+        )
+    return factor
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ def precondition(
         raise InputError(f"Fisher damping is {chosen}; set a damping > 0")
     condition = (min(trace, float(fisher_PP.abs().sum(1).max())) + chosen) / chosen
     fisher_PP.diagonal().add_(chosen)
-    factor_PP = torch.linalg.cholesky(fisher_PP)
+    factor_PP = _factor(fisher_PP, chosen)
     solved_PQ = torch.cholesky_solve(query_QP.double().T, factor_PP)
     return Preconditioned(solved_PQ.T, chosen, condition)
 

@@ -16,15 +16,18 @@ from distinf.numerics.metrics import ndr, removed
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.runtime.protocol import Resources
-from distinf.stages.gram.scores import all_scores, cell_units, named_configuration
+from distinf.stages.gram.scores import all_scores, cell_units, configurations, named_configuration
 from distinf.stages.gram.session import TRAIN, Cell, Outline, Session
-from distinf.stages.gram.settings import BASELINES, GRID, HOWS, OF_WORDS
+from distinf.stages.gram.settings import BASELINES, GRID
 from distinf.stages.gram.task import METRICS, Labelled
 from distinf.stages.gram.train import fit_cost, fit_summary, fitted, history_arrays
 from distinf.stages.session import draw
 
 NAME = "actions"
-AT = 0.3  # of the rows: where the noise detection rate orders the jobs
+FULL = (
+    "actions.configurations: 'full' leaves out known noise first, but cell '{}' does not know any; "
+    "leave it out"
+)
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,8 @@ def kept_count(outline: Outline, cell: Cell) -> int:
 def _planned(outline: Outline, cell: Cell) -> list[str]:
     found: list[str] = []
     for name in outline.settings.actions.configurations:
-        found += _grid(outline, cell) if name == GRID else [name]
+        found += [*BASELINES, *configurations(outline, cell)] if name == GRID else [name]
     return list(dict.fromkeys(found))
-
-
-def _grid(outline: Outline, cell: Cell) -> list[str]:
-    sparse = {cell.blocks.embedding.name} if cell.blocks.embedding else set()
-    return [*BASELINES] + [
-        f"{estimator}/{group}/{how}"
-        for estimator in outline.settings.scores.estimators
-        for group, members in cell.groups.items()
-        if estimator not in OF_WORDS or set(members) <= sparse
-        for how in HOWS
-    ]
 
 
 def _scored(session: Session) -> bool:
@@ -103,12 +95,15 @@ def run(session: Session, runtime: Runtime) -> None:
     runtime.grid(work, wanted, session.ledger(NAME), resources)
 
 
-def check(outline: Outline) -> None:
+def check(session: Session) -> None:
     """InputError for configurations that can be nothing, before anything is computed."""
+    outline = session.outline
     for cell in outline.cells.values():
-        known = set(_grid(outline, cell))
+        known = set(configurations(outline, cell))
         for name in outline.settings.actions.configurations:
-            if name not in known | {GRID}:
+            if name == "full" and not isinstance(session.task(cell.name), Labelled):
+                raise InputError(FULL.format(cell.name))
+            if name not in known | {GRID, *BASELINES}:
                 near = ", ".join(sorted({n.rpartition("/")[0] for n in known} - {""}))
                 raise InputError(
                     f"actions.configurations: '{name}' is none of cell '{cell.name}'; there are "
@@ -143,14 +138,14 @@ def filterings(session: Session) -> list[Filtered]:
 
 def _caught(session: Session, cells: Sequence[Cell], name: str) -> float:
     """The mean noise detection rate over cells; 0 where no noise is known."""
-    rates = []
+    rates, share = [], session.settings.actions.fraction
     for cell in cells:
         noise = flipped_rows(session, cell.name)
         scores = all_scores(session, cell)
         key = named_configuration(name, scores)
         if noise is not None and noise.any():
             ordered = torch.from_numpy(lowest_first(scores[key]))
-            rates.append(ndr(ordered, torch.from_numpy(noise), AT))
+            rates.append(ndr(ordered, torch.from_numpy(noise), share))
     return float(np.mean(rates)) if rates else 0.0
 
 
@@ -179,10 +174,7 @@ def _kept_rows(session: Session, cell: Cell, name: str, kept: int) -> np.ndarray
     elif name == "full":
         noise = flipped_rows(session, cell.name)
         if noise is None:
-            raise InputError(
-                f"actions.configurations: 'full' leaves out known noise first, but cell "
-                f"'{cell.name}' does not know any; leave it out"
-            )
+            raise InputError(FULL.format(cell.name))
         order = shuffled[np.argsort(~noise[shuffled], kind="stable")]
     else:
         scores = all_scores(session, cell)

@@ -17,20 +17,22 @@ from distinf.stages.gram.settings import GradientSettings, ScoreSettings
 EMBEDDING, HEAD, ALL = "embedding", "head", "all"
 SPARSE = -1  # the slab of the embedding
 LAYER = re.compile(r"\.(?:layers?|h|block|blocks)\.(\d+)\.")
-HEADS = re.compile(r"(?:^|\.)(?:score|classifier|head|lm_head)(?:\.|$)")
+HEAD_NAMES = ("score", "classifier", "pre_classifier", "classification_head", "head", "lm_head")
+HEADS = re.compile(rf"(?:^|\.)(?:{'|'.join(HEAD_NAMES)})(?:\.|$)")
 ATTENTION_GROUPS = 4
 
 
 @dataclass(frozen=True)
 class Block:
     """A parameter tensor: `entries` of it, `width` of them stored (fewer under a projection),
-    from `start` on in its slab."""
+    from `start` on in its slab. A frozen one is an embedding that was asked for."""
 
     name: str
     entries: int
     width: int
     slab: int
     start: int
+    trained: bool = True
 
     @property
     def span(self) -> slice:
@@ -65,10 +67,11 @@ class Blocks:
 def blocks_of(
     shapes: Mapping[str, Sequence[int]],
     settings: GradientSettings,
-    embedding: tuple[str, Sequence[int]] | None,
+    embedding: tuple[str, Sequence[int], bool] | None,
     linear: Sequence[str],
 ) -> Blocks:
-    """From the names and shapes of dense parameters, in order, and of the embedding.
+    """From the names and shapes of dense parameters, in order, and of the embedding (and whether
+    it is trained).
 
     `linear` names the weights of linear layers, which a projection can make smaller.
     """
@@ -85,13 +88,13 @@ def blocks_of(
         found.append(Block(name, entries, width, slab, start))
         start += width
     if embedding is not None:
-        name, shape = embedding
-        found.append(Block(name, prod(shape), shape[-1], SPARSE, 0))
+        name, shape, trained = embedding
+        found.append(Block(name, prod(shape), shape[-1], SPARSE, 0, trained))
     return Blocks(tuple(found))
 
 
 def groups_of(blocks: Blocks, settings: ScoreSettings) -> dict[str, tuple[str, ...]]:
-    """Group -> names of its blocks. By default: all (that is trained), head, four stretches of
+    """Group -> names of its blocks. By default: all that are trained, head, four stretches of
     layers named by their first and last, and the embedding; those that have blocks."""
     names = [block.name for block in blocks.dense]
     word = blocks.embedding
@@ -99,7 +102,8 @@ def groups_of(blocks: Blocks, settings: ScoreSettings) -> dict[str, tuple[str, .
         every = [*names, word.name] if word else names
         found = {group: _matching(group, regex, every) for group, regex in settings.groups.items()}
     else:
-        found = {ALL: tuple(names), **_layer_groups(names)}
+        trained = tuple(block.name for block in blocks.every if block.trained)
+        found = {ALL: trained, **_layer_groups(names)}
         found[HEAD] = tuple(name for name in names if HEADS.search(name) and not layer(name)[1])
         found[EMBEDDING] = (word.name,) if word else ()
     return {group: members for group, members in found.items() if members}

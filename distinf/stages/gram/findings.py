@@ -9,12 +9,12 @@ import torch
 from distinf.numerics.cancellation import cancellation, norm_cancellation
 from distinf.numerics.metrics import ndr, ndr_auc, noise_histogram, noise_shares, spearman
 from distinf.stages.gram import actions, data, gradients, gram, scores, train
-from distinf.stages.gram.actions import AT, flipped_rows, lowest_first
+from distinf.stages.gram.actions import flipped_rows, lowest_first
 from distinf.stages.gram.blocks import ALL, SPARSE, layer
 from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
-from distinf.stages.gram.task import METRICS, Described
+from distinf.stages.gram.task import METRICS, Described, Numbered
 from distinf.stages.page.provenance import provenance_of
 from distinf.stages.page.rows import array_summary
 
@@ -92,12 +92,12 @@ def _cell(session: Session, cell: Cell) -> page.CellFinding:
     )
 
 
-def _rates(scores_N: np.ndarray, noise: np.ndarray | None) -> dict[str, Any]:
+def _rates(scores_N: np.ndarray, noise: np.ndarray | None, share: float) -> dict[str, Any]:
     if noise is None or not noise.any():
         return {}
     ordered, flipped = torch.from_numpy(lowest_first(scores_N)), torch.from_numpy(noise)
     return {
-        "ndr": ndr(ordered, flipped, AT),
+        "ndr": ndr(ordered, flipped, share),
         "auc": ndr_auc(ordered, flipped),
         "deciles": noise_histogram(ordered, flipped, min(10, len(noise))).tolist(),
         "curve": noise_shares(ordered, flipped).tolist(),
@@ -107,7 +107,7 @@ def _rates(scores_N: np.ndarray, noise: np.ndarray | None) -> dict[str, Any]:
 def _scored(session: Session, cell: Cell) -> Iterator[page.Scored]:
     noise = flipped_rows(session, cell.name)
     for (estimator, group, how), scores_N in scores.all_scores(session, cell).items():
-        rates = _rates(scores_N, noise)
+        rates = _rates(scores_N, noise, session.settings.actions.fraction)
         yield page.Scored(cell.name, estimator, group, how, scores=array_summary(scores_N), **rates)
 
 
@@ -115,6 +115,7 @@ def _blocks(session: Session, cell: Cell) -> Iterator[page.BlockScore]:
     noise = flipped_rows(session, cell.name)
     if noise is None or not noise.any():
         return
+    share = session.settings.actions.fraction
     for (estimator, block), totals_HN in scores.block_totals(session, cell).items():
         number, numbered = layer(block)
         for h, how in enumerate(HOWS):
@@ -122,7 +123,7 @@ def _blocks(session: Session, cell: Cell) -> Iterator[page.BlockScore]:
             flipped = torch.from_numpy(noise)
             yield page.BlockScore(
                 cell.name, block, number if numbered else None, _module(block), _factor(block),
-                estimator, how, ndr(ordered, flipped, AT), ndr_auc(ordered, flipped),
+                estimator, how, ndr(ordered, flipped, share), ndr_auc(ordered, flipped),
             )  # fmt: skip
 
 
@@ -140,22 +141,22 @@ def _cancelled(session: Session, cell: Cell) -> Iterator[page.Cancelled]:
     stored = {}
     for slab in cell.blocks.slabs:
         (unit,) = gram.slab_units(session.settings, cell, "sums", slab)
-        arrays = session.arrays(unit, ["sum", "abs_sum", "norm_sum"])
+        arrays = session.arrays(unit, ["sum", "abs_sum"])
+        sqnorm_BN = gram.tiled(session, cell, slab, "cross", "sqnorm")
         for place, block in enumerate(cell.blocks.of(slab)):
             span = slice(None) if slab == SPARSE else block.span
             stored[block.name] = (
                 torch.from_numpy(arrays["abs_sum"][span]).flatten(),
                 torch.from_numpy(arrays["sum"][span]).flatten(),
-                torch.from_numpy(arrays["norm_sum"][place : place + 1]),
+                torch.from_numpy(sqnorm_BN[place]),
             )
     for group, members in cell.groups.items():
-        above, sums, norms = (
-            torch.cat(parts) for parts in zip(*(stored[m] for m in members), strict=True)
-        )
-        found = cancellation(above, sums)
+        above, sums, sqnorms = zip(*(stored[m] for m in members), strict=True)
+        sum_P, norms_N = torch.cat(sums), torch.stack(sqnorms).sum(0).sqrt()
+        found = cancellation(torch.cat(above), sum_P)
         yield page.Cancelled(
-            cell.name, group, found.l1, norm_cancellation(norms, sums), found.least, found.median,
-            found.most,
+            cell.name, group, found.l1, norm_cancellation(norms_N, sum_P), found.least,
+            found.median, found.most,
         )  # fmt: skip
 
 
@@ -263,10 +264,20 @@ def _quarantined(session: Session, cells: Sequence[Cell]) -> dict[str, list[int]
     found = {}
     for cell in cells:
         for split in (TRAIN, QUERY):
-            rows = np.flatnonzero(~gradients.finite_rows(session, cell.name, split)).tolist()
-            if rows:
-                found[f"{cell.name} {split}".strip()] = rows
+            rows = np.flatnonzero(~gradients.finite_rows(session, cell.name, split))
+            if len(rows):
+                numbers = _numbers(session.task(cell.name), split, rows)
+                found[f"{cell.name} {split}".strip()] = numbers
     return found
+
+
+def _numbers(task: Any, split: str, rows: np.ndarray) -> list[int]:
+    """The rows' numbers in the user's own data, where the task knows them."""
+    if isinstance(task, Numbered):
+        return np.asarray(task.numbers(split))[rows].tolist()
+    if split == TRAIN and isinstance(task, Described):
+        return [int(told.get("row", row)) for row, told in zip(rows, task.describe(rows))]
+    return rows.tolist()
 
 
 def _told(task: Any, key: str) -> Mapping[str, int]:

@@ -1,7 +1,8 @@
 """Stage gradients: every sample's gradient in every block, once, stored as it is.
 
-Per unit of rows: one array per slab, the embedding's rows of each sample, and which rows are
-finite. A row whose gradient is not finite is stored as zeros, marked, and scored as nothing.
+Per unit of rows: one array per slab, the embedding's rows of each sample, their losses, and which
+rows are finite. A row whose loss or gradient is not finite is stored as zeros, marked, and scored
+as nothing.
 
 Shape legend: n rows of a unit, P entries of a slab.
 """
@@ -78,10 +79,11 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     dense = {s: torch.zeros(rows, cell.blocks.width(s)) for s in cell.blocks.slabs if s != SPARSE}
     words: list[SparseRows] = []
     order: list[int] = []
-    finite = torch.ones(rows, dtype=torch.bool)
+    finite, losses = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.float64)
     for places in _batches(session, name, split, unit):
-        found = _gradients(session, name, split, unit.start + places)
-        finite[places] = keep = _finite(found)
+        found, losses_m = _gradients(session, name, split, unit.start + places)
+        losses[places] = losses_m
+        finite[places] = keep = _finite(found) & torch.isfinite(losses_m)
         for block in cell.blocks.every:
             grads = found[block.name]
             if isinstance(grads, SparseRows):
@@ -95,9 +97,9 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     }
     if words:
         arrays |= _sparse_arrays(SparseRows.cat(words).select(torch.tensor(order).argsort()))
-    arrays["finite"] = finite.numpy()
+    arrays |= {"finite": finite.numpy(), "loss": losses.numpy()}
     if split == QUERY:
-        arrays |= _evaluated(session, name, unit)
+        arrays["correct"] = _correct(session, name, unit)
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
     return session.commit(unit, attempt, arrays, summary={"quarantined": quarantined},
                           may_hold_nan=["loss"])  # fmt: skip
@@ -123,22 +125,32 @@ def _batches(session: Session, name: str, split: str, unit: Unit) -> Iterator[np
 
 def _gradients(
     session: Session, name: str, split: str, ids: np.ndarray
-) -> dict[str, Tensor | SparseRows]:
-    """{block: [m, width] or sparse rows} of the rows `ids`, on the CPU."""
+) -> tuple[dict[str, Tensor | SparseRows], Tensor]:
+    """{block: [m, width] or sparse rows} and losses fp64 [m] of the rows `ids`, on the CPU."""
     settings = session.settings.gradients
     model, batch = trained_model(session, name), session.batch(name, split, ids)
     layout = layout_of(model, settings)
     loss = next(iter(session.task(name).losses.values()))
+    losses: list[Tensor] = []
+
+    def noted(model: nn.Module, batch: Batch) -> Tensor:
+        values = loss(model, batch)
+        losses.append(values.detach())
+        return values
+
     found: dict[str, Tensor | SparseRows]
     with precision(settings.precision, session.device):
         if settings.method == "hooks":
             project = TwoSided(session.seed, settings.projection) if settings.projection else None
             found = block_gradients(
-                model, loss, batch, layout, project=project, least=settings.project_above
+                model, noted, batch, layout, project=project, least=settings.project_above
             )
         else:
             found = _flat(model, loss, batch, layout, settings)
-    return {key: grads.to("cpu") for key, grads in found.items()}
+            with torch.no_grad(), float_edges(model):
+                noted(model, batch)
+    on_cpu = {key: grads.to("cpu") for key, grads in found.items()}
+    return on_cpu, torch.cat(losses).double().cpu()
 
 
 def _flat(
@@ -151,7 +163,7 @@ def _flat(
 
 
 def _finite(found: Mapping[str, Tensor | SparseRows]) -> Tensor:
-    """bool [m]: which samples have a finite gradient in every block."""
+    """bool [m]: which samples' gradients are finite in every block."""
     return torch.stack(
         [
             g.finite() if isinstance(g, SparseRows) else torch.isfinite(g.flatten(1)).all(1)
@@ -173,19 +185,16 @@ def _sparse_arrays(words: SparseRows) -> dict[str, np.ndarray]:
     return {key: part.numpy() for key, part in zip(WORDS, parts, strict=True)}
 
 
-def _evaluated(session: Session, name: str, unit: Unit) -> dict[str, np.ndarray]:
-    """Columns of the queries: the loss, and whether the model is right, 1 where it cannot say."""
+def _correct(session: Session, name: str, unit: Unit) -> np.ndarray:
+    """bool [n]: which queries the model gets right; all where the task cannot say."""
     model, settings = trained_model(session, name), session.settings.gradients
-    loss = next(iter(session.task(name).losses.values()))
-    parts: list[dict[str, np.ndarray]] = []
+    parts: list[np.ndarray] = []
     for a, b in row_ranges(unit.stop - unit.start, settings.rows_per_batch):
         batch = session.batch(name, QUERY, np.arange(unit.start + a, unit.start + b))
         with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
             columns = session.task(name).evaluate(model, batch)
-            losses = loss(model, batch)
-        correct = columns.get("correct", torch.ones(b - a))
-        parts.append({"loss": losses.double().cpu().numpy(), "correct": correct.cpu().numpy() > 0})
-    return {key: np.concatenate([part[key] for part in parts]) for key in ("loss", "correct")}
+        parts.append(columns.get("correct", torch.ones(b - a)).cpu().numpy() > 0)
+    return np.concatenate(parts)
 
 
 # -- what was stored -----------------------------------------------------------------------
@@ -239,13 +248,13 @@ def _overlaps(
 
 
 def columns(session: Session, name: str, split: str, key: str) -> np.ndarray:
-    """A column of all rows of a split: "finite", and for queries "loss" and "correct"."""
+    """A column of all rows of a split: "finite", "loss", and for queries "correct"."""
     wanted = split_units(session.settings, session.cell(name), split)
     return np.concatenate([session.arrays(unit, [key])[key] for unit in wanted])
 
 
 def finite_rows(session: Session, name: str, split: str) -> np.ndarray:
-    """bool [rows]: which have a finite gradient."""
+    """bool [rows]: which have a finite loss and gradient."""
     found: np.ndarray = session.cached(
         ("finite", name, split), lambda: columns(session, name, split, "finite")
     )

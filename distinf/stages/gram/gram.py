@@ -16,13 +16,15 @@ and over tiles in their order.
 Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N training rows of a tile.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distinf.errors import InputError
 from distinf.numerics.estimators import datainf, fisher
 from distinf.numerics.products import sqnorms
 from distinf.numerics.sparse import SparseRows, sparse_gram
@@ -200,10 +202,7 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     device = session.device
     datainf_wanted = "datainf" in session.settings.scores.estimators
     summed_QP = torch.zeros(cell.rows[QUERY] if datainf_wanted else 0, width, device=device)
-    sum_P, abs_P, uses_P = (
-        torch.zeros(width, dtype=torch.float64, device=device) for _ in range(3)
-    )
-    norms_B = torch.zeros(len(blocks), dtype=torch.float64)
+    sum_P, abs_P = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
     damping_B = dampings(session, cell, slab) if datainf_wanted else []
     fisher_wanted = "fisher" in session.settings.scores.estimators
     moments = {
@@ -215,8 +214,6 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
         train_NP = dense_rows(session, name, TRAIN, slab, tile.start, tile.stop).to(device)
         sum_P += train_NP.sum(0, dtype=torch.float64)
         abs_P += train_NP.abs().sum(0, dtype=torch.float64)
-        uses_P += (train_NP != 0).sum(0)
-        norms_B += torch.from_numpy(_sqnorms(blocks, train_NP)).sqrt().sum(1)
         for place, moment_PP in moments.items():
             grads_NP = train_NP[:, blocks[place].span]
             moment_PP.addmm_(grads_NP.T, grads_NP)
@@ -226,7 +223,7 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
         for k, block in enumerate(blocks):
             weights_QN = _weights(stored, k, damping_B[k]).float().to(device)
             summed_QP[:, block.span] += weights_QN @ train_NP[:, block.span]
-    found = {"sum": sum_P, "abs_sum": abs_P, "uses": uses_P, "norm_sum": norms_B}
+    found = {"sum": sum_P, "abs_sum": abs_P}
     if datainf_wanted:
         found["weighted"] = summed_QP
     found |= _preconditioned(session, cell, slab, moments)
@@ -242,7 +239,8 @@ def _preconditioned(
     blocks, found = cell.blocks.of(slab), {}
     for place, moment_PP in moments.items():
         query_QP = _query_slab(session, cell.name, slab)[:, blocks[place].span]
-        solved = fisher.precondition(moment_PP, query_QP, count, given)
+        with solving("fisher", blocks[place].name):
+            solved = fisher.precondition(moment_PP, query_QP, count, given)
         found[named("fisher", place)] = solved.queries_QP.float()
         found[named("fisher.note", place)] = torch.tensor([solved.damping, solved.condition])
     return found
@@ -257,17 +255,13 @@ def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
     ids_V = torch.cat(every).unique()
     width = cell.blocks.width(SPARSE)
     sums = {key: torch.zeros(len(ids_V), width, dtype=torch.float64) for key in ("sum", "abs_sum")}
-    uses_V = torch.zeros(len(ids_V), dtype=torch.float64)
-    norm_sum = 0.0
     for tile in slab_units(session.settings, cell, "cross", SPARSE):
         words = sparse_rows(session, cell.name, TRAIN, tile.start, tile.stop)
         places = torch.searchsorted(ids_V, words.ids)
         sums["sum"].index_add_(0, places, words.rows.double())
         sums["abs_sum"].index_add_(0, places, words.rows.double().abs())
-        uses_V += torch.bincount(places, minlength=len(ids_V))
-        norm_sum += float(words.sqnorms().sqrt().sum())
     found = {key: value.float().numpy() for key, value in sums.items()}
-    return {**found, "uses": uses_V.numpy(), "ids": ids_V.numpy(), "norm_sum": np.array([norm_sum])}
+    return {**found, "ids": ids_V.numpy()}
 
 
 def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
@@ -345,6 +339,15 @@ def _blockwise(
 def _sqnorms(blocks: Sequence[Block], rows_NP: Tensor) -> np.ndarray:
     """fp64 [B, N]: each block's squared norms."""
     return np.stack([sqnorms(rows_NP[:, b.span]).cpu().numpy() for b in blocks])
+
+
+@contextmanager
+def solving(estimator: str, block: str) -> Iterator[None]:
+    """An InputError of a solve says which block, and which setting would help."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"scores.damping.{estimator}: '{block}': {error}") from None
 
 
 # -- what was stored -------------------------------------------------------------------------

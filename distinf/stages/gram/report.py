@@ -6,7 +6,7 @@ import torch
 from distinf.numerics.metrics import ndr
 from distinf.runtime import Runtime
 from distinf.stages import publishing
-from distinf.stages.gram.actions import AT, flipped_rows, lowest_first, results
+from distinf.stages.gram.actions import flipped_rows, lowest_first, results
 from distinf.stages.gram.findings import cell_ranking, findings
 from distinf.stages.gram.page.page import render
 from distinf.stages.gram.page.tables import tables
@@ -39,18 +39,18 @@ def ranking_name(cell: str) -> str:
 
 def summary_lines(session: Session) -> list[str]:
     """The answer in a few lines, for the terminal."""
-    found, rates = [], []
+    found, rates, share = [], [], session.settings.actions.fraction
     for cell in session.outline.cells.values():
         key = headline(session, cell)
         noise = flipped_rows(session, cell.name)
         if noise is not None and noise.any():
             scores_N = torch.from_numpy(lowest_first(all_scores(session, cell)[key]))
-            rates.append(ndr(scores_N, torch.from_numpy(noise), AT))
+            rates.append(ndr(scores_N, torch.from_numpy(noise), share))
     root = session.blobs.root
     if rates:
         found.append(
             f"{'/'.join(key)}: {np.mean(rates):.0%} of the mislabelled rows are among the lowest "
-            f"{AT:.0%} (random: {AT:.0%})"
+            f"{share:.0%} (random: {share:.0%})"
         )
     cells = list(session.outline.cells)
     more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""

@@ -16,4 +16,5 @@ def check(session: Session) -> None:
     for task in session.tasks.values():
         if not isinstance(task, Prepared):
             rehearse(task)
-    actions.check(session.outline)
+    scores.check(session.outline)
+    actions.check(session)

@@ -32,6 +32,7 @@ from distinf.stages.gram.gram import (
     rows_of,
     self_gram,
     slab_units,
+    solving,
     tiled,
 )
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
@@ -144,7 +145,8 @@ def _joint(session: Session, cell: Cell, unit: Unit) -> tuple[np.ndarray, list[d
                 cross_QN += parts.cross(0, cell.rows[QUERY]).numpy()
                 total_NN += parts.self_gram()
     damping = session.settings.scores.damping.get(JOINT)
-    solved = fisher.solve(torch.from_numpy(total_NN), torch.from_numpy(cross_QN), damping)
+    with solving(JOINT, unit.job["group"]):
+        solved = fisher.solve(torch.from_numpy(total_NN), torch.from_numpy(cross_QN), damping)
     tally = _Tally(session, cell)
     tally.add(solved.scores_QN, 0, cell.rows[QUERY])
     note = {"block": unit.job["group"], "estimator": JOINT, **_note(solved)}
@@ -215,7 +217,8 @@ class _Block:
         if self._fisher is None:
             cross_QN = self.cross(0, self._cell.rows[QUERY])
             damping = self._session.settings.scores.damping.get(name)
-            solved = fisher.solve(torch.from_numpy(self.self_gram()), cross_QN, damping)
+            with solving(name, self._cell.blocks.of(self._slab)[self._place].name):
+                solved = fisher.solve(torch.from_numpy(self.self_gram()), cross_QN, damping)
             self._fisher = solved.scores_QN
             self.notes[name] = _note(solved)
         return self._fisher
@@ -325,6 +328,26 @@ def _all_scores(session: Session, cell: Cell) -> dict[tuple[str, str, str], np.n
     return found
 
 
+def configurations(outline: Outline, cell: Cell) -> list[str]:
+    """Every "estimator/group/how" that there will be of a cell."""
+    sparse = {cell.blocks.embedding.name} if cell.blocks.embedding else set()
+    return [
+        f"{estimator}/{group}/{how}"
+        for estimator in outline.settings.scores.estimators
+        for group, members in cell.groups.items()
+        if estimator not in OF_WORDS or set(members) <= sparse
+        for how in HOWS
+    ]
+
+
+def check(outline: Outline) -> None:
+    """InputError for a ranking by scores that there will not be."""
+    for cell in outline.cells.values():
+        named, known = outline.settings.report.ranking, configurations(outline, cell)
+        if named and named not in known:
+            raise InputError(f"report.ranking: {_not_among(named, known)}")
+
+
 def headline(session: Session, cell: Cell) -> tuple[str, str, str]:
     """What ranks a cell's rows: the setting, or datainf/all/vote if it is there."""
     found = all_scores(session, cell)
@@ -345,6 +368,10 @@ def named_configuration(
     """The key of "estimator/group/how"; InputError with what there is."""
     estimator, group, how = [*name.split("/"), "", ""][:3]
     if (estimator, group, how) not in found:
-        known = ", ".join(dict.fromkeys(f"{e}/{g}" for e, g, _ in found))
-        raise InputError(f"'{name}' is not among the scores: {known}, each with mean, rank or vote")
+        raise InputError(_not_among(name, ["/".join(key) for key in found]))
     return estimator, group, how
+
+
+def _not_among(name: str, known: Sequence[str]) -> str:
+    pairs = ", ".join(dict.fromkeys(each.rpartition("/")[0] for each in known))
+    return f"'{name}' is not among the scores: {pairs}, each with mean, rank or vote"

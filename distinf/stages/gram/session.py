@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from distinf.errors import InputError
+from distinf.numerics.hooks import refuse_unknown_layers
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Unit, digest
 from distinf.stages import session as stages_session
@@ -60,12 +61,12 @@ def bases(
     for cell, of in cells_of(task).items():
         with telling("digests()"):
             identity = dict(of.digests())
-        found[cell] = _cell_bases([task_path(name), cell, identity], settings)
+        found[cell] = _cell_bases([task_path(name), cell, identity], seed, settings)
     report = digest([found, asdict(settings.actions), asdict(settings.report)])
     return {"report": report, "cells": found}
 
 
-def _cell_bases(identity: Any, settings: StageSettings) -> dict[str, str]:
+def _cell_bases(identity: Any, seed: int, settings: StageSettings) -> dict[str, str]:
     s = asdict(settings)
     recipe = {k: v for k, v in s["train"].items() if k != "evaluation_batch"}
     passes = {k: v for k, v in s["gradients"].items() if not k.endswith("_per_batch")}
@@ -73,7 +74,8 @@ def _cell_bases(identity: Any, settings: StageSettings) -> dict[str, str]:
     found["train"] = digest([found[DATA], recipe])
     # Batches change no more than last bits, but those they do.
     batches = {k: v for k, v in s["gradients"].items() if k.endswith("_per_batch")}
-    found["gradients"] = digest([found["train"], passes, batches])
+    projected_by = [seed] if s["gradients"]["projection"] else []
+    found["gradients"] = digest([found["train"], passes, batches, *projected_by])
     found["gram"] = digest([found["gradients"], s["gram"], s["scores"]["damping"].get("datainf")])
     found["scores"] = digest([found["gram"], s["scores"]])
     found["actions"] = found["train"]  # a job is named by the rows that it keeps
@@ -142,6 +144,8 @@ class Session(stages_session.Session):
         with telling("model()"):
             model = skeleton()
         layout = layout_of(model, settings)
+        if settings.method == "hooks":
+            refuse_unknown_layers(model, layout)
         return _blocks_of_model(model, layout, settings)
 
     def batch(self, cell: str, split: str, ids: np.ndarray) -> Batch:
@@ -179,7 +183,8 @@ def _blocks_of_model(model: nn.Module, layout: Layout, settings: Any) -> Blocks:
         )
     dense = {name: shape for name, shape in shapes.items() if name not in words}
     linear = [n for n, s in dense.items() if len(s) == 2 and n.endswith("weight")]
-    word = (words[0], shapes[words[0]]) if words else None
+    trained = bool(words) and model.get_parameter(words[0]).requires_grad
+    word = (words[0], shapes[words[0]], trained) if words else None
     return blocks_of(dense, settings, word, linear)
 
 

@@ -90,6 +90,14 @@ class Described(Protocol):
         """For each row its original number, text, label, and what else is worth a column."""
 
 
+@runtime_checkable
+class Numbered(Protocol):
+    """A cell whose rows have numbers in the user's own data."""
+
+    def numbers(self, split: str) -> np.ndarray:
+        """int64 [rows]: each row's number there."""
+
+
 def cells_of(task: Task) -> dict[str, Task]:
     """The task's cells; a plain task is its own only one, by the name ""."""
     return dict(task.cells()) if isinstance(task, ManyCells) else {"": task}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distinf.errors import InputError
 from distinf.studies.noisy_labels.files import Table, read_table
 from distinf.studies.noisy_labels.glue import Load, glue_table
 from distinf.studies.noisy_labels.models import load_tokenizer
@@ -98,6 +99,7 @@ def _tokens(settings: NoisyLabelSettings, table: Table, chosen: Mapping[str, np.
     for part, rows in chosen.items():
         texts = [table.texts[row] for row in rows]
         found[part], cut = tokenised(tokenizer, texts, settings.model)
+        _refuse_empty(table, rows, found[part])
         truncated.append(cut)
     pad = tokenizer.pad_token_id
     kept = None
@@ -110,3 +112,12 @@ def _tokens(settings: NoisyLabelSettings, table: Table, chosen: Mapping[str, np.
     arrays |= {f"{part}_offsets": offsets for part, (_, offsets) in found.items()}
     arrays |= {"pad": np.array([pad]), "truncated": np.array(truncated)}
     return arrays if kept is None else arrays | {"vocabulary": kept}
+
+
+def _refuse_empty(table: Table, rows: np.ndarray, tokens: Ragged) -> None:
+    empty = table.rows[rows[np.diff(tokens[1]) == 0]]
+    if len(empty):
+        raise InputError(
+            f"data.text: {len(empty)} rows have no token, row {empty.min()} first; leave rows "
+            "without a text out"
+        )

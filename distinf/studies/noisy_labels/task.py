@@ -5,6 +5,7 @@ Shapes: n rows of a batch, L its longest row in tokens, N training rows, Q queri
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distinf.errors import InputError
 from distinf.stages.gram.settings import TrainSettings
 from distinf.stages.gram.task import Fit, Tell, no_one
 from distinf.stages.task import Batch, Shapes, Wording
@@ -100,6 +102,10 @@ class NoisyCell:
         """int64 [rows]: tokens of each row."""
         return np.diff(self._attached()[f"{split}_offsets"])
 
+    def numbers(self, split: str) -> np.ndarray:
+        """int64 [rows]: each row's number in its source."""
+        return self._attached()[f"{split}_rows"]
+
     def flipped(self) -> np.ndarray:
         """bool [N]: the training labels that are wrong."""
         return self._attached()["train_flipped"].astype(bool)
@@ -164,7 +170,27 @@ class NoisyCell:
         rows["train"] = np.asarray(kept, dtype=np.int64)
         made = {part: Rows(ids, partial(self.batch, part)) for part, ids in rows.items()}
         lr = recipe.lr_of.get(self.cell.dataset, recipe.lr)
-        return fine_tune(model, made, recipe, lr, self.cell.seed, tell)
+        try:
+            return fine_tune(model, made, recipe, lr, self.cell.seed, tell)
+        except InputError:
+            self._refuse_rows_without_a_loss(rows["train"], recipe, device)
+            raise
+
+    @torch.no_grad()
+    def _refuse_rows_without_a_loss(
+        self, kept: np.ndarray, recipe: TrainSettings, device: torch.device
+    ) -> None:
+        """InputError with the numbers of rows whose loss is not finite before any training."""
+        model, bad = on_device(self.model(), device).eval(), []
+        for ids in np.array_split(kept, math.ceil(len(kept) / recipe.evaluation_batch)):
+            batch = {name: values.to(device) for name, values in self.batch("train", ids).items()}
+            bad += ids[~torch.isfinite(cross_entropy(model, batch)).cpu().numpy()].tolist()
+        if bad:
+            numbers = self.numbers("train")[bad].tolist()
+            raise InputError(
+                f"train: the loss of {len(bad)} rows of '{self.cell.dataset}' is not finite before "
+                f"any training (rows {str(numbers[:5])[1:-1]}); leave them out"
+            )
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -169,7 +169,8 @@ class RankedRow:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Of the damped Fisher matrix of a block or group: (largest eigenvalue + λ) / (least + λ)."""
+    """Of the damped Fisher matrix of a block or group: an upper bound of (largest eigenvalue + λ)
+    / λ, and so of its condition number."""
 
     cell: str
     estimator: str
