@@ -98,7 +98,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _configurable(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a run's folder to replay")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="a YAML file, a run's folder to replay, or a task's module:function",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="override one key, as in --set train.steps=100; may be given again",
@@ -131,11 +135,31 @@ def _score(options: argparse.Namespace) -> None:
     from distinf.progress import Reporter, summary
     from distinf.run import execute
 
-    if load(options.config, overrides, route="gram").ROUTE != "gram":
+    try:
+        named = load(options.config, overrides, route="gram")
+    except InputError:
+        task = _task_of_another_route(options.config, overrides)
+        if task is None:
+            raise
+        raise InputError(
+            f"{options.config}: is for distinf run; rank its task by: distinf score {task}"
+        ) from None
+    if named.ROUTE != "gram":
         raise InputError(f"{options.config}: score ranks by the Gram route; use distinf run for it")
     config = load(options.config, [*overrides, "actions.configurations=[]"], route="gram")
     session = execute(config, Reporter(), options.accept)
     summary(session, time.monotonic() - began)
+
+
+def _task_of_another_route(config: str, overrides: Sequence[str]) -> str | None:
+    """The task of a configuration that `distinf run` would take; None if it takes it neither."""
+    from distinf.config import load
+    from distinf.errors import InputError
+
+    try:
+        return load(config, overrides).task
+    except InputError:
+        return None
 
 
 def _import_tfrecord(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
@@ -41,6 +42,7 @@ from distinf.stages.task import (
 )
 
 Settings = TypeVar("Settings")
+TASK_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 NOT_VARIED = ("task", "route", "out", "runtime", "beside", "report", "provenance")
 NOT_FINGERPRINTED = ("runtime", "out", "provenance", "data.cache_mb", "report", "train.checkpoint")
 BITWISE = {  # by route: another version, other last bits
@@ -169,6 +171,8 @@ def route_class(raw: Mapping[str, Any], where: str) -> type[RunConfig]:
 def load(path: str, overrides: Sequence[str] = (), route: str = "") -> RunConfig:
     """Read, override (`a.b=value`, the value as YAML), validate and resolve a configuration.
 
+    `path` may name a task, as module:function, for a run of that task with every default.
+
     `extends: other.yaml` starts from that file's keys. A config.yaml inside a run's folder replays
     that run: its `out` is the folder it lies in. `route` is for a file that names none.
     Raises InputError with one line for whatever is wrong.
@@ -176,7 +180,11 @@ def load(path: str, overrides: Sequence[str] = (), route: str = "") -> RunConfig
     file = Path(path)
     if file.is_dir():
         file = file / "config.yaml"
-    raw = _extended(path, file)
+    if TASK_NAME.fullmatch(path) and not file.exists():
+        raw: dict[str, Any] = {"task": path}
+        file = Path(path.partition(":")[0].rpartition(".")[2])
+    else:
+        raw = _extended(path, file)
     if raw.get("provenance") is not None:
         raw = {**raw, "out": str(file.parent), "provenance": None}
     for override in overrides:

@@ -155,7 +155,7 @@ def _gram_summary(session: Any) -> list[Table | str]:
     accuracies = gram_report.accuracies(session)
     if accuracies:
         table = Table(title="Test accuracy after leaving rows out", title_justify="left")
-        for name in ("left out by", "best epoch", "at least query loss", "runs"):
+        for name in ("left out by", "best epoch", "epoch of lowest query loss", "runs"):
             table.add_column(name, justify="left" if name == "left out by" else "right")
         for name, best, at_best, runs in accuracies:
             table.add_row(name, f"{best:.1%}", f"{at_best:.1%}", str(runs))

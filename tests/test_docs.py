@@ -32,7 +32,9 @@ def test_ten_lines_find_suspicious_rows(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(eval(done.stdout)) == 20
+    found = eval(done.stdout)
+    assert len(found) == 20
+    assert all(text == rows[row][0] for row, text in found)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,32 @@ def test_without_known_noise_it_ranks_and_claims_nothing(folder):
     assert "flipped" not in ranked(folder)[0]
 
 
+def test_a_task_can_be_named_without_a_file_and_its_page_claims_only_what_it_knows(folder):
+    text = MINE.replace("correct=correct,", "").replace("range(50)", "range(0)")
+    (folder / "mine.py").write_text(text)
+    done = distinf("score", "mine:task", "--set", "runtime.kind=local", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert "as model() returns it; nothing was trained" in done.stdout
+    page = (folder / "out" / "report" / "index.html").read_text()
+    assert "predicted right." not in page
+    assert "count all queries: the task does not say" in page
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("train: {steps: 3}", "rank its task by: distinf score mine:task"),
+        ("train: {epochs: 3}", "is scored as model() returns it; leave train out"),
+        ("train: {epochz: 3}", "did you mean 'epochs'?"),
+    ],
+)
+def test_settings_of_a_training_are_refused_where_there_is_none(folder, keys, said):
+    (folder / "mine.yaml").write_text(f"task: mine:task\n{keys}\n")
+    done = distinf("score", "mine.yaml", "--out", "out")
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
 def test_a_basis_run_cannot_be_scored(folder):
     (folder / "mine.yaml").write_text("task: mine:task\nroute: basis\n")
     done = distinf("score", str(folder / "mine.yaml"), "--out", str(folder / "out"))

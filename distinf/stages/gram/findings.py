@@ -61,6 +61,8 @@ def _sentence(session: Session, cells: Sequence[Cell]) -> str:
     made = (
         f"was fine-tuned on {first.rows[TRAIN]:,} rows" if first.trained else "was taken as it is"
     )
+    kept = _told_value(session, first, "vocabulary")
+    model += f" (its embedding cut to the {kept:,} tokens that occur)" if kept else ""
     many = f", in {len(cells)} runs" if len(cells) > 1 else ""
     return (
         f"{model} {made}{many}; each training row's influence on {first.rows[QUERY]:,} query rows "
@@ -78,13 +80,14 @@ def _cell(session: Session, cell: Cell) -> page.CellFinding:
     noise = flipped_rows(session, cell.name)
     task: Any = session.task(cell.name)
     of = getattr(task, "cell", None)  # a study's dataset and seed
+    right = int(scores.right_queries(session, cell).sum())
     return page.CellFinding(
         name=cell.name,
         dataset=getattr(of, "dataset", cell.name),
         seed=getattr(of, "seed", session.seed),
         rows=cell.rows[TRAIN],
         queries=cell.rows[QUERY],
-        correct_queries=int(scores.right_queries(session, cell).sum()),
+        correct_queries=right if gradients.says_right(session, cell.name) else None,
         flips=None if noise is None else int(noise.sum()),
         history=_history(stored),
         best=int(stored["best"]) if "best" in stored else None,
@@ -280,17 +283,46 @@ def _numbers(task: Any, split: str, rows: np.ndarray) -> list[int]:
     return rows.tolist()
 
 
-def _told(task: Any, key: str) -> Mapping[str, int]:
+def _told_value(session: Session, cell: Cell, key: str) -> Any:
+    """The same of the whole cell."""
+    task: Any = session.task(cell.name)
+    return task.summary().get(key) if hasattr(task, "summary") else None
+
+
+def _told(task: Any, key: str) -> Mapping[str, Any]:
     """By split, what a task that has a summary says of its rows."""
     summary = task.summary() if hasattr(task, "summary") else {}
-    found: Mapping[str, int] = summary.get(key) or {}
+    found: Mapping[str, Any] = summary.get(key) or {}
+    return found
+
+
+def chance_warnings(session: Session) -> list[str]:
+    """A line for each cell whose model is no better at its queries than always saying one class."""
+    found = []
+    for cell in session.outline.cells.values():
+        most = _told(session.task(cell.name), "largest_class").get(QUERY)
+        if most is None or not gradients.says_right(session, cell.name):
+            continue
+        queries = cell.rows[QUERY]
+        right = int(scores.right_queries(session, cell).sum())
+        by_chance = most + 2.0 * np.sqrt(most * (1.0 - most) / queries)  # two standard errors
+        if right / queries <= by_chance:
+            found.append(
+                f"{cell.name}: the model gets {right} of {queries} queries right, and always "
+                f"saying the same class {most * queries:.0f}: it has learned too little for its "
+                "gradients to tell rows apart; train longer (train.epochs), at another train.lr, "
+                "or on more rows"
+            )
     return found
 
 
 def _warnings(session: Session, cells: Sequence[Cell]) -> list[str]:
-    found = []
+    found = chance_warnings(session)
     for cell in cells:
         task = session.task(cell.name)
+        for split, count in _told(task, "empty").items():
+            if count:
+                found.append(f"{cell.name}: {count} texts of '{split}' are empty.")
         cut = sum(_told(task, "truncated").values())
         if cut:
             found.append(f"{cell.name}: {cut} rows are longer than the limit and were cut.")

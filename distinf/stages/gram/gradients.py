@@ -8,6 +8,7 @@ Shape legend: n rows of a unit, P entries of a slab.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from distinf.stages.task import Batch, PerSampleLoss
 
 NAME = "gradients"
 WORDS = ("words.offsets", "words.ids", "words.rows")
+TOLD = "says_right"
 WORDS_PER_ROW = 64.0  # distinct tokens of a row, for what the embedding's rows will take
 
 
@@ -98,11 +100,13 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     if words:
         arrays |= _sparse_arrays(SparseRows.cat(words).select(torch.tensor(order).argsort()))
     arrays |= {"finite": finite.numpy(), "loss": losses.numpy()}
-    if split == QUERY:
-        arrays["correct"] = _correct(session, name, unit)
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
-    return session.commit(unit, attempt, arrays, summary={"quarantined": quarantined},
-                          may_hold_nan=["loss"])  # fmt: skip
+    summary: dict[str, Any] = {"quarantined": quarantined}
+    if split == QUERY:
+        told = _correct(session, name, unit)
+        arrays["correct"] = np.ones(rows, dtype=bool) if told is None else told
+        summary[TOLD] = told is not None
+    return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=["loss"])
 
 
 def _batches(session: Session, name: str, split: str, unit: Unit) -> Iterator[np.ndarray]:
@@ -185,15 +189,17 @@ def _sparse_arrays(words: SparseRows) -> dict[str, np.ndarray]:
     return {key: part.numpy() for key, part in zip(WORDS, parts, strict=True)}
 
 
-def _correct(session: Session, name: str, unit: Unit) -> np.ndarray:
-    """bool [n]: which queries the model gets right; all where the task cannot say."""
+def _correct(session: Session, name: str, unit: Unit) -> np.ndarray | None:
+    """bool [n]: which queries the model gets right; None where the task cannot say."""
     model, settings = trained_model(session, name), session.settings.gradients
     parts: list[np.ndarray] = []
     for a, b in row_ranges(unit.stop - unit.start, settings.rows_per_batch):
         batch = session.batch(name, QUERY, np.arange(unit.start + a, unit.start + b))
         with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
             columns = session.task(name).evaluate(model, batch)
-        parts.append(columns.get("correct", torch.ones(b - a)).cpu().numpy() > 0)
+        if "correct" not in columns:
+            return None
+        parts.append(columns["correct"].cpu().numpy() > 0)
     return np.concatenate(parts)
 
 
@@ -251,6 +257,12 @@ def columns(session: Session, name: str, split: str, key: str) -> np.ndarray:
     """A column of all rows of a split: "finite", "loss", and for queries "correct"."""
     wanted = split_units(session.settings, session.cell(name), split)
     return np.concatenate([session.arrays(unit, [key])[key] for unit in wanted])
+
+
+def says_right(session: Session, name: str) -> bool:
+    """Whether the task says which queries the model gets right; where not, all count."""
+    wanted = split_units(session.settings, session.cell(name), QUERY)
+    return all(session.record(unit)["summary"][TOLD] for unit in wanted)
 
 
 def finite_rows(session: Session, name: str, split: str) -> np.ndarray:

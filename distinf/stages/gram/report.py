@@ -7,11 +7,12 @@ from distinf.numerics.metrics import ndr
 from distinf.runtime import Runtime
 from distinf.stages import publishing
 from distinf.stages.gram.actions import flipped_rows, lowest_first, results
-from distinf.stages.gram.findings import cell_ranking, findings
+from distinf.stages.gram.findings import cell_ranking, chance_warnings, findings
 from distinf.stages.gram.page.page import render
 from distinf.stages.gram.page.tables import tables
 from distinf.stages.gram.scores import all_scores, headline
-from distinf.stages.gram.session import Session
+from distinf.stages.gram.session import TRAIN, Session
+from distinf.stages.gram.train import stored_fit
 from distinf.stages.page.rows import csv_text
 
 NAME, units, is_done = publishing.NAME, publishing.units, publishing.is_done
@@ -52,21 +53,29 @@ def summary_lines(session: Session) -> list[str]:
             f"{'/'.join(key)}: {np.mean(rates):.0%} of the mislabelled rows are among the lowest "
             f"{share:.0%} (random: {share:.0%})"
         )
-    cells = list(session.outline.cells)
+    cells = list(session.outline.cells.values())
     more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+    if not any(cell.trained for cell in cells):
+        found.append("the model was scored as model() returns it; nothing was trained")
+    found += [f"warning: {line}" for line in chance_warnings(session)]
     found.append(
-        f"all rows ranked, most detrimental first: {root}/report/{ranking_name(cells[0])}{more}"
+        f"the {cells[0].rows[TRAIN]:,} training rows ranked, most detrimental first: "
+        f"{root}/report/{ranking_name(cells[0].name)}{more}"
     )
     return found
 
 
 def accuracies(session: Session) -> list[tuple[str, float, float, int]]:
-    """(configuration, best test accuracy, that at least query loss, cells): means over cells."""
+    """(configuration, best test accuracy, that at the lowest query loss, cells): means over cells;
+    last the models trained on all rows."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for filtered, stored in results(session):
-        accuracy = stored["test_accuracy"]
-        pair = float(np.nanmax(accuracy)), float(accuracy[int(stored["best"])])
-        found.setdefault(filtered.configuration, []).append(pair)
+    named = [(filtered.configuration, stored) for filtered, stored in results(session)]
+    whole = [("nothing", stored_fit(session, name)) for name in session.outline.cells]
+    for configuration, stored in [*named, *(whole if named else [])]:
+        if "test_accuracy" in stored:
+            accuracy = stored["test_accuracy"]
+            pair = float(np.nanmax(accuracy)), float(accuracy[int(stored["best"])])
+            found.setdefault(configuration, []).append(pair)
     means = {name: np.mean(pairs, axis=0) for name, pairs in found.items()}
     return [
         (name, float(means[name][0]), float(means[name][1]), len(pairs))

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from distinf.stages.gram import actions, data, gradients, gram, report, scores, train
 from distinf.stages.gram.session import Session
-from distinf.stages.gram.task import Prepared
+from distinf.stages.gram.task import Checked, Prepared
 from distinf.stages.task import rehearse
 
 STAGES: Sequence[ModuleType] = (data, train, gradients, gram, scores, actions, report)
@@ -13,8 +13,12 @@ STAGES: Sequence[ModuleType] = (data, train, gradients, gram, scores, actions, r
 
 def check(session: Session) -> None:
     """InputError for what can only fail later, hours into the run."""
+    first = next(iter(session.tasks.values()))  # the others have other datasets or seeds
+    if isinstance(first, Checked):
+        first.check()
     for task in session.tasks.values():
         if not isinstance(task, Prepared):
             rehearse(task)
+    train.check(session)
     scores.check(session.outline)
     actions.check(session)

@@ -91,6 +91,14 @@ class Described(Protocol):
 
 
 @runtime_checkable
+class Checked(Protocol):
+    """A cell that can tell, before anything is begun, whether its rows can be made."""
+
+    def check(self) -> None:
+        """InputError if not."""
+
+
+@runtime_checkable
 class Numbered(Protocol):
     """A cell whose rows have numbers in the user's own data."""
 

@@ -15,6 +15,7 @@ from distinf.errors import InputError
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.stages.gram.settings import TrainSettings
 from distinf.stages.gram.task import METRICS, Fit, Trainable
 
 NAME = "train"
@@ -45,6 +46,16 @@ def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
         memory=memory + STATE_BYTES * trained,
         work={"train": recipe.epochs * rows, "forward": 2 * recipe.epochs * cell.rows[QUERY]},
     )
+
+
+def check(session: Session) -> None:
+    """InputError for settings of a training that there will not be."""
+    trained = any(cell.trained for cell in session.outline.cells.values())
+    if not trained and session.settings.train != TrainSettings():
+        raise InputError(
+            "train: this task cannot be trained (it has no fit), and is scored as model() returns "
+            "it; leave train out"
+        )
 
 
 def run(session: Session, runtime: Runtime) -> None:

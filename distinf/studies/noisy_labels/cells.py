@@ -60,12 +60,20 @@ def load_table(settings: DataSettings, dataset: str, load: Load | None = None) -
     return glue_table(dataset, settings.revision, load)
 
 
-def prepare_cell(settings: NoisyLabelSettings, cell: Cell, load: Load | None = None) -> Arrays:
-    """All arrays of the cell, a function of settings, data and the cell's seed."""
+def choose_rows(
+    settings: NoisyLabelSettings, cell: Cell, load: Load | None = None
+) -> tuple[Table, dict[str, np.ndarray]]:
+    """The source's rows, and which of them each part has."""
     data = settings.data
     table = load_table(data, cell.dataset, load)
     sizes = {"train": data.train_rows, "evaluation": data.query_rows, "test": data.test_rows}
-    chosen = split_rows(table, sizes, cell.seed, shrink=not data.path)
+    return table, split_rows(table, sizes, cell.seed, shrink=not data.path)
+
+
+def prepare_cell(settings: NoisyLabelSettings, cell: Cell, load: Load | None = None) -> Arrays:
+    """All arrays of the cell, a function of settings, data and the cell's seed."""
+    data = settings.data
+    table, chosen = choose_rows(settings, cell, load)
     arrays: Arrays = {}
     for part, rows in chosen.items():
         arrays |= _part(table, part, rows)

@@ -94,7 +94,9 @@ def read_columns(path: str) -> Columns:
     try:
         columns = reader(path, content)
     except UnicodeDecodeError as error:
-        raise InputError(f"data.path: {path}: is not UTF-8 at byte {error.start}") from None
+        raise InputError(
+            f"data.path: {path}: is not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from None
     if not columns or not len(next(iter(columns.values()))):
         raise InputError(f"data.path: {path}: has no rows; give a header line and a row per sample")
     return columns

@@ -24,7 +24,7 @@ class DataSettings:
 
     path: str = ""
     datasets: tuple[str, ...] = ()
-    text: tuple[str, ...] = ()
+    text: tuple[str, ...] | str = ()
     label: str = "label"
     id: str = ""
     split: str = ""
@@ -35,6 +35,8 @@ class DataSettings:
     flips: float = 0.2
 
     def __post_init__(self) -> None:
+        if isinstance(self.text, str):
+            object.__setattr__(self, "text", (self.text,))
         if self.path and self.datasets:
             raise ValueError("path: a file must come without datasets, which are GLUE's")
         if not self.path and not self.datasets:
@@ -72,9 +74,11 @@ class LoraSettings:
     rank: int = 4
     alpha: float = 4.0
     dropout: float = 0.05
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] | str = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.targets, str):
+            object.__setattr__(self, "targets", (self.targets,))
         if self.rank < 1:
             raise ValueError(f"rank: {self.rank} must be at least 1")
         if self.alpha <= 0:

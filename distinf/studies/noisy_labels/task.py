@@ -19,7 +19,7 @@ from distinf.errors import InputError
 from distinf.stages.gram.settings import TrainSettings
 from distinf.stages.gram.task import Fit, Tell, no_one
 from distinf.stages.task import Batch, Shapes, Wording
-from distinf.studies.noisy_labels.cells import Arrays, Cell, cells_of, prepare_cell
+from distinf.studies.noisy_labels.cells import Arrays, Cell, cells_of, choose_rows, prepare_cell
 from distinf.studies.noisy_labels.glue import Load
 from distinf.studies.noisy_labels.identity import file_digest, model_digests
 from distinf.studies.noisy_labels.known import paper_name
@@ -102,6 +102,11 @@ class NoisyCell:
         """int64 [rows]: tokens of each row."""
         return np.diff(self._attached()[f"{split}_offsets"])
 
+    def check(self) -> None:
+        """InputError for a file that cannot give these rows, before anything is begun."""
+        if self.settings.data.path:
+            choose_rows(self.settings, self.cell)
+
     def numbers(self, split: str) -> np.ndarray:
         """int64 [rows]: each row's number in its source."""
         return self._attached()[f"{split}_rows"]
@@ -127,7 +132,8 @@ class NoisyCell:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """What is worth saying of the rows: how many, cut, shared between splits, tokens kept."""
+        """What is worth saying of the rows: how many, cut, empty, shared between splits; tokens
+        kept; the share of the largest class."""
         arrays = self._attached()
         vocabulary = arrays.get("vocabulary")
         return {
@@ -136,7 +142,16 @@ class NoisyCell:
             "truncated": dict(zip(PARTS, arrays["truncated"].tolist())),
             "texts_shared_with_train": dict(zip(PARTS[1:], arrays["shared_texts"].tolist())),
             "vocabulary": None if vocabulary is None else len(vocabulary),
+            "largest_class": {part: self._largest_class(part) for part in PARTS},
+            "empty": {
+                part: int((np.diff(arrays[f"{part}_text_offsets"]) == 0).sum()) for part in PARTS
+            },
         }
+
+    def _largest_class(self, part: str) -> float:
+        """Its share of the part's rows, before any noise."""
+        labels = self._attached()[f"{part}_clean"]
+        return float(np.bincount(labels).max() / len(labels))
 
     def model(self) -> nn.Module:
         """Initial adapters and head, from the cell's seed alone; needs attached rows."""

@@ -89,7 +89,8 @@ def trends_figure(findings: Findings, rows: Tables, name: str, heading: str) -> 
     courses = _courses(findings)
     best = [r["configuration"] for r in shown(findings, rows, MOST_LINES)]
     order = [n for n in (*best, *BASELINES, UNFILTERED) if any(n in c for c in courses.values())]
-    if not best or not order or not courses:
+    epochs = [len(line) for found in courses.values() for line in found.values()]
+    if not best or not order or max(epochs, default=0) < 2:
         return None
     across = min(4, len(courses)) if len(courses) != 4 else 2
     down = math.ceil(len(courses) / across)

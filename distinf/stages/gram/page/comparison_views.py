@@ -185,12 +185,15 @@ def _quartiles(rows: Tables) -> View | None:
     )
 
 
+FEWEST_POINTS = 3  # for a correlation
+
+
 def _proxies(rows: Tables, several: bool) -> View | None:
     within = [("C", "c"), ("NDR", "ndr"), ("AUC", "auc")] if several else []
     return view(
         "Spearman's correlation with accuracy after filtering, pooled: * where p > 0.05"
         + ("; within: inside each dataset, mean over datasets" if several else ""),
-        rows.get("proxies", []),
+        [r for r in rows.get("proxies", []) if r["points"] >= FEWEST_POINTS],
         [
             Column("aggregation", text("how"), False),
             Column("estimator", text("estimator"), False),

@@ -45,6 +45,7 @@ def render(findings: Findings) -> str:
         tables=views(findings, rows),
         listed=listed(findings),
         headline=spoken(findings.headline.name),
+        right_known=any(c.correct_queries is not None for c in findings.cells),
         flips_known=any(c.flips for c in findings.cells),
         sources=_sources(findings),
         facts=facts(findings),

@@ -41,7 +41,8 @@ def views(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
     if len(detected) > MOST_PRINTED:
         made["every detection"] = _detection(detected, share, "every configuration")
     for cell in listed(findings):
-        made[f"ranking {cell}"] = _ranking(cell, rows)
+        flips = any(c.flips for c in findings.cells if c.name == cell)
+        made[f"ranking {cell}"] = _ranking(cell, rows, flips)
     return {name: table for name, table in made.items() if table is not None}
 
 
@@ -103,7 +104,7 @@ def _accuracy(rows: list[Row]) -> View | None:
             Column("configuration", lambda r: spoken(r["configuration"]), False),
             Column("trials", value("trials", count)),
             Column("best epoch [%]", _spread("", "_pct", 1)),
-            Column("at least query loss [%]", blank("at_best_pct", fixed)),
+            Column("epoch of lowest query loss [%]", blank("at_best_pct", fixed)),
             Column("minus random [points]", blank("vs_random_points", signed)),
             Column("95 % interval", span("vs_random_low_points", "vs_random_high_points", signed)),
             Column("higher", _wins),
@@ -117,10 +118,15 @@ def _wins(row: Row) -> str:
     return f"{count(row['vs_random_wins'])} of {count(pairs)}" if pairs else ""
 
 
-def _ranking(cell: str, rows: Tables) -> View | None:
+def _ranking(cell: str, rows: Tables, flips: bool) -> View | None:
     mine = [r for r in rows["ranking"] if r["cell"] == cell]
     own = ("cell", "rank", "row", "score", "label", "flipped", "text")
-    extra = dict.fromkeys(k for r in mine for k in r if k not in own)
+    extra = [k for k in dict.fromkeys(k for r in mine for k in r) if k not in own]
+    if all(str(r.get("id")) == str(r["row"]) for r in mine):
+        extra = [k for k in extra if k != "id"]
+    if not flips:
+        extra = [k for k in extra if k != "clean_label"]
+    known = [Column("known to be wrong", lambda r: _known(r["flipped"]), False)] if flips else []
     return view(
         f"{cell}: the {count(len(mine))} lowest rows" if cell else "The lowest rows",
         mine,
@@ -129,7 +135,7 @@ def _ranking(cell: str, rows: Tables) -> View | None:
             Column("row", text("row")),
             Column("text", lambda r: shortened(r["text"], MOST_LETTERS), False),
             Column("label", text("label"), False),
-            Column("known to be wrong", lambda r: _known(r["flipped"]), False),
+            *known,
             *(Column(key.replace("_", " "), _plain(key), False) for key in extra),
             Column("score", value("score", number)),
         ],

@@ -127,7 +127,7 @@ def _best(findings: Findings, found: dict[str, Row]) -> list[str]:
         return [f"{told}, which found the most of all {count(len(found))} configurations scored."]
     text = f"{told}; of all {count(len(found))} configurations scored, "
     text += f"{spoken(best['configuration'])} found the most, {percent(best['ndr_mean_pct'])}, "
-    return [text + "a number that being picked for it flatters."]
+    return [text + "which, being the best of many, it would not find again."]
 
 
 def _accuracy(findings: Findings, trained: dict[str, Row], told_rows: bool) -> list[str]:
