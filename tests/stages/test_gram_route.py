@@ -358,7 +358,10 @@ def test_a_job_is_the_fit_of_the_rows_that_it_keeps(acted):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"actions": {"configurations": ["lissa/all/vote"]}}, "'lissa/all/vote' is none of cell"),
+        (
+            {"actions": {"configurations": ["lissa/all/vote"]}},
+            "'lissa/all/vote' is not among the scores",
+        ),
         ({"actions": {"configurations": ["vote"]}}, "neither random, full nor grid"),
         ({"scores": {"damping": {"tracin": 1.0}}}, "'tracin' has none"),
         ({"scores": {"top": 0.0}}, "top: 0.0 must be a share"),
@@ -366,8 +369,8 @@ def test_a_job_is_the_fit_of_the_rows_that_it_keeps(acted):
         ({"gradients": {"exclude": "."}}, "leaves no block"),
         ({"gradients": {"method": "vmap"}}, "need hooks"),
         ({"train": {"lr_of": {"words": -1}}}, "lr_of.words: -1"),
-        ({"report": {"ranking": "lissa/all/vote"}}, "report.ranking: 'lissa/all/vote' is not"),
-        ({"report": {"ranking": "vote"}}, "each with mean, rank or vote"),
+        ({"report": {"ranking": "datinf/all/vote"}}, "did you mean 'datainf/all/vote'"),
+        ({"report": {"ranking": "vote"}}, "use one each of .*/ all, .*/ mean, rank, vote"),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path, changes, message):

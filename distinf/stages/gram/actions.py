@@ -16,7 +16,13 @@ from distinf.numerics.metrics import ndr, removed
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.runtime.protocol import Resources
-from distinf.stages.gram.scores import all_scores, cell_units, configurations, named_configuration
+from distinf.stages.gram.scores import (
+    all_scores,
+    cell_units,
+    configurations,
+    named_configuration,
+    not_among,
+)
 from distinf.stages.gram.session import TRAIN, Cell, Outline, Session
 from distinf.stages.gram.settings import BASELINES, GRID
 from distinf.stages.gram.task import METRICS, Labelled
@@ -99,16 +105,12 @@ def check(session: Session) -> None:
     """InputError for configurations that can be nothing, before anything is computed."""
     outline = session.outline
     for cell in outline.cells.values():
-        known = set(configurations(outline, cell))
+        known = configurations(outline, cell)
         for name in outline.settings.actions.configurations:
             if name == "full" and not isinstance(session.task(cell.name), Labelled):
                 raise InputError(FULL.format(cell.name))
-            if name not in known | {GRID, *BASELINES}:
-                near = ", ".join(sorted({n.rpartition("/")[0] for n in known} - {""}))
-                raise InputError(
-                    f"actions.configurations: '{name}' is none of cell '{cell.name}'; there are "
-                    f"random, full, grid and {near}, each with mean, rank or vote"
-                )
+            if name not in (GRID, *BASELINES, *known):
+                raise InputError(f"actions.configurations: {not_among(name, known)}")
         if outline.settings.actions.configurations and not cell.trained:
             raise InputError(
                 "actions.configurations: this task cannot be trained (it has no fit); leave them "

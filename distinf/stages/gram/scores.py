@@ -9,6 +9,7 @@ Sign: score > 0 means that training on the row helps the queries.
 Shape legend: E estimators, H ways of aggregating, B blocks, Q queries, N training rows.
 """
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -345,7 +346,7 @@ def check(outline: Outline) -> None:
     for cell in outline.cells.values():
         named, known = outline.settings.report.ranking, configurations(outline, cell)
         if named and named not in known:
-            raise InputError(f"report.ranking: {_not_among(named, known)}")
+            raise InputError(f"report.ranking: {not_among(named, known)}")
 
 
 def headline(session: Session, cell: Cell) -> tuple[str, str, str]:
@@ -368,10 +369,14 @@ def named_configuration(
     """The key of "estimator/group/how"; InputError with what there is."""
     estimator, group, how = [*name.split("/"), "", ""][:3]
     if (estimator, group, how) not in found:
-        raise InputError(_not_among(name, ["/".join(key) for key in found]))
+        raise InputError(not_among(name, ["/".join(key) for key in found]))
     return estimator, group, how
 
 
-def _not_among(name: str, known: Sequence[str]) -> str:
-    pairs = ", ".join(dict.fromkeys(each.rpartition("/")[0] for each in known))
-    return f"'{name}' is not among the scores: {pairs}, each with mean, rank or vote"
+def not_among(name: str, known: Sequence[str]) -> str:
+    """What to say of a configuration that there is not."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    parts = list(zip(*(each.split("/") for each in known)))
+    every = (", ".join(dict.fromkeys(part)) for part in parts)
+    hint = f"did you mean '{near[0]}'?" if near else "use one each of " + " / ".join(every)
+    return f"'{name}' is not among the scores; {hint}"
