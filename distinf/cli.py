@@ -118,22 +118,24 @@ def _load(options: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 
 def _run(options: argparse.Namespace) -> None:
-    began = time.monotonic()
-    config = _load(options)
-    from distinf.progress import Reporter, summary
-    from distinf.run import execute
+    _carry_out(_load(options), options.accept)
 
-    session = execute(config, Reporter(), options.accept)
+
+def _carry_out(config, accept: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
+    began = time.monotonic()
+    from distinf.progress import Reporter, summary
+    from distinf.run import execute, is_begun
+
+    if is_begun(config):
+        print(f"going on with {config.out}", file=sys.stderr, flush=True)
+    session = execute(config, Reporter(), accept)
     summary(session, time.monotonic() - began)
 
 
 def _score(options: argparse.Namespace) -> None:
-    began = time.monotonic()
     overrides = [*options.overrides, *([f"out={options.out}"] if options.out else [])]
     from distinf.config import load
     from distinf.errors import InputError
-    from distinf.progress import Reporter, summary
-    from distinf.run import execute
 
     try:
         named = load(options.config, overrides, route="gram")
@@ -147,8 +149,7 @@ def _score(options: argparse.Namespace) -> None:
     if named.ROUTE != "gram":
         raise InputError(f"{options.config}: score ranks by the Gram route; use distinf run for it")
     config = load(options.config, [*overrides, "actions.configurations=[]"], route="gram")
-    session = execute(config, Reporter(), options.accept)
-    summary(session, time.monotonic() - began)
+    _carry_out(config, options.accept)
 
 
 def _task_of_another_route(config: str, overrides: Sequence[str]) -> str | None:

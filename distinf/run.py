@@ -113,6 +113,11 @@ def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
         raise CorruptionError(f"{blobs.root}/{CONFIG} is not a run's configuration") from None
 
 
+def is_begun(config: RunConfig) -> bool:
+    """Whether `out` holds a run, this one or another."""
+    return _stored_provenance(open_root(str(config.out))) is not None
+
+
 def _session(config: RunConfig, root: str) -> Session:
     return config.session(root, torch.device("cpu"))
 
