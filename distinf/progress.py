@@ -107,11 +107,12 @@ class Reporter:
             self._console.print(
                 f"     {described(stage)}: {_of(now, total)} after {elapsed:.0f} s{about}",
                 highlight=False,
+                soft_wrap=True,
             )
 
 
 def _of(done: float, total: int) -> str:
-    share = "" if done == int(done) else f" ({done / total:.0%} with what is begun)"
+    share = "" if done == int(done) else f" ({done / total:.0%} with those begun)"
     return f"{int(done)} of {total} unit{'s' if total != 1 else ''}{share}"
 
 

@@ -46,7 +46,7 @@ def test_the_lines_count_committed_units_and_show_the_share_of_all(monkeypatch):
     monkeypatch.setattr(progress, "PLAIN_S", 0.01)
     out = io.StringIO()
     done = iter([0.0, *[1.5] * 1_000_000])
-    with progress.Reporter(Console(file=out, width=200))("train", [None] * 6, lambda: next(done)):
+    with progress.Reporter(Console(file=out, width=40))("train", [None] * 6, lambda: next(done)):
         while "left" not in out.getvalue():
             time.sleep(0.01)
-    assert "train: 1 of 6 units (25% with what is begun) after" in out.getvalue()
+    assert "train: 1 of 6 units (25% with those begun) after" in out.getvalue()

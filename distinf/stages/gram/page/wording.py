@@ -127,7 +127,7 @@ def _best(findings: Findings, found: dict[str, Row]) -> list[str]:
         return [f"{told}, which found the most of all {count(len(found))} configurations scored."]
     text = f"{told}; of all {count(len(found))} configurations scored, "
     text += f"{spoken(best['configuration'])} found the most, {percent(best['ndr_mean_pct'])}, "
-    return [text + "which, being the best of many, it would not find again."]
+    return [text + "though the best of many is partly luck."]
 
 
 def _accuracy(findings: Findings, trained: dict[str, Row], told_rows: bool) -> list[str]:
