@@ -1,4 +1,4 @@
-"""Dot products of all pairs of rows of two matrices.
+"""Dot products of all pairs of rows of two matrices, in full precision (no TF32, no autocast).
 
 Shape legend: M and N rows, P entries.
 """
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from distinf.numerics.precision import precision
+
 SLAB = 16_384  # entries that are multiplied at once
-CACHED = 1 << 18
+CACHED = 1 << 18  # entries whose float64 copy is held at once
 
 
 def products(first_MP: Tensor, second_NP: Tensor) -> Tensor:
@@ -17,8 +19,9 @@ def products(first_MP: Tensor, second_NP: Tensor) -> Tensor:
     found_MN = torch.zeros(
         len(first_MP), len(second_NP), dtype=torch.float64, device=first_MP.device
     )
-    for span in slabs(first_MP.shape[1]):
-        found_MN += first_MP[:, span] @ second_NP[:, span].T
+    with precision("float32", first_MP.device):
+        for span in slabs(first_MP.shape[1]):
+            found_MN += first_MP[:, span] @ second_NP[:, span].T
     return found_MN
 
 
@@ -33,8 +36,9 @@ def weighted_products(weights_QN: Tensor, rows_NP: Tensor) -> Tensor:
     """fp64 [Q, N]: (W T) T^T of weights W and rows T; W T is never held whole."""
     weights_QN = weights_QN.to(rows_NP.dtype)
     found_QN = torch.zeros(weights_QN.shape, dtype=torch.float64, device=rows_NP.device)
-    for span in slabs(rows_NP.shape[1]):
-        found_QN += (weights_QN @ rows_NP[:, span]) @ rows_NP[:, span].T
+    with precision("float32", rows_NP.device):
+        for span in slabs(rows_NP.shape[1]):
+            found_QN += (weights_QN @ rows_NP[:, span]) @ rows_NP[:, span].T
     return found_QN
 
 

@@ -7,6 +7,7 @@ which is the digest of all that the stage's results depend on.
 import contextlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -21,11 +22,12 @@ from distinf.runtime.ledger import Record
 from distinf.stages.task import Batch
 from distinf.store import Rows, open_root, read_group, write_group
 
+TOLD = "told"  # what workers tell of the units that they are at
 TELL_S = 5.0  # seconds between two words on a unit's progress, at least
 JOBS = ("actions",)  # stages whose units are jobs, each with a folder of its own under jobs/
 
 
-class Session:
+class Session(ABC):
     """Opens nothing before it is asked. Each route has its own, with settings and a task."""
 
     ROUTE: ClassVar[str]  # its name in stages/route.py
@@ -44,9 +46,9 @@ class Session:
         self._told: dict[str, float] = {}
 
     @property
+    @abstractmethod
     def outline(self) -> Any:
         """All that the list of units depends on."""
-        raise NotImplementedError
 
     @cached_property
     def blobs(self) -> Any:
@@ -77,7 +79,7 @@ class Session:
         content = {"manifest": manifest, "summary": dict(summary or {}), "name": attempt}
         record = self.ledger(unit.stage).commit(unit, _number(attempt), content)
         if self._told.pop(unit.id, None) is not None:
-            self.blobs.delete(_told(unit.stage, unit.id))
+            self.blobs.delete(f"{TOLD}/{unit.stage}/{unit.id}")
         return record
 
     def tell(self, unit: Unit, share: float) -> None:
@@ -88,12 +90,12 @@ class Session:
         now = time.monotonic()
         if now - self._told.get(unit.id, -TELL_S) >= TELL_S:
             self._told[unit.id] = now
-            self.blobs.put(_told(unit.stage, unit.id), f"{share:.4f}".encode())
+            self.blobs.put(f"{TOLD}/{unit.stage}/{unit.id}", f"{share:.4f}".encode())
 
     def told(self, stage: str, unit_ids: Collection[str]) -> float:
         """The sum of the shares that were told of these units."""
         total = 0.0
-        for name in self.blobs.names(_told(stage)):
+        for name in self.blobs.names(f"{TOLD}/{stage}"):
             if name.rsplit("/", 1)[-1] in unit_ids:
                 with contextlib.suppress(KeyError):  # committed in between
                     total += float(self.blobs.get(name))
@@ -172,10 +174,6 @@ def draw(seed: int, purpose: str, count: int, size: int | None) -> np.ndarray:
 def generator(seed: int, purpose: str) -> np.random.Generator:
     """Counter-based random numbers for one purpose."""
     return np.random.Generator(np.random.Philox(key=int(digest([seed, purpose])[:16], 16)))
-
-
-def _told(*parts: str) -> str:
-    return "/".join(["told", *parts])
 
 
 def _number(attempt: str) -> int:

@@ -14,7 +14,7 @@ from distinf.stages.gram.blocks import ALL, SPARSE, layer
 from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
-from distinf.stages.gram.task import METRICS, Described, Numbered
+from distinf.stages.gram.task import METRICS, Described, Numbered, Summarised
 from distinf.stages.page.provenance import provenance_of
 from distinf.stages.page.rows import array_summary
 
@@ -61,7 +61,7 @@ def _sentence(session: Session, cells: Sequence[Cell]) -> str:
     made = (
         f"was fine-tuned on {first.rows[TRAIN]:,} rows" if first.trained else "was taken as it is"
     )
-    kept = _told_value(session, first, "vocabulary")
+    kept = _summary(session.task(first.name)).get("vocabulary")
     model += f" (its embedding cut to the {kept:,} tokens that occur)" if kept else ""
     many = f", in {len(cells)} runs" if len(cells) > 1 else ""
     return (
@@ -91,7 +91,7 @@ def _cell(session: Session, cell: Cell) -> page.CellFinding:
         flips=None if noise is None else int(noise.sum()),
         history=_history(stored),
         best=int(stored["best"]) if "best" in stored else None,
-        truncated=sum(_told(task, "truncated").values()),
+        truncated=sum(_by_split(task, "truncated").values()),
     )
 
 
@@ -283,16 +283,13 @@ def _numbers(task: Any, split: str, rows: np.ndarray) -> list[int]:
     return rows.tolist()
 
 
-def _told_value(session: Session, cell: Cell, key: str) -> Any:
-    """The same of the whole cell."""
-    task: Any = session.task(cell.name)
-    return task.summary().get(key) if hasattr(task, "summary") else None
+def _summary(task: Any) -> Mapping[str, Any]:
+    return task.summary() if isinstance(task, Summarised) else {}
 
 
-def _told(task: Any, key: str) -> Mapping[str, Any]:
-    """By split, what a task that has a summary says of its rows."""
-    summary = task.summary() if hasattr(task, "summary") else {}
-    found: Mapping[str, Any] = summary.get(key) or {}
+def _by_split(task: Any, key: str) -> Mapping[str, Any]:
+    """What a task that has a summary says of the rows of each split."""
+    found: Mapping[str, Any] = _summary(task).get(key) or {}
     return found
 
 
@@ -300,7 +297,7 @@ def chance_warnings(session: Session) -> list[str]:
     """A line for each cell whose model is no better at its queries than always saying one class."""
     found = []
     for cell in session.outline.cells.values():
-        most = _told(session.task(cell.name), "largest_class").get(QUERY)
+        most = _by_split(session.task(cell.name), "largest_class").get(QUERY)
         if most is None or not gradients.says_right(session, cell.name):
             continue
         queries = cell.rows[QUERY]
@@ -320,13 +317,13 @@ def _warnings(session: Session, cells: Sequence[Cell]) -> list[str]:
     found = chance_warnings(session)
     for cell in cells:
         task = session.task(cell.name)
-        for split, count in _told(task, "empty").items():
+        for split, count in _by_split(task, "empty").items():
             if count:
                 found.append(f"{cell.name}: {count} texts of '{split}' are empty.")
-        cut = sum(_told(task, "truncated").values())
+        cut = sum(_by_split(task, "truncated").values())
         if cut:
             found.append(f"{cell.name}: {cut} rows are longer than the limit and were cut.")
-        for split, count in _told(task, "texts_shared_with_train").items():
+        for split, count in _by_split(task, "texts_shared_with_train").items():
             if count:
                 found.append(f"{cell.name}: {count} texts of '{split}' are training texts too.")
     return found

@@ -31,7 +31,7 @@ from distinf.stages.task import Batch, PerSampleLoss
 
 NAME = "gradients"
 WORDS = ("words.offsets", "words.ids", "words.rows")
-TOLD = "says_right"
+SAYS_RIGHT = "says_right"
 WORDS_PER_ROW = 64.0  # distinct tokens of a row, for what the embedding's rows will take
 
 
@@ -105,7 +105,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     if split == QUERY:
         told = _correct(session, name, unit)
         arrays["correct"] = np.ones(rows, dtype=bool) if told is None else told
-        summary[TOLD] = told is not None
+        summary[SAYS_RIGHT] = told is not None
     return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=["loss"])
 
 
@@ -262,7 +262,7 @@ def columns(session: Session, name: str, split: str, key: str) -> np.ndarray:
 def says_right(session: Session, name: str) -> bool:
     """Whether the task says which queries the model gets right; where not, all count."""
     wanted = split_units(session.settings, session.cell(name), QUERY)
-    return all(session.record(unit)["summary"][TOLD] for unit in wanted)
+    return all(session.record(unit)["summary"][SAYS_RIGHT] for unit in wanted)
 
 
 def finite_rows(session: Session, name: str, split: str) -> np.ndarray:

@@ -106,6 +106,15 @@ class Numbered(Protocol):
         """int64 [rows]: each row's number there."""
 
 
+@runtime_checkable
+class Summarised(Protocol):
+    """A cell that can say what is worth knowing of its rows."""
+
+    def summary(self) -> Mapping[str, Any]:
+        """Any of: by split truncated, empty, texts_shared_with_train (rows) and largest_class (its
+        share); vocabulary, the number of tokens kept."""
+
+
 def cells_of(task: Task) -> dict[str, Task]:
     """The task's cells; a plain task is its own only one, by the name ""."""
     return dict(task.cells()) if isinstance(task, ManyCells) else {"": task}
