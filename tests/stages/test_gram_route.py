@@ -15,7 +15,7 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.parameters import Layout
 from distinf.runtime import RuntimeSettings, open_runtime
 from distinf.stages import route
-from distinf.stages.gram import actions, data, findings, gradients, gram, scores, train
+from distinf.stages.gram import actions, data, findings, gradients, gram, scores, tiles, train
 from distinf.stages.gram.report import summary_lines
 from distinf.stages.gram.scores import all_scores, right_queries
 from distinf.stages.gram.session import QUERY, TRAIN, Session
@@ -132,7 +132,7 @@ def test_fisher_of_blocks_wider_than_there_are_rows_goes_through_the_gram_matrix
     train_of, query_of = dense(session, cell.name)
     seen = set()
     for block in cell.blocks.dense:
-        seen.add(gram.narrow(cell, block))
+        seen.add(tiles.narrow(cell, block))
         grads = train_of[block.name], query_of[block.name]
         wanted = expected_scores("fisher", *grads, 0).mean(0).numpy()
         agree(scores.block_totals(session, cell)["fisher", block.name][0], wanted)
@@ -194,7 +194,7 @@ def test_scores_do_not_depend_on_the_batches(run, tmp_path, tokens):
 def test_nor_on_how_rows_are_cut_into_units_tiles_and_what_is_held_at_once(
     run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(gram, "SCORES_AT_ONCE", 3 * len(next(iter(values(run).values()))))
+    monkeypatch.setattr(tiles, "SCORES_AT_ONCE", 3 * len(next(iter(values(run).values()))))
     changes = {"gradients": {"rows_per_unit": 100, "slab": 10_000}, "gram": {"rows_per_tile": 7}}
     close(values(scored(session_of(tmp_path / "run", **changes))), values(run))
 

@@ -8,7 +8,7 @@ import torch
 
 from distinf.numerics.cancellation import cancellation, norm_cancellation
 from distinf.numerics.metrics import ndr, ndr_auc, noise_histogram, noise_shares, spearman
-from distinf.stages.gram import actions, data, gradients, gram, scores, train
+from distinf.stages.gram import actions, data, gradients, gram, scores, tiles, train
 from distinf.stages.gram.actions import flipped_rows, lowest_first
 from distinf.stages.gram.blocks import ALL, SPARSE, layer
 from distinf.stages.gram.page import findings as page
@@ -143,9 +143,9 @@ def _cancelled(session: Session, cell: Cell) -> Iterator[page.Cancelled]:
     """The cancellation effect of each group (paper 003, Eq. 7), in the L1 form and by norms."""
     stored = {}
     for slab in cell.blocks.slabs:
-        (unit,) = gram.slab_units(session.settings, cell, "sums", slab)
+        (unit,) = tiles.slab_units(session.settings, cell, "sums", slab)
         arrays = session.arrays(unit, ["sum", "abs_sum"])
-        sqnorm_BN = gram.tiled(session, cell, slab, "cross", "sqnorm")
+        sqnorm_BN = tiles.tiled(session, cell, slab, "cross", "sqnorm")
         for place, block in enumerate(cell.blocks.of(slab)):
             span = slice(None) if slab == SPARSE else block.span
             stored[block.name] = (

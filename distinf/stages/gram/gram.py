@@ -18,7 +18,6 @@ Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N traini
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,16 +32,19 @@ from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import SPARSE, Block
 from distinf.stages.gram.gradients import dense_rows, finite_rows, sparse_rows
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
-from distinf.stages.gram.settings import StageSettings
-from distinf.stages.session import row_ranges
-from distinf.store import open_group
+from distinf.stages.gram.tiles import (
+    NAME,
+    PHASES,
+    WORD_CROSS,
+    dampings,
+    named,
+    narrow,
+    phase_units,
+    queries_at_once,
+    slab_units,
+)
 
-NAME = "gram"
-PHASES = ("cross", "self", "sums", "correction")
 TOP_WORDS = 10  # paper 003, section 3.1: TracIn-WE-top10
-SCORES_AT_ONCE = 1 << 20  # of a block that are held at once: what the scores' memory goes by
-MOST_QUERIES_AT_ONCE = 128
-WORD_CROSS = {"tracin-we-top10": "top.train", "tracin-we-both10": "top.both"}
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -53,55 +55,6 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         for phase in PHASES
         for unit in phase_units(outline.settings, cell, phase)
     ]
-
-
-def phase_units(settings: StageSettings, cell: Cell, phase: str) -> list[Unit]:
-    """The units of one phase of a cell, in slab and tile order."""
-    return [u for slab in cell.blocks.slabs for u in slab_units(settings, cell, phase, slab)]
-
-
-def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> list[Unit]:
-    """The units of one phase of a slab, in tile order; none where the phase is not needed."""
-    wanted = settings.scores.estimators
-    tiles = row_ranges(cell.rows[TRAIN], settings.gram.rows_per_tile)
-    job = {"cell": cell.name, "phase": phase, "slab": slab}
-    # What else is stored beside them is part of their names, so that asking for more is more work.
-    if phase == "sums":
-        fisher_damping = settings.scores.damping.get("fisher") if "fisher" in wanted else None
-        more = {"datainf": "datainf" in wanted, "fisher": "fisher" in wanted}
-        return [_unit(cell, 0, cell.rows[TRAIN], job, **more, fisher_damping=fisher_damping)]
-    if phase == "cross" and slab == SPARSE:
-        job["top"] = any(name in wanted for name in WORD_CROSS)
-    if phase == "self":
-        wide = any(not narrow(cell, block) for block in cell.blocks.of(slab))
-        needed = "fisher-joint" in wanted or ("fisher" in wanted and wide)
-        if not (needed or (slab == SPARSE and "datainf" in wanted)):
-            return []
-        pairs = [(a, b, c, d) for a, b in tiles for c, d in tiles if c <= a]
-        return [_unit(cell, a, b, job, columns=[c, d]) for a, b, c, d in pairs]
-    if phase == "correction" and slab == SPARSE:
-        if "datainf" not in wanted:
-            return []
-    elif phase == "correction":
-        if not {"datainf", "fisher"} & set(wanted):
-            return []
-        (sums,) = slab_units(settings, cell, "sums", slab)
-        job["of"] = sums.id
-    return [_unit(cell, a, b, job) for a, b in tiles]
-
-
-def queries_at_once(rows: int) -> int:
-    """How many queries' scores of `rows` training rows are held at once."""
-    return min(max(SCORES_AT_ONCE // rows, 1), MOST_QUERIES_AT_ONCE)
-
-
-def narrow(cell: Cell, block: Block) -> bool:
-    """Whether Fisher's inverse is taken in parameter space: it is the smaller system."""
-    return block.slab != SPARSE and block.width <= cell.rows[TRAIN]
-
-
-def _unit(cell: Cell, start: int, stop: int, job: Mapping[str, Any], **more: Any) -> Unit:
-    return Unit(NAME, cell.basis[NAME], start, stop, {**job, **more})
 
 
 def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
@@ -348,55 +301,3 @@ def solving(estimator: str, block: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"scores.damping.{estimator}: '{block}': {error}") from None
-
-
-# -- what was stored -------------------------------------------------------------------------
-
-
-def dampings(session: Session, cell: Cell, slab: int) -> list[float]:
-    """DataInf's lambda of each block of a slab: the setting, or the authors' default."""
-    return session.cached(("damping", cell.name, slab), lambda: _dampings(session, cell, slab))  # type: ignore[no-any-return]
-
-
-def _dampings(session: Session, cell: Cell, slab: int) -> list[float]:
-    given = session.settings.scores.damping.get("datainf")
-    sqnorm_BN = tiled(session, cell, slab, "cross", "sqnorm")
-    count = int(finite_rows(session, cell.name, TRAIN).sum())
-    return [
-        given or datainf.default_damping(float(sqnorm_N.sum()), count, block.entries)
-        for block, sqnorm_N in zip(cell.blocks.of(slab), sqnorm_BN, strict=True)
-    ]
-
-
-def named(key: str, place: int) -> str:
-    """The array of the block at `place` in its slab."""
-    return f"{key}.{place:03d}"
-
-
-def rows_of(
-    session: Session, cell: Cell, slab: int, phase: str, key: str, start: int, stop: int
-) -> np.ndarray:
-    """[stop - start, N]: some rows of a block's array, its tiles side by side."""
-    parts = []
-    for unit in slab_units(session.settings, cell, phase, slab):
-        group = open_group(session.blobs, session.record(unit)["manifest"])
-        parts.append(np.asarray(group[key][start:stop]))
-    return np.concatenate(parts, axis=-1)
-
-
-def tiled(session: Session, cell: Cell, slab: int, phase: str, key: str) -> np.ndarray:
-    """[B, ..., N]: an array of all training rows, its tiles side by side."""
-    wanted = slab_units(session.settings, cell, phase, slab)
-    return np.concatenate([session.arrays(unit, [key])[key] for unit in wanted], axis=-1)
-
-
-def self_gram(session: Session, cell: Cell, slab: int, place: int) -> np.ndarray:
-    """fp64 [N, N] of the block at `place` in its slab."""
-    count, key = cell.rows[TRAIN], named("self", place)
-    gram_NN = np.empty((count, count))
-    for unit in slab_units(session.settings, cell, "self", slab):
-        c, d = unit.job["columns"]
-        tile = session.arrays(unit, [key])[key]
-        gram_NN[unit.start : unit.stop, c:d] = tile
-        gram_NN[c:d, unit.start : unit.stop] = tile.T
-    return gram_NN

@@ -24,7 +24,10 @@ from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import ALL, EMBEDDING, SPARSE, Block
 from distinf.stages.gram.gradients import columns, finite_rows
-from distinf.stages.gram.gram import (
+from distinf.stages.gram.gram import solving
+from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.stages.gram.settings import HOWS, OF_WORDS, StageSettings
+from distinf.stages.gram.tiles import (
     WORD_CROSS,
     dampings,
     named,
@@ -33,11 +36,8 @@ from distinf.stages.gram.gram import (
     rows_of,
     self_gram,
     slab_units,
-    solving,
     tiled,
 )
-from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
-from distinf.stages.gram.settings import HOWS, OF_WORDS, StageSettings
 from distinf.stages.session import row_ranges
 
 NAME = "scores"
