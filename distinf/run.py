@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import yaml
 
-from distinf.config import RunConfig, dump, fingerprint, load, provenance
+from distinf.config import RunConfig, dump, load
 from distinf.errors import CorruptionError, InputError, Interrupted
+from distinf.fingerprint import fingerprint, provenance
 from distinf.planning import quick_plans, refuse_what_cannot_fit
 from distinf.runtime import Ledger, open_runtime
 from distinf.runtime.units import differences

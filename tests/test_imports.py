@@ -17,6 +17,7 @@ LEVELS = {
     "progress": 7,
     "run": 6,
     "planning": 5,
+    "fingerprint": 5,
     "config": 4,
     "studies": 3,
     "stages": 2,

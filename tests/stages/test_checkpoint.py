@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distinf.config import fingerprint, resolve
+from distinf.config import resolve
 from distinf.errors import InputError
+from distinf.fingerprint import fingerprint
 from distinf.run import checked_session, open_session
 from distinf.stages import checkpoint
 from distinf.stages.basis import train
