@@ -15,7 +15,17 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.parameters import Layout
 from distinf.runtime import RuntimeSettings, open_runtime
 from distinf.stages import route
-from distinf.stages.gram import actions, data, findings, gradients, gram, scores, tiles, train
+from distinf.stages.gram import (
+    actions,
+    data,
+    findings,
+    gradients,
+    gram,
+    report,
+    scores,
+    tiles,
+    train,
+)
 from distinf.stages.gram.report import summary_lines
 from distinf.stages.gram.scores import all_scores, right_queries
 from distinf.stages.gram.session import QUERY, TRAIN, Session
@@ -262,6 +272,16 @@ def test_cancellation_by_norms_is_that_of_whole_groups(run):
             assert found[name, group].l1 == pytest.approx(float(l1), rel=1e-4)
 
 
+@pytest.mark.parametrize(("most", "warned"), [(0.0, False), (1.0, True)])
+def test_a_model_no_better_than_saying_one_class_is_warned_of(run, monkeypatch, most, warned):
+    told = {"largest_class": {QUERY: most}, "empty": {TRAIN: 2, QUERY: 0}}
+    monkeypatch.setattr(words_task.Cell, "summary", lambda self: told)
+    lines = [line for line in findings.findings(run).warnings if "always saying" in line]
+    assert len(lines) == (len(run.outline.cells) if warned else 0)
+    assert "words-0: 2 texts of 'train' are empty." in findings.findings(run).warnings
+    assert ("warning: words-0: the model gets" in "\n".join(summary_lines(run))) is warned
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_rates_are_at_the_share_that_is_filtered(run, tmp_path, share):
     raw = {"configurations": ["random"], "fraction": share}
@@ -339,6 +359,14 @@ def test_what_is_left_out_is_the_lowest_share(acted):
         scores_N = all_scores(acted, acted.cell(filtered.cell))[key]
         out = np.setdiff1d(np.arange(rows), filtered.kept)
         assert scores_N[out].max() <= scores_N[filtered.kept].min()
+
+
+def test_the_last_line_of_the_accuracies_is_of_the_model_trained_on_all_rows(acted):
+    *others, (name, best, _, cells) = report.accuracies(acted)
+    stored = [train.stored_fit(acted, cell) for cell in acted.outline.cells]
+    assert (name, cells) == ("nothing", 2)
+    assert best == np.mean([s["test_accuracy"].max() for s in stored])
+    assert {other[0] for other in others} == {f.configuration for f in actions.filterings(acted)}
 
 
 def test_full_leaves_out_all_noise_first(acted):

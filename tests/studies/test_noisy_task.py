@@ -252,6 +252,25 @@ def _row(arrays, row):
     return arrays["train_tokens"][slice(*arrays["train_offsets"][row : row + 2])]
 
 
+def test_too_few_rows_are_told_before_anything_is_begun(settings):
+    made = NoisyLabels(with_data(settings, train_rows=10_000), 0).cells()["words-0"]
+    with pytest.raises(InputError, match=r"data.train_rows=10000.* there are only"):
+        made.check()
+    NoisyLabels(settings, 0).cells()["words-0"].check()
+
+
+def test_one_name_needs_no_list():
+    assert DataSettings(path="a.csv", text="sentence") == DataSettings("a.csv", text=("sentence",))
+    assert LoraSettings(targets="query").targets == ("query",)
+
+
+def test_the_summary_tells_the_largest_class_and_empty_texts(cell):
+    told, arrays = cell.summary(), cell._arrays
+    share = np.bincount(arrays["evaluation_clean"]).max() / len(arrays["evaluation_clean"])
+    assert told["largest_class"]["evaluation"] == share
+    assert told["empty"] == {"train": 0, "evaluation": 0, "test": 0}
+
+
 def test_rows_without_a_token_are_refused_by_number(settings, tmp_path, monkeypatch):
     path = tmp_path / "texts.tsv"
     lines = ["label\tsentence", *(f"{k % 2}\t{'' if k == 5 else 'good film'}" for k in range(40))]

@@ -99,6 +99,10 @@ class Cell:
             {"row": int(i) + 1000, "text": f"row {i} <b>", "label": int(labels[i])} for i in ids
         ]
 
+    def summary(self) -> dict:
+        labels = self._arrays["evaluation.labels"]
+        return {"largest_class": {"evaluation": float(max(labels.mean(), 1 - labels.mean()))}}
+
     def batch(self, split: str, ids: np.ndarray) -> dict[str, torch.Tensor]:
         width = int(self.lengths(split)[ids].max())
         tokens = self._arrays[f"{split}.tokens"][ids, :width]
