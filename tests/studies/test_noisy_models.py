@@ -97,6 +97,14 @@ def test_adapters_start_as_nothing(tmp_path):
     torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=0, atol=0)
 
 
+def test_adapters_need_no_newer_peft_than_there_is(tmp_path, monkeypatch):
+    gate = pytest.importorskip("transformers.integrations.peft")
+    monkeypatch.setattr(gate, "MIN_PEFT_VERSION", "99.0", raising=False)
+    made = settings(tmp_path)
+    loaded, skeleton = load_model(made, PLAIN, 0, pad=1), meta_model(made, PLAIN)
+    assert trainable(loaded).keys() == trainable(skeleton).keys()
+
+
 @pytest.mark.parametrize("kind", list(HEADS))
 def test_a_compressed_vocabulary_gives_the_same_logits(tmp_path, kind):
     made = settings(tmp_path, kind)

@@ -168,7 +168,7 @@ def _adapted_shapes(settings: ModelSettings, lora: LoraSettings) -> tuple[nn.Mod
 
 def adapt(model: Any, lora: LoraSettings, dtype: torch.dtype) -> None:
     """Add the adapters, in place; they and the head can be trained, all else is frozen."""
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=lora.rank,
@@ -178,7 +178,10 @@ def adapt(model: Any, lora: LoraSettings, dtype: torch.dtype) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Conv1D's transposed weights, which peft sees to
-        model.add_adapter(config)
+        inject_adapter_in_model(config, model)
+    # peft's own, since transformers' add_adapter can ask for a peft that is not out yet. Its mark is
+    # set all the same: the Trainer refuses quantised weights without it.
+    model._hf_peft_config_loaded = True
     for name, parameter in model.named_parameters():
         trained = ".lora_" in name or name.split(".")[0] in HEAD_NAMES
         parameter.requires_grad_(trained)
