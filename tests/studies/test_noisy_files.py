@@ -58,13 +58,58 @@ def test_text_columns_are_found_or_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "settings", "said"),
     [
-        ("a.tsv", "label\tsentence\n2\tx\n", {}, "label '2' in row 0 must be a whole number"),
-        ("a.tsv", "label\tsentence\n1\tx\nyes\ty\n", {}, "label 'yes' in row 1"),
-        ("a.tsv", "label\tsentence\n0.5\tx\n", {}, "label '0.5' in row 0"),
-        ("a.jsonl", '{"label": null, "sentence": "x"}', {}, "label None in row 0"),
-        ("a.tsv", "labels\tsentence\n1\tx\n", {}, "no column 'label'; did you mean 'labels'?"),
-        ("a.tsv", "label\tx\ty\n1\ta\tb\n", {}, "hold the text? name one or two of x, y"),
+        ("a.jsonl", '{"label": null, "sentence": "x"}', {}, "1 rows have no label, row 0 first"),
+        ("a.csv", "label,text\na,x\n ,y\nnan,z\n", {}, "2 rows have no label, row 1 first"),
+        (
+            "a.jsonl",
+            '{"label": ["a"], "text": "x"}',
+            {},
+            "the label in row 0 is list; give each row",
+        ),
+        (
+            "a.csv",
+            "label,text\na,x\nB,y\nb,z\n",
+            {},
+            "'B' (1 rows) and 'b' (1 rows) differ only in",
+        ),
+        (
+            "a.csv",
+            "label,text\na,x\nb,y\n",
+            {"classes": ("b", "c")},
+            "label 'a' in row 0 is none of",
+        ),
+        (
+            "a.csv",
+            "label,text\nyes,x\n",
+            {"classes": (True, False)},
+            "(in YAML, quote yes, no, true",
+        ),
+        (
+            "a.tsv",
+            "labels\tsentence\n1\tx\n",
+            {},
+            "no column 'label'; it has labels, sentence; did you mean --set data.label=labels?",
+        ),
+        (
+            "a.tsv",
+            "label\tx\ty\n1\ta\tb\n",
+            {},
+            "hold the text? name one or two; it has label, x, y",
+        ),
         ("a.tsv", "label\tx\n1\ta\n", {"text": ("review",)}, "no column 'review'; it has label, x"),
+        (
+            "a.csv",
+            "id,ticket_body,queue\n1,some words,a\n2,b,a\n",
+            {},
+            "has no column 'label'; data.text: which columns of",
+        ),
+        (
+            "a.csv",
+            "id,ticket_body,queue\n1,some words,a\n2,b,a\n",
+            {},
+            "did you mean --set data.label=queue --set data.text=ticket_body?",
+        ),
+        ("a.csv", "label,text\na,x\n", {"group": "author"}, "data.group: "),
         ("a.tsv", "label\tx\tid\n1\ta\t7\n0\tb\t7\n", {"id": "id"}, "'7' first; make them"),
         ("a.tsv", "label\tx\tsplit\n1\ta\teval\n", {}, "says 'eval'; use train"),
         ("a.tsv", "label\tsentence\n", {}, "has no rows"),
@@ -128,6 +173,15 @@ def test_mnli_drops_its_third_class_and_keeps_row_numbers():
     assert table.splits.tolist() == ["train"] * 3 + ["validation"] * 3
 
 
+def test_mnli_has_three_classes_where_they_are_asked_for():
+    columns = {"premise": list("pqrst"), "hypothesis": list("hijkl"), "label": [2, 0, 1, 2, 1]}
+    load = loader(columns, ("train", "validation_matched"))
+    data = DataSettings(datasets=("mnli",), classes=(0, 1, 2))
+    table = glue_table("mnli", load=load, classes=data.named_classes)
+    assert table.labels.tolist() == [2, 0, 1, 2, 1] * 2
+    assert table.classes == ("0", "1", "2")
+
+
 def test_stsb_is_cut_at_three():
     columns = {"sentence1": list("abcd"), "sentence2": list("efgh"), "label": [0.0, 2.99, 3.0, 5]}
     table = glue_table("stsb", load=loader(columns))
@@ -137,7 +191,7 @@ def test_stsb_is_cut_at_three():
 
 def test_a_glue_task_without_labels_or_split_is_refused():
     hidden = {"sentence": ["x", "y"], "label": [1, -1]}
-    with pytest.raises(InputError, match="label -1 in row 1"):
+    with pytest.raises(InputError, match="label '-1' in row 1"):
         glue_table("cola", load=loader(hidden))
     with pytest.raises(InputError, match="cola has no split 'validation', only train"):
         glue_table("cola", load=loader({"sentence": ["x"], "label": [1]}, ("train",)))

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from distinf.errors import InputError
 from distinf.studies.noisy_labels.files import Table
-from distinf.studies.noisy_labels.noise import flips
-from distinf.studies.noisy_labels.splits import split_rows, stratified
+from distinf.studies.noisy_labels.noise import flips, relabelled
+from distinf.studies.noisy_labels.splits import grouped, split_rows, stratified
 
 SIZES = {"train": 60, "evaluation": 20, "test": 10}
 
 
-def table(labels, splits=None):
+def table(labels, splits=None, **more):
     rows = len(labels)
     return Table(
         texts=[(str(row),) for row in range(rows)],
@@ -21,6 +21,7 @@ def table(labels, splits=None):
         rows=np.arange(rows),
         ids=[str(row) for row in range(rows)],
         splits=None if splits is None else np.asarray(splits),
+        **more,
     )
 
 
@@ -113,3 +114,71 @@ def test_flips_are_not_stratified_and_differ_by_seed():
     drawn = np.array([flips(400, 0.2, seed)[:200].sum() for seed in range(60)])
     assert drawn.std() > 2  # 80 flips over two halves: hypergeometric, sd 4
     assert abs(drawn.mean() - 40) < 2.5
+
+
+def test_of_two_classes_a_flipped_label_is_the_other():
+    labels, flipped = np.arange(500) % 2, flips(500, 0.2, 7)
+    found = relabelled(labels, flipped, 2, 7)
+    np.testing.assert_array_equal(found, np.where(flipped, 1 - labels, labels))
+
+
+def test_flipped_labels_go_to_every_other_class_alike():
+    labels = np.arange(12_000) % 5
+    flipped = flips(12_000, 0.45, 3)
+    found = relabelled(labels, flipped, 5, 3)
+    np.testing.assert_array_equal(found != labels, flipped)
+    steps = np.bincount(((found - labels) % 5)[flipped], minlength=5)[1:]
+    assert abs(steps - 5_400 / 4).max() < 4 * np.sqrt(5_400 * 0.25 * 0.75)
+    np.testing.assert_array_equal(found, relabelled(labels, flipped, 5, 3))
+    assert (found != relabelled(labels, flipped, 5, 4)).any()
+
+
+NAMED = ("billing", "delivery", "returns")
+
+
+@pytest.mark.parametrize(
+    ("labels", "splits", "said"),
+    [
+        ([0, 1] * 60 + [2], None, "'returns' (row 120) occurs in one row only; mend the label"),
+        (
+            [0, 1] * 30 + [0, 1, 2] * 10,
+            ["train"] * 60 + ["validation"] * 30,
+            "no training row has class 'returns', which evaluation rows have",
+        ),
+    ],
+)
+def test_classes_that_cannot_be_learned_are_refused_by_name(labels, splits, said):
+    with pytest.raises(InputError) as error:
+        split_rows(table(labels, splits, classes=NAMED), SIZES, 0, shrink=False)
+    assert said in str(error.value)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=80), st.data())
+def test_groups_are_never_parted(groups, data):
+    groups = np.array(groups)
+    labels = data.draw(st.lists(st.integers(0, 3), min_size=len(groups), max_size=len(groups)))
+    first = data.draw(st.integers(0, len(groups)))
+    sizes = {"a": first, "b": data.draw(st.integers(0, len(groups) - first))}
+    rows = np.arange(len(groups))
+    parts = grouped(np.array(labels), groups, rows, sizes, np.random.default_rng(0))
+    assert all(len(parts[name]) <= size for name, size in sizes.items())
+    taken = np.concatenate(list(parts.values()))
+    assert len(np.unique(taken)) == len(taken)
+    for part in parts.values():
+        assert set(rows[np.isin(groups, groups[part])]) == set(part)
+
+
+def test_pairs_fill_the_parts_in_proportion():
+    groups, labels = np.arange(240) // 2, np.arange(240) // 2 % 3
+    source = table(labels, classes=NAMED, groups=groups)
+    parts = split_rows(source, SIZES, 0, shrink=False)
+    assert {name: len(rows) for name, rows in parts.items()} == SIZES
+    assert np.bincount(labels[parts["train"]]).tolist() == [20, 20, 20]
+    again = split_rows(source, SIZES, 0, shrink=False)
+    np.testing.assert_array_equal(parts["test"], again["test"])
+
+
+def test_a_group_that_is_too_large_is_told():
+    source = table(np.arange(120) % 2, groups=np.zeros(120, int))
+    with pytest.raises(InputError, match=r"data\.group: only 0 train rows of 60"):
+        split_rows(source, SIZES, 0, shrink=False)

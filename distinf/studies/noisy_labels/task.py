@@ -19,7 +19,15 @@ from distinf.errors import InputError
 from distinf.stages.gram.settings import TrainSettings
 from distinf.stages.gram.task import Fit, Tell, no_one
 from distinf.stages.task import Batch, Shapes, Wording
-from distinf.studies.noisy_labels.cells import Arrays, Cell, cells_of, choose_rows, prepare_cell
+from distinf.studies.noisy_labels.cells import (
+    Arrays,
+    Cell,
+    cells_of,
+    choose_rows,
+    file_classes,
+    prepare_cell,
+)
+from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.glue import Load
 from distinf.studies.noisy_labels.identity import file_digest, model_digests
 from distinf.studies.noisy_labels.known import paper_name
@@ -31,6 +39,7 @@ from distinf.studies.noisy_labels.splits import PARTS, SETTING
 from distinf.studies.noisy_labels.tokens import padded, text_at
 from distinf.studies.noisy_labels.training import Rows, fine_tune
 
+LATER = ("classes", "group")  # settings that change nothing where they are not given
 WORDING = Wording(
     question="Which training samples have wrong labels, and what if they are left out?",
     noun="samples",
@@ -107,6 +116,16 @@ class NoisyCell:
         if self.settings.data.path:
             choose_rows(self.settings, self.cell)
 
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in the order of the model's outputs; of the file until rows are attached."""
+        if self._arrays:
+            packed = self._arrays["classes"], self._arrays["class_offsets"]
+            return tuple(text_at(packed, place) for place in range(len(packed[1]) - 1))
+        data = self.settings.data
+        if data.path:
+            return file_classes(data, file_digest(data.path))
+        return data.named_classes or PAIR
+
     def numbers(self, split: str) -> np.ndarray:
         """int64 [rows]: each row's number in its source."""
         return self._attached()[f"{split}_rows"]
@@ -117,7 +136,7 @@ class NoisyCell:
 
     def describe(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
         """Of training rows: row (its number in the source), id, text, label, clean_label."""
-        arrays = self._attached()
+        arrays, classes = self._attached(), self.classes()
         texts = arrays["train_text"], arrays["train_text_offsets"]
         names = arrays["train_ids"], arrays["train_id_offsets"]
         return [
@@ -125,8 +144,8 @@ class NoisyCell:
                 "row": int(arrays["train_rows"][row]),
                 "id": text_at(names, row),
                 "text": text_at(texts, row),
-                "label": int(arrays["train_labels"][row]),
-                "clean_label": int(arrays["train_clean"][row]),
+                "label": classes[arrays["train_labels"][row]],
+                "clean_label": classes[arrays["train_clean"][row]],
             }
             for row in np.asarray(ids).tolist()
         ]
@@ -162,13 +181,14 @@ class NoisyCell:
             self.cell.seed,
             int(arrays["pad"][0]),
             arrays.get("vocabulary"),
+            len(self.classes()),
         )
 
     def skeleton(self) -> nn.Module:
         """The model's names and shapes on the meta device, from its configuration."""
         vocabulary = self._arrays.get("vocabulary")
         size = None if vocabulary is None else len(vocabulary)
-        return meta_model(self.settings.model, self.settings.lora, size)
+        return meta_model(self.settings.model, self.settings.lora, size, len(self.classes()))
 
     def block_shapes(self) -> dict[str, tuple[int, ...]]:
         """The trainable parameters by name."""
@@ -230,6 +250,7 @@ class NoisyCell:
         """Of this cell's data, of the model, and of the cell itself."""
         data = asdict(self.settings.data)
         del data["datasets"]
+        data = {k: v for k, v in data.items() if v or k not in LATER}
         content = file_digest(data.pop("path")) if self.settings.data.path else "hub"
         model = model_digests(self.settings.model)
         own = {"seed": self.cell.seed, "dataset": self.cell.dataset, "content": content, **data}
@@ -262,7 +283,7 @@ class NoisyLabels(NoisyCell):
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
-    """float32 [n, 2]."""
+    """float32 [n, classes]."""
     outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     logits: Tensor = outputs.logits.float()
     return logits
