@@ -1,6 +1,8 @@
 """Classifiers with adapters: names, initial weights, vocabulary compression, refusals."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +67,37 @@ def test_adapters_and_head_are_trained_and_nothing_else(tmp_path, kind):
     skeleton = trainable(meta_model(made, PLAIN))
     assert {n: p.shape for n, p in skeleton.items()} == {n: p.shape for n, p in found.items()}
     assert {p.device.type for p in skeleton.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", list(HEADS))
+def test_a_checkpoint_for_other_classes_gives_its_body_and_not_its_head(tmp_path, kind):
+    import transformers
+
+    made = settings(tmp_path, kind)
+    plain = load_model(made, PLAIN, 0, pad=1, classes=3)
+    body = transformers.AutoModel.from_pretrained(made.name)
+    other = transformers.AutoModelForSequenceClassification.from_pretrained(
+        made.name, num_labels=5, problem_type="multi_label_classification"
+    )
+    getattr(other, other.base_model_prefix).load_state_dict(body.state_dict(), strict=False)
+    other.save_pretrained(made.name)
+    found = load_model(made, PLAIN, 0, pad=1, classes=3)
+    assert (found.config.num_labels, found.num_labels) == (3, 3)
+    for name, values in plain.state_dict().items():
+        assert name in found.state_dict()
+        assert torch.equal(values, found.state_dict()[name]) or "pooler" in name, name
+    batch = {"input_ids": torch.tensor([[4, 5]]), "labels": torch.tensor([2])}
+    logits = found(**batch)
+    expected = torch.nn.functional.cross_entropy(logits.logits, batch["labels"])
+    torch.testing.assert_close(logits.loss, expected)
+
+
+def test_weights_of_another_body_are_refused(tmp_path):
+    made = settings(tmp_path)
+    config = Path(made.name) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 30}))
+    with pytest.raises(InputError, match=r"have other sizes than its config\.json says, bert"):
+        load_model(made, PLAIN, 0, pad=1)
 
 
 def test_the_start_depends_on_the_seed_alone(tmp_path):

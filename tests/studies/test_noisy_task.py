@@ -21,7 +21,7 @@ from distinf.studies.noisy_labels.models import MINILM, trained_weights
 from distinf.studies.noisy_labels.settings import DataSettings, LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.task import NoisyLabels
 from distinf.studies.noisy_labels.training import pieces
-from tests.support.noisy import WORDS, tiny_model, tokenizer, write_texts
+from tests.support.noisy import WORDS, tiny_model, tokenizer, write_classes, write_texts
 
 CPU = torch.device("cpu")
 PARTS = ("train", "evaluation", "test")
@@ -327,6 +327,31 @@ def test_a_glue_task_becomes_a_cell(settings):
     told = made.describe(np.array([0]))[0]
     assert told["text"] == f"{texts[0][told['row']]} | {texts[1][told['row']]}"
     assert made.summary()["texts_shared_with_train"] == {"evaluation": 24, "test": 24}
+
+
+QUEUES = ("billing", "delivery", "other", "praise", "returns")
+
+
+def test_five_named_classes_are_learned_flipped_and_told_by_name(settings, tmp_path):
+    path = write_classes(tmp_path / "queues.csv", QUEUES[::-1])
+    made = attached(with_data(settings, path=path, flips=0.1), name="queues-0")
+    assert made.classes() == task(with_data(settings, path=path), 0).classes() == QUEUES
+    assert made.block_shapes()["classifier.weight"] == (5, 16)
+    told = made.describe(np.arange(96))
+    assert {row["label"] for row in told} == set(QUEUES)
+    wrong = [row["label"] != row["clean_label"] for row in told]
+    np.testing.assert_array_equal(wrong, made.flipped())
+    assert sum(wrong) == 9
+    recipe = replace(RECIPE, epochs=8, lr=0.05)
+    fit = made.fit(np.arange(96), recipe, CPU)
+    assert max(fit.history["test_accuracy"]) > 0.3  # chance 0.2
+    assert loaded(made, fit)(made.batch("test", np.arange(4))["input_ids"]).logits.shape == (4, 5)
+    assert made.summary()["largest_class"]["train"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_settings_that_came_later_do_not_change_the_digest_of_a_run_without_them(settings, cell):
+    assert cell.digests() == attached(with_data(settings, classes=(), group="")).digests()
+    assert cell.digests() != attached(with_data(settings, classes=(1, 0))).digests()
 
 
 def test_rows_are_needed_before_a_model(settings):

@@ -1,5 +1,6 @@
 """Tiny language models, tokenizers and labelled texts for the noisy-labels study."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,18 @@ def tokenizer(**tokens: str | None):
     )
     named = {"pad_token": "[PAD]", "unk_token": "[UNK]", **tokens}
     return PreTrainedTokenizerFast(tokenizer_object=inner, **named)
+
+
+def write_classes(path: Path, classes: Sequence[str], rows: int = 160, seed: int = 0) -> str:
+    """A CSV of texts; each class has words of its own."""
+    draw = np.random.default_rng(seed)
+    lines = ["text,label"]
+    for row in range(rows):
+        place = row % len(classes)
+        words = draw.integers(0, 20, draw.integers(3, 9)) + 20 * place
+        lines.append(f"{' '.join(WORDS[word] for word in words)},{classes[place]}")
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
 
 
 def write_texts(path: Path, rows: int = 160, pairs: bool = False, seed: int = 0) -> str:

@@ -211,8 +211,8 @@ def adapt(model: Any, lora: LoraSettings, dtype: torch.dtype) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Conv1D's transposed weights, which peft sees to
         inject_adapter_in_model(config, model)
-    # peft's own, since transformers' add_adapter can ask for a peft that is not out yet. Its mark is
-    # set all the same: the Trainer refuses quantised weights without it.
+    # peft's own, since transformers' add_adapter can ask for a peft that is not out yet. Its mark
+    # is set all the same: the Trainer refuses quantised weights without it.
     model._hf_peft_config_loaded = True
     for name, parameter in model.named_parameters():
         trained = ".lora_" in name or name.split(".")[0] in HEAD_NAMES
