@@ -4,21 +4,21 @@ Shape legend: N samples, P parameters in the layout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_map
 
 from distinf.errors import InputError
+from distinf.numerics.batches import Batch, as_tensors, rows, split, take
 from distinf.numerics.curvature import (
-    Batch,
     Loss,
     applied,
     evaluating,
     per_sample,
-    rows,
+    refuse_unusable,
+    refuse_without_gradient,
     sum_gradient,
 )
 from distinf.numerics.hooks import block_gradients, hook_gradients
@@ -29,6 +29,7 @@ from distinf.numerics.sparse import SparseRows
 Method = Literal["vmap", "loop", "hooks"]
 
 
+@torch.inference_mode(False)
 def per_sample_gradients(
     model: nn.Module,
     loss: Loss,
@@ -50,22 +51,49 @@ def per_sample_gradients(
     `embeddings` adds the input embedding, frozen or not; `project` makes linear layers' weights
     [N, p * p]. Either takes the hooks (else None is vmap), where an embedding's gradients are
     SparseRows and all are float32 at least. Non-finite gradients come back as they are: see
-    finite_rows.
+    finite_rows. A complex parameter's are complex, dL/dRe + i dL/dIm.
+
+    `batch`: tensors with the samples along dim 0, or arrays or lists of texts, in any containers
+    (batches.py). Raises InputError where their numbers of rows differ, and for a loss that
+    depends on none of the parameters.
     """
-    layout = Layout.of(model, blocks, embeddings=embeddings)
+    layout = Layout.of(model, blocks, embeddings=embeddings, real=False)
+    refuse_unusable(model, layout)
+    batch = as_tensors(batch, model.get_parameter(layout.names[0]).dtype.to_real())
     hooked = embeddings or project is not None
     method = method or ("hooks" if hooked else "vmap")
     _check(method, chunk)
     if method != "hooks":
         if hooked:
             raise InputError(f"embeddings and project need method='hooks', not {method!r}")
-        grads_NP = flat_gradients(model, loss, batch, layout, chunk=chunk, method=method)
-        return {name: grads_NP[:, span] for name, span in layout.spans.items()}
-    parts = [
-        block_gradients(model, loss, part, layout, project=project)
-        for part in [*_chunks(batch, chunk)] or [batch]
-    ]
-    return {name: _cat([part[name] for part in parts]) for name in layout.names}
+        found = _flat_blocks(model, loss, batch, layout, chunk=chunk, method=method)
+    else:
+        parts = [
+            block_gradients(model, loss, part, layout, project=project)
+            for part in [*_chunks(batch, chunk)] or [batch]
+        ]
+        found = {name: _cat([part[name] for part in parts]) for name in layout.names}
+    if rows(batch) and not any(_some(block) for block in found.values()):
+        refuse_without_gradient(model, loss, _chunks(batch, chunk), layout)
+    return found
+
+
+def _flat_blocks(
+    model: nn.Module, loss: Loss, batch: Batch, layout: Layout, **how: Any
+) -> dict[str, Tensor | SparseRows]:
+    """Slices of flat_gradients; of a real parameter real, where another one is complex."""
+    grads_NP = flat_gradients(model, loss, batch, layout, **how)
+    found: dict[str, Tensor | SparseRows] = {}
+    for name, span in layout.spans.items():
+        real = grads_NP.is_complex() and not model.get_parameter(name).is_complex()
+        found[name] = grads_NP[:, span].real if real else grads_NP[:, span]
+    return found
+
+
+def _some(block: Tensor | SparseRows) -> bool:
+    """Whether there is an entry that is not zero; mostly the first row tells."""
+    values = block.rows if isinstance(block, SparseRows) else block
+    return any(bool(row.any()) for row in values)
 
 
 def flat_gradients(
@@ -91,7 +119,7 @@ def _check(method: str, chunk: int) -> None:
 
 def _chunks(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, rows(batch), size):
-        yield tree_map(lambda x, s=start: x[s : s + size], batch)
+        yield take(batch, slice(start, start + size))
 
 
 def _cat(parts: Sequence[Tensor | SparseRows]) -> Tensor | SparseRows:
@@ -102,24 +130,26 @@ def _cat(parts: Sequence[Tensor | SparseRows]) -> Tensor | SparseRows:
 def _vectorised(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:
     values = applied(model, loss)
     parameters = layout.parameters(model)
+    tensors, rebuilt = split(batch)
 
-    def sample_loss(parameters: dict[str, Tensor], sample: Batch) -> Tensor:
-        single = tree_map(lambda x: x[None], sample)
+    def sample_loss(parameters: dict[str, Tensor], sample: Sequence[Tensor]) -> Tensor:
+        single = rebuilt([x[None] for x in sample])
         return per_sample(values(parameters, single), single)[0]
 
     with evaluating(model):
         try:
-            grads = vmap(grad(sample_loss), in_dims=(None, 0))(parameters, batch)
+            grads = vmap(grad(sample_loss), in_dims=(None, 0))(parameters, tensors)
         except RuntimeError as error:
             raise InputError(
                 f"vectorised per-sample gradients failed ({str(error).splitlines()[0]}); "
                 "use method='loop'"
             ) from error
-    return torch.cat([grads[name].flatten(1) for name in layout.names], dim=1)
+    sizes = dict(zip(layout.names, layout.lengths, strict=True))
+    return torch.cat([grads[name].reshape(-1, size) for name, size in sizes.items()], dim=1)
 
 
 def _one_by_one(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:
-    samples = [tree_map(lambda x, i=i: x[i : i + 1], batch) for i in range(rows(batch))]
+    samples = [take(batch, slice(i, i + 1)) for i in range(rows(batch))]
     return torch.stack([sum_gradient(model, loss, sample, layout) for sample in samples])
 
 

@@ -1,8 +1,7 @@
 """Exact curvature products and gradients, as sums over samples, and their mean over a gang.
 
-A batch is a dict, tuple or list of tensors, or one tensor, with the samples along dim 0. A loss is
-`loss(model, batch) -> [N]`, one value per sample: sums over samples then never depend on how they
-were cut into microbatches.
+A loss is `loss(model, batch) -> [N]`, one value per sample of a batch (batches.py): sums over
+samples then never depend on how they were cut into microbatches.
 
 Shape legend: P parameters in the layout, N samples of a batch.
 """
@@ -15,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
 
 from distinf.errors import InputError
+from distinf.numerics.batches import Batch, rows
 from distinf.numerics.collective import Collective
 from distinf.numerics.krylov import Matvec
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges
 
-Batch = Any  # a pytree of tensors; dict[str, Tensor] in a task
 Loss = Callable[[nn.Module, Batch], Tensor]
 Batches = Sequence[Batch] | Callable[[], Iterable[Batch]]
 Parameters = dict[str, Tensor]
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 Kind = Literal["hessian", "hessian-double-backward", "gauss-newton"]
 
 
@@ -64,23 +63,44 @@ def applied(
     module = _Applied(model, function)
 
     def call(parameters: Parameters, batch: Batch) -> Any:
-        named = {f"model.{name}": value for name, value in parameters.items()}
+        named = {f"model.{name}": parameters[of] for name, of in _homes(model, parameters).items()}
         with float_edges(model, transforms=True):
-            return functional_call(module, named, (batch,))
+            # torch's own tying swaps twice in a module that has two names, and so loses what it was
+            return functional_call(module, named, (batch,), tie_weights=False)
 
     return call
 
 
+def _homes(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Where each named parameter is to be swapped -> its name: once in every module that has it."""
+    known = {id(model.get_parameter(name)): name for name in names}
+    return {
+        f"{path}.{local}" if path else local: known[id(parameter)]
+        for path, module in model.named_modules()
+        for local, parameter in module._parameters.items()
+        if id(parameter) in known
+    }
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for every module, and each module's own mode again afterwards."""
+    """Evaluation mode for every module, and each module's own mode again afterwards.
+
+    Meanwhile an embedding's gradients are dense: torch's sparse ones pass no transform, and have
+    no second derivatives.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    sparse = [m for m in model.modules() if isinstance(m, EMBEDDINGS) and m.sparse]
     model.eval()
+    for embedding in sparse:
+        embedding.sparse = False
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+        for embedding in sparse:
+            embedding.sparse = True
 
 
 @contextmanager
@@ -90,28 +110,76 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def rows(batch: Batch) -> int:
-    """Number of samples N of a batch."""
-    return len(tree_leaves(batch)[0])
-
-
 def per_sample(values: Tensor, batch: Batch) -> Tensor:
     """`values` if it is [N]; InputError otherwise (a mean would make results batch-dependent)."""
-    if values.shape != (rows(batch),):
+    if not isinstance(values, Tensor) or values.shape != (rows(batch),):
+        shown = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values)
         raise InputError(
-            f"the loss returned shape {tuple(values.shape)} for {rows(batch)} samples; return one "
+            f"the loss returned {shown} for {rows(batch)} samples; return one "
             "value per sample, [N] (reduction='none', then a sum or mean within each sample)"
         )
+    if not values.is_floating_point():
+        raise InputError(f"the loss returned {values.dtype} values; return real numbers")
     return values
 
 
 def sum_gradient(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:
-    """[P]: gradient of the loss summed over the batch's samples, model in evaluation mode."""
+    """[P]: gradient of the loss summed over the batch's samples, model in evaluation mode.
+
+    Zero for a parameter that the loss does not depend on; see refuse_without_gradient.
+    """
+    found = layout.parameters(model)
+    for name, gradient in _sum_gradients(model, loss, batch, layout).items():
+        found[name] = torch.zeros_like(found[name]) if gradient is None else gradient
+    return layout.flatten(found)
+
+
+def _sum_gradients(
+    model: nn.Module, loss: Loss, batch: Batch, layout: Layout
+) -> dict[str, Tensor | None]:
+    """Each parameter's gradient; None for one that the loss does not depend on."""
     leaves = {name: p.requires_grad_() for name, p in layout.parameters(model).items()}
     with evaluating(model), torch.enable_grad():
         total = per_sample(applied(model, loss)(leaves, batch), batch).sum()
-        gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-    return layout.flatten(dict(zip(leaves, gradients, strict=True)))
+        if not total.requires_grad:
+            return dict.fromkeys(leaves)
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    dense = (g if g is None or g.layout == torch.strided else g.to_dense() for g in found)
+    return dict(zip(leaves, dense, strict=True))
+
+
+def refuse_without_gradient(
+    model: nn.Module, loss: Loss, batches: Iterable[Batch], layout: Layout
+) -> None:
+    """InputError for a loss that depends on no parameter of the layout in any of the batches.
+
+    Such a loss is computed without gradients (torch.no_grad, detach), or through what has none
+    (argmax, an accuracy). A gradient that is there and zero is legal.
+    """
+    for batch in batches:
+        if any(g is not None for g in _sum_gradients(model, loss, batch, layout).values()):
+            return
+    shown = ", ".join(layout.names[:3]) + (", …" if len(layout.names) > 3 else "")
+    raise InputError(
+        f"the loss has no gradient with respect to any wanted parameter ({shown}); compute it from "
+        "the model's outputs without torch.no_grad, detach, .item() or argmax"
+    )
+
+
+def refuse_unusable(model: nn.Module, layout: Layout) -> None:
+    """InputError for a parameter of the layout that has no values, or can have no gradient."""
+    for name in layout.names:
+        parameter = model.get_parameter(name)
+        if parameter.is_meta:
+            raise InputError(
+                f"parameter {name!r} is on the meta device, without values: load the weights first "
+                "(model.to_empty(device=...), then load_state_dict)"
+            )
+        if parameter.is_inference():
+            raise InputError(
+                f"parameter {name!r} was made under torch.inference_mode(), so it can have no "
+                "gradient: make or load the model outside of it"
+            )
 
 
 def mean_gradient(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from distinf.errors import InputError
-from distinf.numerics.curvature import Batch, Parameters, applied, rows, twice_differentiable
+from distinf.numerics.batches import Batch, rows
+from distinf.numerics.curvature import Parameters, applied, twice_differentiable
 from distinf.numerics.parameters import Layout
 
 Parts = Callable[[nn.Module, Batch], Tensor]  # -> [N, ...]

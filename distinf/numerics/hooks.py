@@ -18,10 +18,10 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from distinf.errors import InputError
-from distinf.numerics.curvature import Batch, Loss, evaluating, per_sample, rows
+from distinf.numerics.batches import Batch, mapped, rows
+from distinf.numerics.curvature import Loss, evaluating, per_sample
 from distinf.numerics.layer_uses import REENTRANT, LayerUses, wanted_layers
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
@@ -126,7 +126,7 @@ def _differentiate(model: nn.Module, loss: Loss, batch: Batch, uses: LayerUses) 
     """One pass; each used parameter is received once."""
     if not uses.samples:
         return
-    batch = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, batch)
+    batch = mapped(batch, lambda _, leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)
     with evaluating(model), _frozen(model), torch.enable_grad(), uses.watched():
         for parameter in uses.parameters.values():
             parameter.requires_grad_()  # outside its own layer, where only this would show it

@@ -104,7 +104,7 @@ def _dense(name: str, block: Block) -> Tensor:
             f"{name}: estimator 'arnoldi' takes no sparse rows; leave the embedding out, or give "
             "its .dense()"
         )
-    return block.flatten(1)
+    return _flat(name, block)
 
 
 def _settings(estimator: str | Estimator, damping: float | None, variant: str | None) -> Estimator:
@@ -234,15 +234,27 @@ def _arnoldi(
 
 
 def _alike(name: str, train_NP: Tensor, query_QP: Tensor) -> tuple[Tensor, Tensor]:
-    """Both flat, in one dtype of at least float32."""
+    """Both flat, in one real dtype of at least float32."""
+    train_NP, query_QP = _flat(name, train_NP), _flat(name, query_QP)
     kind = reduce(torch.promote_types, (train_NP.dtype, query_QP.dtype), torch.float32)
-    train_NP, query_QP = train_NP.flatten(1).to(kind), query_QP.flatten(1).to(kind)
+    train_NP, query_QP = train_NP.to(kind), query_QP.to(kind)
     if not len(train_NP) or train_NP.shape[1] != query_QP.shape[1]:
         raise InputError(
             f"{name}: train {tuple(train_NP.shape)} and query {tuple(query_QP.shape)} gradients "
             "must share their entries, and train must have samples"
         )
     return train_NP, query_QP
+
+
+def _flat(name: str, grads: Tensor) -> Tensor:
+    """[N, entries], a complex gradient as its real and imaginary parts."""
+    if not isinstance(grads, Tensor) or grads.dim() < 2:
+        shown = f"of shape {tuple(grads.shape)}" if isinstance(grads, Tensor) else type(grads)
+        raise InputError(
+            f"{name}: gradients must be tensors [N, entries], not {shown}; one sample's is "
+            "gradient[None]"
+        )
+    return (torch.view_as_real(grads) if grads.is_complex() else grads).flatten(1)
 
 
 def _check_finite(name: str, train_sqnorm_N: Tensor, query_sqnorm_Q: Tensor) -> None:

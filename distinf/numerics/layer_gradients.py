@@ -42,6 +42,8 @@ def limit_of(module: nn.Module) -> str | None:
         return "its max_norm changes the weight during the forward pass"
     if isinstance(module, nn.Embedding) and module.scale_grad_by_freq:
         return "its scale_grad_by_freq counts tokens over the whole batch"
+    if any(parameter.is_complex() for parameter in module.parameters(recurse=False)):
+        return "it is complex"
     return None
 
 

@@ -11,6 +11,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from distinf.errors import InputError
 
@@ -25,23 +26,27 @@ class Layout:
     shapes: tuple[torch.Size, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, blocks: str = "all", *, embeddings: bool = False) -> "Layout":
+    def of(
+        cls, model: nn.Module, blocks: str = "all", *, embeddings: bool = False, real: bool = True
+    ) -> "Layout":
         """Trainable parameters in `named_parameters` order, filtered by `blocks`.
 
         `blocks` is "all", "lora" (names with a `lora_` component), or a regex searched in the
-        dotted name. A shared parameter appears once, under its first name. With `embeddings`, also
-        the weight of the input embedding, trainable or not: of `model.get_input_embeddings()`, or
-        of the only nn.Embedding. Raises InputError if nothing matches.
+        dotted name. A shared parameter appears once, under its first name; one without entries is
+        left out. With `embeddings`, also the weight of the input embedding, trainable or not: of
+        `model.get_input_embeddings()`, or of the only nn.Embedding. Raises InputError if nothing
+        matches, and for a parameter that has no shape yet or, where `real`, is complex.
         """
         pattern = _pattern(blocks)
         inputs = _input_embedding(model) if embeddings else None
         everything = list(model.named_parameters())
         trainable = [(name, p) for name, p in everything if p.requires_grad]
-        chosen = [
-            (name, p.shape)
-            for name, p in everything
-            if p is inputs or (p.requires_grad and pattern.search(name))
-        ]
+        chosen = []
+        for name, p in everything:
+            if p is inputs or (p.requires_grad and pattern.search(name)):
+                _refuse_odd(name, p, real)
+                if p.numel():
+                    chosen.append((name, p.shape))
         if not chosen:
             example = f"such as {trainable[0][0]!r}" if trainable else "none of them"
             raise InputError(
@@ -96,6 +101,18 @@ class Layout:
         with torch.no_grad():
             for name in self.names:
                 model.get_parameter(name).copy_(values[name])
+
+
+def _refuse_odd(name: str, parameter: Tensor, real: bool) -> None:
+    if isinstance(parameter, UninitializedParameter):
+        raise InputError(
+            f"parameter {name!r} has no shape yet (a lazy layer): run the model once on a batch"
+        )
+    if real and parameter.is_complex():
+        raise InputError(
+            f"parameter {name!r} is complex, which only per_sample_gradients and influence take: "
+            "keep its real and imaginary parts as two parameters, or leave it out of the blocks"
+        )
 
 
 def _input_embedding(model: nn.Module) -> Tensor:

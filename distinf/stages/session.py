@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from distinf.errors import CorruptionError
+from distinf.numerics.batches import mapped
 from distinf.numerics.collective import Collective
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.ledger import Record
@@ -151,7 +152,10 @@ class Session(ABC):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {k: v.to(device) for k, v in batch.items()} if device.type != "cpu" else batch
+    if device.type == "cpu":
+        return batch
+    moved: Batch = mapped(batch, lambda _, leaf: leaf.to(device) if torch.is_tensor(leaf) else leaf)
+    return moved
 
 
 def done_for_all(session: Session, collective: Collective, units: Sequence[Unit]) -> list[bool]:
