@@ -1,5 +1,8 @@
 """What a user can be told in one line, each with its own exit code (1 is kept for our bugs)."""
 
+import re
+from importlib import metadata
+
 
 class DistinfError(Exception):
     """An error with one clear line for the user; `exit_code` is what the command line returns."""
@@ -23,3 +26,10 @@ class Interrupted(DistinfError):
     """Stopped before the end; running the same command again resumes."""
 
     exit_code = 4
+
+
+def install_command(extra: str) -> str:
+    """What installs the packages of an extra, from any folder and however distinf was installed."""
+    needed = metadata.requires("distinf") or []
+    parts = [line.partition(";") for line in needed if re.search(rf"""['"]{extra}['"]""", line)]
+    return "pip install " + " ".join(f'"{name.strip()}"' for name, _, _ in parts)

@@ -37,6 +37,7 @@ def last_line(capsys) -> str:
     return lines[0]
 
 
+@pytest.mark.smoke
 def test_the_commands_of_a_whole_run(config, tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["plan", str(config), "--out", out, "--gflops", "10"]) == 0

@@ -1,12 +1,16 @@
 """Imports point down: cli > config > studies > stages > runtime | store | numerics > errors."""
 
 import ast
+import importlib
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+import distinf
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -122,6 +126,13 @@ def test_importing_the_package_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.smoke
+def test_every_module_can_be_imported():
+    for module in pkgutil.walk_packages(distinf.__path__, "distinf."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 # -- the rules -----------------------------------------------------------------------------

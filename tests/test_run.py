@@ -140,6 +140,7 @@ def test_chunks_and_units_change_scores_by_rounding_alone(finished, tmp_path):
         np.testing.assert_allclose(all_scores(other)[name], values, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.smoke
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ray_gives_the_same_bits_at_any_number_of_ranks(finished, tmp_path, workers):

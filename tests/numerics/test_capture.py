@@ -24,6 +24,7 @@ def expected_gradients(model, batch):
     )
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("method", ["vmap", "loop"])
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_each_row_is_that_samples_gradient_whatever_the_chunk(method, chunk):

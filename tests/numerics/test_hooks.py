@@ -94,6 +94,7 @@ NETS = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("slab", [1, 10**9])
 @pytest.mark.parametrize("name", NETS)
 def test_layers_agree_with_vmap(name, slab, monkeypatch):

@@ -29,6 +29,7 @@ from tests.numerics.llm_cases import (  # noqa: E402
 LENGTHS = [5, 9, 2, 7]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_padded_batches_agree_with_autograd_one_sample_at_a_time(name):
     model = adapted(name)
@@ -115,6 +116,7 @@ def test_frozen_weights_have_no_gradient_computed():
     assert frozen <= shapes.seen
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gradients_pass_quantised_layers(bits, tmp_path):
     bitsandbytes = pytest.importorskip("bitsandbytes")

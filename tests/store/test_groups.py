@@ -35,6 +35,7 @@ def chunk_key(manifest: dict, name: str) -> str:
     return next(k for k in manifest["files"] if k.startswith(f"{name}/c"))
 
 
+@pytest.mark.smoke
 def test_arrays_come_back_bit_for_bit(blobs):
     written = sample()
     manifest = write_group(blobs, "data.zarr/u/1", written, chunk_rows=24)

@@ -36,6 +36,7 @@ def write(folder, kind):
     return path
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", [".tsv", ".tsv.gz", ".csv", ".jsonl", ".jsonl.gz", ".parquet"])
 def test_every_format_gives_the_same_table(tmp_path, kind):
     table = read_table(DataSettings(path=str(write(tmp_path, kind)), id="key"))
@@ -164,6 +165,7 @@ def loader(columns, splits=("train", "validation")):
     return lambda name, revision: {split: datasets.Dataset.from_dict(columns) for split in splits}
 
 
+@pytest.mark.smoke
 def test_mnli_drops_its_third_class_and_keeps_row_numbers():
     columns = {"premise": list("pqrst"), "hypothesis": list("hijkl"), "label": [2, 0, 1, 2, 1]}
     table = glue_table("mnli", load=loader(columns, ("train", "validation_matched")))

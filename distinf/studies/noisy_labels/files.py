@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from distinf.errors import InputError
+from distinf.errors import InputError, install_command
 from distinf.studies.noisy_labels.classes import PAIR, class_names, class_numbers, classes_among
 from distinf.studies.noisy_labels.columns import choose_columns
 from distinf.studies.noisy_labels.settings import DataSettings
@@ -146,7 +146,9 @@ def _read_parquet(path: str, content: bytes) -> Columns:
         import pyarrow  # type: ignore[import-untyped]
         from pyarrow import parquet  # type: ignore[import-untyped]
     except ImportError:
-        raise InputError(f"data.path: {path}: Parquet needs distinf[llm]; install it") from None
+        raise InputError(
+            f"data.path: {path}: reading Parquet needs pyarrow: {install_command('llm')}"
+        ) from None
     try:
         return parquet.read_table(io.BytesIO(content)).to_pydict()
     except pyarrow.ArrowException as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distinf.errors import InputError
+from distinf.errors import InputError, install_command
 from distinf.studies.noisy_labels.classes import PAIR, class_names, class_numbers
 from distinf.studies.noisy_labels.files import Table
 
@@ -59,7 +59,7 @@ def from_hub(name: str, revision: str) -> Mapping[str, Any]:
     try:
         import datasets  # type: ignore[import-untyped]
     except ImportError:
-        raise InputError("data.datasets: GLUE needs distinf[llm]; install it") from None
+        raise InputError(f"data.datasets: GLUE needs datasets: {install_command('llm')}") from None
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:

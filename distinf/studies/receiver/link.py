@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distinf.errors import InputError
+from distinf.errors import InputError, install_command
 from distinf.studies.receiver import detectors, pilots, qam
 from distinf.studies.receiver.scenario import (
     CHANNEL_MODELS,
@@ -73,7 +73,7 @@ def sionna_channels() -> ModuleType:
         from sionna.phy.channel import tr38901
     except ImportError as error:
         raise InputError(
-            f"generating slots needs Sionna ({error}): pip install 'distinf[wireless]' "
+            f"generating slots needs Sionna ({error}): {install_command('wireless')} "
             "(the full sionna package works too)"
         ) from error
     return tr38901

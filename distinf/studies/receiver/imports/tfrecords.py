@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from distinf.errors import InputError
+from distinf.errors import InputError, install_command
 from distinf.studies.receiver.imports.mapping import Feature, TfrecordImport
 
 SPLITS = ("train", "evaluation")
@@ -41,7 +41,7 @@ def tensorflow() -> Any:
         import tensorflow as tf
     except ImportError as error:
         raise InputError(
-            f'reading TFRecords needs TensorFlow ({error}): pip install "distinf[tensorflow]"'
+            f"reading TFRecords needs TensorFlow ({error}): {install_command('tensorflow')}"
         ) from None
     finally:
         for name, value in before.items():
