@@ -2,14 +2,19 @@
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from distinf.errors import DistinfError, Interrupted
+from distinf.errors import DistinfError, InputError, Interrupted
+
+if TYPE_CHECKING:
+    from distinf.config import RunConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("run", metavar="RUN", help="the run's folder or URL")
         command.set_defaults(call=call)
+        if name == "status":
+            command.add_argument("--json", action="store_true", help="print JSON, not a table")
     return parser
 
 
@@ -110,55 +117,94 @@ def _configurable(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder or URL of the run")
 
 
-def _load(options: argparse.Namespace):  # type: ignore[no-untyped-def]
-    from distinf.config import load
+def _read(options: argparse.Namespace, verb: str = "run") -> dict[str, Any]:
+    from distinf.config_file import read
 
-    out = [f"out={options.out}"] if options.out else []
-    return load(options.config, [*options.overrides, *out])
+    return read(options.config, options.overrides, verb, options.out)
 
 
 def _run(options: argparse.Namespace) -> None:
-    _carry_out(_load(options), options.accept)
+    raw = _read(options)
+    began = _announce(options.config, str(raw["out"]))
+    from distinf.config import resolve
+
+    _carry_out(resolve(raw, options.config), options.accept, began)
 
 
-def _carry_out(config, accept: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
+def _announce(config: str, out: str) -> float:
+    """Say at once what is about to be done, as imports alone take seconds -> when it began."""
     began = time.monotonic()
-    from distinf.progress import Reporter, summary
-    from distinf.run import execute, is_begun
+    _say(f"{config} -> {out} ({_how_begun(out)})")
+    _say("loading torch and the task")
+    return began
 
-    if is_begun(config):
-        print(f"going on with {config.out}", file=sys.stderr, flush=True)
-    session = execute(config, Reporter(), accept)
+
+def _how_begun(out: str) -> str:
+    from distinf.heartbeat import FINISHED, is_begun, last_heartbeat
+
+    if not is_begun(out):
+        return "new"
+    last = last_heartbeat(out)
+    if last is None:
+        return "resumed"
+    if last.is_alive:
+        return f"at work already, in process {last.process} on {last.host}"
+    if last.state == FINISHED:
+        return "finished before"
+    return f"resumed: {last.stages_done} of {last.stages} stages done"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Shown(logging.Handler):
+    """Shows what the package logs on its way as lines beside those of `_say`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
+
+
+def _carry_out(config: "RunConfig", accept: Sequence[str], began: float) -> None:
+    from distinf.progress import Reporter, summary
+    from distinf.run import execute
+
+    log, shown = logging.getLogger("distinf"), _Shown()
+    log.addHandler(shown)
+    log.setLevel(logging.INFO)
+    try:
+        session = execute(config, Reporter(), accept)
+    finally:
+        log.removeHandler(shown)
     summary(session, time.monotonic() - began)
 
 
 def _score(options: argparse.Namespace) -> None:
-    overrides = [*options.overrides, *([f"out={options.out}"] if options.out else [])]
-    from distinf.config import load
-    from distinf.errors import InputError
+    raw = _read(options, "score")
+    began = _announce(options.config, str(raw["out"]))
+    from distinf.config import resolve, route_class
+    from distinf.config_file import assign
 
+    if route_class(raw, options.config).ROUTE != "gram":
+        raise InputError(f"{options.config}: score ranks by the Gram route; use distinf run for it")
+    assign(raw, "actions.configurations", [], options.config)
     try:
-        named = load(options.config, overrides, route="gram")
+        config = resolve(raw, options.config)
     except InputError:
-        task = _task_of_another_route(options.config, overrides)
+        task = _task_of_another_route(options)
         if task is None:
             raise
-        raise InputError(
-            f"{options.config}: is for distinf run; rank its task by: distinf score {task}"
-        ) from None
-    if named.ROUTE != "gram":
-        raise InputError(f"{options.config}: score ranks by the Gram route; use distinf run for it")
-    config = load(options.config, [*overrides, "actions.configurations=[]"], route="gram")
-    _carry_out(config, options.accept)
+        way = f"; rank its task by: distinf score {task}" if ":" in task else ""
+        raise InputError(f"{options.config}: is for distinf run{way}") from None
+    _carry_out(config, options.accept, began)
 
 
-def _task_of_another_route(config: str, overrides: Sequence[str]) -> str | None:
+def _task_of_another_route(options: argparse.Namespace) -> str | None:
     """The task of a configuration that `distinf run` would take; None if it takes it neither."""
-    from distinf.config import load
-    from distinf.errors import InputError
+    from distinf.config import resolve
 
     try:
-        return load(config, overrides).task
+        return resolve(_read(options), options.config).task
     except InputError:
         return None
 
@@ -177,16 +223,18 @@ def _import_tfrecord(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from distinf.errors import InputError
-
     if options.gpus is not None and options.gpu is None:
         raise InputError(f"--gpus {options.gpus}: say of which kind, as in --gpu h100")
     if options.gpu is not None and options.gflops is not None:
         raise InputError("--gflops: leave it out with --gpu, which has its own rates")
-    config = _load(options)
+    raw = _read(options)
+    _say(f"{options.config}: loading torch and the task")
+    from distinf.config import resolve
     from distinf.planning import plan
     from distinf.progress import plan_table
 
+    config = resolve(raw, options.config)
+    _say("estimating" if options.gpu or options.gflops else "measuring this machine")
     gpus = 1 if options.gpus is None else options.gpus
     found = plan(config, gflops=options.gflops, gpu=options.gpu, gpus=gpus)
     if options.json:
@@ -196,19 +244,36 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from distinf.progress import status_table
-    from distinf.run import reopen, status
+    _look_for_run(options.run)
+    from distinf.progress import status_of, status_table
+    from distinf.run import reopen
 
-    status_table(status(reopen(options.run)))
+    found = status_of(options.run, reopen(options.run))
+    if options.json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        status_table(found)
+
+
+def _look_for_run(folder: str) -> None:
+    """InputError at once where no run lies, before anything heavy is imported."""
+    from distinf.config_file import CONFIG
+    from distinf.heartbeat import is_begun
+
+    if not is_begun(folder):
+        raise InputError(f"{folder}: no {CONFIG} there; give the folder of a run")
+    _say(f"reading {folder}")
 
 
 def _report(options: argparse.Namespace) -> None:
+    _look_for_run(options.run)
     from distinf.run import reopen, rewrite_report
 
     print(rewrite_report(reopen(options.run)))
 
 
 def _verify(options: argparse.Namespace) -> int:
+    _look_for_run(options.run)
     from distinf.errors import CorruptionError
     from distinf.run import reopen, verify, verify_stages
     from distinf.store import open_root

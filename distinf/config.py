@@ -6,7 +6,6 @@ Components own their settings as frozen dataclasses; this composes them and refu
 import dataclasses
 import difflib
 import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
+from distinf.config_file import assign, merged, read, read_yaml
 from distinf.errors import InputError
 from distinf.runtime import RuntimeSettings, digest
 from distinf.stages.basis import session as basis_session
@@ -32,15 +32,20 @@ from distinf.stages.task import (
 )
 
 Settings = TypeVar("Settings")
-TASK_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 NOT_VARIED = ("task", "route", "out", "runtime", "beside", "report", "provenance")
 
 
 class RunConfig(BaseModel):
-    """One run. `settings` are the task's own; the rest is the same for every task.
+    """One run.
 
-    beside: variations by name, each a mapping of dotted keys to other values. A variation shares
-    all work that its keys do not change, lies in the same folder, and is shown in the same report.
+    task      a study, or module:function of your own, from the folder that you are in
+    route     basis or gram; empty: the study's own, or basis
+    seed      of all randomness
+    out       folder or URL of the run; empty: runs/ and the configuration's name
+    settings  the task's own; they may stand outside of it too, where no other key is called so
+    beside    variations by name, each a mapping of dotted keys to other values. A variation shares
+              all work that its keys do not change, lies in the same folder, and is shown in the
+              same report
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,7 +88,7 @@ class RunConfig(BaseModel):
             for key, value in changes.items():
                 if key.partition(".")[0] in NOT_VARIED:
                     raise InputError(f"beside.{name}: '{key}' is the same for the whole run")
-                _assign(raw, key, value, f"beside.{name}")
+                assign(raw, key, value, f"beside.{name}")
             found[name] = resolve(raw, f"beside.{name}")
         return found
 
@@ -152,75 +157,13 @@ def route_class(raw: Mapping[str, Any], where: str) -> type[RunConfig]:
     return ROUTES[named]
 
 
-def load(path: str, overrides: Sequence[str] = (), route: str = "") -> RunConfig:
+def load(path: str, overrides: Sequence[str] = (), verb: str = "run") -> RunConfig:
     """Read, override (`a.b=value`, the value as YAML), validate and resolve a configuration.
 
-    `path` may name a task, as module:function, for a run of that task with every default.
-
-    `extends: other.yaml` starts from that file's keys. A config.yaml inside a run's folder replays
-    that run: its `out` is the folder it lies in. `route` is for a file that names none.
+    See `config_file.read` for what `path` and `verb` mean.
     Raises InputError with one line for whatever is wrong.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "config.yaml"
-    if TASK_NAME.fullmatch(path) and not file.exists():
-        raw: dict[str, Any] = {"task": path}
-        file = Path(path.partition(":")[0].rpartition(".")[2])
-    else:
-        raw = _extended(path, file)
-    if raw.get("provenance") is not None:
-        raw = {**raw, "out": str(file.parent), "provenance": None}
-    for override in overrides:
-        _override(raw, override)
-    raw.setdefault("out", f"runs/{file.stem}")
-    if route and not raw.get("route"):
-        raw["route"] = route
-    return resolve(raw, path)
-
-
-def _extended(path: str, file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's keys over those of the file that it extends, which is named relative to it."""
-    raw = _read(path, file)
-    base = raw.pop("extends", None)
-    if base is None:
-        return raw
-    if not isinstance(base, str):
-        raise InputError(f"{path}: extends names one file, such as 'paper-800k.yaml'")
-    if file.resolve() in seen:
-        raise InputError(f"{path}: extends itself through {base}")
-    inner = file.parent / base
-    return _merged(_extended(str(inner), inner, (*seen, file.resolve())), raw)
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `over`, mapping by mapping; an empty mapping replaces."""
-    found = dict(base)
-    for key, value in over.items():
-        inner = found.get(key)
-        nested = isinstance(inner, dict) and isinstance(value, dict) and value
-        found[key] = _merged(inner, value) if nested else value  # type: ignore[arg-type]
-    return found
-
-
-def _read(path: str, file: Path) -> dict[str, Any]:
-    """The keys of a YAML file, which the user calls `path`."""
-    try:
-        raw = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}; give the path of a YAML file"
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text; give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise InputError(f"{path}:{line} {problem}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: holds no keys; see configs/quickstart.yaml")
-    return raw
+    return resolve(read(path, overrides, verb), path)
 
 
 def load_settings(path: str, kind: type[Settings]) -> Settings:
@@ -228,7 +171,7 @@ def load_settings(path: str, kind: type[Settings]) -> Settings:
 
     Raises InputError with one line for whatever is wrong.
     """
-    raw = _read(path, Path(path))
+    raw = read_yaml(path, Path(path))
     holder = create_model("Settings", __config__=ConfigDict(extra="forbid"), settings=(kind, ...))
     try:
         return holder(settings=raw).settings  # type: ignore[attr-defined, no-any-return]
@@ -274,29 +217,8 @@ def _with_own_settings(raw: Mapping[str, Any], kind: type[RunConfig]) -> dict[st
     moved = {key: value for key, value in raw.items() if key in own}
     rest = {key: value for key, value in raw.items() if key not in moved}
     if moved and isinstance(rest.get("settings", {}), dict):
-        rest["settings"] = _merged(rest.get("settings", {}), moved)
+        rest["settings"] = merged(rest.get("settings", {}), moved)
     return rest
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override}: write it as key=value, as in --set seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: the value is not valid YAML") from None
-    _assign(raw, key.strip(), value, f"--set {override}")
-
-
-def _assign(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
-    *path, last = key.split(".")
-    place = raw
-    for name in path:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
-            raise InputError(f"{where}: '{name}' is a value, it has no keys below it")
-    place[last] = value
 
 
 def _explain(error: ValidationError, root: Any = RunConfig, skip: int = 0) -> str:

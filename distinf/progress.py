@@ -1,14 +1,17 @@
 """What a person sees while a run works: a live line in a terminal, plain lines elsewhere."""
 
+import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,14 +22,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from distinf.heartbeat import FINISHED, RUNNING, STOPPED, last_heartbeat
 from distinf.planning import Plan
-from distinf.run import StageStatus
+from distinf.run import StageStatus, page_path, status
 from distinf.runtime import Unit
 from distinf.stages.basis import results
 from distinf.stages.gram import report as gram_report
 from distinf.stages.session import Session
 
 POLL_S = 0.5
+SOON_S = 2.0  # the first plain line of a stage that takes longer
 PLAIN_S = 10.0
 
 DESCRIPTIONS = {
@@ -74,7 +79,7 @@ class Reporter:
         seconds = time.monotonic() - began
         kept = f", {int(start)} were done before" if start >= 1 else ""
         self._console.print(
-            f"[green]done[/] {described(stage):<26} {count} "
+            f"[green]done[/] {escape(f'{described(stage):<26}')} {count} "
             f"unit{'s' if count != 1 else ''} in {seconds:.1f} s{kept}",
             highlight=False,
         )
@@ -91,7 +96,7 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(described(stage), total=total, completed=int(start))
+            task = bar.add_task(escape(described(stage)), total=total, completed=int(start))
             while not stop.wait(POLL_S):
                 bar.update(task, completed=done())
 
@@ -99,13 +104,15 @@ class Reporter:
         self, stage: str, total: int, start: float, done: Callable[[], float], stop: threading.Event
     ) -> None:
         began = time.monotonic()
-        while not stop.wait(PLAIN_S):
+        wait_s = min(SOON_S, PLAIN_S)
+        while not stop.wait(wait_s):
+            wait_s = PLAIN_S
             now = done()
             elapsed = time.monotonic() - began
             left = (total - now) * elapsed / (now - start) if now > start else None
             about = f", about {left:.0f} s left" if left is not None else ""
             self._console.print(
-                f"     {described(stage)}: {_of(now, total)} after {elapsed:.0f} s{about}",
+                f"     {escape(described(stage))}: {_of(now, total)} after {elapsed:.0f} s{about}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -128,7 +135,8 @@ def summary(session: Session, seconds: float, console: Console | None = None) ->
     for line in SUMMARIES[session.ROUTE](session):
         out.print(line, highlight=False, soft_wrap=True)
     out.print(f"finished in {seconds:.0f} s", highlight=False)
-    out.print(f"report: {session.blobs.root}/report/index.html", highlight=False, soft_wrap=True)
+    report = f"report: {page_path(session)}"
+    out.print(report, highlight=False, markup=False, soft_wrap=True)
 
 
 def _basis_summary(session: Any) -> list[Table]:
@@ -219,12 +227,66 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 5940 else f"{seconds / 3600:.3g} h"
 
 
-def status_table(stages: Sequence[StageStatus], console: Console | None = None) -> None:
-    """How far each stage is."""
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run stands.
+
+    state   finished, running, stopped, or begun (nobody said more)
+    report  where its page is, None where there is none yet
+    words   the same in a sentence, with what to do next
+    """
+
+    run: str
+    state: str
+    words: str
+    report: str | None
+    stages: Sequence[StageStatus]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def status_of(folder: str, session: Session) -> RunStatus:
+    """By the ledger what is done, by the driver's last word who works on it.
+
+    folder: the run's, as its user names it.
+    """
+    stages = status(session)
+    names = session.blobs.names("report")
+    page = page_path(session) if "report/index.html" in names else None
+    last = last_heartbeat(session.blobs.root)
+    named = shlex.quote(folder)
+    if stages[-1].is_complete:
+        words = f"report at {page}" if page else f"its page is gone: distinf report {named}"
+        return RunStatus(folder, FINISHED, f"finished: {words}", page, stages)
+    place = _place(stages)
+    so_far = f"an earlier report at {page}" if page else "no report yet"
+    if last is not None and last.is_alive:
+        who = f"process {last.process} on {last.host}, seen {time.time() - last.at:.0f} s ago"
+        words = f"running: {place}; {so_far} ({who})"
+        return RunStatus(folder, RUNNING, words, page, stages)
+    why = f" ({last.why})" if last is not None and last.why else ""
+    words = f"stopped {place}; {so_far}{why}; to go on: distinf run {named}"
+    return RunStatus(folder, STOPPED, words, page, stages)
+
+
+def _place(stages: Sequence[StageStatus]) -> str:
+    """The first stage that is not done; one of 0 units does not know yet what it has to do."""
+    begun = [stage for stage in stages if stage.total and not stage.is_complete]
+    if not begun:
+        return "between two stages"
+    units = f"{begun[0].done} of {begun[0].total} unit{'s' if begun[0].total != 1 else ''}"
+    return f"at {described(begun[0].stage)}, {units}"
+
+
+def status_table(found: RunStatus, console: Console | None = None) -> None:
+    """How far each stage is, and what follows from it."""
+    out = console or Console()
     table = Table("stage", title="Status", title_justify="left")
     for name in ("done", "of", "retries", "left"):
         table.add_column(name, justify="right")
-    for s in stages:
+    for s in found.stages:
         left = "" if s.left_s is None else f"{s.left_s:.0f} s"
-        table.add_row(s.stage, str(s.done), str(s.total), str(s.retries), left)
-    (console or Console()).print(table)
+        table.add_row(escape(s.stage), str(s.done), str(s.total), str(s.retries), left)
+    out.print(table)
+    out.print(found.words, highlight=False, markup=False, soft_wrap=True)

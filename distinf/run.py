@@ -1,10 +1,13 @@
 """A run as a whole: open or resume its folder, carry it out, look at it, verify it."""
 
+import logging
+import os
+import shlex
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from types import ModuleType
 from typing import Any
 
@@ -12,8 +15,10 @@ import torch
 import yaml
 
 from distinf.config import RunConfig, dump, load
+from distinf.config_file import CONFIG
 from distinf.errors import CorruptionError, InputError, Interrupted
 from distinf.fingerprint import fingerprint, provenance
+from distinf.heartbeat import Beating, is_begun
 from distinf.planning import quick_plans, refuse_what_cannot_fit
 from distinf.runtime import Ledger, open_runtime
 from distinf.runtime.units import differences
@@ -21,7 +26,7 @@ from distinf.stages import route
 from distinf.stages.session import Session
 from distinf.store import Blobs, damage, open_root
 
-CONFIG = "config.yaml"
+LOG = logging.getLogger("distinf")  # the command line shows what is said here
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class StageStatus:
     total: int
     retries: int
     left_s: float | None
+
+    @property
+    def is_complete(self) -> bool:
+        return 0 < self.total == self.done
 
 
 @dataclass
@@ -75,6 +84,7 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         raise InputError(
             f"out: {blobs.root} is not empty and holds no {CONFIG}; choose another --out"
         )
+    LOG.info("checking the task on a few rows")
     route.check(session)
     if stored is None:
         plans = quick_plans(session, config.runtime)
@@ -83,21 +93,37 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
     differing = differences(stored.get("fingerprint", {}), fingerprint(config))
     refused = [key for key in differing if not _accepted(key, accept)]
     if refused:
-        names = ", ".join(refused[:6]) + (" …" if len(refused) > 6 else "")
-        raise InputError(
-            f"out: {blobs.root} belongs to another run (differing: {names}); choose another --out, "
-            f"or {' '.join(f'--accept {key}' for key in refused[:6])} to go on and keep what does "
-            "not depend on it" + _about_code(refused)
-        )
+        raise InputError(_refusal(config, blobs, refused))
     if not differing:
         return session, None
     accepted = sorted({*stored.get("accepted", []), *differing})
     return session, dump(config, provenance(config, accepted))
 
 
-def _about_code(keys: Sequence[str]) -> str:
+def _refusal(config: RunConfig, blobs: Blobs, keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+    accept = " ".join(f"--accept {shlex.quote(key)}" for key in _prefixes(keys))
     code = [key for key in keys if key.startswith(("code.", "version."))]
-    return f" ({code[0]}: the source or a package changed)" if code else ""
+    about = f" ({code[0]}: the source or a package changed)" if code else ""
+    return (
+        f"out: {blobs.root} belongs to another run (differing: {shown}); choose another folder, "
+        f"as by --out {shlex.quote(_free_folder(str(config.out)))}, or {accept} to go on and keep "
+        f"what does not depend on it{about}"
+    )
+
+
+def _prefixes(keys: Sequence[str], most: int = 4) -> list[str]:
+    """What to accept so that all of `keys` are: each, or where they are many what they begin with.
+
+    No other key differs, so a prefix lets nothing through that is not named.
+    """
+    return list(keys) if len(keys) <= most else sorted({key.split(".")[0] for key in keys})
+
+
+def _free_folder(out: str) -> str:
+    """`out` with the first number behind it under which nothing lies yet."""
+    names = (f"{out.rstrip('/')}-{number}" for number in count(2))
+    return next(name for name in names if not (os.path.exists(name) or is_begun(name)))
 
 
 def _accepted(key: str, accept: Sequence[str]) -> bool:
@@ -114,11 +140,6 @@ def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
         raise CorruptionError(f"{blobs.root}/{CONFIG} is not a run's configuration") from None
 
 
-def is_begun(config: RunConfig) -> bool:
-    """Whether `out` holds a run, this one or another."""
-    return _stored_provenance(open_root(str(config.out))) is not None
-
-
 def _session(config: RunConfig, root: str) -> Session:
     return config.session(root, torch.device("cpu"))
 
@@ -131,7 +152,9 @@ def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ())
         if config.runtime.address and "://" not in session.blobs.root:
             _refuse_unseen_folder(session, runtime)
         _write_config(session, text)
-        route.run(session, runtime, watch)
+        beat = Beating(session.blobs, route.titles(session))
+        with beat.beating():
+            route.run(session, runtime, beat.watching(watch))
     except Interrupted as error:
         raise _with_details(session, error) from None
     finally:
@@ -169,14 +192,6 @@ def reopen(folder: str) -> Session:
     blobs = open_root(folder)
     if _stored_provenance(blobs) is None:
         raise InputError(f"{folder}: no {CONFIG} there; give the folder of a run")
-    if "://" in folder:
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as local:
-            copy = f"{local}/{CONFIG}"
-            with open(copy, "wb") as file:
-                file.write(blobs.get(CONFIG))
-            return _session(load(copy), blobs.root)
     return _session(load(folder), blobs.root)
 
 

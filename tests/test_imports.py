@@ -24,6 +24,8 @@ LEVELS = {
     "fingerprint": 5,
     "config": 4,
     "studies": 3,
+    "heartbeat": 3,
+    "config_file": 2,
     "stages": 2,
     "runtime": 1,
     "store": 1,

@@ -73,8 +73,8 @@ def test_every_training_row_is_ranked_with_its_number_and_text(folder):
     assert "=row <" not in page
     again = distinf("score", str(folder / "mine.yaml"), "--out", str(folder / "out"))
     assert again.returncode == 0
-    assert f"going on with {folder / 'out'}" in again.stderr
-    assert "going on" not in done.stderr
+    assert f"mine.yaml -> {folder / 'out'} (finished before)" in again.stderr
+    assert f"mine.yaml -> {folder / 'out'} (new)" in done.stderr
 
 
 def test_without_known_noise_it_ranks_and_claims_nothing(folder):

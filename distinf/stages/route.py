@@ -33,6 +33,13 @@ def together(session: Any) -> list[Any]:
     return [session, *session.beside.values()]
 
 
+def titles(session: Any) -> list[str]:
+    """All that `run` goes through, in its order."""
+    *stages, last = stages_of(session)
+    every = [(each, stage) for each in together(session) for stage in stages]
+    return [titled(each, stage) for each, stage in [*every, (session, last)]]
+
+
 def check(session: Any) -> None:
     """InputError for what can only fail later, hours into the run."""
     for each in together(session):

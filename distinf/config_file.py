@@ -1,0 +1,155 @@
+"""A configuration as it is given: files, overrides and the run's folder, nothing validated.
+
+Imports nothing heavy, so that a command can say within a moment what it is about to do.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distinf.errors import InputError
+
+CONFIG = "config.yaml"  # in a run's folder: its resolved configuration
+TASK_NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+
+
+def read(
+    path: str, overrides: Sequence[str] = (), verb: str = "run", out: str | None = None
+) -> dict[str, Any]:
+    """The keys of a configuration, `out` among them, overridden (`a.b=value`, the value as YAML).
+
+    path   a YAML file; or the folder or URL of a run, or the config.yaml in it, to replay that
+           run: its `out` is where it lies; or a task's module:function, with every default
+    verb   run, or score: each command has folders of its own, and `score` takes the Gram route
+           where none is named
+    out    in place of what is said anywhere else
+
+    `extends: other.yaml` starts from that file's keys.
+    Raises InputError with one line for whatever is wrong.
+    """
+    raw, place = _given(path)
+    if raw.get("provenance") is not None:
+        raw = {**raw, "out": place, "provenance": None}
+    for override in overrides:
+        _override(raw, override)
+    if out:
+        raw["out"] = out
+    elif not raw.get("out"):
+        raw["out"] = default_folder(path, verb)
+    if verb == "score" and not raw.get("route"):
+        raw["route"] = "gram"
+    return raw
+
+
+def default_folder(path: str, verb: str) -> str:
+    """Where a run lies that names no folder: by its file or task, and by the command."""
+    named = _task_of(path)
+    if named is None:
+        stem = Path(path).stem
+    else:
+        module, function = named
+        stem = module if function == "task" else f"{module}-{function}"
+    return f"runs/{stem}" if verb == "run" else f"runs/{stem}-{verb}"
+
+
+def _task_of(path: str) -> tuple[str, str] | None:
+    """(module, function) where `path` names a task and no file."""
+    found = TASK_NAME.fullmatch(path)
+    return None if found is None or Path(path).exists() else (found[1], found[2])
+
+
+def _given(path: str) -> tuple[dict[str, Any], str]:
+    """The keys, and the folder or URL that they lie in."""
+    if "://" in path:
+        from distinf.store import open_root
+
+        root = path.removesuffix(f"/{CONFIG}")
+        try:
+            data = open_root(root).get(CONFIG)
+        except KeyError:
+            raise InputError(f"{path}: no {CONFIG} there; give the URL of a run") from None
+        return _parsed(path, data.decode(errors="replace")), root
+    if _task_of(path) is not None:
+        return {"task": path}, "."
+    file = Path(path)
+    if file.is_dir():
+        file = file / CONFIG
+    return _extended(path, file), str(file.parent)
+
+
+def _extended(path: str, file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's keys over those of the file that it extends, which is named relative to it."""
+    raw = read_yaml(path, file)
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends names one file, such as 'paper-800k.yaml'")
+    if file.resolve() in seen:
+        raise InputError(f"{path}: extends itself through {base}")
+    inner = file.parent / base
+    return merged(_extended(str(inner), inner, (*seen, file.resolve())), raw)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over`, mapping by mapping; an empty mapping replaces."""
+    found = dict(base)
+    for key, value in over.items():
+        inner = found.get(key)
+        nested = isinstance(inner, dict) and isinstance(value, dict) and value
+        found[key] = merged(inner, value) if nested else value  # type: ignore[arg-type]
+    return found
+
+
+def read_yaml(path: str, file: Path) -> dict[str, Any]:
+    """The keys of a YAML file, which the user calls `path`."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror or error}; give the path of a YAML file"
+        ) from None
+    except ValueError:  # not UTF-8, or a name with a NUL
+        raise InputError(f"{path}: is not UTF-8 text; give the path of a YAML file") from None
+    return _parsed(path, text)
+
+
+def _parsed(path: str, text: str) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise InputError(f"{path}:{line} {problem}") from None
+    except (ValueError, RecursionError) as error:  # a date such as 2024-13-45; deep brackets
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: not valid YAML: {reason}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: holds no keys; see configs/quickstart.yaml")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: write it as key=value, as in --set seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"--set {override}: the value is not valid YAML") from None
+    assign(raw, key.strip(), value, f"--set {override}")
+
+
+def assign(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a dotted key in place; InputError where a part of it is a value, not a mapping."""
+    *path, last = key.split(".")
+    place = raw
+    for name in path:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise InputError(f"{where}: '{name}' is a value, it has no keys below it")
+    place[last] = value

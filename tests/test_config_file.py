@@ -1,0 +1,50 @@
+"""A configuration as it is given: which folder it takes, and what replays a run."""
+
+import pytest
+
+from distinf.config_file import default_folder, read
+from distinf.errors import InputError
+from distinf.store import open_root
+
+
+def test_commands_and_tasks_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["mine.yaml", "mine:other", "package.mine:task"]
+    folders = [default_folder(name, verb) for name in given for verb in ("run", "score")]
+    assert len(set(folders)) == len(folders)
+    assert default_folder("configs/mine.yaml", "run") == "runs/mine"
+    assert default_folder("mine:task", "score") == "runs/mine-score"
+
+
+def test_a_folder_that_is_named_goes_before_the_default(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("out: there\n")
+    assert read(str(file))["out"] == "there"
+    assert read(str(file), verb="score")["out"] == "there"
+    assert read(str(file), ["out=here"])["out"] == "here"
+    assert read(str(file), ["out=here"], out="2024")["out"] == "2024"
+    file.write_text("out:\n")
+    assert read(str(file))["out"] == "runs/mine"
+
+
+def test_a_runs_folder_its_file_and_its_url_replay_it(tmp_path):
+    text = "task: mine:task\nout: elsewhere\nprovenance: {versions: {}}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    for name in (str(tmp_path), str(tmp_path / "config.yaml")):
+        raw = read(name)
+        assert (raw["out"], raw["provenance"]) == (str(tmp_path), None)
+        assert read(name, out="again")["out"] == "again"
+    open_root("memory://replayed").put("config.yaml", text.encode())
+    for name in ("memory://replayed", "memory://replayed/config.yaml"):
+        assert read(name)["out"] == "memory://replayed"
+    with pytest.raises(InputError, match=r"memory://none: no config.yaml there; give the URL"):
+        read("memory://none")
+
+
+def test_score_takes_the_gram_route_where_none_is_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: mine:task\n")
+    assert read(str(file), verb="score")["route"] == "gram"
+    assert "route" not in read(str(file))
+    file.write_text("route: basis\n")
+    assert read(str(file), verb="score")["route"] == "basis"
