@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -85,6 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     plan.add_argument("--json", action="store_true", help="print numbers instead of a table")
     plan.set_defaults(call=_plan)
+
+    init = commands.add_parser("init", help="write a configuration with every key, explained")
+    init.add_argument("task", metavar="TASK", help="a study, or your own task's module:function")
+    init.add_argument("file", metavar="FILE", nargs="?", help="default: by the task; - prints it")
+    init.add_argument("--route", choices=("basis", "gram"), help="gram for `distinf score`")
+    init.add_argument("--force", action="store_true", help="write over a file that is there")
+    init.set_defaults(call=_init)
 
     records = commands.add_parser("import-tfrecord", help="TFRecords of slots to a dataset")
     records.add_argument("config", metavar="IMPORT", help="a YAML file; see docs/tfrecords.md")
@@ -207,6 +215,28 @@ def _task_of_another_route(options: argparse.Namespace) -> str | None:
         return resolve(_read(options), options.config).task
     except InputError:
         return None
+
+
+def _init(options: argparse.Namespace) -> None:
+    module, _, function = options.task.partition(":")
+    stem = module if function in ("", "task") else f"{module}-{function}"
+    file = options.file or f"{stem}.yaml"
+    if file != "-" and not options.force and os.path.exists(file):
+        raise InputError(f"{file}: is there already; name another FILE, or give --force")
+    _say("loading torch and the task")
+    from distinf.keys import starting_config
+
+    text = starting_config(options.task, options.route or "")
+    if file == "-":
+        print(text, end="")
+        return
+    try:
+        with open(file, "w", encoding="utf-8") as made:
+            made.write(text)
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; name another FILE") from None
+    verb = "score" if options.route == "gram" and function else "run"
+    print(f"{file}: every key at its default; next: distinf {verb} {shlex.quote(file)}")
 
 
 def _import_tfrecord(options: argparse.Namespace) -> None:

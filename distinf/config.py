@@ -46,6 +46,7 @@ class RunConfig(BaseModel):
     beside    variations by name, each a mapping of dotted keys to other values. A variation shares
               all work that its keys do not change, lies in the same folder, and is shown in the
               same report
+    provenance  written into a run's folder; never read back
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +62,7 @@ class RunConfig(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     beside: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    provenance: dict[str, Any] | None = None  # written into a run's folder; never read back
+    provenance: dict[str, Any] | None = None
 
     @property
     def stages(self) -> Any:
@@ -184,6 +185,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     odd = [key for key in raw if not isinstance(key, str)]
     if odd:
         raise InputError(f"{where}: unknown key '{odd[0]}'; keys are names such as 'train'")
+    raw = {key: value for key, value in raw.items() if value is not None}  # all commented out
     kind = route_class(raw, where)
     raw = _with_own_settings(raw, kind)
     try:

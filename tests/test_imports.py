@@ -22,6 +22,7 @@ LEVELS = {
     "run": 6,
     "planning": 5,
     "fingerprint": 5,
+    "keys": 5,
     "config": 4,
     "studies": 3,
     "heartbeat": 3,

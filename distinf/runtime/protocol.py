@@ -27,13 +27,13 @@ class RuntimeSettings:
     num_cpus    of each worker (pool, gang and grid)
     num_gpus    of each worker, fractions too; a worker with any takes CUDA, the others the CPU
     threads     torch threads of a worker; more than one changes the order of sums
-    address     of a cluster to join ("auto" finds one on this machine); None starts a local one
+    address     of a cluster to join ("auto" finds one on this machine); null starts a local one
     attempts    at a unit, and at a gang, before the run stops
     timeout_s   for workers to start
     collective_timeout_s  for the slowest rank to arrive at a sum; a rank's death is seen at once,
                 so this is for a rank that hangs, and must outlast one shard of one product
     dashboard   of a cluster started here, on localhost
-    working_dir a folder to send to the workers of a joined cluster, where your own task lives
+    working_dir  a folder to send to the workers of a joined cluster, where your own task lives
     insecure    True to join a cluster beyond this machine that has no token authentication
     """
 

@@ -32,6 +32,7 @@ class TrainSettings:
     precision         of the passes: float32, tf32 (CUDA), or bfloat16 (weights stay float32)
     steps             optimizer steps; 0 keeps the model as it starts
     batch_size        rows a step, over all shards
+    lr, weight_decay  of the task's optimizer; lr is the rate's maximum
     shards            logical pieces of a batch, each with its own batch statistics; fixed, so that
                       any number of ranks gives the same bits
     warmup, constant  shares of `steps` up to whose end the rate rises, then stays at its maximum

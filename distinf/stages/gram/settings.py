@@ -22,8 +22,10 @@ GRID = "grid"
 class TrainSettings:
     """Fine-tuning, for the noisy run and for every retraining; the task carries it out.
 
-    epochs, batch_size  of all training rows
-    lr                  maximum; lr_of gives other values by dataset name
+    epochs              passes over the training rows
+    batch_size          rows a step
+    lr                  maximum
+    lr_of               other values by dataset name
     weight_decay        of AdamW
     warmup              share of the steps over which the rate rises
     schedule            after it: cosine or linear to 0, or constant
@@ -62,7 +64,7 @@ class GradientSettings:
     exclude          a regex on the names of those to leave out ("": none)
     embeddings       the input embedding too, frozen or not, as sparse rows
     method           hooks, vmap or loop (dense blocks only)
-    tokens_per_batch of one pass, padding included (tasks whose rows have lengths)
+    tokens_per_batch  of one pass, padding included (tasks whose rows have lengths)
     rows_per_batch   of one pass, for tasks whose rows have none
     rows_per_unit    rows of one unit
     projection       p of two-sided random projections of linear layers (0: none)

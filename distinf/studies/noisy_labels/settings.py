@@ -26,6 +26,7 @@ class DataSettings:
     group     its column of groups whose rows never part: pairs, authors, threads; "" has none
     revision  of the GLUE data on the hub
     flips     share of the training labels that are flipped, each to any other class
+    train_rows, query_rows, test_rows  sizes of the three splits
     """
 
     path: str = ""
@@ -90,7 +91,10 @@ class DataSettings:
 class LoraSettings:
     """Low-rank adapters beside linear layers: W + (alpha / rank) B A.
 
-    targets: names of layers, such as 'query'; () takes the query and value projections.
+    rank     of B A
+    alpha    numerator of its scale
+    dropout  of what goes into A, in training
+    targets  names of layers, such as 'query'; () takes the query and value projections
     """
 
     rank: int = 4
@@ -119,6 +123,7 @@ class ModelSettings:
     dtype     of all weights (quantised ones: of what is computed with them)
     max_length           tokens per row, special ones included
     too_long             longer rows are cut, or refused
+    trust_remote_code    run code that comes with a hub's model
     compress_vocabulary  keep only the embedding's rows of tokens that occur
     """
 
@@ -152,7 +157,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class NoisyLabelSettings:
-    """A run's cells are its datasets times `seeds`; a cell's seed is the run's plus its index."""
+    """A run's cells are its datasets times its seeds.
+
+    seeds  how many; a cell's seed is the run's plus its index
+    """
 
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -26,10 +26,14 @@ TABLE_I_DILATIONS = (
 
 @dataclass(frozen=True)
 class DeepRxConfig:
-    """Widths of the residual blocks; small runs give fewer and narrower ones.
+    """The network (arXiv 2005.01494, Table I); small runs give fewer and narrower blocks.
 
-    `dilations` has one (symbols, subcarriers) pair a block; None takes Table I's, for another
-    number of blocks picked at equal distances along it: five get (1,1) (2,3) (3,6) (2,3) (1,1).
+    widths            channels of each residual block
+    dilations         one (symbols, subcarriers) pair a block; null takes Table I's, for another
+                      number of blocks picked at equal distances along it: five get (1,1) (2,3)
+                      (3,6) (2,3) (1,1)
+    depth_multiplier  of the depthwise convolutions
+    kernel            side of the convolutions, odd
     """
 
     widths: tuple[int, ...] = TABLE_I_WIDTHS

@@ -22,27 +22,44 @@ class ScenarioConfig:
     Per frame of `frame_slots` slots one channel model, SNR, delay spread, Doppler and DMRS
     pattern are drawn, uniformly from the options or the ranges (low, high).
     Raises ValueError, in one line that names the field and the remedy.
+
+    carrier_hz                 in Hz
+    prbs                       12 subcarriers each: 26 are 312
+    subcarrier_spacing_khz     in kHz
+    bits_per_symbol            4 is 16-QAM
+    tx_antennas, rx_antennas   numbers of transmit and receive antennas
+    snr_db                     per receive antenna and resource element
+    delay_spread_ns            RMS
+    doppler_hz                 maximum Doppler shift
+    train_models               channel models of the training slots (TR 38.901)
+    evaluation_models          of the evaluation slots
+    dmrs_types                 configuration types of TS 38.211 section 6.4.1.1
+    dmrs_additional_positions  0 or 1 is 1 or 2 pilot symbols in a slot
+    frame_slots                slots that share one draw; 24 divides both numbers of slots, and the
+                               influence paper fine-tunes on 24 a step; DeepRx itself has 10
+    train_slots                799,968 in the influence paper (000), section 4.1
+    evaluation_slots           41,112 likewise
+    frames_per_unit            made together: 40 are 960 slots, about 36 MB at the full width; not
+                               part of what identifies the data
     """
 
     carrier_hz: float = 4e9
-    prbs: int = 26  # 312 subcarriers
+    prbs: int = 26
     subcarrier_spacing_khz: int = 15
-    bits_per_symbol: int = 4  # 16-QAM
+    bits_per_symbol: int = 4
     tx_antennas: int = 1
     rx_antennas: int = 2
-    snr_db: tuple[float, float] = (-4.0, 32.0)  # per receive antenna and resource element
-    delay_spread_ns: tuple[float, float] = (10.0, 300.0)  # RMS
-    doppler_hz: tuple[float, float] = (0.0, 500.0)  # maximum Doppler shift
+    snr_db: tuple[float, float] = (-4.0, 32.0)
+    delay_spread_ns: tuple[float, float] = (10.0, 300.0)
+    doppler_hz: tuple[float, float] = (0.0, 500.0)
     train_models: tuple[str, ...] = ("TDL-B", "TDL-C", "TDL-D", "CDL-B", "CDL-C", "CDL-D")
     evaluation_models: tuple[str, ...] = ("TDL-A", "TDL-E", "CDL-A", "CDL-E")
-    dmrs_types: tuple[int, ...] = (1, 2)  # configuration types of TS 38.211 section 6.4.1.1
-    dmrs_additional_positions: tuple[int, ...] = (0, 1)  # 1 or 2 pilot symbols in a slot
-    # 24 divides both set sizes below, and the influence paper fine-tunes on 24 slots a step;
-    # DeepRx itself holds the parameters for 10.
+    dmrs_types: tuple[int, ...] = (1, 2)
+    dmrs_additional_positions: tuple[int, ...] = (0, 1)
     frame_slots: int = 24
-    train_slots: int = 799_968  # influence paper (000), section 4.1
-    evaluation_slots: int = 41_112  # likewise
-    frames_per_unit: int = 40  # 960 slots, about 36 MB at the full width; not part of the data
+    train_slots: int = 799_968
+    evaluation_slots: int = 41_112
+    frames_per_unit: int = 40
 
     def __post_init__(self) -> None:
         for name in ("snr_db", "delay_spread_ns", "doppler_hz"):

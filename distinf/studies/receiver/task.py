@@ -79,15 +79,19 @@ WORDING = Wording(
 class ReceiverSettings:
     """The scenario, the network, and the training loss of a receiver run.
 
-    dataset: a folder or URL of imported slots (docs/tfrecords.md) to use instead of generated ones;
-    the scenario then says what a slot looks like, and nothing of channels or how many there are.
+    loss_weight      of a slot: log2(1 + SNR) (see losses.CapacityBce), or none
+    loss_units       of the training loss: nats or bits
+    ber_temperature  of the smooth bit error rate
+    dataset          a folder or URL of imported slots (docs/tfrecords.md) to use instead of
+                     generated ones; the scenario then says what a slot looks like, and nothing of
+                     channels or how many there are
     """
 
     scenario: ScenarioConfig = field(default_factory=ScenarioConfig)
     model: DeepRxConfig = field(default_factory=DeepRxConfig)
-    loss_weight: Literal["log2snr", "none"] = "log2snr"  # see losses.CapacityBce
+    loss_weight: Literal["log2snr", "none"] = "log2snr"
     loss_units: Literal["nats", "bits"] = "nats"
-    ber_temperature: float = 1.0  # of the smooth bit error rate
+    ber_temperature: float = 1.0
     dataset: str = ""
 
     def __post_init__(self) -> None:

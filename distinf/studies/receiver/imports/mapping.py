@@ -105,6 +105,13 @@ class Features:
 class SlotShape:
     """What a slot is, in the words of a run's `settings.scenario`.
 
+    prbs                       12 subcarriers each
+    rx_antennas                receive antennas
+    bits_per_symbol            4 is 16-QAM
+    carrier_hz                 in Hz
+    subcarrier_spacing_khz     in kHz
+    dmrs_types                 configuration types of TS 38.211 section 6.4.1.1
+    dmrs_additional_positions  of pilot symbols, beside the first
     record_subcarriers, first_subcarrier  where a record's grid is wider than prbs x 12 (guard
         carriers, an FFT size): its width, and the first subcarrier to keep
     """
@@ -168,7 +175,10 @@ class Pilots:
 
 @dataclass(frozen=True)
 class Files:
-    """Patterns (glob) of each split's TFRecord files. Rows keep the order of patterns and names."""
+    """Patterns (glob) of each split's TFRecord files. Rows keep the order of patterns and names.
+
+    train, evaluation  one or more
+    """
 
     train: tuple[str, ...]
     evaluation: tuple[str, ...]
@@ -178,6 +188,7 @@ class Files:
 class TfrecordImport:
     """One import.
 
+    compression    of the files
     baseline       computed (LS channel estimate at the pilots, then LMMSE) or absent, where no
                    feature is mapped to baseline_ber
     rows_per_unit  rows that are stored, and lost by a kill, together
