@@ -12,6 +12,7 @@ from torch import Tensor
 from distinf.errors import InputError
 from distinf.numerics.metrics import removed
 
+TINY = torch.finfo(torch.float32).tiny
 QUERIES_AT_ONCE = 64  # a few million entries are sorted at once
 
 How = Literal["mean", "rank", "vote"]
@@ -64,12 +65,18 @@ def tallies(scores_QN: Tensor, right_Q: Tensor, top: float | int = 0.3) -> dict[
 
 
 def alike(scores: Tensor) -> Tensor:
-    """fp32, rounded to 16 significant bits: scores that differ by rounding alone become ties.
+    """Rounded to 16 significant bits: scores that differ by rounding alone become ties.
 
     Where all gradients of a block lie on one line (a bias of two classes), cosines are 1 or -1, and
-    without this their ranks would be the order of the last bits.
+    without this their ranks would be the order of the last bits. float32, which sorts in half the
+    time; float64 where float32 has no room for a score.
     """
-    bits = scores.float().contiguous().view(torch.int32)
+    found = scores.float()
+    outside = torch.isinf(found) | ((found.abs() < TINY) & (scores != 0))
+    if scores.dtype == torch.float64 and bool(outside.any()):
+        bits = scores.contiguous().view(torch.int64)
+        return ((bits + (1 << 36)) & ~((1 << 37) - 1)).view(torch.float64)
+    bits = found.contiguous().view(torch.int32)
     return ((bits + 0x80) & ~0xFF).view(torch.float32)
 
 

@@ -19,7 +19,7 @@ from distinf.numerics.estimators.datainf import DataInfSettings
 from distinf.numerics.estimators.fisher import FisherSettings
 from distinf.numerics.estimators.tracin import TracInSettings
 from distinf.numerics.krylov import RitzPairs
-from distinf.numerics.products import products, sqnorms, weighted_products
+from distinf.numerics.products import products, scaled, scales, sqnorms, weighted_products
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.numerics.variants import Coordinates, Variant
 
@@ -71,9 +71,11 @@ def influence(
     train: [N, P] per-sample gradients of the training loss; query: [Q, P], of any loss; or the same
     per block. Both may be SparseRows (an embedding's), but not for "arnoldi". Gradients in float64
     are multiplied in it, others in float32, a slab of entries at a time, with the slabs' sums in
-    float64 ("arnoldi" and sparse rows: all in float64). `estimator` is a name
-    or an estimator's settings (which can also set scaling and policy); `damping` is lambda itself,
-    None the estimator's documented default; `variant` (fisher, arnoldi) is classic by default.
+    float64 ("arnoldi" and sparse rows: all in float64); rows of very small or large norm are scaled
+    for it, so that scores are as finite as in float64. A complex gradient counts as its real and
+    imaginary parts, and one of zero has cosine 0. `estimator` is a name or an estimator's settings
+    (which can also set scaling and policy); `damping` is lambda itself, None the estimator's
+    documented default; `variant` (fisher, arnoldi) is classic by default.
     "arnoldi" needs `curvature`: Ritz pairs of the mean Hessian over exactly these training samples,
     one per block, or one over all blocks in dict order (the result is then {"all": [Q, N]}). A
     score whose denominator is not positive is nan.
@@ -133,15 +135,18 @@ def _block(
 ) -> Tensor:
     if isinstance(settings, ArnoldiScoreSettings):
         train_NP, query_QP = _alike(name, _dense(name, train), _dense(name, query))
-        _check_finite(name, sqnorms(train_NP), sqnorms(query_QP))
+        _check_finite(name, train_NP, query_QP, sqnorms(train_NP), sqnorms(query_QP))
         return _arnoldi(name, train_NP.double(), query_QP.double(), settings, curvature)
     if isinstance(train, SparseRows) and isinstance(query, SparseRows):
         found = _of_words(name, train, query)
     elif isinstance(train, SparseRows) or isinstance(query, SparseRows):
         raise InputError(f"{name}: train and query must both be sparse rows, or both tensors")
     else:
-        found = _of_rows(*_alike(name, train, query))
-    _check_finite(name, found.train_sqnorm_N, found.query_sqnorm_Q)
+        train, query = _alike(name, train, query)
+        if isinstance(settings, CosineSettings):
+            train, query = _of_ordinary_size(train), _of_ordinary_size(query)
+        found = _of_rows(train, query)
+    _check_finite(name, train, query, found.train_sqnorm_N, found.query_sqnorm_Q)
     return _scores(name, found, settings)
 
 
@@ -162,14 +167,35 @@ class _Products:
 
 
 def _of_rows(train_NP: Tensor, query_QP: Tensor) -> _Products:
+    train_sqnorm_N, query_sqnorm_Q = sqnorms(train_NP), sqnorms(query_QP)
+    train_N, query_Q = torch.ones_like(train_sqnorm_N), torch.ones_like(query_sqnorm_Q)
+    if train_NP.dtype == torch.float32:
+        train_N, query_Q = scales(train_sqnorm_N), scales(query_sqnorm_Q)
+        train_NP, query_QP = scaled(train_NP, train_N), scaled(query_QP, query_Q)
+    back_QN = query_Q[:, None] * train_N
+
+    def through(weights_QN: Tensor) -> Tensor:
+        weights_QN = weights_QN * train_N / query_Q[:, None]
+        return weighted_products(weights_QN, train_NP) * back_QN
+
     return _Products(
-        cross_QN=products(query_QP, train_NP),
-        query_sqnorm_Q=sqnorms(query_QP),
-        train_sqnorm_N=sqnorms(train_NP),
-        gram=lambda: products(train_NP, train_NP),
-        through=lambda weights_QN: weighted_products(weights_QN, train_NP),
+        cross_QN=products(query_QP, train_NP) * back_QN,
+        query_sqnorm_Q=query_sqnorm_Q,
+        train_sqnorm_N=train_sqnorm_N,
+        gram=lambda: products(train_NP, train_NP) * train_N[:, None] * train_N,
+        through=through,
         entries=train_NP.shape[1],
     )
+
+
+def _of_ordinary_size(rows_NP: Tensor) -> Tensor:
+    """The rows' directions: those whose squares over- or underflow float64 are scaled."""
+    sqnorm_N = sqnorms(rows_NP)
+    least, most = 1e-200, 1e300
+    if rows_NP.dtype == torch.float32 or bool(((sqnorm_N > least) & (sqnorm_N < most)).all()):
+        return rows_NP
+    exponents_N = torch.frexp(rows_NP.abs().amax(1)).exponent
+    return scaled(rows_NP, torch.exp2(exponents_N.double().clamp(-1022, 1023)))
 
 
 def _of_words(name: str, train: SparseRows, query: SparseRows) -> _Products:
@@ -196,8 +222,7 @@ def _scores(name: str, found: _Products, settings: Estimator) -> Tensor:
     if isinstance(settings, CosineSettings):
         return cosine.scores(found.cross_QN, found.query_sqnorm_Q, found.train_sqnorm_N)
     if isinstance(settings, FisherSettings):
-        factor = fisher.factorise(found.gram())
-        return fisher.scores(factor, found.cross_QN, settings).scores_QN
+        return fisher.scores_of_gram(found.gram(), found.cross_QN, settings).scores_QN
     assert isinstance(settings, DataInfSettings)
     damping = settings.damping
     if damping is None:
@@ -257,11 +282,20 @@ def _flat(name: str, grads: Tensor) -> Tensor:
     return (torch.view_as_real(grads) if grads.is_complex() else grads).flatten(1)
 
 
-def _check_finite(name: str, train_sqnorm_N: Tensor, query_sqnorm_Q: Tensor) -> None:
-    for role, sqnorm in (("train", train_sqnorm_N), ("query", query_sqnorm_Q)):
+def _check_finite(
+    name: str, train: Block, query: Block, train_sqnorm_N: Tensor, query_sqnorm_Q: Tensor
+) -> None:
+    for role, block, sqnorm in (("train", train, train_sqnorm_N), ("query", query, query_sqnorm_Q)):
         bad = torch.nonzero(~torch.isfinite(sqnorm)).view(-1).tolist()
-        if bad:
+        if not bad:
+            continue
+        values = block.rows if isinstance(block, SparseRows) else block
+        if torch.isfinite(values).all():
             raise InputError(
-                f"{name}: {len(bad)} {role} gradients are not finite (rows {bad[:5]}); drop those "
-                "samples first (distinf.numerics.capture.finite_rows)"
+                f"{name}: the squares of {len(bad)} {role} gradients overflow float64 (rows "
+                f"{bad[:5]}); divide the loss by a constant"
             )
+        raise InputError(
+            f"{name}: {len(bad)} {role} gradients are not finite (rows {bad[:5]}); drop those "
+            "samples first (distinf.numerics.capture.finite_rows)"
+        )

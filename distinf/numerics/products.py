@@ -1,5 +1,9 @@
 """Dot products of all pairs of rows of two matrices, in full precision (no TF32, no autocast).
 
+The entries' products over- and underflow float32 long before the entries do. Rows whose norm is out
+of the ordinary are therefore scaled, each by a power of two near its norm, and what is made of them
+is scaled back in float64: no digit changes, and the cosine of two tiny rows is not 0.
+
 Shape legend: M and N rows, P entries.
 """
 
@@ -12,6 +16,7 @@ from distinf.numerics.precision import precision
 
 SLAB = 16_384  # entries that are multiplied at once
 CACHED = 1 << 18  # entries whose float64 copy is held at once
+ORDINARY = (1e-12, 1e15)  # norms of rows whose products float32 holds with digits to spare
 
 
 def products(first_MP: Tensor, second_NP: Tensor) -> Tensor:
@@ -23,6 +28,26 @@ def products(first_MP: Tensor, second_NP: Tensor) -> Tensor:
         for span in slabs(first_MP.shape[1]):
             found_MN += first_MP[:, span] @ second_NP[:, span].T
     return found_MN
+
+
+def scales(sqnorms_N: Tensor) -> Tensor:
+    """fp64 [N]: what to divide rows of these squared norms by; 1 for an ordinary one, or 0."""
+    norms_N = sqnorms_N.double().sqrt()
+    least, most = ORDINARY
+    odd_N = ((norms_N > 0) & (norms_N < least)) | ((norms_N > most) & torch.isfinite(norms_N))
+    powers_N = torch.ldexp(torch.ones_like(norms_N), torch.frexp(norms_N).exponent)
+    return torch.where(odd_N, powers_N, 1.0)
+
+
+def scaled(rows_NP: Tensor, scales_N: Tensor) -> Tensor:
+    """The rows divided by their scales, exactly; the rows themselves where all are 1."""
+    if bool((scales_N == 1).all()):
+        return rows_NP
+    exponents_N = 1 - torch.frexp(scales_N).exponent
+    half_N = exponents_N // 2  # the whole factor of a subnormal row would be no float32
+    for part_N in (half_N, exponents_N - half_N):
+        rows_NP = rows_NP * torch.exp2(part_N.to(rows_NP))[:, None]
+    return rows_NP
 
 
 def sqnorms(rows_NP: Tensor) -> Tensor:
