@@ -274,11 +274,13 @@ def test_cancellation_by_norms_is_that_of_whole_groups(run):
 
 @pytest.mark.parametrize(("most", "warned"), [(0.0, False), (1.0, True)])
 def test_a_model_no_better_than_saying_one_class_is_warned_of(run, monkeypatch, most, warned):
-    told = {"largest_class": {QUERY: most}, "empty": {TRAIN: 2, QUERY: 0}}
+    told = {"largest_class": {QUERY: most}, "empty": {TRAIN: 2, QUERY: 0}, "replaced": 3}
     monkeypatch.setattr(words_task.Cell, "summary", lambda self: told)
     lines = [line for line in findings.findings(run).warnings if "always saying" in line]
     assert len(lines) == (len(run.outline.cells) if warned else 0)
     assert "words-0: 2 texts of 'train' are empty." in findings.findings(run).warnings
+    replaced = "words-0: 3 half characters of the file are U+FFFD here."
+    assert replaced in findings.findings(run).warnings
     assert ("warning: words-0: the model gets" in "\n".join(summary_lines(run))) is warned
 
 

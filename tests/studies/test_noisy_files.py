@@ -115,7 +115,7 @@ def test_text_columns_are_found_or_named(tmp_path):
         ("a.tsv", "label\tx\tsplit\n1\ta\teval\n", {}, "says 'eval'; use train"),
         ("a.tsv", "label\tsentence\n", {}, "has no rows"),
         ("a.tsv", "", {}, "has no rows"),
-        ("a.tsv", "label\tsentence\n1\n", {}, "row 0 has 1 fields where the header has 2"),
+        ("a.tsv", "label\tsentence\n1\n", {}, "row 0 (line 2) has 1 fields where the header has 2"),
         ("a.tsv", "label\tlabel\n1\t1\n", {}, "two columns are called 'label'"),
         ("a.csv", 'label,sentence\n1,"x\n', {}, "is not CSV"),
         ("a.jsonl", "{", {}, "row 0 is not JSON"),
@@ -153,7 +153,7 @@ def test_a_damaged_archive_is_one_line(tmp_path):
 def test_bytes_that_are_no_text(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_bytes(b"label\tsentence\n1\t\xff\n")
-    with pytest.raises(InputError, match="not UTF-8 at byte 17"):
+    with pytest.raises(InputError, match=r"not UTF-8 at byte 17 \(line 2\)"):
         read_table(DataSettings(path=str(path)))
 
 

@@ -278,6 +278,7 @@ def test_the_summary_tells_the_largest_class_and_empty_texts(cell):
     share = np.bincount(arrays["evaluation_clean"]).max() / len(arrays["evaluation_clean"])
     assert told["largest_class"]["evaluation"] == share
     assert told["empty"] == {"train": 0, "evaluation": 0, "test": 0}
+    assert told["replaced"] == 0
 
 
 def test_rows_without_a_token_are_refused_by_number(settings, tmp_path, monkeypatch):

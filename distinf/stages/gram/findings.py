@@ -323,6 +323,9 @@ def _warnings(session: Session, cells: Sequence[Cell]) -> list[str]:
         cut = sum(_by_split(task, "truncated").values())
         if cut:
             found.append(f"{cell.name}: {cut} rows are longer than the limit and were cut.")
+        replaced = _summary(task).get("replaced")
+        if replaced:
+            found.append(f"{cell.name}: {replaced} half characters of the file are U+FFFD here.")
         for split, count in _by_split(task, "texts_shared_with_train").items():
             if count:
                 found.append(f"{cell.name}: {count} texts of '{split}' are training texts too.")

@@ -112,7 +112,7 @@ class Summarised(Protocol):
 
     def summary(self) -> Mapping[str, Any]:
         """Any of: by split truncated, empty, texts_shared_with_train (rows) and largest_class (its
-        share); vocabulary, the number of tokens kept."""
+        share); vocabulary, the number of tokens kept; replaced, half characters now U+FFFD."""
 
 
 def cells_of(task: Task) -> dict[str, Task]:

@@ -12,6 +12,7 @@ Arrays, for part in train, evaluation (the queries), test:
     vocabulary                         int64 [V'] where it is compressed: vocabulary[new id] = old
     pad                                int64 [1]: the padding token's id in the data
     truncated                          int64 [3]: rows cut to max_length, by part
+    replaced                           int64 [1]: half characters of the source, now U+FFFD
     shared_texts                       int64 [2]: queries and tests whose text is a training text
 """
 
@@ -94,7 +95,8 @@ def prepare_cell(settings: NoisyLabelSettings, cell: Cell, load: Load | None = N
     arrays["classes"], arrays["class_offsets"] = packed_texts(table.classes)
     training = {table.texts[row] for row in chosen["train"]}
     shared = [sum(table.texts[row] in training for row in chosen[part]) for part in PARTS[1:]]
-    return arrays | {"shared_texts": np.array(shared)} | _tokens(settings, table, chosen)
+    arrays |= {"shared_texts": np.array(shared), "replaced": np.array([table.replaced])}
+    return arrays | _tokens(settings, table, chosen)
 
 
 def _part(table: Table, part: str, rows: np.ndarray) -> Arrays:

@@ -152,7 +152,7 @@ class NoisyCell:
 
     def summary(self) -> dict[str, Any]:
         """What is worth saying of the rows: how many, cut, empty, shared between splits; tokens
-        kept; the share of the largest class."""
+        kept; the share of the largest class; half characters replaced."""
         arrays = self._attached()
         vocabulary = arrays.get("vocabulary")
         return {
@@ -160,6 +160,7 @@ class NoisyCell:
             "flipped": int(self.flipped().sum()),
             "truncated": dict(zip(PARTS, arrays["truncated"].tolist())),
             "texts_shared_with_train": dict(zip(PARTS[1:], arrays["shared_texts"].tolist())),
+            "replaced": int(arrays["replaced"][0]),
             "vocabulary": None if vocabulary is None else len(vocabulary),
             "largest_class": {part: self._largest_class(part) for part in PARTS},
             "empty": {
