@@ -10,20 +10,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distinf.errors import InputError
+from distinf.stages.notes import beside, placed, truth
 from distinf.stages.task import SPLITS, Batch, PerSampleLoss, Shapes, Wording
+from distinf.stages.tensors import tensor_columns
 
 
 class TensorTask:
     """Splits are dicts of tensors whose first dimension is the row.
 
     model      () -> nn.Module; called under `seed`, so its initial weights are reproducible
-    data       {"train": {name: Tensor [N, ...]}, "evaluation": {...}}
+    data       {"train": {name: Tensor [N, ...]}, "evaluation": {...}}; numpy arrays, pandas columns
+               and lists of numbers become tensors
     losses     {name: loss(model, batch) -> [N]}; the first is the training loss
     metric     (model, batch) -> [N], what should go down (default: the training loss)
     optimizer  (parameters, lr=…, weight_decay=…) -> optimizer (default: torch.optim.AdamW)
     shared_rows  True where evaluation rows may be training rows too; else a run refuses them
-    notes      {column: values [N]} of the training rows for people: texts, labels
-    flipped    bool [N]: training rows whose label is known to be wrong, to see how many are found
+    notes      {column: values [N]} of the training rows for people: texts, labels, probabilities;
+               by place (an index of pandas plays no part)
+    flipped    bool [N], or zeros and ones: training rows whose label is known to be wrong, to see
+               how many are found
     correct    (model, batch) -> bool [N]: rank and vote count evaluation rows that the model gets
                right (default: all)
     """
@@ -35,47 +40,50 @@ class TensorTask:
     def __init__(
         self,
         model: Callable[[], nn.Module],
-        data: Mapping[str, Mapping[str, Tensor]],
+        data: Mapping[str, Mapping[str, Any]],
         losses: Mapping[str, PerSampleLoss],
         metric: PerSampleLoss | None = None,
         seed: int = 0,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
         shared_rows: bool = False,
-        notes: Mapping[str, Sequence[Any]] | None = None,
-        flipped: Tensor | None = None,
+        notes: Mapping[str, Any] | None = None,
+        flipped: Any = None,
         correct: PerSampleLoss | None = None,
     ):
-        missing = [split for split in ("train", "evaluation") if not data.get(split)]
+        missing = [split for split in SPLITS if split not in data]
         if missing:
             raise InputError(f"task: data has no '{missing[0]}' split")
-        for split, columns in data.items():
-            odd = [name for name, values in columns.items() if not isinstance(values, Tensor)]
-            if odd:
-                kind = type(columns[odd[0]]).__name__
-                raise InputError(f"task: column '{odd[0]}' of '{split}' is a {kind}, not a tensor")
-            lengths = {name: len(values) for name, values in columns.items()}
-            if len(set(lengths.values())) != 1:
-                raise InputError(f"task: columns of '{split}' differ in length: {lengths}")
         if not losses:
             raise InputError("task: give at least one per-sample loss")
         self.losses = dict(losses)
         self.wording = Wording(metric=next(iter(losses)) if metric is None else "metric")
         self._model = model
-        self._data = data
+        self._data = {split: tensor_columns(split, columns) for split, columns in data.items()}
         self._metric = metric or next(iter(losses.values()))
         self._seed = seed
         self._optimizer = optimizer
         self._shared_rows = shared_rows
-        self._notes = dict(notes or {})
-        self._flipped = flipped
+        self._notes = self._placed(notes)
+        self._flipped = None if flipped is None else truth("flipped", flipped)
         self._correct = correct
-        counts = {name: len(values) for name, values in self._notes.items()}
-        counts |= {} if flipped is None else {"flipped": len(flipped)}
-        for name, count in counts.items():
-            if count != self.rows("train"):
-                raise InputError(
-                    f"task: '{name}' has {count} values for {self.rows('train')} training rows"
-                )
+        if self._flipped is not None:
+            self._refuse_length("flipped", len(self._flipped))
+
+    def _placed(self, notes: Any) -> dict[str, Sequence[Any]]:
+        if notes is None:
+            return {}
+        if not hasattr(notes, "items"):
+            kind = type(notes).__name__
+            raise InputError(f"task: notes is a {kind}; give columns by name, {{name: values}}")
+        found = {str(name): placed(str(name), values) for name, values in notes.items()}
+        for name, values in found.items():
+            self._refuse_length(name, len(values))
+        return found
+
+    def _refuse_length(self, name: str, count: int) -> None:
+        rows = self.rows("train")
+        if count != rows:
+            raise InputError(f"task: '{name}' has {count} values for {rows} training rows")
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -95,12 +103,14 @@ class TensorTask:
 
     def describe(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """For each training row its number and the notes on it."""
-        columns = self._notes.items()
-        return [{"row": int(i), **{k: v[i] for k, v in columns}} for i in np.asarray(ids).tolist()]
+        return [
+            beside({"row": row}, {name: values[row] for name, values in self._notes.items()})
+            for row in np.asarray(ids).tolist()
+        ]
 
     def flipped(self) -> np.ndarray | None:
         """bool [N], or None where no wrong label is known."""
-        return None if self._flipped is None else self._flipped.cpu().numpy().astype(bool)
+        return self._flipped
 
     def optimizer(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float

@@ -14,7 +14,8 @@ from distinf.stages.gram.blocks import ALL, SPARSE, layer
 from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
-from distinf.stages.gram.task import METRICS, Described, Numbered, Summarised
+from distinf.stages.gram.task import METRICS, Numbered, Summarised, described_rows
+from distinf.stages.notes import beside
 from distinf.stages.page.provenance import provenance_of
 from distinf.stages.page.rows import array_summary
 
@@ -231,11 +232,10 @@ def cell_ranking(session: Session, cell: Cell) -> list[dict[str, Any]]:
     order = np.argsort(lowest_first(scores_N), kind="stable")
     noise = flipped_rows(session, cell.name)
     task = session.task(cell.name)
-    told = task.describe(order) if isinstance(task, Described) else [{"row": int(r)} for r in order]
     found = []
-    for place, (row, more) in enumerate(zip(order.tolist(), told, strict=True), 1):
+    for place, (row, told) in enumerate(zip(order.tolist(), described_rows(task, order)), 1):
         mark = {} if noise is None else {"flipped": bool(noise[row])}
-        found.append({"place": place, "score": float(scores_N[row]), **mark, **more})
+        found.append(beside({"place": place, "score": float(scores_N[row]), **mark}, told))
     return found
 
 
@@ -278,9 +278,7 @@ def _numbers(task: Any, split: str, rows: np.ndarray) -> list[int]:
     """The rows' numbers in the user's own data, where the task knows them."""
     if isinstance(task, Numbered):
         return np.asarray(task.numbers(split))[rows].tolist()
-    if split == TRAIN and isinstance(task, Described):
-        return [int(told.get("row", row)) for row, told in zip(rows, task.describe(rows))]
-    return rows.tolist()
+    return [told["row"] for told in described_rows(task, rows)] if split == TRAIN else rows.tolist()
 
 
 def _summary(task: Any) -> Mapping[str, Any]:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from types import ModuleType
 
+import numpy as np
+
 from distinf.stages.gram import actions, data, gradients, gram, report, scores, train
-from distinf.stages.gram.session import Session
-from distinf.stages.gram.task import Checked, Prepared
+from distinf.stages.gram.session import TRAIN, Session
+from distinf.stages.gram.task import Checked, Prepared, described_rows
 from distinf.stages.task import rehearse
 
 STAGES: Sequence[ModuleType] = (data, train, gradients, gram, scores, actions, report)
@@ -19,6 +21,7 @@ def check(session: Session) -> None:
     for task in session.tasks.values():
         if not isinstance(task, Prepared):
             rehearse(task)
+            described_rows(task, np.arange(min(2, task.rows(TRAIN))))
     train.check(session)
     scores.check(session.outline)
     actions.check(session)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from distinf.stages.gram.settings import TrainSettings
-from distinf.stages.task import Task
+from distinf.stages.notes import described
+from distinf.stages.task import Task, telling
 
 Tell = Callable[[float], None]
 METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
@@ -118,3 +119,11 @@ class Summarised(Protocol):
 def cells_of(task: Task) -> dict[str, Task]:
     """The task's cells; a plain task is its own only one, by the name ""."""
     return dict(task.cells()) if isinstance(task, ManyCells) else {"": task}
+
+
+def described_rows(task: Task, rows: np.ndarray) -> list[dict[str, Any]]:
+    """What the task says of these training rows, plain; at least "row", each row's number."""
+    if not isinstance(task, Described):
+        return [{"row": row} for row in rows.tolist()]
+    with telling("describe()"):
+        return described(task.describe, rows)

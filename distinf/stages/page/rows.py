@@ -11,17 +11,36 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formulas begin
 
 
 def csv_text(rows: Sequence[Row]) -> str:
     """Rows as CSV with the union of their columns; missing and non-finite values are empty."""
     out = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([_cell(name) for name in names])
     for row in rows:
-        writer.writerow({k: "" if v is None else v for k, v in plain(row).items()})
+        values = plain(row)
+        writer.writerow([_cell(values.get(name)) for name in names])
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    if value is None:
+        return ""
+    if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def json_text(rows: Sequence[Row]) -> str:
