@@ -32,6 +32,7 @@ from distinf.stages.task import (
 )
 
 Settings = TypeVar("Settings")
+METHOD = "gradients.method"
 NOT_VARIED = ("task", "route", "out", "runtime", "beside", "report", "provenance")
 
 
@@ -90,8 +91,32 @@ class RunConfig(BaseModel):
                 if key.partition(".")[0] in NOT_VARIED:
                     raise InputError(f"beside.{name}: '{key}' is the same for the whole run")
                 assign(raw, key, value, f"beside.{name}")
-            found[name] = resolve(raw, f"beside.{name}")
+            varied = resolve(raw, f"beside.{name}")
+            if self.method and not varied.method:  # it was chosen for the run
+                varied = varied.settled({"": self.method})
+            found[name] = varied
         return found
+
+    @property
+    def method(self) -> str | None:
+        """gradients.method; None where it is still to be chosen."""
+        chosen: str | None = self.stages.gradients.method
+        return chosen
+
+    def settled(self, methods: Mapping[str, str]) -> "RunConfig":
+        """With the methods that were chosen, the run's by "" and variations' by name, filled in."""
+        if self.method is not None or "" not in methods:
+            return self
+        main = methods[""]
+        gradients = dataclasses.replace(self.stages.gradients, method=main)
+        others = {n: m for n, m in methods.items() if m != main and n in self.beside}
+        beside = {
+            name: {**changes, METHOD: others[name]} if name in others else changes
+            for name, changes in self.beside.items()
+        }
+        made = self.model_copy(update={"gradients": gradients, "beside": beside})
+        made.__dict__.pop("variations", None)
+        return made
 
     def context(self, root: str, name: str = "") -> dict[str, Any]:
         """What a worker needs to know of this run, as JSON; `name` is a variation's."""

@@ -33,3 +33,23 @@ def install_command(extra: str) -> str:
     needed = metadata.requires("distinf") or []
     parts = [line.partition(";") for line in needed if re.search(rf"""['"]{extra}['"]""", line)]
     return "pip install " + " ".join(f'"{name.strip()}"' for name, _, _ in parts)
+
+
+class OtherMethod(InputError):
+    """Per-sample gradients that need another method: why, and which methods may do.
+
+    The line names the library's argument; `in_a_run` is the same with the run's key.
+    """
+
+    def __init__(self, reason: str, methods: tuple[str, ...], otherwise: str = "") -> None:
+        self.reason, self.methods, self.otherwise = reason, methods, otherwise
+        named = " or ".join(repr(method) for method in methods)
+        super().__init__(f"{reason}: use method={named}{otherwise}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...], str]]:
+        return type(self), (self.reason, self.methods, self.otherwise)
+
+    def in_a_run(self) -> InputError:
+        """For who has a configuration instead of a call."""
+        ways = " or ".join(f"--set gradients.method={method}" for method in self.methods)
+        return InputError(f"{self.reason}: {ways}{self.otherwise}")

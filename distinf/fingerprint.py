@@ -16,7 +16,9 @@ from distinf.runtime.units import flatten
 from distinf.stages.checkpoint import content_digest
 from distinf.stages.task import task_path, telling
 
-NOT_FINGERPRINTED = ("runtime", "out", "provenance", "data.cache_mb", "report", "train.checkpoint")
+NOT_FINGERPRINTED = (
+    "runtime", "out", "provenance", "data.cache_mb", "report", "train.checkpoint", "gradients.check"
+)  # fmt: skip
 BITWISE = {  # by route: another version, other last bits
     "basis": ("torch", "numpy", "sionna-no-rt", "sionna"),
     "gram": ("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from distinf.config import RunConfig, dump, load
+from distinf.config import METHOD, RunConfig, dump, load
 from distinf.config_file import CONFIG
 from distinf.errors import CorruptionError, InputError, Interrupted
 from distinf.fingerprint import fingerprint, provenance
@@ -78,14 +78,18 @@ def _write_config(session: Session, text: str | None) -> None:
 def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Session, str | None]:
     """The session, and the config.yaml to write (None: it stands); nothing is written here."""
     blobs = open_root(str(config.out))
-    session = _session(config, blobs.root)
     stored = _stored_provenance(blobs)
+    config = config.settled(_stored_methods(stored))
+    session = _session(config, blobs.root)
     if stored is None and blobs.names(""):
         raise InputError(
             f"out: {blobs.root} is not empty and holds no {CONFIG}; choose another --out"
         )
     LOG.info("checking the task on a few rows")
-    route.check(session)
+    methods = route.check(session)
+    if config.method is None:
+        config = config.settled(methods)
+        session.settle(config.context(blobs.root))
     if stored is None:
         plans = quick_plans(session, config.runtime)
         refuse_what_cannot_fit(plans, config.runtime, blobs)
@@ -138,6 +142,19 @@ def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
         return None
     except (yaml.YAMLError, TypeError):
         raise CorruptionError(f"{blobs.root}/{CONFIG} is not a run's configuration") from None
+
+
+def _stored_methods(stored: Mapping[str, Any] | None) -> dict[str, str]:
+    """The methods of gradients that the folder's run and its variations have."""
+    keys = (stored or {}).get("fingerprint", {})
+    found = {"": keys[METHOD]} if keys.get(METHOD) else {}
+    varied = {key: value for key, value in keys.items() if key.startswith("beside.")}
+    found |= {
+        key.removeprefix("beside.").removesuffix(f".{METHOD}"): value
+        for key, value in varied.items()
+        if key.endswith(f".{METHOD}") and value
+    }
+    return found
 
 
 def _session(config: RunConfig, root: str) -> Session:

@@ -30,7 +30,7 @@ SHARED += (torch.Size, torch.dtype, torch.device)
 
 def rows(batch: Batch) -> int:
     """Number of samples N, the same in all leaves; InputError where they differ."""
-    lengths = {path: len(leaf) for path, leaf in _leaves(batch)}
+    lengths = {path: len(leaf) for path, leaf in leaves(batch)}
     if not lengths:
         raise InputError(
             "the batch holds no samples; give tensors with the samples along dim 0, in a dict, "
@@ -58,6 +58,11 @@ def take(batch: Batch, index: slice | Sequence[int]) -> Batch:
     return mapped(batch, taken)
 
 
+def copied(batch: Batch) -> Batch:
+    """The same with tensors of its own: a loss may change its batch in place."""
+    return mapped(batch, lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+
+
 def as_tensors(batch: Batch, dtype: torch.dtype | None = None) -> Batch:
     """The batch with arrays as tensors, and no tensor that torch.inference_mode() made.
 
@@ -80,16 +85,16 @@ def split(batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Batc
 
     For torch.func's transforms, which know few containers. InputError for texts.
     """
-    leaves = dict(_leaves(batch))
-    for path, leaf in leaves.items():
+    found = dict(leaves(batch))
+    for path, leaf in found.items():
         if isinstance(leaf, list):
             raise InputError(f"{path} is a list of texts, which vmap can't take; use method='loop'")
 
     def rebuilt(tensors: Sequence[Tensor]) -> Batch:
-        given = dict(zip(leaves, tensors, strict=True))
+        given = dict(zip(found, tensors, strict=True))
         return mapped(batch, lambda path, _: given[path])
 
-    return list(leaves.values()), rebuilt
+    return list(found.values()), rebuilt
 
 
 def mapped(batch: Batch, change: Callable[[str, Leaf], Any], path: str = "batch") -> Batch:
@@ -111,7 +116,8 @@ def mapped(batch: Batch, change: Callable[[str, Leaf], Any], path: str = "batch"
     raise InputError(f"{path} is a {type(batch).__name__}; {_remedy(batch)}")
 
 
-def _leaves(batch: Batch) -> Iterator[tuple[str, Leaf]]:
+def leaves(batch: Batch) -> Iterator[tuple[str, Leaf]]:
+    """Path and content of each leaf that has samples, in order."""
     found: list[tuple[str, Leaf]] = []
     mapped(batch, lambda path, leaf: found.append((path, leaf)))
     return iter(found)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from distinf.errors import InputError
-from distinf.numerics.batches import Batch, as_tensors, rows, split, take
+from distinf.errors import InputError, OtherMethod
+from distinf.numerics.agreement import Subject, agreed_method, passing_method
+from distinf.numerics.batches import Batch, as_tensors, copied, rows, split, take
 from distinf.numerics.curvature import (
     Loss,
     applied,
@@ -21,12 +22,16 @@ from distinf.numerics.curvature import (
     refuse_without_gradient,
     sum_gradient,
 )
-from distinf.numerics.hooks import block_gradients, hook_gradients
+from distinf.numerics.hooks import block_gradients, hook_gradients, known_layers
 from distinf.numerics.parameters import Layout
 from distinf.numerics.projection import TwoSided
+from distinf.numerics.remembering import makeup, remembered
 from distinf.numerics.sparse import SparseRows
+from distinf.numerics.waiting import told
 
 Method = Literal["vmap", "loop", "hooks"]
+Methods = tuple[Method, ...]
+METHOD_ORDER: Methods = ("hooks", "vmap", "loop")  # the fastest first
 
 
 @torch.inference_mode(False)
@@ -40,39 +45,47 @@ def per_sample_gradients(
     method: Method | None = None,
     embeddings: bool = False,
     project: TwoSided | None = None,
+    check: bool = True,
+    progress: bool | None = None,
 ) -> dict[str, Tensor | SparseRows]:
     """{parameter name: [N, entries]}: each sample's gradient of `loss(model, batch) -> [N]`.
 
     blocks: "all", "lora" or a regex on parameter names. The model runs in evaluation mode. `chunk`
-    samples are differentiated at once. method: "vmap"; "loop", one at a time, for layers that vmap
-    cannot pass (quantised ones); "hooks", the fastest for the layers that it knows (hooks.py:
-    linear, convolutions, norms, embeddings), which see the samples along their first dimension.
+    samples are differentiated at once. method: "hooks", the fastest for the layers that it knows
+    (hooks.py: linear, convolutions, norms, embeddings); "vmap"; "loop", one at a time, for what
+    neither can pass (quantised layers, say). None takes the first of them that can and agrees.
+
+    check: once per model, loss, blocks and method, two and three rows are compared with what they
+    give one at a time (agreement.py). InputError where a method differs (None takes the next), and
+    for a loss that is random or mixes its rows. It costs about a dozen rows' gradients and a chunk.
 
     `embeddings` adds the input embedding, frozen or not; `project` makes linear layers' weights
-    [N, p * p]. Either takes the hooks (else None is vmap), where an embedding's gradients are
-    SparseRows and all are float32 at least. Non-finite gradients come back as they are: see
-    finite_rows. A complex parameter's are complex, dL/dRe + i dL/dIm.
+    [N, p * p]. Either takes the hooks, where an embedding's gradients are SparseRows and all are
+    float32 at least. Non-finite gradients come back as they are: see finite_rows. A complex
+    parameter's are complex, dL/dRe + i dL/dIm.
 
     `batch`: tensors with the samples along dim 0, or arrays or lists of texts, in any containers
     (batches.py). Raises InputError where their numbers of rows differ, and for a loss that
     depends on none of the parameters.
+    progress: a line on stderr for long work; None: in a terminal from 3 s on, elsewhere from 30 s.
     """
     layout = Layout.of(model, blocks, embeddings=embeddings, real=False)
     refuse_unusable(model, layout)
     batch = as_tensors(batch, model.get_parameter(layout.names[0]).dtype.to_real())
     hooked = embeddings or project is not None
-    method = method or ("hooks" if hooked else "vmap")
-    _check(method, chunk)
-    if method != "hooks":
-        if hooked:
-            raise InputError(f"embeddings and project need method='hooks', not {method!r}")
-        found = _flat_blocks(model, loss, batch, layout, chunk=chunk, method=method)
-    else:
-        parts = [
-            block_gradients(model, loss, part, layout, project=project)
-            for part in [*_chunks(batch, chunk)] or [batch]
-        ]
-        found = {name: _cat([part[name] for part in parts]) for name in layout.names}
+    if hooked and method not in (None, "hooks"):
+        raise InputError(f"embeddings and project need method='hooks', not {method!r}")
+    _check(method or "hooks", chunk)
+    wanted: Methods = ("hooks",) if hooked else METHOD_ORDER if method is None else (method,)
+    settled = settled_method(
+        model, loss, batch, layout, wanted, chunk=chunk, project=project, check=check
+    )
+    gradients = _by_method(model, loss, layout, project)
+    parts = [
+        gradients(settled, part)
+        for part in told([*_chunks(batch, chunk)] or [batch], rows(batch), progress)
+    ]
+    found = {name: _cat([part[name] for part in parts]) for name in layout.names}
     if rows(batch) and not any(_some(block) for block in found.values()):
         refuse_without_gradient(model, loss, _chunks(batch, chunk), layout)
     return found
@@ -94,6 +107,56 @@ def _some(block: Tensor | SparseRows) -> bool:
     """Whether there is an entry that is not zero; mostly the first row tells."""
     values = block.rows if isinstance(block, SparseRows) else block
     return any(bool(row.any()) for row in values)
+
+
+def settled_method(
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    layout: Layout,
+    methods: Methods = METHOD_ORDER,
+    *,
+    chunk: int = 32,
+    project: TwoSided | None = None,
+    least: int = 0,
+    check: bool = True,
+) -> Method:
+    """The first of `methods` that knows every layer and agrees with one row at a time.
+
+    Remembered for this model and loss. `check` off: only whether hooks know the layers, and vmap
+    passes two rows. InputError: the last method's, or for a loss that no method can take.
+    """
+    projected: frozenset[str] = frozenset()
+    if "hooks" in methods:
+        try:
+            projected = known_layers(model, layout, project, least)
+        except InputError:
+            if methods == ("hooks",):
+                raise
+            methods = tuple(method for method in methods if method != "hooks")
+    if not check and len(methods) == 1:
+        return methods[0]
+    key = (layout.names, methods, project, least, chunk == 1, check, makeup(model))
+    known = remembered(model, loss)
+    if key not in known:
+        gradients = _by_method(model, loss, layout, project, least)
+        subject = Subject(model, loss, batch, layout, gradients, chunk, project, projected)
+        known[key] = agreed_method(subject, methods) if check else passing_method(subject, methods)
+    return known[key]  # type: ignore[return-value]
+
+
+def _by_method(
+    model: nn.Module, loss: Loss, layout: Layout, project: TwoSided | None, least: int = 0
+) -> Callable[[str, Batch], dict[str, Tensor | SparseRows]]:
+    """(method, batch) -> {parameter: [n, entries]}."""
+
+    def gradients(method: Any, batch: Batch) -> dict[str, Tensor | SparseRows]:
+        if method == "hooks":
+            return block_gradients(model, loss, batch, layout, project=project, least=least)
+        count = max(rows(batch), 1)
+        return _flat_blocks(model, loss, batch, layout, chunk=count, method=method)
+
+    return gradients
 
 
 def flat_gradients(
@@ -119,7 +182,8 @@ def _check(method: str, chunk: int) -> None:
 
 def _chunks(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, rows(batch), size):
-        yield take(batch, slice(start, start + size))
+        # A loss may change its batch in place: it gets a copy.
+        yield copied(take(batch, slice(start, start + size)))
 
 
 def _cat(parts: Sequence[Tensor | SparseRows]) -> Tensor | SparseRows:
@@ -140,9 +204,8 @@ def _vectorised(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> T
         try:
             grads = vmap(grad(sample_loss), in_dims=(None, 0))(parameters, tensors)
         except RuntimeError as error:
-            raise InputError(
-                f"vectorised per-sample gradients failed ({str(error).splitlines()[0]}); "
-                "use method='loop'"
+            raise OtherMethod(
+                f"vectorised per-sample gradients failed ({str(error).splitlines()[0]})", ("loop",)
             ) from error
     sizes = dict(zip(layout.names, layout.lengths, strict=True))
     return torch.cat([grads[name].reshape(-1, size) for name, size in sizes.items()], dim=1)

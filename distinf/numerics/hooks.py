@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
-from distinf.numerics.batches import Batch, mapped, rows
+from distinf.numerics.batches import Batch, copied, mapped, rows
 from distinf.numerics.curvature import Loss, evaluating, per_sample
-from distinf.numerics.layer_uses import REENTRANT, LayerUses, wanted_layers
+from distinf.numerics.layer_uses import REENTRANT, LayerUses, factors_of, wanted_layers
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
@@ -53,9 +53,15 @@ def block_gradients(
     return {name: found[name] if name in found else uses.zeros(name) for name in layout.names}
 
 
-def refuse_unknown_layers(model: nn.Module, layout: Layout) -> None:
-    """InputError, naming the parameter, for a layer of the layout that has no rules."""
-    wanted_layers(model, {name: model.get_parameter(name) for name in layout.names})
+def known_layers(
+    model: nn.Module, layout: Layout, project: TwoSided | None = None, least: int = 0
+) -> frozenset[str]:
+    """The parameters whose gradients block_gradients projects.
+
+    InputError, naming the parameter, for a layer of the layout that has no rules.
+    """
+    parameters = {name: model.get_parameter(name) for name in layout.names}
+    return frozenset(factors_of(wanted_layers(model, parameters), parameters, project, least))
 
 
 def hook_gradients(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:
@@ -127,6 +133,7 @@ def _differentiate(model: nn.Module, loss: Loss, batch: Batch, uses: LayerUses) 
     if not uses.samples:
         return
     batch = mapped(batch, lambda _, leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)
+    batch = copied(batch)  # a loss may change it in place
     with evaluating(model), _frozen(model), torch.enable_grad(), uses.watched():
         for parameter in uses.parameters.values():
             parameter.requires_grad_()  # outside its own layer, where only this would show it

@@ -139,9 +139,10 @@ def _channel_sum(module: nn.Module, given: Tensor, grad: Tensor) -> Tensor:
 
 
 def _batch_norm_weight(module: nn.BatchNorm2d, given: Tensor, grad: Tensor) -> Tensor:
-    normed = functional.batch_norm(
-        _wide(given), module.running_mean, module.running_var, eps=module.eps
-    )
+    mean, variance = module.running_mean, module.running_var
+    assert mean is not None
+    assert variance is not None
+    normed = functional.batch_norm(_wide(given), _wide(mean), _wide(variance), eps=module.eps)
     return _channel_sum(module, given, normed * grad)
 
 

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointFunction
 
-from distinf.errors import InputError
+from distinf.errors import InputError, OtherMethod
 from distinf.numerics.layer_gradients import Outer, layer_gradient, limit_of, narrowed, rules_of
 from distinf.numerics.projection import TwoSided
 from distinf.numerics.sparse import SparseRows
 
-OTHERWISE = "use method='vmap' or 'loop'"
+OTHERS = ("vmap", "loop")  # methods for what hooks cannot do
+LEAVE_OUT = ", or leave it out of the blocks"
 REENTRANT = (
     "per-sample gradients by hooks do not pass reentrant gradient checkpointing; set its "
     "use_reentrant=False, or turn checkpointing off"
@@ -72,7 +73,7 @@ class LayerUses:
         first = next(iter(parameters.values()))
         self.root = first.new_zeros((), dtype=torch.float32).requires_grad_()
         self.backward = False
-        self._factors = _factors(self.layers, parameters, project, least)
+        self._factors = factors_of(self.layers, parameters, project, least)
         self._receive = receive
         self._waiting: Counter[str] = Counter()
         self._partial: dict[str, Any] = {}
@@ -83,7 +84,8 @@ class LayerUses:
         with ExitStack() as stack:
             for module in self.layers:
                 before = module.register_forward_pre_hook(self._enter)
-                after = module.register_forward_hook(self._leave, with_kwargs=True)
+                # Before other hooks, which may change the output.
+                after = module.register_forward_hook(self._leave, prepend=True, with_kwargs=True)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             yield
@@ -112,10 +114,11 @@ class LayerUses:
             self.parameters[name].requires_grad_()
         given = (args[0] if args else next(iter(kwargs.values()))).detach()
         if len(given) != self.samples or len(output) != self.samples:
-            raise InputError(
+            raise OtherMethod(
                 f"the layer of {self._name(module)!r} sees {len(given)} rows for {self.samples} "
-                f"samples; hooks need the samples along its first dimension: {OTHERWISE}, or "
-                "leave it out of the blocks"
+                "samples; hooks need the samples along its first dimension",
+                OTHERS,
+                LEAVE_OUT,
             )
         if not torch.is_grad_enabled():  # the model's own no_grad: no gradient to wait for
             if _in_reentrant_checkpoint():
@@ -161,9 +164,11 @@ class LayerUses:
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
-            raise InputError(
+            raise OtherMethod(
                 f"the input of the layer of {self._name(use.module)!r} is changed in place after "
-                f"its use; leave that operation out of place, or {OTHERWISE}"
+                "its use, where hooks lose it",
+                OTHERS,
+                ", or make that operation out of place",
             ) from error
         return given
 
@@ -175,9 +180,11 @@ class LayerUses:
         """
         for name, parameter in self.parameters.items():
             if elsewhere.get(parameter) is not None:
-                raise InputError(
+                raise OtherMethod(
                     f"parameter {name!r} is also used outside its layer (tied by hand, say), where "
-                    f"hooks miss it: {OTHERWISE}, or leave it out of the blocks"
+                    "hooks miss it",
+                    OTHERS,
+                    LEAVE_OUT,
                 )
         for name, grads in self._partial.items():
             self._receive(name, grads)
@@ -199,7 +206,7 @@ def _in_reentrant_checkpoint() -> bool:
     return False
 
 
-def _factors(
+def factors_of(
     layers: Mapping[nn.Module, Mapping[str, str]],
     parameters: Mapping[str, nn.Parameter],
     project: TwoSided | None,
@@ -227,8 +234,8 @@ def wanted_layers(
     for path, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise InputError(
-                f"{path!r} normalises by the statistics of the batch, which mixes its samples: "
-                f"{OTHERWISE}"
+                f"{path!r} normalises by the statistics of the batch, which mixes its samples; "
+                "give it running ones (track_running_stats=True)"
             )
         for local, parameter in module.named_parameters(recurse=False):
             if id(parameter) in names:
@@ -242,9 +249,11 @@ def wanted_layers(
 def _check_rule(module: nn.Module, local: str, name: str) -> None:
     limit = limit_of(module)
     if limit or local not in rules_of(module):
-        raise InputError(
+        raise OtherMethod(
             f"hooks know no rule for parameter {name!r} ({local} of a {type(module).__name__}"
-            f"{'; ' + limit if limit else ''}): {OTHERWISE}, or leave it out of the blocks"
+            f"{'; ' + limit if limit else ''})",
+            OTHERS,
+            LEAVE_OUT,
         )
 
 
@@ -255,7 +264,9 @@ def _check_ties(layers: Mapping[nn.Module, Mapping[str, str]]) -> None:
             kinds.setdefault(name, set()).add(isinstance(module, nn.Embedding))
     for name, found in kinds.items():
         if len(found) > 1:
-            raise InputError(
+            raise OtherMethod(
                 f"parameter {name!r} of an embedding is also another layer's (a tied head), so its "
-                f"gradient has no sparse form: use method='loop', or leave it out of the blocks"
+                "gradient has no sparse form",
+                ("loop",),
+                LEAVE_OUT,
             )

@@ -175,7 +175,7 @@ def _on_gpus(
             outline.shapes.activation_bytes_per_sample,
             precisions(settings),
             batches(outline),
-            settings.gradients.method,
+            settings.gradients.chosen,
         )
         # Workers that share a GPU share its speed; rows are made into batches by the CPU.
         slower = {n: replace(rate, sample=rate.sample / share) for n, rate in rates.items()}

@@ -152,7 +152,7 @@ class Probe:
         width = settings.curvature.keep + settings.targets.count * len(losses)
         directions_WP = torch.full((width, layout.size), 1e-3, device=self.session.device)
         loss = next(iter(losses.values()))
-        chunk, method = settings.gradients.chunk, settings.gradients.method
+        chunk, method = settings.gradients.chunk, settings.gradients.chosen
 
         def call(count: int) -> Any:
             batch = self._batch("train", count)

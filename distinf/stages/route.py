@@ -40,10 +40,10 @@ def titles(session: Any) -> list[str]:
     return [titled(each, stage) for each, stage in [*every, (session, last)]]
 
 
-def check(session: Any) -> None:
-    """InputError for what can only fail later, hours into the run."""
-    for each in together(session):
-        ROUTES[each.ROUTE].check(each)
+def check(session: Any) -> dict[str, str]:
+    """InputError for what can only fail later, hours into the run -> the method by which the run,
+    "", and each variation by name take gradients."""
+    return {each.name: ROUTES[each.ROUTE].check(each) for each in together(session)}
 
 
 def run(session: Any, runtime: Runtime, watch: Watcher) -> None:

@@ -47,6 +47,21 @@ class Session(ABC):
         self._told: dict[str, float] = {}
 
     @property
+    def asked_method(self) -> Any:
+        """gradients.method as it was set; None leaves the choice to the rehearsal."""
+        return self.context["settings"]["gradients"]["method"]
+
+    def settle(self, context: Mapping[str, Any]) -> None:
+        """Take a context that differs in settings alone, before anything is done with them."""
+        for name, inner in self.beside.items():
+            inner.settle(context["beside"][name])
+        self.context = {k: v for k, v in context.items() if k != "beside"}
+        self.basis = context["basis"]
+        for name in ("settings", "outline"):
+            self.__dict__.pop(name, None)
+        self._cache.clear()
+
+    @property
     @abstractmethod
     def outline(self) -> Any:
         """All that the list of units depends on."""

@@ -200,10 +200,11 @@ def telling(what: str) -> Iterator[None]:
         ) from error
 
 
-def rehearse(task: Task) -> None:
+def rehearse(task: Task) -> nn.Module:
     """Every loss, the metric and the optimizer once on two rows, before hours depend on them.
 
-    For a task whose data are there; InputError says what failed, or which shape is wrong.
+    For a task whose data are there; InputError says what failed, or which shape is wrong. Returns
+    the model that it tried.
     """
     ids = np.arange(2)
     with telling("model()"):
@@ -219,6 +220,7 @@ def rehearse(task: Task) -> None:
             _check_rows(f"evaluate()'s column '{name}'", values)
     with telling("optimizer()"):
         task.optimizer(model.parameters(), lr=1e-3, weight_decay=0.0)
+    return model
 
 
 def _check_rows(what: str, values: Tensor) -> None:

@@ -16,6 +16,7 @@ POISONED = {
     "curvature": {"steps": 2, "keep": 2, "probes": 0},
 }
 LOW = {"precision": "bfloat16"}
+VMAP = {"method": "vmap"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def same_projections(found, expected):
 def test_hooks_store_the_same_projections_as_vmap(run):
     found = projections(run("hooks", **REFINED, gradients={"method": "hooks"}))
     assert "solved" in found
-    same_projections(found, projections(run("vmap", **REFINED)))
+    same_projections(found, projections(run("vmap", **REFINED, gradients=VMAP)))
 
 
 def test_a_poisoned_row_is_marked_and_its_numbers_are_not_stored(run):
@@ -54,12 +55,12 @@ def test_a_poisoned_row_is_marked_and_its_numbers_are_not_stored(run):
     assert gradients.quarantined_rows(session) == [7]
     assert np.flatnonzero(~found["finite"]).tolist() == [7]
     assert all(np.all(values[7] == 0) for values in found.values())
-    same_projections(found, projections(run("poisoned vmap", **POISONED)))
+    same_projections(found, projections(run("poisoned vmap", **POISONED, gradients=VMAP)))
 
 
 @pytest.mark.parametrize("method", ["hooks", "vmap"])
 def test_gradients_in_bfloat16_are_close_and_stored_as_float32(run, method):
-    exact = projections(run("poisoned vmap", **POISONED))
+    exact = projections(run("poisoned vmap", **POISONED, gradients=VMAP))
     low = projections(run(f"low {method}", **POISONED, gradients={"method": method, **LOW}))
     assert {name: a.dtype for name, a in low.items()} == {n: a.dtype for n, a in exact.items()}
     assert low["finite"].tolist() == exact["finite"].tolist()

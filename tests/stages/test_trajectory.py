@@ -88,7 +88,7 @@ def test_scores_are_the_sum_over_checkpoints(finished, loss):
     np.testing.assert_array_equal(scores.stored_scores(finished, loss, "tracin"), found)
 
 
-@pytest.mark.parametrize("method", ["loop", "hooks"])
+@pytest.mark.parametrize("method", ["loop", "vmap"])
 def test_every_way_to_the_gradients_gives_the_same_scores(finished, method, tmp_path):
     changes = {"method": method, "rows": 60}
     other = carry_out(tmp_path / method, task=NAME, gradients=changes, **CHECKPOINTS)

@@ -5,12 +5,13 @@ with every query gradient and refined solve. With these every variant is a matri
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distinf.numerics.capture import finite_rows, flat_gradients
+from distinf.numerics.capture import Method, Methods, finite_rows, flat_gradients
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
@@ -20,6 +21,7 @@ from distinf.stages.basis.curvature import stored_pairs
 from distinf.stages.basis.queries import converged_solutions, query_gradients
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.train import trained_model
+from distinf.stages.methods import Pass, agree, in_a_run, rehearsed_method
 from distinf.stages.session import row_ranges
 from distinf.stages.task import Batch, PerSampleLoss
 
@@ -52,6 +54,16 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     ]
 
 
+def rehearsed(session: Session, model: nn.Module, methods: Methods) -> Method:
+    """The first of `methods` that agrees with one row at a time under every loss."""
+    settings, task = session.settings.gradients, session.task
+    first = next(iter(task.losses))
+    passes = [Pass(first, "train", settings.chunk)]
+    passes += [Pass(name, "evaluation", 1) for name in task.losses]  # targets go one by one
+    layout = Layout.of(model, session.settings.curvature.blocks)
+    return rehearsed_method(task, model, layout, settings, passes, methods)
+
+
 def run(session: Session, runtime: Runtime) -> None:
     wanted = [unit for unit, _ in units(session.outline)]
     runtime.pool(session.work("distinf.stages.basis.gradients:body"), wanted, session.ledger(NAME))
@@ -61,12 +73,21 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     settings = session.settings.gradients
     project = _project_by_layer if settings.method == "hooks" else _project_whole
     parts: list[dict[str, np.ndarray]] = []
-    for a, b in row_ranges(unit.stop - unit.start, settings.chunk):
-        ids = np.arange(unit.start + a, unit.start + b)
-        parts.append(project(session, session.batch("train", ids)))
+    with in_a_run():
+        for a, b in row_ranges(unit.stop - unit.start, settings.chunk):
+            ids = np.arange(unit.start + a, unit.start + b)
+            batch = session.batch("train", ids)
+            session.cached("agreed", partial(_agree, session, batch))
+            parts.append(project(session, batch))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
     return session.commit(unit, attempt, arrays, summary={"quarantined": quarantined})
+
+
+def _agree(session: Session, batch: Batch) -> Method:
+    settings = session.settings.gradients
+    model, layout, loss = _differentiated(session)
+    return agree(model, loss, batch, layout, settings, (settings.chosen,), rows=settings.chunk)
 
 
 def _directions(session: Session) -> dict[str, Tensor]:
@@ -106,7 +127,7 @@ def _project_whole(session: Session, batch: Batch) -> dict[str, np.ndarray]:
     directions = session.cached("directions", lambda: _directions(session))
     with precision(settings.precision, session.device):
         grads_NP = flat_gradients(
-            model, loss, batch, layout, chunk=settings.chunk, method=settings.method
+            model, loss, batch, layout, chunk=settings.chunk, method=settings.chosen
         )
     finite_N = finite_rows(grads_NP)
     safe_NP = torch.where(finite_N[:, None], grads_NP, 0.0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.numerics.capture import finite_rows, flat_gradients
@@ -22,7 +22,9 @@ from distinf.stages.basis.curvature import PRODUCT, mean_product, product_rows, 
 from distinf.stages.basis.evaluate import chosen_targets, evaluated
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.train import trained_model
+from distinf.stages.methods import agree, in_a_run
 from distinf.stages.session import done_for_all
+from distinf.stages.task import Batch, PerSampleLoss
 
 NAME = "queries"
 
@@ -118,9 +120,7 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
         batch = session.batch("evaluation", ids)
         arrays = {}
         for name, loss in session.task.losses.items():
-            grads_TP = flat_gradients(
-                model, loss, batch, layout, chunk=1, method=session.settings.gradients.method
-            )
+            grads_TP = target_gradients(session, model, loss, batch, layout)
             if not finite_rows(grads_TP).all():
                 bad = ids[~finite_rows(grads_TP).cpu().numpy()].tolist()
                 raise InputError(f"targets: the {name} gradient of rows {bad} is not finite")
@@ -129,6 +129,16 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
     collective.barrier()
     _solve_all(session, collective, attempt)
     return len(_solvable(session))
+
+
+def target_gradients(
+    session: Session, model: nn.Module, loss: PerSampleLoss, batch: Batch, layout: Layout
+) -> Tensor:
+    """[T, P]: the targets' gradients, each by itself."""
+    settings = session.settings.gradients
+    with in_a_run():
+        agree(model, loss, batch, layout, settings, (settings.chosen,), rows=1)
+        return flat_gradients(model, loss, batch, layout, chunk=1, method=settings.chosen)
 
 
 def _solve_all(session: Session, collective: Collective, attempt: str) -> None:

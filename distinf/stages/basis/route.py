@@ -17,6 +17,7 @@ from distinf.stages.basis import (
     trajectory,
 )
 from distinf.stages.basis.session import Session
+from distinf.stages.methods import methods_to_try
 from distinf.stages.task import GeneratingTask, rehearse
 
 STAGES: Sequence[ModuleType] = (
@@ -34,13 +35,16 @@ STAGES: Sequence[ModuleType] = (
 )
 
 
-def check(session: Session) -> None:
-    """InputError for what can only fail later, hours into the run."""
+def check(session: Session) -> str:
+    """InputError for what can only fail later, hours into the run -> the method of gradients."""
+    method = session.settings.gradients.chosen
+    methods = methods_to_try(session.asked_method, method)
     if not isinstance(session.task, GeneratingTask):
-        rehearse(session.task)
+        method = gradients.rehearsed(session, rehearse(session.task), methods)
     evaluate.check(session.outline)
     trajectory.check(session.outline)
     actions.check(session.outline)
     train.check(session)
     curvature.check(session)
     attribution.check(session)
+    return method

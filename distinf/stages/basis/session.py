@@ -1,7 +1,7 @@
 """A run of the basis route as one process sees it, and what each stage's results depend on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from distinf.numerics.parameters import Layout
 from distinf.runtime import Unit, digest
 from distinf.stages import session as stages_session
 from distinf.stages.basis.settings import StageSettings
 from distinf.stages.checkpoint import content_digest
+from distinf.stages.methods import method_by_layers
 from distinf.stages.session import row_ranges, to_device
 from distinf.stages.task import (
     SPLITS,
@@ -79,6 +81,7 @@ def bases(
     found["evaluate"] = digest([found["train"], s["evaluate"]])
     found["curvature"] = digest([found["train"], s["curvature"]])
     solved = [refine, s["scores"]["damping"], s["scores"]["negative"]] if refine["refine"] else []
+    s["gradients"].pop("check")  # it changes no number
     method = s["gradients"]["method"]
     found["queries"] = digest([found["evaluate"], found["curvature"], s["targets"], solved, method])
     found["gradients"] = digest([found["queries"], s["gradients"]])
@@ -109,7 +112,16 @@ class Session(stages_session.Session):
 
     @cached_property
     def settings(self) -> StageSettings:
-        return TypeAdapter(StageSettings).validate_python(self.context["settings"])
+        """With the method of gradients that the layers allow, until one is chosen."""
+        found = TypeAdapter(StageSettings).validate_python(self.context["settings"])
+        if found.gradients.method is not None:
+            return found
+        with telling("model()"):
+            model = build_task(
+                self.context["task"], self.context["task_settings"], self.seed
+            ).model()
+        method = method_by_layers(model, Layout.of(model, found.curvature.blocks))
+        return replace(found, gradients=replace(found.gradients, method=method))
 
     @cached_property
     def task(self) -> Task:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distinf.numerics.capture import Method
 from distinf.numerics.precision import Precision
 from distinf.stages.settings import at_least, not_negative, positive
 
@@ -177,14 +178,17 @@ class GradientSettings:
     rows           of them to score, from the first on (0: all)
     rows_per_unit  rows of one unit
     chunk          per-sample gradients at once
-    method         vmap, loop (layers that vmap cannot pass), or hooks (the layers they know)
+    method         hooks (the layers they know), vmap, or loop (what neither passes); null takes the
+                   first of them that knows every layer and agrees with one row at a time
+    check          compare a few rows with one row at a time, before the run and on each worker
     precision      of the passes: float32, tf32 (CUDA), or bfloat16
     """
 
     rows: int = 0
     rows_per_unit: int = 480
     chunk: int = 16
-    method: Literal["vmap", "loop", "hooks"] = "vmap"
+    method: Method | None = None
+    check: bool = True
     candidates: Literal["trained", "all"] = "trained"
     precision: Precision = "float32"
 
@@ -192,6 +196,12 @@ class GradientSettings:
         at_least("rows", self.rows, 0)
         at_least("rows_per_unit", self.rows_per_unit, 1)
         at_least("chunk", self.chunk, 1)
+
+    @property
+    def chosen(self) -> Method:
+        """The method, where it is set or chosen."""
+        assert self.method is not None
+        return self.method
 
 
 @dataclass(frozen=True)

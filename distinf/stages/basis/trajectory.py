@@ -28,7 +28,9 @@ from distinf.runtime.ledger import Record
 from distinf.stages.basis import train
 from distinf.stages.basis.evaluate import chosen_targets
 from distinf.stages.basis.gradients import scored_rows
+from distinf.stages.basis.queries import target_gradients
 from distinf.stages.basis.session import Outline, Session
+from distinf.stages.methods import in_a_run
 from distinf.stages.session import row_ranges
 from distinf.stages.task import Batch
 
@@ -117,13 +119,13 @@ def _dots(session: Session, at: "_Checkpoint", batch: Batch) -> tuple[Tensor, Te
     """(dot products [N, K] with the queries, 0 where not finite; finite [N]), as in gradients."""
     settings = session.settings.gradients
     loss = next(iter(session.task.losses.values()))
-    with precision(settings.precision, session.device):
+    with in_a_run(), precision(settings.precision, session.device):
         if settings.method == "hooks":
             dots_NK, sqnorm_N = projected_gradients(at.model, loss, batch, at.layout, at.queries_KP)
             finite_N = torch.isfinite(sqnorm_N)
             return torch.where(finite_N[:, None], dots_NK, 0.0), finite_N
         grads_NP = flat_gradients(
-            at.model, loss, batch, at.layout, chunk=settings.chunk, method=settings.method
+            at.model, loss, batch, at.layout, chunk=settings.chunk, method=settings.chosen
         )
     finite_N = finite_rows(grads_NP)
     safe_NP = torch.where(finite_N[:, None], grads_NP, 0.0)
@@ -156,8 +158,7 @@ def _query_gradients(session: Session, model: nn.Module, layout: Layout, step: i
     batch = session.batch("evaluation", ids)
     found = []
     for name, loss in session.task.losses.items():
-        method = session.settings.gradients.method
-        grads_TP = flat_gradients(model, loss, batch, layout, chunk=1, method=method)
+        grads_TP = target_gradients(session, model, loss, batch, layout)
         bad = ids[~finite_rows(grads_TP).cpu().numpy()].tolist()
         if bad:
             raise InputError(

@@ -25,7 +25,8 @@ ATTENTION_GROUPS = 4
 @dataclass(frozen=True)
 class Block:
     """A parameter tensor: `entries` of it, `width` of them stored (fewer under a projection),
-    from `start` on in its slab. A frozen one is an embedding that was asked for."""
+    from `start` on in its slab. A frozen one is an embedding that was asked for; `words`: it is an
+    embedding's, sparse or dense."""
 
     name: str
     entries: int
@@ -33,6 +34,7 @@ class Block:
     slab: int
     start: int
     trained: bool = True
+    words: bool = False
 
     @property
     def span(self) -> slice:
@@ -69,11 +71,13 @@ def blocks_of(
     settings: GradientSettings,
     embedding: tuple[str, Sequence[int], bool] | None,
     linear: Sequence[str],
+    words: Sequence[str] = (),
 ) -> Blocks:
     """From the names and shapes of dense parameters, in order, and of the embedding (and whether
     it is trained).
 
-    `linear` names the weights of linear layers, which a projection can make smaller.
+    `linear` names the weights of linear layers, which a projection can make smaller, `words` those
+    of embeddings that are dense.
     """
     found: list[Block] = []
     project = TwoSided(0, settings.projection) if settings.projection else None
@@ -85,11 +89,11 @@ def blocks_of(
             width = project.rank**2
         if start and start + width > settings.slab:
             slab, start = slab + 1, 0
-        found.append(Block(name, entries, width, slab, start))
+        found.append(Block(name, entries, width, slab, start, words=name in words))
         start += width
     if embedding is not None:
         name, shape, trained = embedding
-        found.append(Block(name, prod(shape), shape[-1], SPARSE, 0, trained))
+        found.append(Block(name, prod(shape), shape[-1], SPARSE, 0, trained, words=True))
     return Blocks(tuple(found))
 
 
@@ -105,7 +109,7 @@ def groups_of(blocks: Blocks, settings: ScoreSettings) -> dict[str, tuple[str, .
         trained = tuple(block.name for block in blocks.every if block.trained)
         found = {ALL: trained, **_layer_groups(names)}
         found[HEAD] = tuple(name for name in names if HEADS.search(name) and not layer(name)[1])
-        found[EMBEDDING] = (word.name,) if word else ()
+        found[EMBEDDING] = tuple(block.name for block in blocks.every if block.words)
     return {group: members for group, members in found.items() if members}
 
 

@@ -8,13 +8,14 @@ Shape legend: n rows of a unit, P entries of a slab.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distinf.numerics.capture import block_gradients, flat_gradients
+from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
@@ -26,8 +27,9 @@ from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session, la
 from distinf.stages.gram.settings import GradientSettings, StageSettings
 from distinf.stages.gram.task import Measured
 from distinf.stages.gram.train import trained_model
+from distinf.stages.methods import Pass, agree, in_a_run, rehearsed_method
 from distinf.stages.session import row_ranges
-from distinf.stages.task import Batch, PerSampleLoss
+from distinf.stages.task import Batch, PerSampleLoss, Task
 
 NAME = "gradients"
 WORDS = ("words.offsets", "words.ids", "words.rows")
@@ -43,6 +45,15 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         for split in (QUERY, TRAIN)
         for unit in split_units(outline.settings, cell, split)
     ]
+
+
+def rehearsed(session: Session, task: Task, model: nn.Module, methods: Methods) -> Method:
+    """The first of `methods` that agrees with one row at a time on the cell's rows."""
+    settings = session.settings.gradients
+    name = next(iter(task.losses))
+    passes = [Pass(name, split, settings.rows_per_batch) for split in (TRAIN, QUERY)]
+    layout = layout_of(model, settings)
+    return rehearsed_method(task, model, layout, settings, passes, methods)
 
 
 def split_units(settings: StageSettings, cell: Cell, split: str) -> list[Unit]:
@@ -142,8 +153,10 @@ def _gradients(
         losses.append(values.detach())
         return values
 
+    with in_a_run():
+        session.cached(("agreed", name), partial(_agree, session, model, loss, batch, layout))
     found: dict[str, Tensor | SparseRows]
-    with precision(settings.precision, session.device):
+    with in_a_run(), precision(settings.precision, session.device):
         if settings.method == "hooks":
             project = TwoSided(session.seed, settings.projection) if settings.projection else None
             found = block_gradients(
@@ -157,11 +170,27 @@ def _gradients(
     return on_cpu, torch.cat(losses).double().cpu()
 
 
+def _agree(
+    session: Session, model: nn.Module, loss: PerSampleLoss, batch: Batch, layout: Layout
+) -> Method:
+    settings = session.settings.gradients
+    return agree(
+        model,
+        loss,
+        batch,
+        layout,
+        settings,
+        (settings.chosen,),
+        rows=len(next(iter(batch.values()))),
+        seed=session.seed,
+    )
+
+
 def _flat(
     model: nn.Module, loss: PerSampleLoss, batch: Batch, layout: Layout, settings: GradientSettings
 ) -> dict[str, Tensor | SparseRows]:
     grads = flat_gradients(
-        model, loss, batch, layout, chunk=settings.rows_per_batch, method=settings.method
+        model, loss, batch, layout, chunk=settings.rows_per_batch, method=settings.chosen
     )
     return {name: grads[:, span] for name, span in layout.spans.items()}
 

@@ -8,20 +8,25 @@ import numpy as np
 from distinf.stages.gram import actions, data, gradients, gram, report, scores, train
 from distinf.stages.gram.session import TRAIN, Session
 from distinf.stages.gram.task import Checked, Prepared, described_rows
+from distinf.stages.methods import methods_to_try
 from distinf.stages.task import rehearse
 
 STAGES: Sequence[ModuleType] = (data, train, gradients, gram, scores, actions, report)
 
 
-def check(session: Session) -> None:
-    """InputError for what can only fail later, hours into the run."""
+def check(session: Session) -> str:
+    """InputError for what can only fail later, hours into the run -> the method of gradients."""
+    asked, method = session.asked_method, session.settings.gradients.chosen
+    methods = methods_to_try(asked, method)
     first = next(iter(session.tasks.values()))  # the others have other datasets or seeds
     if isinstance(first, Checked):
         first.check()
     for task in session.tasks.values():
         if not isinstance(task, Prepared):
-            rehearse(task)
+            method = gradients.rehearsed(session, task, rehearse(task), methods)
+            methods = methods[methods.index(method) :]
             described_rows(task, np.arange(min(2, task.rows(TRAIN))))
     train.check(session)
     scores.check(session.outline)
     actions.check(session)
+    return method

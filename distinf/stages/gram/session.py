@@ -1,8 +1,8 @@
 """A run of the Gram route as one process sees it, and what each stage's results depend on."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +12,14 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from distinf.errors import InputError
-from distinf.numerics.hooks import refuse_unknown_layers
+from distinf.numerics.hooks import known_layers
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Unit, digest
 from distinf.stages import session as stages_session
 from distinf.stages.gram.blocks import Blocks, blocks_of, groups_of
 from distinf.stages.gram.settings import StageSettings
 from distinf.stages.gram.task import Prepared, Trainable, cells_of
+from distinf.stages.methods import in_a_run, method_by_layers
 from distinf.stages.session import to_device
 from distinf.stages.task import Batch, Shapes, Task, build_task, task_path, telling
 
@@ -69,6 +70,7 @@ def bases(
 def _cell_bases(identity: Any, seed: int, settings: StageSettings) -> dict[str, str]:
     s = asdict(settings)
     recipe = {k: v for k, v in s["train"].items() if k != "evaluation_batch"}
+    s["gradients"].pop("check")  # it changes no number
     passes = {k: v for k, v in s["gradients"].items() if not k.endswith("_per_batch")}
     found = {DATA: digest([DATA, identity])}
     found["train"] = digest([found[DATA], recipe])
@@ -90,7 +92,15 @@ class Session(stages_session.Session):
 
     @cached_property
     def settings(self) -> StageSettings:
-        return TypeAdapter(StageSettings).validate_python(self.context["settings"])
+        """With the method of gradients that the layers allow, until one is chosen."""
+        found = TypeAdapter(StageSettings).validate_python(self.context["settings"])
+        if found.gradients.method is not None:
+            return found
+        asked = found.gradients
+        only_hooks = bool(asked.embeddings or asked.projection)
+        model = _skeleton(next(iter(self.tasks.values())))
+        method = method_by_layers(model, layout_of(model, asked), only_hooks=only_hooks)
+        return replace(found, gradients=replace(asked, method=method))
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -139,18 +149,23 @@ class Session(stages_session.Session):
 
     def _blocks(self, task: Task) -> Blocks:
         """From the task's own word on its parameters, or from its model."""
-        settings = self.settings.gradients
-        skeleton = getattr(task, "skeleton", task.model)  # a model without values, where there is
-        with telling("model()"):
-            model = skeleton()
+        settings, model = self.settings.gradients, _skeleton(task)
         layout = layout_of(model, settings)
         if settings.method == "hooks":
-            refuse_unknown_layers(model, layout)
+            with in_a_run():
+                known_layers(model, layout)
         return _blocks_of_model(model, layout, settings)
 
     def batch(self, cell: str, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""
         return to_device(self.task(cell).batch(split, ids), self.device)
+
+
+def _skeleton(task: Task) -> nn.Module:
+    """A model without values, where the task has one, else its model."""
+    skeleton: Callable[[], nn.Module] = getattr(task, "skeleton", task.model)
+    with telling("model()"):
+        return skeleton()
 
 
 def layout_of(model: nn.Module, settings: Any) -> Layout:
@@ -176,16 +191,19 @@ def _blocks_of_model(model: nn.Module, layout: Layout, settings: Any) -> Blocks:
     }
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     words = [name for name in shapes if isinstance(owners.get(name), nn.Embedding)]
+    dense_words: list[str] = []
+    if settings.method != "hooks":  # which alone take an embedding's gradients as sparse rows
+        words, dense_words = [], words
     if len(words) > 1:
         raise InputError(
             f"gradients: {len(words)} embeddings are among the blocks ({', '.join(words[:3])}); "
-            "leave all but one out by gradients.exclude"
+            "leave all but one out by gradients.exclude, or --set gradients.method=loop"
         )
     dense = {name: shape for name, shape in shapes.items() if name not in words}
     linear = [n for n, s in dense.items() if len(s) == 2 and n.endswith("weight")]
     trained = bool(words) and model.get_parameter(words[0]).requires_grad
     word = (words[0], shapes[words[0]], trained) if words else None
-    return blocks_of(dense, settings, word, linear)
+    return blocks_of(dense, settings, word, linear, dense_words)
 
 
 def data_unit(cell: str, basis: Basis) -> Unit:

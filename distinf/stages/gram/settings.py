@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from distinf.numerics.capture import Method
 from distinf.numerics.precision import Precision
 from distinf.stages.settings import at_least, not_negative, positive
 
@@ -63,7 +64,9 @@ class GradientSettings:
     blocks           which trained parameters: all, lora, or a regex on their names
     exclude          a regex on the names of those to leave out ("": none)
     embeddings       the input embedding too, frozen or not, as sparse rows
-    method           hooks, vmap or loop (dense blocks only)
+    method           hooks, vmap or loop (these: dense blocks only); null takes the first of them
+                     that knows every layer and agrees with one row at a time
+    check            compare a few rows with one row at a time, before the run and on each worker
     tokens_per_batch  of one pass, padding included (tasks whose rows have lengths)
     rows_per_batch   of one pass, for tasks whose rows have none
     rows_per_unit    rows of one unit
@@ -77,7 +80,8 @@ class GradientSettings:
     blocks: str = "all"
     exclude: str = ""
     embeddings: bool = False
-    method: Literal["hooks", "vmap", "loop"] = "hooks"
+    method: Method | None = None
+    check: bool = True
     tokens_per_batch: int = 4_096
     rows_per_batch: int = 32
     rows_per_unit: int = 256
@@ -92,8 +96,14 @@ class GradientSettings:
             at_least(name, getattr(self, name), 1)
         at_least("projection", self.projection, 0)
         at_least("project_above", self.project_above, 0)
-        if self.method != "hooks" and (self.projection or self.embeddings):
+        if self.method not in (None, "hooks") and (self.projection or self.embeddings):
             raise ValueError("method: projections and embeddings need hooks")
+
+    @property
+    def chosen(self) -> Method:
+        """The method, where it is set or chosen."""
+        assert self.method is not None
+        return self.method
 
 
 @dataclass(frozen=True)

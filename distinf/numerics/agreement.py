@@ -1,0 +1,367 @@
+"""Per-sample gradients checked against one row at a time, and the method that they are taken by.
+
+One row at a time is what "per sample" means, so it is the truth here. Two things can be wrong:
+
+* the loss is no function of one row: it draws random numbers, counts its calls, or takes in the
+  other rows of the batch. No method gives the gradients of such a loss; it is refused.
+* a fast method does not see what one row at a time sees: a layer whose first dimension has as many
+  entries as there are rows by chance, rows in another order, a hook or a patched forward. That
+  method is refused, or another one is taken.
+
+Three rows are taken from the batch, unlike in loss and length: alone, two and three together, in
+both orders, and among as many rows as a pass will have.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distinf.errors import InputError, OtherMethod
+from distinf.numerics.batches import Batch, copied, rows, take
+from distinf.numerics.batches import leaves as leaves_of
+from distinf.numerics.curvature import Loss, applied, evaluating, per_sample
+from distinf.numerics.parameters import Layout
+from distinf.numerics.projection import TwoSided
+from distinf.numerics.rounding import (
+    AGAIN,
+    NOISE,
+    Gradients,
+    difference,
+    norm,
+    rounding_of,
+    widened,
+)
+from distinf.numerics.sparse import SparseRows
+from distinf.numerics.undisturbed import random_state, undisturbed
+
+ROWS = 3
+REPEATS = 20  # of a loss that draws random numbers, before they are believed to do nothing
+MOST_ENTRIES = 1 << 27  # of gradients that are held at once for the pass over many rows
+OTHERS = {"hooks": ("vmap", "loop"), "vmap": ("loop",)}
+
+Taken = Mapping[str, Tensor | SparseRows]  # by parameter, [n, entries]
+
+
+class Alone(NamedTuple):
+    """What a row has by itself: its place in the batch, loss and gradient."""
+
+    place: int
+    value: float
+    grads: Gradients
+
+    @property
+    def finite(self) -> bool:
+        return isfinite(self.value) and all(bool(g.isfinite().all()) for g in self.grads.values())
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is differentiated. gradients(method, batch): those to be checked.
+
+    chunk: rows that one pass will have. project: what makes the gradients of `projected` smaller.
+    """
+
+    model: nn.Module
+    loss: Loss
+    batch: Batch
+    layout: Layout
+    gradients: Callable[[str, Batch], Taken]
+    chunk: int = 32
+    project: TwoSided | None = None
+    projected: frozenset[str] = frozenset()
+
+    @cached_property
+    def rounding(self):  # type: ignore[no-untyped-def]
+        return rounding_of(self.model, lambda: self.values([0]))
+
+    @property
+    def together(self) -> int:
+        """How many rows a pass has."""
+        return min(rows(self.batch), self.chunk)
+
+    def group(self, places: Sequence[int]) -> Batch:
+        """These rows, as copies: a loss may change them in place."""
+        return copied(take(self.batch, list(places)))
+
+    def values(self, places: Sequence[int]) -> list[float]:
+        """Their losses, together."""
+        batch = self.group(places)
+        with evaluating(self.model), torch.no_grad():
+            call = applied(self.model, self.loss)
+            values = per_sample(call(self.layout.parameters(self.model), batch), batch)
+        return values.tolist()  # type: ignore[no-any-return]
+
+    def differentiated(
+        self, places: Sequence[int], weights: Sequence[float], changed: Gradients | None = None
+    ) -> tuple[list[float], Gradients]:
+        """Their losses and the gradient of these, weighted and summed, by autograd alone."""
+        batch, own = self.group(places), self.layout.parameters(self.model)
+        values_of = dict(changed or {})
+        leaves = {n: values_of.pop(n, p).detach().requires_grad_() for n, p in own.items()}
+        with evaluating(self.model), torch.enable_grad():
+            call = applied(self.model, self.loss)
+            values = per_sample(call({**leaves, **values_of}, batch), batch)
+            total = (values * values.new_tensor(weights)).sum()
+            grads: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
+            if total.requires_grad:
+                grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+        found = {name: self._as_taken(name, g) for name, g in zip(leaves, grads, strict=True)}
+        return values.detach().tolist(), found
+
+    def _as_taken(self, name: str, grad: Tensor) -> Tensor:
+        grad = grad.to_dense() if grad.is_sparse else grad
+        if name in self.projected and self.project is not None:
+            left, right = self.project.factors(name, tuple(grad.shape), grad.device)
+            grad = left @ grad.float() @ right
+        return grad.reshape(-1)
+
+
+def agreed_method(subject: Subject, methods: Sequence[str]) -> str:
+    """The first of `methods` whose gradients of a few rows are those of one row at a time.
+
+    Leaves the model and all random numbers as they were. Raises InputError for a loss that is no
+    function of one row, and the last method's own error where none agrees. An empty batch shows
+    nothing, and rows without a finite gradient are no disagreement.
+    """
+    if not rows(subject.batch):
+        return methods[0]
+    with undisturbed(subject.model):
+        found = _told_alone(subject)
+        _refuse_unrepeatable(subject, found)
+        found = [row for row in found if row.finite]
+        if found:
+            _refuse_mixing(subject, found)
+        for method in methods[:-1]:
+            with suppress(InputError):
+                _refuse_disagreement(subject, method, found)
+                return method
+        _refuse_disagreement(subject, methods[-1], found)
+    return methods[-1]
+
+
+def passing_method(subject: Subject, methods: Sequence[str]) -> str:
+    """The first of `methods` that passes two rows at all, unchecked."""
+    if rows(subject.batch):
+        with undisturbed(subject.model):
+            for method in methods[:-1]:
+                with suppress(InputError):
+                    _taken(subject, method, range(min(subject.together, 2)))
+                    return method
+    return methods[-1]
+
+
+def _told_alone(subject: Subject) -> list[Alone]:
+    try:
+        return [_alone(subject, place) for place in _telling_rows(subject)]
+    except InputError:
+        raise
+    except Exception as error:
+        if said := _training_mode(subject):
+            raise InputError(f"the loss fails on a row by itself ({_line(error)}){said}") from error
+        raise
+
+
+def _telling_rows(subject: Subject) -> list[int]:
+    """Places of up to three rows: the largest finite loss, the longest, the shortest, others."""
+    count = min(rows(subject.batch), max(subject.chunk, ROWS))
+    losses, lengths = torch.zeros(count), torch.zeros(count)
+    with suppress(Exception):  # it is told where one row, or the method, fails as well
+        losses = torch.tensor(subject.values(range(count)))
+    for _, leaf in leaves_of(subject.batch):
+        if isinstance(leaf, Tensor):
+            lengths += (leaf[:count] != 0).reshape(count, -1).sum(1).cpu()
+        else:
+            lengths += torch.tensor([float(len(text)) for text in leaf[:count]])
+    finite = torch.isfinite(losses)
+    ranked = [
+        int(torch.where(finite, losses, -torch.inf).argmax()),
+        int(torch.where(finite, lengths, -1.0).argmax()),
+        int(torch.where(finite, lengths, torch.inf).argmin()),
+        *(place for place in range(count) if finite[place]),
+        *range(count),
+    ]
+    return list(dict.fromkeys(ranked))[:ROWS]
+
+
+def _alone(subject: Subject, place: int) -> Alone:
+    values, grads = subject.differentiated([place], [1.0])
+    return Alone(place, values[0], grads)
+
+
+# -- is the loss a function of one row? ------------------------------------------------------
+
+
+def _refuse_unrepeatable(subject: Subject, found: Sequence[Alone]) -> None:
+    """InputError where the same row has another loss or gradient at another call."""
+    rounding = subject.rounding
+    for row in reversed(found):
+        before = random_state(subject.model)
+        again = _alone(subject, row.place)
+        values = [again.value]
+        if before != random_state(subject.model):
+            values += [subject.values([row.place])[0] for _ in range(REPEATS)]
+        for value in values:
+            if not rounding.same(row.value, value, AGAIN):
+                _raise_unrepeatable(subject, row, f"{row.value:.6g} and then {value:.6g}")
+        if row.finite and difference(again.grads, row.grads)[0] > AGAIN * rounding.tolerance:
+            _raise_unrepeatable(subject, row, f"{row.value:.6g} with two different gradients")
+
+
+def _raise_unrepeatable(subject: Subject, row: Alone, what: str) -> None:
+    raise InputError(
+        f"the loss is not a function of model and row: called twice on row {row.place} it gives "
+        f"{what}; draw no random numbers in it (dropout that is always on needs "
+        f"training=self.training), and keep no count of its calls{_training_mode(subject)}"
+    )
+
+
+def _refuse_mixing(subject: Subject, found: Sequence[Alone]) -> None:
+    """InputError where a row's loss or gradient among other rows is not what it is alone."""
+    alone = {row.place: row for row in found}
+    places = _filled([row.place for row in found], ROWS)
+    weights = [(k + 1) / (norm(alone[p].grads) or 1.0) for k, p in enumerate(places)]
+    try:
+        for group in (places, places[::-1], range(subject.together)):
+            for place, value in zip(group, subject.values(group), strict=True):
+                if place in alone and not subject.rounding.same(alone[place].value, value):
+                    _raise_mixing(subject, place, f"has the loss {alone[place].value:.6g} alone "
+                                  f"and {value:.6g} among others")  # fmt: skip
+        _, together = subject.differentiated(places, weights)
+    except InputError:
+        raise
+    except Exception:  # a loss of one row only: a method that takes more fails by itself
+        return
+
+    def apart(changed: Gradients | None = None) -> Gradients:
+        parts = [subject.differentiated([p], [w], changed)[1] for p, w in zip(places, weights)]
+        return {name: sum(widened(part[name]) for part in parts) for name in parts[0]}  # type: ignore[misc]
+
+    wanted = apart()
+    error, name = difference(together, wanted)
+    if _beyond_rounding(subject, error, name, wanted, apart):
+        _raise_mixing(subject, places[0], f"has a gradient that differs by {error:.1%} in "
+                      f"{name!r} when it is among others")  # fmt: skip
+
+
+def _raise_mixing(subject: Subject, place: int, what: str) -> None:
+    raise InputError(
+        f"the loss of a row depends on the other rows of its batch: row {place} {what}; return "
+        "what each row has by itself, [N] (no in-batch negatives, no mean over the batch's tokens, "
+        f"no [N, 1] beside an [N], no statistics of the batch){_training_mode(subject)}"
+    )
+
+
+def _training_mode(subject: Subject) -> str:
+    """A reason more, where the loss puts the model into training mode."""
+    with evaluating(subject.model):
+        with suppress(Exception), torch.no_grad():
+            subject.loss(subject.model, subject.group([0]))
+        trains = any(module.training for module in subject.model.modules())
+    return "; the loss puts the model into training mode: leave its mode alone" if trains else ""
+
+
+# -- does a fast method see what one row at a time sees? -------------------------------------
+
+
+def _refuse_disagreement(subject: Subject, method: str, found: Sequence[Alone]) -> None:
+    """OtherMethod where the method's gradients are others than those of one row at a time."""
+    if method == "loop":  # the truth itself
+        return
+    alone = {row.place: row for row in found}
+    width = 1
+    for group in _groups(subject, method, list(alone)):
+        width = max(width, _compare(subject, method, group, alone))
+    whole = [*range(min(subject.together, MOST_ENTRIES // width))]
+    if method == "hooks" and len(whole) > ROWS:
+        _compare(subject, method, whole, alone)
+
+
+def _groups(subject: Subject, method: str, places: list[int]) -> list[list[int]]:
+    """Rows to take together: two numbers of them, in both orders, as many as passes have."""
+    if not places:  # no row has a finite gradient: only whether the method works at all
+        return [[0]]
+    three = _filled(places, ROWS)
+    if method == "vmap":
+        return [three]
+    if subject.chunk == 1:
+        return [[place] for place in places]
+    return [three[:2], three[::-1][: subject.chunk]]
+
+
+def _compare(
+    subject: Subject, method: str, group: Sequence[int], alone: Mapping[int, Alone]
+) -> int:
+    """Entries of a row's dense gradients; OtherMethod where they differ from the row's alone."""
+    taken = _taken(subject, method, group)
+    for k, place in enumerate(group):
+        if place not in alone:
+            continue
+        row = alone[place]
+        grads = {name: _row(grads, k) for name, grads in taken.items()}
+        error, name = difference(grads, row.grads)
+
+        def again(changed: Gradients, place: int = place) -> Gradients:
+            return subject.differentiated([place], [1.0], changed)[1]
+
+        if _beyond_rounding(subject, error, name, row.grads, again):
+            _raise_disagreement(method, place, error, name)
+    return sum(g[:1].numel() for g in taken.values() if isinstance(g, Tensor))
+
+
+def _beyond_rounding(
+    subject: Subject,
+    error: float,
+    name: str,
+    wanted: Gradients,
+    again: Callable[[Gradients], Gradients],
+) -> bool:
+    rounding = subject.rounding
+    if error <= rounding.tolerance:
+        return False
+    return error > NOISE * rounding.noise(subject.model, wanted, again, name)
+
+
+def _taken(subject: Subject, method: str, group: Sequence[int]) -> Taken:
+    try:
+        return subject.gradients(method, subject.group(group))
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise OtherMethod(
+            f"per-sample gradients by {method} failed ({_line(error)})", OTHERS[method]
+        ) from error
+
+
+def _raise_disagreement(method: str, place: int, error: float, name: str) -> None:
+    why = {
+        "hooks": "a layer may have something else than the rows along its first dimension, or a "
+        "hook or a forward of its own may change what it returns",
+        "vmap": "an operation may be vectorised otherwise than it is computed",
+    }[method]
+    amount = f"by {error:.0%} of its size" if isfinite(error) else "without bound"
+    raise OtherMethod(
+        f"per-sample gradients by {method} are not those of one row at a time: {name!r} differs "
+        f"{amount} in row {place} of the batch ({why})",
+        OTHERS[method],
+    )
+
+
+def _row(grads: Tensor | SparseRows, place: int) -> Tensor:
+    if isinstance(grads, SparseRows):
+        return grads.select(torch.tensor([place], device=grads.ids.device)).dense().reshape(-1)
+    return grads[place].reshape(-1)
+
+
+def _filled(places: Sequence[int], count: int) -> list[int]:
+    """At least `count` places, taken again from the first on where there are fewer."""
+    return [places[k % len(places)] for k in range(max(count, len(places)))]
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

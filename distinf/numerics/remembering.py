@@ -1,0 +1,52 @@
+"""What was found out about a model and a loss, for as long as the model lives."""
+
+import weakref
+from typing import Any
+
+from torch import nn
+
+from distinf.numerics.curvature import Loss
+
+_FOUND: "weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[Any, Any]]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def remembered(model: nn.Module, loss: Loss) -> dict[Any, Any]:
+    """A dictionary to keep what holds for this model and loss.
+
+    A function made anew from the same code over the same objects (a lambda in a loop) is the same.
+    """
+    losses: dict[Any, dict[Any, Any]] = _FOUND.setdefault(model, {})
+    return losses.setdefault(_identity(loss), {})
+
+
+def _identity(loss: Any) -> Any:
+    owner, function = getattr(loss, "__self__", None), getattr(loss, "__func__", loss)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        try:
+            return weakref.ref(loss), type(loss)
+        except TypeError:
+            return id(loss)
+    cells = getattr(function, "__closure__", None) or ()
+    inside = tuple(id(cell.cell_contents) for cell in cells if _filled(cell))
+    return code, id(owner), inside, repr(getattr(function, "__defaults__", None))
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def makeup(model: nn.Module) -> tuple[Any, ...]:
+    """What may change about a model so that it must be looked at again: hooks, forwards of its
+    own modules' instances, types and devices."""
+    own = sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        + len(module._backward_hooks) + ("forward" in vars(module))
+        for module in model.modules()
+    )  # fmt: skip
+    return own, frozenset((p.dtype, p.device) for p in model.parameters())
