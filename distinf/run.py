@@ -91,6 +91,7 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         config = config.settled(methods)
         session.settle(config.context(blobs.root))
     if stored is None:
+        LOG.info("estimating what the run will take")
         plans = quick_plans(session, config.runtime)
         refuse_what_cannot_fit(plans, config.runtime, blobs)
         return session, dump(config, provenance(config, accept))

@@ -143,9 +143,11 @@ def test_chunks_and_units_change_scores_by_rounding_alone(finished, tmp_path):
 @pytest.mark.smoke
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ray_gives_the_same_bits_at_any_number_of_ranks(finished, tmp_path, workers):
+def test_ray_gives_the_same_bits_at_any_number_of_ranks(finished, tmp_path, workers, caplog):
     runtime = {"kind": "ray", "workers": workers, "dashboard": False}
-    other = run_points(tmp_path / "ray", runtime=runtime)
+    with caplog.at_level("INFO", "distinf"):
+        other = run_points(tmp_path / "ray", runtime=runtime)
+    assert "starting a Ray cluster here" in caplog.messages  # said, as it takes seconds
     assert same_bits(all_scores(other), all_scores(finished))
 
 

@@ -1,6 +1,7 @@
 """The Ray runtime: one set of warm actors for pools, gangs and grids. The only `import ray`."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ from distinf.runtime.worker import (
     gave_up,
     raise_unless_retryable,
 )
+
+LOG = logging.getLogger("distinf")  # the command line shows what is said here
 
 
 class NodeWorker(Worker):
@@ -282,7 +285,7 @@ class RayRuntime:
             options["runtime_env"] = {"working_dir": settings.working_dir}
         if settings.address in (None, "local"):
             own_token()
-            what = "start a cluster here"
+            doing, what = "starting a Ray cluster here", "start a cluster here"
             options |= {
                 "address": "local",  # None would join any cluster that RAY_ADDRESS names
                 "include_dashboard": settings.dashboard,
@@ -290,18 +293,21 @@ class RayRuntime:
                 "num_cpus": _logical_cpus(settings),
             }
         else:
+            doing = f"joining the Ray cluster at {settings.address}"
             what = f"join {settings.address}, check RAY_AUTH_TOKEN_PATH"
             address = resolved(settings.address or "")
             if not settings.insecure:
                 refuse_open(address)
             refuse_silent(address, ray.util.get_node_ip_address())
             options["address"] = settings.address
+        LOG.info(doing)
         with _own_sigterm(), _stderr_aside() as aside:
             try:
                 ray.init(**options)
             except Exception as error:  # of many classes, some of them bare
                 reason = aside().rpartition("GCS server: ")[2].strip() or _one_line(error)
                 raise InputError(f"runtime: cannot {what}: {reason[:400]}") from None
+        LOG.info("starting workers")
         self._started = True
 
 
