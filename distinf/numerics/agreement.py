@@ -9,7 +9,8 @@ One row at a time is what "per sample" means, so it is the truth here. Two thing
   method is refused, or another one is taken.
 
 Three rows are taken from the batch, unlike in loss and length: alone, two and three together, in
-both orders, and among as many rows as a pass will have.
+both orders, and among as many rows as a pass will have. That takes about 10 gradients of a row by
+autograd, and by the method those of 5 rows and a pass (tests/benchmarks/RESULTS.md has seconds).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from distinf.numerics.rounding import (
     AGAIN,
     NOISE,
     Gradients,
+    Rounding,
     difference,
     norm,
     rounding_of,
@@ -77,13 +79,20 @@ class Subject:
     projected: frozenset[str] = frozenset()
 
     @cached_property
-    def rounding(self):  # type: ignore[no-untyped-def]
-        return rounding_of(self.model, lambda: self.values([0]))
+    def rounding(self) -> Rounding:
+        return rounding_of(self.model, lambda: self.whole)
 
     @property
     def together(self) -> int:
         """How many rows a pass has."""
         return min(rows(self.batch), self.chunk)
+
+    @cached_property
+    def whole(self) -> list[float]:
+        """The losses of the rows of a pass; none where they cannot be had together."""
+        with suppress(Exception):  # it is told where one row, or the method, fails as well
+            return self.values(range(min(rows(self.batch), max(self.chunk, ROWS))))
+        return []
 
     def group(self, places: Sequence[int]) -> Batch:
         """These rows, as copies: a loss may change them in place."""
@@ -170,9 +179,8 @@ def _told_alone(subject: Subject) -> list[Alone]:
 def _telling_rows(subject: Subject) -> list[int]:
     """Places of up to three rows: the largest finite loss, the longest, the shortest, others."""
     count = min(rows(subject.batch), max(subject.chunk, ROWS))
-    losses, lengths = torch.zeros(count), torch.zeros(count)
-    with suppress(Exception):  # it is told where one row, or the method, fails as well
-        losses = torch.tensor(subject.values(range(count)))
+    _ = subject.rounding  # sees what `whole` is computed in
+    losses, lengths = torch.tensor(subject.whole or [0.0] * count), torch.zeros(count)
     for _, leaf in leaves_of(subject.batch):
         if isinstance(leaf, Tensor):
             lengths += (leaf[:count] != 0).reshape(count, -1).sum(1).cpu()
@@ -200,10 +208,10 @@ def _alone(subject: Subject, place: int) -> Alone:
 def _refuse_unrepeatable(subject: Subject, found: Sequence[Alone]) -> None:
     """InputError where the same row has another loss or gradient at another call."""
     rounding = subject.rounding
-    for row in reversed(found):
+    for k, row in enumerate(reversed(found)):
         before = random_state(subject.model)
-        again = _alone(subject, row.place)
-        values = [again.value]
+        again = _alone(subject, row.place) if k == 0 else row  # of one the gradient too
+        values = subject.values([row.place]) if k else [again.value]
         if before != random_state(subject.model):
             values += [subject.values([row.place])[0] for _ in range(REPEATS)]
         for value in values:
@@ -227,26 +235,33 @@ def _refuse_mixing(subject: Subject, found: Sequence[Alone]) -> None:
     places = _filled([row.place for row in found], ROWS)
     weights = [(k + 1) / (norm(alone[p].grads) or 1.0) for k, p in enumerate(places)]
     try:
-        for group in (places, places[::-1], range(subject.together)):
-            for place, value in zip(group, subject.values(group), strict=True):
-                if place in alone and not subject.rounding.same(alone[place].value, value):
-                    _raise_mixing(subject, place, f"has the loss {alone[place].value:.6g} alone "
+        values, together = subject.differentiated(places, weights)
+        backwards = subject.values(places[::-1])[::-1]
+        groups = [*zip(places, values), *zip(places, backwards), *enumerate(subject.whole)]
+        for place, value in groups:
+            if place in alone and not subject.rounding.same(alone[place].value, value):
+                _raise_mixing(subject, place, f"has the loss {alone[place].value:.6g} alone "
                                   f"and {value:.6g} among others")  # fmt: skip
-        _, together = subject.differentiated(places, weights)
     except InputError:
         raise
     except Exception:  # a loss of one row only: a method that takes more fails by itself
         return
 
-    def apart(changed: Gradients | None = None) -> Gradients:
-        parts = [subject.differentiated([p], [w], changed)[1] for p, w in zip(places, weights)]
-        return {name: sum(widened(part[name]) for part in parts) for name in parts[0]}  # type: ignore[misc]
+    def apart(changed: Gradients) -> Gradients:
+        return _summed([subject.differentiated([p], [1.0], changed)[1] for p in places], weights)
 
-    wanted = apart()
+    wanted = _summed([alone[p].grads for p in places], weights)
     error, name = difference(together, wanted)
     if _beyond_rounding(subject, error, name, wanted, apart):
         _raise_mixing(subject, places[0], f"has a gradient that differs by {error:.1%} in "
                       f"{name!r} when it is among others")  # fmt: skip
+
+
+def _summed(parts: Sequence[Gradients], weights: Sequence[float]) -> Gradients:
+    return {
+        name: torch.stack([w * widened(p[name]) for p, w in zip(parts, weights)]).sum(0)
+        for name in parts[0]
+    }
 
 
 def _raise_mixing(subject: Subject, place: int, what: str) -> None:
