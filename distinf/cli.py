@@ -31,9 +31,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
         return _fail("stopped; run the same command to resume", Interrupted.exit_code)
-    except OSError as error:  # a disk that is full, a folder that went away
-        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        return _fail(f"error: {what}; run the same command to resume", Interrupted.exit_code)
+    except BaseException as error:  # sys.exit in a task among them
+        return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """One line for what is the user's or may pass; a bug of ours is raised, with its traceback."""
+    from distinf.runtime import faults
+
+    whose = faults.whose(error)
+    if whose == "ours" or os.environ.get("DISTINF_TRACE"):
+        raise error
+    if whose == "user":
+        return _fail(f"error: the task failed {faults.told(error)}", InputError.exit_code)
+    what = faults.named(error)
+    if isinstance(error, OSError) and error.strerror:  # a disk that is full, a folder that went
+        what = error.strerror + (f": {error.filename}" if error.filename else "")
+    return _fail(f"error: {what}; run the same command to resume", Interrupted.exit_code)
 
 
 def _fail(line: str, code: int) -> int:

@@ -10,6 +10,10 @@ class DistinfError(Exception):
     exit_code = 1
 
 
+class InternalError(DistinfError):
+    """A bug of ours: another try ends in the same way."""
+
+
 class InputError(DistinfError, ValueError):
     """The configuration or the input is wrong: what, where, and what to change."""
 

@@ -1,5 +1,6 @@
 """A run as a whole: open or resume its folder, carry it out, look at it, verify it."""
 
+import contextlib
 import logging
 import os
 import shlex
@@ -16,7 +17,7 @@ import yaml
 
 from distinf.config import METHOD, RunConfig, dump, load
 from distinf.config_file import CONFIG
-from distinf.errors import CorruptionError, InputError, Interrupted
+from distinf.errors import CorruptionError, DistinfError, InputError
 from distinf.fingerprint import fingerprint, provenance
 from distinf.heartbeat import Beating, is_begun
 from distinf.planning import quick_plans, refuse_what_cannot_fit
@@ -173,21 +174,22 @@ def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ())
         beat = Beating(session.blobs, route.titles(session))
         with beat.beating():
             route.run(session, runtime, beat.watching(watch))
-    except Interrupted as error:
+    except DistinfError as error:
         raise _with_details(session, error) from None
     finally:
         runtime.close()
     return session
 
 
-def _with_details(session: Session, error: Interrupted) -> Interrupted:
+def _with_details(session: Session, error: DistinfError) -> DistinfError:
     """The same error, its worker's traceback put beside the run for whoever looks into it."""
     details = "\n".join(getattr(error, "__notes__", []))
     if not details.strip():
         return error
     name = f"log/failure-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-    session.blobs.put(name, details.encode())
-    return Interrupted(f"{error} (details: {session.blobs.root}/{name})")
+    with contextlib.suppress(OSError):  # a full disk must not take this error's place
+        session.blobs.put(name, details.encode("utf-8", "replace"))
+    return type(error)(f"{error} (details: {session.blobs.root}/{name})")
 
 
 def _refuse_unseen_folder(session: Session, runtime: Any) -> None:

@@ -12,7 +12,7 @@ import yaml
 from torch.func import functional_call, hessian, jacrev
 
 from distinf.config import load
-from distinf.errors import InputError, Interrupted
+from distinf.errors import InputError
 from distinf.run import reopen, rewrite_report, status, verify
 from distinf.stages import route
 from distinf.stages.basis import actions, curvature, evaluate, gradients, results, train
@@ -377,7 +377,9 @@ def averaging(settings: dict, seed: int):
 
 
 def test_a_bug_in_a_task_leaves_its_traceback_beside_the_run(tmp_path):
-    with pytest.raises(Interrupted, match=r"KeyError: 'y'.*details: .*log/failure-"):
+    with pytest.raises(
+        InputError, match=r"test_run.py:\d+: KeyError: 'y'.*details: .*log/failure-"
+    ):
         run_points(tmp_path / "run", task="tests.test_run:buggy")
     notes = list((tmp_path / "run" / "log").iterdir())
     assert "Traceback" in notes[0].read_text()

@@ -6,7 +6,7 @@ from typing import Any
 from distinf.runtime.ledger import Ledger
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
 from distinf.runtime.units import Unit
-from distinf.runtime.worker import Outcome, Worker, gave_up, raise_unless_retryable
+from distinf.runtime.worker import Outcome, Worker, raise_if_final
 
 
 class LocalRuntime:
@@ -26,7 +26,7 @@ class LocalRuntime:
     def gang(self, work: Work, ranks: int, ledger: Ledger | None = None) -> Any:
         timeout_s = self._settings.collective_timeout_s
         return self._attempt(
-            work.body, lambda _: self._ready().run_rank(work, 0, 1, "", timeout_s)
+            work.title, lambda _: self._ready().run_rank(work, 0, 1, "", timeout_s)
         ).value
 
     def grid(
@@ -47,10 +47,12 @@ class LocalRuntime:
         return self._worker
 
     def _attempt(self, what: str, call: Any) -> Outcome:
+        before: Outcome | None = None
         for attempt in range(1, self._settings.attempts + 1):
             outcome: Outcome = call(attempt)
             self.busy_s += outcome.seconds
             if outcome.error is None:
                 return outcome
-            raise_unless_retryable(outcome)
-        raise gave_up(what, self._settings.attempts, outcome)
+            raise_if_final(what, outcome, before, attempt, self._settings.attempts)
+            before = outcome
+        raise AssertionError("the last attempt returns or raises")

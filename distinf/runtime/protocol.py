@@ -79,6 +79,11 @@ class Work:
     prepare: str
     context: Mapping[str, Any]
 
+    @property
+    def title(self) -> str:
+        """ "curvature", after the stage's module."""
+        return self.body.partition(":")[0].rpartition(".")[2]
+
 
 class Runtime(Protocol):
     """Three shapes of work over one set of warm workers. All return when all is committed.

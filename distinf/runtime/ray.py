@@ -21,12 +21,12 @@ from distinf.runtime.ledger import SEGMENT_RECORDS, Ledger
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
 from distinf.runtime.units import Unit
 from distinf.runtime.worker import (
+    DEVICE_LOST,
     RAISABLE,
     Outcome,
     Worker,
     free_address,
-    gave_up,
-    raise_unless_retryable,
+    raise_if_final,
 )
 
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
@@ -34,6 +34,8 @@ LOG = logging.getLogger("distinf")  # the command line shows what is said here
 
 class NodeWorker(Worker):
     """A worker that can be reached at its node's address, as the cluster knows it."""
+
+    STOPS = ()  # Ray ends this process by a kill; an interrupt comes from the task's own code
 
     def free_address(self) -> str:
         return free_address(ray.util.get_node_ip_address())
@@ -68,6 +70,7 @@ class RayRuntime:
         self._start(resources)
         idle = self._warm(resources)
         attempts: dict[str, int] = {}
+        failed: dict[str, Outcome] = {}  # how a unit failed last
         running: dict[Any, tuple[Any, Unit | None]] = {}  # future -> its actor and unit
         room = self._room(resources)
         progressed = time.monotonic()
@@ -94,11 +97,13 @@ class RayRuntime:
                             ledger.seal_full_segments()
                             finished = 0
                         continue
-                    raise_unless_retryable(outcome)
-                    if unit.id in ledger.committed_ids():
+                    if outcome.error not in RAISABLE and unit.id in ledger.committed_ids():
                         continue
-                    if attempts[unit.id] >= self._settings.attempts:
-                        raise gave_up(unit.describe(), attempts[unit.id], outcome)
+                    raise_if_final(
+                        unit.describe(), outcome, failed.get(unit.id), attempts[unit.id],
+                        self._settings.attempts,
+                    )  # fmt: skip
+                    failed[unit.id] = outcome
                     waiting.append(unit)
         finally:  # still starting and no longer needed, or at work when this stopped
             for actor, _ in running.values():
@@ -109,17 +114,17 @@ class RayRuntime:
         resources = self._settings.resources
         self._start(resources)
         attempt = 0
+        failed: Outcome | None = None
         while True:
             attempt += 1
             before = len(ledger.committed_ids()) if ledger else 0
             outcome = self._run_gang(work, self._gang_actors(resources, ranks))
             if outcome.error is None:
                 return outcome.value
-            raise_unless_retryable(outcome)
             if ledger and len(ledger.committed_ids()) > before:
                 attempt = 0  # days of work may lose more workers than `attempts`
-            elif attempt == self._settings.attempts:
-                raise gave_up(work.body, attempt, outcome)
+            raise_if_final(work.title, outcome, failed, attempt, self._settings.attempts)
+            failed = outcome
 
     def blind_nodes(self, path: str) -> list[str]:
         """Addresses of nodes that could be given work but do not see the file at `path`."""
@@ -217,6 +222,8 @@ class RayRuntime:
                 value = ray.get(future)
                 outcome = value if isinstance(value, Outcome) else Outcome(value=value)
                 self.busy_s += outcome.seconds
+                if DEVICE_LOST in outcome.message:
+                    self._stop(actor)  # another process may do it
             except RayError as error:
                 self._stop(actor)
                 if label is None and _is_unfit(error):
@@ -368,7 +375,9 @@ def _is_unfit(error: RayError) -> bool:
 
 def _remoteness(outcome: Outcome) -> int:
     """Of a gang's failures the lowest is nearest to the cause."""
-    return 0 if outcome.error in RAISABLE else 1 if outcome.error == "died" else 2
+    if outcome.error in RAISABLE:
+        return 0
+    return 1 if outcome.whose != "passing" else 2 if outcome.error == "died" else 3
 
 
 def _one_line(error: BaseException) -> str:

@@ -58,8 +58,9 @@ class Unit:
 
     def describe(self) -> str:
         if self.job:
-            plain = {k: v for k, v in self.job.items() if not isinstance(v, Mapping)}
-            return f"{self.stage} " + " ".join(f"{k}={v}" for k, v in plain.items())
+            plain = {k: v for k, v in self.job.items() if v != "" and not isinstance(v, Mapping)}
+            rows = [f"rows {self.start}:{self.stop}"] if "split" in self.job else []
+            return " ".join([self.stage, *(f"{k}={v}" for k, v in plain.items()), *rows])
         return f"{self.stage} rows {self.start}:{self.stop}"
 
     def as_json(self) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """What happens on a worker, in both runtimes: prepare once, run a body, say how it went."""
 
+import contextlib
 import ctypes
 import importlib
 import os
 import socket
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,36 @@ from typing import Any
 
 import torch
 
-from distinf.errors import CorruptionError, DistinfError, InputError, Interrupted
+from distinf.errors import (
+    CorruptionError,
+    DistinfError,
+    InputError,
+    InternalError,
+    Interrupted,
+)
+from distinf.runtime import faults
 from distinf.runtime.collective import Single, join_group, leave_group
 from distinf.runtime.protocol import Work
 from distinf.runtime.units import Unit, digest
 
+DEVICE_LOST = "CUDA error"  # after one, a process gets nothing else from its device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one call ended. `error` is the name of a class that the caller raises again."""
+    """How one call ended. `error` is the name of a class that the caller raises again.
+
+    message  what happened and where in the code, alike if it happens again
+    whose    of an error of no such class: the user's, ours, or one that may pass
+    tried    where the worker tried once more, row by row, and found the row: what failed on it
+    """
 
     value: Any = None
     error: str | None = None
     message: str = ""
+    whose: faults.Whose = "passing"
+    tried: str = ""
     trace: str = ""
     where: str = ""
     seconds: float = 0.0
@@ -71,7 +86,13 @@ def keep_freed_memory() -> None:
 
 
 class Worker:
-    """One warm worker. Keeps the state of the last context it prepared."""
+    """One warm worker. Keeps the state of the last context it prepared.
+
+    A state may have `culprit(error) -> str`: what of its last work fails with such an error when
+    it is tried row by row ("loss 'a' failed on training row 77"), or "".
+    """
+
+    STOPS: tuple[type[BaseException], ...] = (KeyboardInterrupt,)  # they end this process too
 
     def __init__(self, threads: int = 1, paths: Sequence[str] = (), gpus: float = 0.0):
         self._threads = threads
@@ -122,30 +143,69 @@ class Worker:
     def _prepared(self, work: Work) -> Any:
         key = digest([work.prepare, dict(work.context)])
         if key != self._key:
+            self._key, self._state = "", None
             self._state = resolve(work.prepare)(work.context, self.device())
             self._key = key
         return self._state
 
     def _guard(self, call: Callable[[], Any]) -> Outcome:
+        """Whatever the call raises is an outcome: `sys.exit` in a task is no end of a worker."""
         where = f"{socket.gethostname()} (pid {os.getpid()})"
         began = time.perf_counter()
         try:
             value = call()
             return Outcome(value=value, where=where, seconds=time.perf_counter() - began)
-        except Exception as error:
-            kind = next((n for n, cls in RAISABLE.items() if isinstance(error, cls)), "Exception")
-            lines = str(error).strip().splitlines() or [""]
-            message = lines[0] if kind in RAISABLE else f"{type(error).__name__}: {lines[0]}"
-            return Outcome(error=kind, message=message, trace=traceback.format_exc(), where=where)
+        except self.STOPS:
+            raise
+        except BaseException as error:
+            return self._failed(error, where)
+
+    def _failed(self, error: BaseException, where: str) -> Outcome:
+        trace = faults.full_trace(error)
+        kind = next((n for n, cls in RAISABLE.items() if isinstance(error, cls)), None)
+        if kind is not None:
+            message = faults.text(error)
+            return Outcome(error=kind, message=message, trace=trace, where=where)
+        whose = faults.whose(error)
+        message = faults.told(error)
+        tried = ""
+        if whose == "user" and DEVICE_LOST not in message:
+            with contextlib.suppress(Exception, SystemExit):
+                tried = getattr(self._state, "culprit", lambda _: "")(error)
+        return Outcome(None, "Exception", message, whose, tried, trace, where)
 
 
-def raise_unless_retryable(outcome: Outcome) -> None:
-    """Errors that another attempt cannot mend are raised in the caller."""
+def raise_if_final(
+    what: str, outcome: Outcome, before: Outcome | None, attempt: int, attempts: int
+) -> None:
+    """Raise in the caller what another attempt cannot mend, and the last attempt's failure.
+
+    before  how the attempt before this one failed
+    """
     if outcome.error in RAISABLE:
         raise RAISABLE[outcome.error](outcome.message)
+    again = bool(outcome.tried) if before is None else faults.alike(before.message, outcome.message)
+    last = attempt >= attempts
+    if outcome.whose != "passing" and again and (last or before is not None):
+        raise _lasting(what, outcome)
+    if last:
+        raise _gave_up(what, attempts, outcome)
 
 
-def gave_up(what: str, attempts: int, outcome: Outcome) -> Interrupted:
+def _lasting(what: str, outcome: Outcome) -> DistinfError:
+    """The error for what came twice in the same way; the trace rides along for logs."""
+    error: DistinfError
+    if outcome.whose == "user":
+        error = InputError(f"task: {outcome.tried or f'{what} failed'} {outcome.message}")
+    else:
+        error = InternalError(
+            f"{what} failed twice {outcome.message}; this is a bug of distinf, please report it"
+        )
+    error.add_note(outcome.trace)
+    return error
+
+
+def _gave_up(what: str, attempts: int, outcome: Outcome) -> Interrupted:
     """The error for a unit or gang whose attempts are used up; the trace rides along for logs."""
     error = Interrupted(
         f"{what} failed on {outcome.where or 'a worker that died'} (attempt {attempts} of "

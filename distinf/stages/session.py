@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from distinf.errors import CorruptionError
 from distinf.numerics.batches import mapped
 from distinf.numerics.collective import Collective
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.ledger import Record
-from distinf.stages.task import Batch
+from distinf.stages.culprit import InHand, failing_row
+from distinf.stages.task import Batch, Task
 from distinf.store import Rows, open_root, read_group, write_group
 
 TOLD = "told"  # what workers tell of the units that they are at
@@ -45,6 +47,7 @@ class Session(ABC):
         self.basis: Mapping[str, str] = context["basis"]
         self._cache: dict[Any, Any] = {}
         self._told: dict[str, float] = {}
+        self.in_hand: list[InHand] = []  # what was read last, to find the row that fails
 
     @property
     def asked_method(self) -> Any:
@@ -65,6 +68,22 @@ class Session(ABC):
     @abstractmethod
     def outline(self) -> Any:
         """All that the list of units depends on."""
+
+    def read(self, task: Task, split: str, ids: np.ndarray) -> Batch:
+        """The rows on this worker's device."""
+        self.in_hand = [InHand(task, split, ids)]
+        return to_device(task.batch(split, ids), self.device)
+
+    def culprit(self, error: BaseException) -> str:
+        """What of the rows in hand fails in this way alone; "" if nothing does."""
+        if not self.in_hand:
+            return ""
+        model = self.kept_model() or self.in_hand[0].task.model().to(self.device)
+        return failing_row(self.in_hand, model, self.device, error)
+
+    def kept_model(self) -> nn.Module | None:
+        """The trained model, if this process has it."""
+        return None
 
     @cached_property
     def blobs(self) -> Any:

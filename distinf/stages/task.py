@@ -4,7 +4,6 @@ A task is an import path plus settings. Every worker builds its own; none is eve
 """
 
 import inspect
-import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from distinf.errors import DistinfError, InputError
+from distinf.runtime import faults
 from distinf.runtime.worker import resolve
 
 if TYPE_CHECKING:  # the store is heavy to import
@@ -160,6 +160,7 @@ def task_path(name: str) -> str:
     """A study's short name, or "module:function" as it stands."""
     if name in STUDIES:
         return STUDIES[name]
+    faults.note_task(name)
     if not all(name.partition(":")):
         known = ", ".join(sorted(STUDIES))
         raise InputError(f"task: '{name}' is neither a study ({known}) nor module:function")
@@ -182,22 +183,18 @@ def settings_type(name: str) -> Any:
 
 @contextmanager
 def telling(what: str) -> Iterator[None]:
-    """Whatever the user's code raises becomes one line that says where; its cause rides along."""
+    """Whatever the user's code raises becomes one line that says where; its cause rides along.
+
+    What may pass (memory, a connection) is raised as it is, and so is Ctrl-C.
+    """
     try:
         yield
-    except DistinfError:
+    except (DistinfError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
-        last = (own or frames)[-1]
-        place = f"{last.filename}:{last.lineno}"
-        if isinstance(error, SyntaxError):
-            place = f"{error.filename}:{error.lineno}"
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise InputError(
-            f"task: {what} failed at {place}: {type(error).__name__}: {reason}"
-        ) from error
+    except BaseException as error:
+        if faults.whose(error) == "passing":
+            raise
+        raise InputError(f"task: {what} failed {faults.told(error)}") from error
 
 
 def rehearse(task: Task) -> nn.Module:

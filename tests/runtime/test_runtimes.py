@@ -4,8 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from distinf.errors import InputError, Interrupted
-from distinf.runtime import Ledger, Resources, Runtime, RuntimeSettings, Unit, open_runtime
+from distinf.errors import InputError, InternalError, Interrupted
+from distinf.runtime import (
+    Ledger,
+    Resources,
+    Runtime,
+    RuntimeSettings,
+    Unit,
+    Work,
+    open_runtime,
+)
 from distinf.store import open_root, read_group
 from tests.support.bodies import calls, work
 
@@ -113,3 +121,32 @@ def test_workers_prepare_once_and_use_the_threads_they_were_given(runtime, root)
     assert prepared == len({record["pid"] for record in records})
     if is_ray(runtime):
         assert {record["mode"] for record in records} == {"token"}
+
+
+@pytest.mark.parametrize("action", ["fail", "exit"])
+def test_what_fails_twice_in_the_same_way_is_the_tasks(runtime, root, action):
+    scripted = work(root, "square", **{"1": {f"before{n}": action for n in range(1, 5)}})
+    with pytest.raises(InputError, match=r"task: square rows 1:2 failed at .*bodies.py:\d+: "):
+        runtime.pool(scripted, units(3), Ledger(open_root(root), "square"))
+    assert calls(root, "row1") == 2
+
+
+def test_a_failure_that_may_pass_uses_every_attempt(runtime, root):
+    scripted = work(root, "square", **{"1": {f"before{n}": "memory" for n in range(1, 5)}})
+    with pytest.raises(Interrupted, match=r"attempt 3 of 3.*MemoryError"):
+        runtime.pool(scripted, units(3), Ledger(open_root(root), "square"))
+    assert calls(root, "row1") == 3
+
+
+def test_a_bug_of_ours_is_no_bad_input_and_not_resumable(runtime, root):
+    odd = Work("tests.support.bodies:square", "distinf.runtime.units:digest", {})
+    with pytest.raises(InternalError, match=r"failed twice .*this is a bug of distinf") as raised:
+        runtime.pool(odd, units(1), Ledger(open_root(root), "square"))
+    assert raised.value.exit_code == 1
+
+
+def test_a_gang_whose_rank_fails_twice_in_the_same_way_stops(runtime, root):
+    scripted = work(root, "ordered_mean", **{"0": {f"before{n}": "fail" for n in range(1, 5)}})
+    with pytest.raises(InputError, match=r"task: bodies failed at .*scripted failure"):
+        runtime.gang(scripted, 2)
+    assert calls(root, "rank0") == 2

@@ -49,7 +49,13 @@ def _count(state: Mapping[str, Any], name: str) -> int:
 
 def _act(action: str | None) -> None:
     if action == "raise":
+        raise RuntimeError(f"scripted failure at {time.time_ns()}")  # never twice the same
+    if action == "fail":
         raise RuntimeError("scripted failure")
+    if action == "memory":
+        raise MemoryError("scripted failure")
+    if action == "exit":
+        raise SystemExit(0)
     if action == "refuse":
         raise InputError("scripted bad input; change the script")
     if action == "die":

@@ -16,7 +16,7 @@ from distinf.stages import session as stages_session
 from distinf.stages.basis.settings import StageSettings
 from distinf.stages.checkpoint import content_digest
 from distinf.stages.methods import method_by_layers
-from distinf.stages.session import row_ranges, to_device
+from distinf.stages.session import row_ranges
 from distinf.stages.task import (
     SPLITS,
     Batch,
@@ -163,7 +163,11 @@ class Session(stages_session.Session):
 
     def batch(self, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""
-        return to_device(self.task.batch(split, ids), self.device)
+        return self.read(self.task, split, ids)
+
+    def kept_model(self) -> nn.Module | None:
+        found: nn.Module | None = self._cache.get("trained")
+        return found
 
     def fresh_model(self) -> nn.Module:
         return self.task.model().to(self.device)

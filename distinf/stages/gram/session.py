@@ -20,7 +20,6 @@ from distinf.stages.gram.blocks import Blocks, blocks_of, groups_of
 from distinf.stages.gram.settings import StageSettings
 from distinf.stages.gram.task import Prepared, Trainable, cells_of
 from distinf.stages.methods import in_a_run, method_by_layers
-from distinf.stages.session import to_device
 from distinf.stages.task import Batch, Shapes, Task, build_task, task_path, telling
 
 DATA = "data"
@@ -158,7 +157,11 @@ class Session(stages_session.Session):
 
     def batch(self, cell: str, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""
-        return to_device(self.task(cell).batch(split, ids), self.device)
+        return self.read(self.task(cell), split, ids)
+
+    def kept_model(self) -> nn.Module | None:
+        slot = self._cache.get(("latest", "model"))
+        return slot[1] if slot else None
 
 
 def _skeleton(task: Task) -> nn.Module:

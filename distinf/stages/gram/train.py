@@ -14,6 +14,7 @@ from torch import nn
 from distinf.errors import InputError
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
+from distinf.stages.culprit import InHand
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
 from distinf.stages.gram.settings import TrainSettings
 from distinf.stages.gram.task import METRICS, Fit, Trainable
@@ -83,6 +84,8 @@ def fitted(session: Session, unit: Unit, rows: np.ndarray) -> Fit:
     if not isinstance(task, Trainable):
         raise InputError(f"train: cell '{name}' cannot be trained")
     session.tell(unit, 0.0)
+    queries = np.arange(session.cell(name).rows[QUERY])
+    session.in_hand = [InHand(task, TRAIN, rows), InHand(task, QUERY, queries)]
     fit = task.fit(rows, session.settings.train, session.device, partial(session.tell, unit))
     if not np.isfinite(fit.history["query_loss"][fit.best]):
         raise InputError(f"train: the queries' loss of cell '{name}' is not finite; lower train.lr")
