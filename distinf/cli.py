@@ -44,7 +44,7 @@ def _told(error: BaseException) -> int:
         raise error
     if whose == "user":
         return _fail(f"error: the task failed {faults.told(error)}", InputError.exit_code)
-    what = faults.named(error)
+    what = faults.told(error)
     if isinstance(error, OSError) and error.strerror:  # a disk that is full, a folder that went
         what = error.strerror + (f": {error.filename}" if error.filename else "")
     return _fail(f"error: {what}; run the same command to resume", Interrupted.exit_code)

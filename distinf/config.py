@@ -23,6 +23,8 @@ from distinf.stages.basis import session as basis_session
 from distinf.stages.basis import settings as basis
 from distinf.stages.gram import session as gram_session
 from distinf.stages.gram import settings as gram_route
+from distinf.stages.gram.task import cells_of
+from distinf.stages.identity import seen, seen_model, stated
 from distinf.stages.session import Session
 from distinf.stages.task import (
     ROUTE_OF_STUDY,
@@ -82,6 +84,12 @@ class RunConfig(BaseModel):
         return build_task(self.task, self.settings, self.seed)
 
     @cached_property
+    def seen(self) -> dict[str, dict[str, str]]:
+        """By cell: what every other process must see of the task as this one does."""
+        cells = cells_of(self.identity) if self.ROUTE == "gram" else {"": self.identity}
+        return {n: seen(cell, stated(cell)) | seen_model(cell) for n, cell in cells.items()}
+
+    @cached_property
     def variations(self) -> "dict[str, RunConfig]":
         """Each name of `beside` -> the run with those keys changed."""
         found = {}
@@ -134,6 +142,7 @@ class RunConfig(BaseModel):
             "seed": self.seed,
             "settings": dataclasses.asdict(self.stages),
             "basis": own,
+            "seen": self.seen,
         }
 
 

@@ -14,7 +14,8 @@ from distinf import __version__
 from distinf.config import BasisConfig, RunConfig
 from distinf.runtime.units import flatten
 from distinf.stages.checkpoint import content_digest
-from distinf.stages.task import task_path, telling
+from distinf.stages.identity import stated
+from distinf.stages.task import task_path
 
 NOT_FINGERPRINTED = (
     "runtime", "out", "provenance", "data.cache_mb", "report", "train.checkpoint", "gradients.check"
@@ -34,9 +35,7 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
         for key, value in flatten(plain).items()
         if not any(key == name or key.startswith(f"{name}.") for name in NOT_FINGERPRINTED)
     }
-    with telling("digests()"):
-        digests = config.identity.digests()
-    keys |= {f"digest.{name}": value for name, value in digests.items()}
+    keys |= {f"digest.{name}": value for name, value in stated(config.identity).items()}
     if isinstance(config, BasisConfig) and config.train.checkpoint:
         keys["digest.checkpoint"] = content_digest(config.train.checkpoint)
     keys["runtime.threads"] = config.runtime.threads

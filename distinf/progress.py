@@ -169,6 +169,13 @@ def _gram_summary(session: Any) -> list[Table | str]:
         for name, best, at_best, runs in accuracies:
             table.add_row(name, f"{best:.1%}", f"{at_best:.1%}", str(runs))
         lines.append(table)
+    elif losses := gram_report.query_losses(session):
+        table = Table(title="Query loss after leaving rows out", title_justify="left")
+        for name in ("left out by", "lowest", "runs"):
+            table.add_column(name, justify="left" if name == "left out by" else "right")
+        for name, lowest, runs in losses:
+            table.add_row(name, f"{lowest:.4g}", str(runs))
+        lines.append(table)
     return [*lines, *gram_report.summary_lines(session)]
 
 

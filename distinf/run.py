@@ -86,6 +86,8 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         raise InputError(
             f"out: {blobs.root} is not empty and holds no {CONFIG}; choose another --out"
         )
+    for each in route.together(session):
+        each.refuse_other_data()
     LOG.info("checking the task on a few rows")
     methods = route.check(session)
     if config.method is None:

@@ -104,7 +104,10 @@ class RayRuntime:
                         self._settings.attempts,
                     )  # fmt: skip
                     failed[unit.id] = outcome
-                    waiting.append(unit)
+                    if outcome.whose == "passing":
+                        waiting.append(unit)
+                    else:  # know at once whether it fails again, not after all the others
+                        waiting.appendleft(unit)
         finally:  # still starting and no longer needed, or at work when this stopped
             for actor, _ in running.values():
                 self._stop(actor)

@@ -26,7 +26,10 @@ class InHand:
 
 
 def failing_row(
-    held: Sequence[InHand], model: nn.Module, device: torch.device, error: BaseException
+    held: Sequence[InHand],
+    model: nn.Module,
+    read: Callable[[Task, str, np.ndarray], Any],
+    error: BaseException,
 ) -> str:
     """ "loss 'a' failed on training row 77": the first row that alone raises an error of the same
     type, by the user's own number where the task has some; "" where none does."""
@@ -35,24 +38,23 @@ def failing_row(
         for row in rows.ids.tolist():
             if time.monotonic() > until:
                 return ""
-            failed = _failed_on(rows, row, model.eval(), device, type(error))
+            failed = _failed_on(rows, row, model.eval(), read, type(error))
             if failed:
                 return f"{failed} failed on {NAMES[rows.split]} row {_number(rows, row)}"
     return ""
 
 
 def _failed_on(
-    rows: InHand, row: int, model: nn.Module, device: torch.device, kind: type[BaseException]
+    rows: InHand,
+    row: int,
+    model: nn.Module,
+    read: Callable[[Task, str, np.ndarray], Any],
+    kind: type[BaseException],
 ) -> str:
-    batch: Any = None
+    def batch() -> Any:
+        return read(rows.task, rows.split, np.array([row]))
 
-    def read() -> None:
-        nonlocal batch
-        batch = rows.task.batch(rows.split, np.array([row]))
-        if device.type != "cpu":
-            batch = {name: values.to(device) for name, values in batch.items()}
-
-    for what, call in (("batch()", read), *_uses(rows, model, lambda: batch)):
+    for what, call in (("batch()", batch), *_uses(rows, model, batch)):
         try:
             call()
         except kind:

@@ -22,6 +22,7 @@ from distinf.numerics.collective import Collective
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.ledger import Record
 from distinf.stages.culprit import InHand, failing_row
+from distinf.stages.identity import MODEL, refuse_other, seen, seen_model, stated
 from distinf.stages.task import Batch, Task
 from distinf.store import Rows, open_root, read_group, write_group
 
@@ -69,6 +70,23 @@ class Session(ABC):
     def outline(self) -> Any:
         """All that the list of units depends on."""
 
+    @abstractmethod
+    def built(self) -> Mapping[str, Task]:
+        """By cell, the tasks as this process built them."""
+
+    def refuse_other_data(self) -> None:
+        """InputError if this process has other data or settings of a model than the driver."""
+        for cell, task in self.built().items():
+            drivers = {k: v for k, v in self.context["seen"][cell].items() if k != MODEL}
+            refuse_other(drivers, seen(task, stated(task)))
+
+    def model_of(self, task: Task, cell: str = "") -> nn.Module:
+        """The task's model as it starts; InputError if it is another one than the driver's."""
+        model = task.model()
+        drivers = {k: v for k, v in self.context["seen"][cell].items() if k == MODEL}
+        refuse_other(drivers, seen_model(task, model))
+        return model
+
     def read(self, task: Task, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""
         self.in_hand = [InHand(task, split, ids)]
@@ -79,7 +97,7 @@ class Session(ABC):
         if not self.in_hand:
             return ""
         model = self.kept_model() or self.in_hand[0].task.model().to(self.device)
-        return failing_row(self.in_hand, model, self.device, error)
+        return failing_row(self.in_hand, model, self.read, error)
 
     def kept_model(self) -> nn.Module | None:
         """The trained model, if this process has it."""

@@ -197,37 +197,6 @@ def telling(what: str) -> Iterator[None]:
         raise InputError(f"task: {what} failed {faults.told(error)}") from error
 
 
-def rehearse(task: Task) -> nn.Module:
-    """Every loss, the metric and the optimizer once on two rows, before hours depend on them.
-
-    For a task whose data are there; InputError says what failed, or which shape is wrong. Returns
-    the model that it tried.
-    """
-    ids = np.arange(2)
-    with telling("model()"):
-        model = task.model().eval()
-    for split in SPLITS:
-        with telling(f"batch('{split}', [0, 1])"):
-            batch = task.batch(split, ids)
-        for name, loss in task.losses.items():
-            with telling(f"loss '{name}' on two rows of '{split}'"), torch.no_grad():
-                _check_rows(f"loss '{name}'", loss(model, batch))
-    with telling("evaluate() on two rows of 'evaluation'"), torch.no_grad():
-        for name, values in task.evaluate(model, task.batch("evaluation", ids)).items():
-            _check_rows(f"evaluate()'s column '{name}'", values)
-    with telling("optimizer()"):
-        task.optimizer(model.parameters(), lr=1e-3, weight_decay=0.0)
-    return model
-
-
-def _check_rows(what: str, values: Tensor) -> None:
-    if tuple(values.shape) != (2,):
-        raise InputError(
-            f"task: {what} has shape {tuple(values.shape)} for two rows; return one value per "
-            "sample, [N] (no mean over samples)"
-        )
-
-
 def build_task(name: str, settings: Mapping[str, Any], seed: int) -> Task:
     """Call the factory with its validated settings -> the task."""
     typed = TypeAdapter(settings_type(name)).validate_python(dict(settings))

@@ -73,6 +73,12 @@ def columns(session: Session, model: nn.Module, ids: np.ndarray) -> dict[str, np
         with torch.no_grad():
             batch = session.batch("evaluation", ids[a:b])
             found = session.task.evaluate(model.eval(), batch)
+        if parts and found.keys() != parts[0].keys():
+            odd = ", ".join(sorted(found.keys() ^ parts[0].keys()))
+            raise InputError(
+                f"task: evaluate() returned '{odd}' for some evaluation rows only (not alike "
+                f"before row {ids[a]} and from it on); return every column for every row"
+            )
         parts.append({name: values.detach().cpu().numpy() for name, values in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

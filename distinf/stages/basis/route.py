@@ -17,8 +17,10 @@ from distinf.stages.basis import (
     trajectory,
 )
 from distinf.stages.basis.session import Session
+from distinf.stages.identity import has_own_rows
 from distinf.stages.methods import methods_to_try
-from distinf.stages.task import GeneratingTask, rehearse
+from distinf.stages.rehearsal import few_rows, rehearse
+from distinf.stages.task import STUDIES, GeneratingTask, build_task
 
 STAGES: Sequence[ModuleType] = (
     data,
@@ -39,8 +41,10 @@ def check(session: Session) -> str:
     """InputError for what can only fail later, hours into the run -> the method of gradients."""
     method = session.settings.gradients.chosen
     methods = methods_to_try(session.asked_method, method)
-    if not isinstance(session.task, GeneratingTask):
+    if has_own_rows(session.task):
         method = gradients.rehearsed(session, rehearse(session.task), methods)
+    elif isinstance(session.task, GeneratingTask) and session.context["task"] not in STUDIES:
+        _rehearse_made(session)
     evaluate.check(session.outline)
     trajectory.check(session.outline)
     actions.check(session.outline)
@@ -48,3 +52,10 @@ def check(session: Session) -> str:
     curvature.check(session)
     attribution.check(session)
     return method
+
+
+def _rehearse_made(session: Session) -> None:
+    """On a few rows made here, of a task whose rows are made in the run."""
+    other = build_task(session.context["task"], session.context["task_settings"], session.seed)
+    few_rows(other)
+    rehearse(other)

@@ -15,7 +15,9 @@ from distinf.runtime import Unit, digest
 from distinf.stages import session as stages_session
 from distinf.stages.basis.settings import StageSettings
 from distinf.stages.checkpoint import content_digest
+from distinf.stages.identity import rows_of, stated
 from distinf.stages.methods import method_by_layers
+from distinf.stages.rehearsal import checked_shapes
 from distinf.stages.session import row_ranges
 from distinf.stages.task import (
     SPLITS,
@@ -26,7 +28,6 @@ from distinf.stages.task import (
     Task,
     build_task,
     task_path,
-    telling,
 )
 from distinf.store import CachedRows, Rows
 
@@ -63,8 +64,7 @@ def bases(
         if isinstance(task, GeneratingTask)
         else {}
     )
-    with telling("digests()"):
-        identity = dict(task.digests())
+    identity = stated(task)
     found: dict[str, str] = {}
     s = asdict(settings)
     refine = {k: s["curvature"].pop(k) for k in list(s["curvature"]) if k.startswith("refine")}
@@ -72,7 +72,7 @@ def bases(
     train = {k: v for k, v in s["train"].items() if k != "checkpoint_every"}
     if train["checkpoint"]:  # what is in the file counts, not where it lies
         train["checkpoint"] = content_digest(train["checkpoint"])
-    rows = {split: task.rows(split) for split in SPLITS}
+    rows = {split: rows_of(task, split) for split in SPLITS}
     rows_from = identity.get("data") or dict(task_settings)
     found["data"] = digest([task_path(name), seed, rows_from, rows, per_unit, data])
     found["train"] = digest(
@@ -150,15 +150,13 @@ class Session(stages_session.Session):
             if isinstance(task, GeneratingTask)
             else {}
         )
-        with telling("shapes()"):
-            shapes = task.shapes()
         return Outline(
             settings=self.settings,
             basis=self.basis,
-            rows={split: task.rows(split) for split in SPLITS},
+            rows={split: rows_of(task, split) for split in SPLITS},
             rows_per_unit=per_unit,
             losses=list(task.losses),
-            shapes=shapes,
+            shapes=checked_shapes(task),
         )
 
     def batch(self, split: str, ids: np.ndarray) -> Batch:
@@ -169,13 +167,18 @@ class Session(stages_session.Session):
         found: nn.Module | None = self._cache.get("trained")
         return found
 
+    def built(self) -> Mapping[str, Task]:
+        return {"": self.task}
+
     def fresh_model(self) -> nn.Module:
-        return self.task.model().to(self.device)
+        return self.model_of(self.task).to(self.device)
 
 
 def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
     """What a worker holds for as long as it works on one run."""
-    return Session(context, device)
+    session = Session(context, device)
+    session.refuse_other_data()
+    return session
 
 
 def split_units(outline: Outline, split: str) -> list[Unit]:

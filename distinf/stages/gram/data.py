@@ -7,7 +7,8 @@ from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.gram.session import DATA, Outline, Session, data_unit
 from distinf.stages.gram.task import Prepared
-from distinf.stages.task import telling
+from distinf.stages.rehearsal import rehearse
+from distinf.stages.task import STUDIES, telling
 
 NAME = DATA
 
@@ -28,6 +29,9 @@ def run(session: Session, runtime: Runtime) -> None:
     wanted = [unit for unit, _ in units(session.outline)]
     if wanted:
         runtime.pool(session.work("distinf.stages.gram.data:body"), wanted, session.ledger(NAME))
+    if wanted and session.context["task"] not in STUDIES:
+        for name in session.tasks:
+            rehearse(session.task(name))  # now that there are rows, and before anything is trained
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:

@@ -210,17 +210,24 @@ def _correlation(
 def _retrained(session: Session) -> Iterator[page.Retrained]:
     for filtered, stored in actions.results(session):
         noise = flipped_rows(session, filtered.cell)
-        accuracy = stored["test_accuracy"]
+        accuracy = stored.get("test_accuracy", np.array([np.nan]))
+        best = int(stored["best"]) if "test_accuracy" in stored else 0
         yield page.Retrained(
             cell=filtered.cell,
             configuration=filtered.configuration,
-            test_accuracy=float(np.nanmax(accuracy)),
-            accuracy_at_best=float(accuracy[int(stored["best"])]),
+            test_accuracy=_largest(accuracy),
+            accuracy_at_best=float(accuracy[best]),
+            query_loss=float(stored["query_loss"][int(stored["best"])]),
             kept=len(filtered.kept),
             job=filtered.job.id,
             kept_flips=None if noise is None else int(noise[filtered.kept].sum()),
             history=_history(stored),
         )
+
+
+def _largest(values: np.ndarray) -> float:
+    """NaN where none is a number."""
+    return float(np.nanmax(values)) if np.isfinite(values).any() else float("nan")
 
 
 def cell_ranking(session: Session, cell: Cell) -> list[dict[str, Any]]:

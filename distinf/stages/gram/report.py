@@ -65,6 +65,17 @@ def summary_lines(session: Session) -> list[str]:
     return found
 
 
+def query_losses(session: Session) -> list[tuple[str, float, int]]:
+    """(configuration, least query loss, cells): as `accuracies`, for a task without test rows."""
+    found: dict[str, list[float]] = {}
+    named = [(filtered.configuration, stored) for filtered, stored in results(session)]
+    whole = [("nothing", stored_fit(session, name)) for name in session.outline.cells]
+    for configuration, stored in [*named, *(whole if named else [])]:
+        if "query_loss" in stored:
+            found.setdefault(configuration, []).append(float(np.nanmin(stored["query_loss"])))
+    return [(name, float(np.mean(losses)), len(losses)) for name, losses in found.items()]
+
+
 def accuracies(session: Session) -> list[tuple[str, float, float, int]]:
     """(configuration, best test accuracy, that at the lowest query loss, cells): means over cells;
     last the models trained on all rows."""

@@ -9,7 +9,7 @@ from distinf.stages.gram import actions, data, gradients, gram, report, scores, 
 from distinf.stages.gram.session import TRAIN, Session
 from distinf.stages.gram.task import Checked, Prepared, described_rows
 from distinf.stages.methods import methods_to_try
-from distinf.stages.task import rehearse
+from distinf.stages.rehearsal import rehearse
 
 STAGES: Sequence[ModuleType] = (data, train, gradients, gram, scores, actions, report)
 

@@ -19,7 +19,9 @@ from distinf.stages import session as stages_session
 from distinf.stages.gram.blocks import Blocks, blocks_of, groups_of
 from distinf.stages.gram.settings import StageSettings
 from distinf.stages.gram.task import Prepared, Trainable, cells_of
+from distinf.stages.identity import rows_of, stated
 from distinf.stages.methods import in_a_run, method_by_layers
+from distinf.stages.rehearsal import checked_shapes
 from distinf.stages.task import Batch, Shapes, Task, build_task, task_path, telling
 
 DATA = "data"
@@ -59,9 +61,7 @@ def bases(
     """
     found = {}
     for cell, of in cells_of(task).items():
-        with telling("digests()"):
-            identity = dict(of.digests())
-        found[cell] = _cell_bases([task_path(name), cell, identity], seed, settings)
+        found[cell] = _cell_bases([task_path(name), cell, stated(of)], seed, settings)
     report = digest([found, asdict(settings.actions), asdict(settings.report)])
     return {"report": report, "cells": found}
 
@@ -132,14 +132,12 @@ class Session(stages_session.Session):
         return self.cached(("cell", name, settled), lambda: self._cell(name, task))  # type: ignore[no-any-return]
 
     def _cell(self, name: str, task: Task) -> Cell:
-        with telling("shapes()"):
-            shapes = task.shapes()
         blocks = self._blocks(task)
         return Cell(
             name=name,
             basis=self.cell_basis(name),
-            rows={split: task.rows(split) for split in (TRAIN, QUERY)},
-            shapes=shapes,
+            rows={split: rows_of(task, split) for split in (TRAIN, QUERY)},
+            shapes=checked_shapes(task),
             blocks=blocks,
             groups=groups_of(blocks, self.settings.scores),
             prepared=isinstance(task, Prepared),
@@ -158,6 +156,9 @@ class Session(stages_session.Session):
     def batch(self, cell: str, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""
         return self.read(self.task(cell), split, ids)
+
+    def built(self) -> Mapping[str, Task]:
+        return self.tasks
 
     def kept_model(self) -> nn.Module | None:
         slot = self._cache.get(("latest", "model"))
@@ -216,4 +217,6 @@ def data_unit(cell: str, basis: Basis) -> Unit:
 
 def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
     """What a worker holds for as long as it works on one run."""
-    return Session(context, device)
+    session = Session(context, device)
+    session.refuse_other_data()
+    return session

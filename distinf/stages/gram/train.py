@@ -6,6 +6,7 @@ that cannot be trained is taken as it is.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,9 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     name = unit.job["cell"]
     rows = np.arange(session.cell(name).rows[TRAIN])
     fit = fitted(session, unit, rows)
-    weights = {f"{WEIGHT}{key}": values for key, values in fit.weights.items()}
+    task = session.task(name)
+    load_weights(getattr(task, "skeleton", task.model)(), fit.weights)  # or it is refused now
+    weights = {f"{WEIGHT}{key}": np.asarray(values) for key, values in fit.weights.items()}
     arrays = {**history_arrays(fit), **weights}
     return session.commit(
         unit, attempt, arrays, summary=fit_summary(fit), may_hold_nan=list(METRICS)
@@ -87,9 +90,33 @@ def fitted(session: Session, unit: Unit, rows: np.ndarray) -> Fit:
     queries = np.arange(session.cell(name).rows[QUERY])
     session.in_hand = [InHand(task, TRAIN, rows), InHand(task, QUERY, queries)]
     fit = task.fit(rows, session.settings.train, session.device, partial(session.tell, unit))
+    checked_fit(fit)
     if not np.isfinite(fit.history["query_loss"][fit.best]):
         raise InputError(f"train: the queries' loss of cell '{name}' is not finite; lower train.lr")
     return fit
+
+
+def checked_fit(fit: Any) -> None:
+    """InputError if what a task's fit returned is not as Fit has it."""
+    if not isinstance(fit, Fit):
+        raise InputError(f"task: fit() returned a {type(fit).__name__}, not a Fit")
+    if "query_loss" not in fit.history:
+        known = ", ".join(map(str, fit.history)) or "nothing"
+        raise InputError(f"task: fit()'s history has {known}; give query_loss, one value an epoch")
+    epochs = {}
+    for name in (name for name in METRICS if name in fit.history):
+        try:
+            values = np.asarray(fit.history[name], dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"task: fit()'s history of {name} holds no numbers") from None
+        epochs[name] = values.shape
+    if len(set(epochs.values())) > 1 or len(epochs["query_loss"]) != 1:
+        told = ", ".join(f"{name} {shape}" for name, shape in epochs.items())
+        raise InputError(f"task: fit()'s histories are not one value an epoch each: {told}")
+    if not 0 <= fit.best < epochs["query_loss"][0]:
+        raise InputError(
+            f"task: fit()'s best epoch is {fit.best}, of epochs 0 to {epochs['query_loss'][0] - 1}"
+        )
 
 
 def history_arrays(fit: Fit) -> dict[str, np.ndarray]:
@@ -124,7 +151,7 @@ def trained_model(session: Session, name: str) -> nn.Module:
 
 def _loaded(session: Session, name: str) -> nn.Module:
     stored = stored_fit(session, name)
-    model = session.task(name).model()
+    model = session.model_of(session.task(name), name)
     weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
     load_weights(model, weights)
     # A quantised model is on its device already, and must not be moved.
@@ -133,8 +160,14 @@ def _loaded(session: Session, name: str) -> nn.Module:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """Write stored parameters into the model, in place."""
+    """Write stored parameters into the model, in place; InputError for one that does not fit."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, values in weights.items():
-            parameter = model.get_parameter(name)
-            parameter.copy_(torch.from_numpy(np.array(values)).to(parameter.dtype))
+            found, given = parameters.get(name), np.asarray(values)
+            if found is None or given.shape != tuple(found.shape):
+                has = "none" if found is None else f"{tuple(found.shape)}"
+                raise InputError(
+                    f"task: fit()'s weights have '{name}' {given.shape}, where model() has {has}"
+                )
+            found.copy_(torch.from_numpy(np.array(given)).to(found.dtype))

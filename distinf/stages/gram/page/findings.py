@@ -140,7 +140,8 @@ class Retrained:
     """One configuration's training on what it left; several may share a job.
 
     test_accuracy: the best over epochs (the paper's metric); accuracy_at_best: at the epoch of
-    least query loss. configuration: "random", "full", or as Configuration.name.
+    least query loss (NaN where no test rows are); query_loss: the least. configuration: "random",
+    "full", or as Configuration.name.
     """
 
     cell: str
@@ -151,6 +152,7 @@ class Retrained:
     job: str = ""
     kept_flips: int | None = None
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    query_loss: float = float("nan")
 
 
 @dataclass(frozen=True)

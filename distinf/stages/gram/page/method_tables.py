@@ -32,6 +32,7 @@ from distinf.stages.gram.page.summaries import (
     layers,
     mean_sd,
     place,
+    query_losses,
     rates,
     summary,
     unfiltered,
@@ -50,9 +51,23 @@ def retrained(findings: Findings) -> list[Row]:
     for r in findings.retrained:
         row: Row = {"cell": r.cell, "configuration": r.configuration, "kept": r.kept}
         row |= {"kept_flips": r.kept_flips, "test_accuracy_pct": 100 * r.test_accuracy}
-        row |= {"accuracy_at_best_pct": 100 * r.accuracy_at_best, "job": r.job}
+        row |= {"accuracy_at_best_pct": 100 * r.accuracy_at_best, "query_loss": r.query_loss}
+        row |= {"job": r.job}
         rows.append(row)
     return rows
+
+
+def query_loss(findings: Findings) -> list[Row]:
+    """Per configuration, best first: the least query loss, mean over cells."""
+    rows = [
+        {
+            "configuration": name,
+            "trials": len(found),
+            **mean_sd("", {(0, k): v for k, v in enumerate(found)}, ""),
+        }
+        for name, found in query_losses(findings).items()
+    ]
+    return sorted(rows, key=lambda row: row["mean"])
 
 
 def accuracy(findings: Findings) -> list[Row]:

@@ -98,8 +98,19 @@ def accuracies(findings: Findings, what: str = "test_accuracy") -> dict[str, dic
     trial = keys(findings)
     found: dict[str, dict[Key, float]] = {}
     for r in findings.retrained:
-        found.setdefault(r.configuration, {})[trial[r.cell]] = 100 * getattr(r, what)
+        if math.isfinite(getattr(r, what)):
+            found.setdefault(r.configuration, {})[trial[r.cell]] = 100 * getattr(r, what)
     return dict(sorted(found.items(), key=lambda item: configuration_order(item[0])))
+
+
+def query_losses(findings: Findings) -> dict[str, list[float]]:
+    """Configuration or baseline -> its least query loss in every cell; last, of all rows."""
+    found: dict[str, list[float]] = {}
+    for r in findings.retrained:
+        found.setdefault(r.configuration, []).append(r.query_loss)
+    found = dict(sorted(found.items(), key=lambda item: configuration_order(item[0])))
+    whole = [min(c.history["query_loss"]) for c in findings.cells if c.history.get("query_loss")]
+    return found | ({"all rows": whole} if found and whole else {})
 
 
 def unfiltered(findings: Findings) -> dict[Key, float]:

@@ -22,6 +22,7 @@ def tables(findings: Findings) -> Tables:
         "curves": detection_tables.curves(findings),
         "modules": detection_tables.modules(findings),
         "accuracy": method_tables.accuracy(findings),
+        "query_loss": method_tables.query_loss(findings),
         "methods": method_tables.methods(findings),
         "layers": method_tables.layer_ranks(findings),
         "gains": method_tables.gains(findings),

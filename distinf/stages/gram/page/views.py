@@ -34,6 +34,7 @@ def views(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
         "detection": _detection(detected[:MOST_PRINTED], share, "those that find the most"),
         "every detection": None,
         "accuracy": _accuracy(rows.get("accuracy", [])),
+        "query loss": _query_loss(rows),
         "conditioning": _conditioning(rows),
         "costs": _costs(rows),
         **comparison_views(findings, rows),
@@ -109,6 +110,19 @@ def _accuracy(rows: list[Row]) -> View | None:
             Column("95 % interval", span("vs_random_low_points", "vs_random_high_points", signed)),
             Column("higher", _wins),
             Column("minus full [points]", blank("vs_full_points", signed)),
+        ],
+    )
+
+
+def _query_loss(rows: Tables) -> View | None:
+    """Where the task has no test rows, what filtering did to the queries' loss."""
+    return view(
+        "Query loss of the models trained again",
+        [] if rows.get("accuracy") else rows.get("query_loss", []),
+        [
+            Column("configuration", lambda r: spoken(r["configuration"]), False),
+            Column("trials", value("trials", count)),
+            Column("lowest query loss", value("mean", number)),
         ],
     )
 

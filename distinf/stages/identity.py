@@ -1,0 +1,122 @@
+"""The same data and model in every process: what the driver saw, compared before work is done.
+
+A task is built anew in every process. One that draws its data without a seed, or reads a file that
+another node has in another version, would give each worker other rows under the same numbers.
+"""
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from distinf.errors import InputError
+from distinf.stages.task import SPLITS, GeneratingTask, StoredTask, Task, telling
+
+MODEL = "model()"
+SAMPLED = 64  # entries of one parameter
+
+
+def stated(task: Task) -> dict[str, str]:
+    """The task's digests() as they are to be: names and texts."""
+    with telling("digests()"):
+        found = task.digests()
+    odd = not isinstance(found, Mapping) or not all(
+        isinstance(part, str) for pair in found.items() for part in pair
+    )
+    if odd:
+        raise InputError(f"task: digests() returned {found!r:.60}; return texts by name")
+    return dict(found)
+
+
+def rows_of(task: Task, split: str) -> int:
+    """How many rows the split has; InputError if it says none, or no number."""
+    with telling(f"rows('{split}')"):
+        found = task.rows(split)
+    if not isinstance(found, Integral) or found < 1:
+        raise InputError(
+            f"task: rows('{split}') is {found!r:.60}; a run needs one row of '{split}' at least"
+        )
+    return int(found)
+
+
+def seen(task: Task, digests: Mapping[str, str]) -> dict[str, str]:
+    """What another process must see alike: digests, numbers of rows and, of rows that the task
+    has from the start, a few of them as they are. `digests` are those that it stated."""
+    found = dict(digests)
+    for split in SPLITS:
+        rows = rows_of(task, split)
+        found[f"rows('{split}')"] = str(rows)
+        if has_own_rows(task):
+            ids = np.unique([0, rows // 2, rows - 1])
+            with telling(f"batch('{split}', {ids.tolist()})"):
+                batch = task.batch(split, ids)
+            found[f"batch('{split}')"] = _digest(_bytes(_leaves(batch)))
+    return found
+
+
+def seen_model(task: Task, model: nn.Module | None = None) -> dict[str, str]:
+    """A few entries of every parameter of the task's model as it starts."""
+    if not has_own_rows(task):
+        return {}
+    if model is None:
+        with telling("model()"):
+            model = task.model()
+    return {MODEL: _digest(_entries(model))}
+
+
+def has_own_rows(task: Task) -> bool:
+    """Its rows are there with the task; they are not made, or attached, in the run."""
+    made = isinstance(task, GeneratingTask | StoredTask)
+    return not (made or (hasattr(task, "prepare") and hasattr(task, "attach")))
+
+
+def refuse_other(drivers: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """InputError naming what this process sees otherwise than the driver did."""
+    names = sorted(k for k in drivers.keys() | here.keys() if drivers.get(k) != here.get(k))
+    if names:
+        more = ", …" if len(names) > 3 else ""
+        raise InputError(
+            f"task: {', '.join(names[:3])}{more} differ between two builds of the task (this one "
+            f"on {socket.gethostname()}, pid {os.getpid()}); every process must have the same data "
+            "and model: seed what draws them, sort what has no order, read the same files, on "
+            "machines of one kind"
+        )
+
+
+def _leaves(batch: Any) -> list[Any]:
+    return tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+
+
+def _bytes(leaves: Iterable[Any]) -> Iterable[bytes]:
+    """Of what holds numbers or text; other objects may be printed otherwise in each process."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+            plain = leaf.detach().cpu().resolve_conj().contiguous().reshape(-1)
+            yield f"{leaf.dtype} {tuple(leaf.shape)}".encode()
+            yield plain.view(torch.uint8).numpy().tobytes()
+        elif isinstance(leaf, np.ndarray) and leaf.dtype != object:
+            yield f"{leaf.dtype} {leaf.shape}".encode() + leaf.tobytes()
+        elif isinstance(leaf, str | bytes | bool | int | float):
+            yield repr(leaf).encode()
+
+
+def _entries(model: nn.Module) -> Iterable[bytes]:
+    for name, values in model.state_dict().items():
+        yield name.encode()
+        if isinstance(values, Tensor) and values.numel() and values.device.type != "meta":
+            flat = values.detach().reshape(-1)
+            yield from _bytes([flat[:: -(-len(flat) // SAMPLED)], flat[-1:]])
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
