@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from distinf.config_file import assign, merged, read, read_yaml
 from distinf.errors import InputError
 from distinf.runtime import RuntimeSettings, digest
+from distinf.runtime.units import differences, flatten
+from distinf.stages.basis import curvature
 from distinf.stages.basis import session as basis_session
 from distinf.stages.basis import settings as basis
 from distinf.stages.gram import session as gram_session
@@ -72,6 +74,17 @@ class RunConfig(BaseModel):
         """The settings of the route's stages, as its sessions hold them."""
         names = [field.name for field in dataclasses.fields(self.STAGES)]
         return self.STAGES(**{name: getattr(self, name) for name in names})
+
+    @property
+    def decided(self) -> Any:
+        """`stages` as the run takes them, with what only the task can show decided."""
+        return self.stages
+
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """Dotted keys on which `decided` is not what the settings say."""
+        asked, taken = (flatten(dataclasses.asdict(s)) for s in (self.stages, self.decided))
+        return {key: taken[key] for key in differences(asked, taken)}
 
     def session(self, root: str, device: torch.device) -> Session:
         """The run as this process sees it."""
@@ -129,7 +142,7 @@ class RunConfig(BaseModel):
     def context(self, root: str, name: str = "") -> dict[str, Any]:
         """What a worker needs to know of this run, as JSON; `name` is a variation's."""
         beside = {n: config.context(root, n) for n, config in self.variations.items()}
-        own = self.SESSIONS.bases(self.task, self.settings, self.identity, self.seed, self.stages)
+        own = self.SESSIONS.bases(self.task, self.settings, self.identity, self.seed, self.decided)
         if beside:
             shown = {n: context["basis"]["report"] for n, context in beside.items()}
             own["report"] = digest([own["report"], shown])
@@ -140,7 +153,7 @@ class RunConfig(BaseModel):
             "task": self.task,
             "task_settings": self.settings,
             "seed": self.seed,
-            "settings": dataclasses.asdict(self.stages),
+            "settings": dataclasses.asdict(self.decided),
             "basis": own,
             "seen": self.seen,
         }
@@ -164,6 +177,15 @@ class BasisConfig(RunConfig):
     attribution: basis.AttributionSettings = Field(default_factory=basis.AttributionSettings)
     actions: basis.ActionSettings = Field(default_factory=basis.ActionSettings)
     report: basis.ReportSettings = Field(default_factory=basis.ReportSettings)
+
+    @cached_property
+    def product(self) -> basis.CurvatureSettings:
+        """The curvature's settings with the product that passes the model."""
+        return curvature.decided(self.task, self.identity, self.curvature)
+
+    @property
+    def decided(self) -> Any:
+        return dataclasses.replace(self.stages, curvature=self.product)
 
 
 class GramConfig(RunConfig):

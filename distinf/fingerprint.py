@@ -65,6 +65,7 @@ def provenance(config: RunConfig, accepted: Sequence[str] = ()) -> dict[str, Any
         "versions": {"distinf": __version__, "python": platform.python_version()} | found,
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "fingerprint": fingerprint(config),
+        "decided": config.decisions,
         "accepted": list(accepted),
     }
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, rows
@@ -26,7 +27,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 Batches = Sequence[Batch] | Callable[[], Iterable[Batch]]
 Parameters = dict[str, Tensor]
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-Kind = Literal["hessian", "hessian-double-backward", "gauss-newton"]
+Kind = Literal["hessian", "hessian-double-backward", "gauss-newton", "gauss-newton-double-backward"]
 
 
 @runtime_checkable
@@ -195,7 +196,8 @@ def hessian_product(
     kind: "hessian" is forward over reverse (not thread-safe in torch); "hessian-double-backward"
     is the same matrix by reverse over reverse: about 1.3 times slower on convolutions, faster on
     transformers, and works through quantised layers and in threads; "gauss-newton" leaves out the
-    outputs' own curvature, is positive semi-definite, and needs a SplitLoss.
+    outputs' own curvature, is positive semi-definite, and needs a SplitLoss;
+    "gauss-newton-double-backward" is that matrix without forward mode.
     `batches` is a sequence, or a function that gives an iterable anew for each product. Microbatch
     sums are added in fp64; the result has v's dtype.
     Raises InputError for a plain loss with "gauss-newton", or for a loss that is not [N].
@@ -219,12 +221,12 @@ def hessian_product(
 def _microbatch_product(
     model: nn.Module, loss: Loss, kind: Kind
 ) -> Callable[[Parameters, Parameters, Batch], Parameters]:
-    if kind == "gauss-newton":
-        return _gauss_newton(model, loss)
+    if kind in ("gauss-newton", "gauss-newton-double-backward"):
+        return _gauss_newton(model, loss, forward_mode=kind == "gauss-newton")
     if kind not in ("hessian", "hessian-double-backward"):
         raise InputError(
-            f"curvature kind {kind!r} is unknown; use 'hessian', 'hessian-double-backward' or "
-            "'gauss-newton'"
+            f"curvature kind {kind!r} is unknown; use 'hessian', 'hessian-double-backward', "
+            "'gauss-newton' or 'gauss-newton-double-backward'"
         )
     values = applied(model, loss)
 
@@ -260,7 +262,7 @@ def _microbatch_product(
 
 
 def _gauss_newton(
-    model: nn.Module, loss: Loss
+    model: nn.Module, loss: Loss, forward_mode: bool
 ) -> Callable[[Parameters, Parameters, Batch], Parameters]:
     if not isinstance(loss, SplitLoss):
         raise InputError(
@@ -282,7 +284,36 @@ def _gauss_newton(
         curved = jvp(grad(total), (outputs_at,), (tangent_outputs,))[1]
         return pull_back(curved)[0]
 
-    return product
+    def product_by_reverse(
+        parameters: Parameters, tangents: Parameters, batch: Batch
+    ) -> Parameters:
+        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+        inputs = list(leaves.values())
+        with torch.enable_grad():
+            outputs_at, build = tree_flatten(outputs(leaves, batch))
+            tangent_outputs = pushed_forward(outputs_at, inputs, list(tangents.values()))
+            points = [out.detach().requires_grad_() for out in outputs_at]
+            total = per_sample(loss.from_outputs(tree_unflatten(points, build), batch), batch).sum()
+            first = torch.autograd.grad(total, points, create_graph=True, materialize_grads=True)
+            slopes = [(g * t).sum() for g, t in zip(first, tangent_outputs, strict=True)]
+            curved = torch.autograd.grad(slopes, points, materialize_grads=True)
+            found = torch.autograd.grad(outputs_at, inputs, curved, materialize_grads=True)
+        return dict(zip(leaves, found, strict=True))
+
+    return product if forward_mode else product_by_reverse
+
+
+def pushed_forward(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """J t, the outputs' derivatives along the inputs' tangents, without forward mode.
+
+    J'u is linear in u, so its derivative along t is J t.
+    """
+    duals = [torch.zeros_like(out, requires_grad=True) for out in outputs]
+    pulled = torch.autograd.grad(outputs, inputs, duals, create_graph=True, materialize_grads=True)
+    slopes = [(g * t).sum() for g, t in zip(pulled, tangents, strict=True)]
+    return torch.autograd.grad(slopes, duals, retain_graph=True, materialize_grads=True)
 
 
 def sharded_mean_product(

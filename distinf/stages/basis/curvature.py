@@ -16,6 +16,7 @@ from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import (
     SplitLoss,
     hessian_product,
+    mean_gradient,
     microbatch_rows,
     sharded_mean_product,
 )
@@ -30,11 +31,14 @@ from distinf.numerics.krylov import (
 )
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
+from distinf.numerics.second_derivatives import passing_kind
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.stages.basis.session import Outline, Session
+from distinf.stages.basis.settings import CurvatureSettings
 from distinf.stages.basis.train import trained_model
+from distinf.stages.identity import has_own_rows
 from distinf.stages.session import done_for_all, draw, row_ranges
-from distinf.stages.task import Batch
+from distinf.stages.task import STUDIES, Batch, Task
 
 NAME = "curvature"
 PRODUCT = 9.0  # an exact Hessian product costs nine forward passes (jvp over grad)
@@ -123,12 +127,39 @@ def check(session: Session) -> None:
     if settings.keep > size:
         raise InputError(f"curvature.keep: {settings.keep} is more than {size} parameters")
     loss = next(iter(session.task.losses.values()))
-    if settings.kind == "gauss-newton" and not isinstance(loss, SplitLoss):
+    if settings.kind.startswith("gauss-newton") and not isinstance(loss, SplitLoss):
         raise InputError(
-            f"curvature.kind: gauss-newton needs the loss '{outline.losses[0]}' to have "
+            f"curvature.kind: {settings.kind} needs the loss '{outline.losses[0]}' to have "
             ".outputs(model, batch) and .from_outputs(outputs, batch); or take kind hessian"
         )
     microbatch(outline)
+
+
+def decided(name: str, task: Task, settings: CurvatureSettings) -> CurvatureSettings:
+    """The settings with the product that passes the model, tried on two training rows.
+
+    The studies' own models are known to pass. What else is wrong with the task is for the
+    rehearsal to say. InputError if no product passes.
+    """
+    loss = next(iter(task.losses.values()), None)
+    split = isinstance(loss, SplitLoss) or not settings.kind.startswith("gauss-newton")
+    if name in STUDIES or loss is None or not split or not has_own_rows(task):
+        return settings
+    try:
+        model = task.model().eval()
+        batch = task.batch("train", np.arange(min(2, task.rows("train"))))
+        layout = Layout.of(model, settings.blocks)
+        mean_gradient(model, loss, batch, layout)
+    except Exception:
+        return settings
+    try:
+        with precision(settings.precision, torch.device("cpu")):
+            kind = passing_kind(model, loss, batch, layout, settings.kind)
+    except InputError as error:
+        raise InputError(
+            f"curvature.kind: {error}; rank without curvature: distinf score {name}"
+        ) from None
+    return replace(settings, kind=kind)
 
 
 def _krylov(

@@ -30,7 +30,12 @@ from distinf.stages.page.provenance import provenance_of
 from distinf.stages.task import Wording
 
 NAME, units, is_done = publishing.NAME, publishing.units, publishing.is_done
-OPERATORS = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
+OPERATORS = {
+    "hessian": "Hessian",
+    "hessian-double-backward": "Hessian (double backward)",
+    "gauss-newton": "Gauss-Newton matrix",
+    "gauss-newton-double-backward": "Gauss-Newton matrix (double backward)",
+}
 WORKING = (
     data, train, evaluate, curvature, queries, gradients, scores, trajectory, attribution, actions,
 )  # fmt: skip

@@ -28,6 +28,7 @@ from distinf.stages.task import (
     Task,
     build_task,
     task_path,
+    telling,
 )
 from distinf.store import CachedRows, Rows
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from distinf.numerics.capture import Method
+from distinf.numerics.curvature import Kind
 from distinf.numerics.precision import Precision
 from distinf.stages.settings import at_least, not_negative, positive
 
@@ -117,7 +118,10 @@ class TargetSettings:
 class CurvatureSettings:
     """Arnoldi on the mean curvature over some training rows.
 
-    kind          hessian (exact), or gauss-newton (positive semi-definite)
+    kind          hessian (exact), or gauss-newton (positive semi-definite): by forward mode, or,
+                  where two rows show before the run that it does not pass the model (LSTM, SiLU),
+                  by double backward; hessian-double-backward and gauss-newton-double-backward take
+                  that at once
     steps, keep   Krylov steps, and Ritz pairs kept
     samples       training rows of one product, drawn by the seed
     fresh         other rows at every step, as in paper 000 (its T is then not symmetric)
@@ -132,7 +136,7 @@ class CurvatureSettings:
     precision     of the products: float32, tf32 (CUDA), or bfloat16
     """
 
-    kind: Literal["hessian", "gauss-newton"] = "hessian"
+    kind: Kind = "hessian"
     steps: int = 200
     keep: int = 40
     samples: int = 11_990
