@@ -97,14 +97,14 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def text(error: BaseException) -> str:
-    """Its own words on one line of printable letters."""
+def text(error: BaseException, most: int = MOST) -> str:
+    """Its own words on one line of printable letters, not too many."""
     try:
         words = " ".join(str(error).split())
     except Exception:
         return "(its text cannot be had)"
     words = "".join(letter if letter.isprintable() else "?" for letter in words)
-    return words if len(words) <= MOST else f"{words[:MOST]}…"
+    return words if len(words) <= most else f"{words[:most]}…"
 
 
 def full_trace(error: BaseException) -> str:

@@ -89,7 +89,7 @@ class Worker:
     """One warm worker. Keeps the state of the last context it prepared.
 
     A state may have `culprit(error) -> str`: what of its last work fails with such an error when
-    it is tried row by row ("loss 'a' failed on training row 77"), or "".
+    it is tried row by row ("loss 'a' failed on training row 77 at …"), or "".
     """
 
     STOPS: tuple[type[BaseException], ...] = (KeyboardInterrupt,)  # they end this process too
@@ -164,15 +164,19 @@ class Worker:
         trace = faults.full_trace(error)
         kind = next((n for n, cls in RAISABLE.items() if isinstance(error, cls)), None)
         if kind is not None:
-            message = faults.text(error)
+            # One of ours may stand for the task's: what a method of gradients cannot pass, say.
+            tried = self._culprit(error) if kind == "InputError" and error.__context__ else ""
+            message = f"task: {tried}" if tried else faults.text(error, most=2_000)
             return Outcome(error=kind, message=message, trace=trace, where=where)
         whose = faults.whose(error)
         message = faults.told(error)
-        tried = ""
-        if whose == "user" and DEVICE_LOST not in message:
-            with contextlib.suppress(Exception, SystemExit):
-                tried = getattr(self._state, "culprit", lambda _: "")(error)
+        tried = self._culprit(error) if whose == "user" and DEVICE_LOST not in message else ""
         return Outcome(None, "Exception", message, whose, tried, trace, where)
+
+    def _culprit(self, error: BaseException) -> str:
+        with contextlib.suppress(Exception, SystemExit):
+            return str(getattr(self._state, "culprit", lambda _: "")(error))
+        return ""
 
 
 def raise_if_final(
@@ -196,7 +200,7 @@ def _lasting(what: str, outcome: Outcome) -> DistinfError:
     """The error for what came twice in the same way; the trace rides along for logs."""
     error: DistinfError
     if outcome.whose == "user":
-        error = InputError(f"task: {outcome.tried or f'{what} failed'} {outcome.message}")
+        error = InputError(f"task: {outcome.tried or f'{what} failed {outcome.message}'}")
     else:
         error = InternalError(
             f"{what} failed twice {outcome.message}; this is a bug of distinf, please report it"

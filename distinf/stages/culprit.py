@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from distinf.errors import DistinfError
+from distinf.runtime import faults
 from distinf.stages.task import PerSampleLoss, Task
 
 TRY_S = 20.0  # a search for the row takes no longer: the error is told without it, too
@@ -31,16 +33,20 @@ def failing_row(
     read: Callable[[Task, str, np.ndarray], Any],
     error: BaseException,
 ) -> str:
-    """ "loss 'a' failed on training row 77": the first row that alone raises an error of the same
-    type, by the user's own number where the task has some; "" where none does."""
+    """ "loss 'a' failed on training row 77 at mine.py:12: IndexError: …": the first row that alone
+    raises an error of the same type (of any, where ours took its place), by the user's own number
+    where the task has some; "" where none does."""
+    kind = Exception if isinstance(error, DistinfError) else type(error)
     until = time.monotonic() + TRY_S
     for rows in held:
         for row in rows.ids.tolist():
             if time.monotonic() > until:
                 return ""
-            failed = _failed_on(rows, row, model.eval(), read, type(error))
+            failed = _failed_on(rows, row, model.eval(), read, kind)
             if failed:
-                return f"{failed} failed on {NAMES[rows.split]} row {_number(rows, row)}"
+                what, alone = failed
+                where = f"{NAMES[rows.split]} row {_number(rows, row)}"
+                return f"{what} failed on {where} {faults.told(alone)}"
     return ""
 
 
@@ -50,18 +56,18 @@ def _failed_on(
     model: nn.Module,
     read: Callable[[Task, str, np.ndarray], Any],
     kind: type[BaseException],
-) -> str:
+) -> tuple[str, BaseException] | None:
     def batch() -> Any:
         return read(rows.task, rows.split, np.array([row]))
 
     for what, call in (("batch()", batch), *_uses(rows, model, batch)):
         try:
             call()
-        except kind:
-            return what
+        except kind as error:
+            return what, error
         except Exception:  # another error, of a row alone: not the one that is looked for
             continue
-    return ""
+    return None
 
 
 def _uses(
