@@ -7,7 +7,7 @@ Shape legend: P parameters in the layout, N samples of a batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -88,15 +88,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for every module, and each module's own mode again afterwards.
 
     Meanwhile an embedding's gradients are dense: torch's sparse ones pass no transform, and have
-    no second derivatives.
+    no second derivatives. Nor have cuDNN's recurrent layers, whose backward is for training alone.
     """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    library = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
     modes = [(module, module.training) for module in model.modules()]
     sparse = [m for m in model.modules() if isinstance(m, EMBEDDINGS) and m.sparse]
     model.eval()
     for embedding in sparse:
         embedding.sparse = False
     try:
-        yield
+        with library:
+            yield
     finally:
         for module, training in modes:
             module.training = training

@@ -82,8 +82,13 @@ def _check_names(task: Task) -> None:
     if not isinstance(task.metric, str):
         raise InputError(f"task: metric is {task.metric!r}; name a column of evaluate()")
     words = getattr(task, "wording", None)
-    if words is not None and not isinstance(words, Wording):
+    if words is None:
+        return
+    if not isinstance(words, Wording):
         raise InputError(f"task: wording is {_kind(words)}, not a distinf.stages.task.Wording")
+    for name in ("question", "noun", "metric"):
+        if not isinstance(getattr(words, name), str):
+            raise InputError(f"task: wording.{name} is {_kind(getattr(words, name))}; say it")
 
 
 def _try_rows(task: Task, model: nn.Module, split: str, ids: np.ndarray) -> None:
@@ -95,6 +100,10 @@ def _try_rows(task: Task, model: nn.Module, split: str, ids: np.ndarray) -> None
             f"task: batch('{split}', {ids.tolist()}) has {batch_rows(batch)} rows; return the "
             "rows that are asked for, in that order"
         )
+    words = getattr(task, "wording", None)
+    for name in words.columns if words else ():
+        if isinstance(batch, Mapping) and name in batch:
+            _check_rows(f"wording.columns' '{name}'", batch[name], len(ids))
     for name, loss in task.losses.items():
         with telling(f"loss '{name}' {where}"), torch.no_grad():
             values = loss(model, batch)

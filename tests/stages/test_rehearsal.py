@@ -9,10 +9,12 @@ from torch import nn
 
 from distinf import cli
 from distinf.errors import InputError
+from distinf.stages.basis.settings import TrainSettings
+from distinf.stages.basis.train import try_step
 from distinf.stages.gram.task import Fit
 from distinf.stages.gram.train import checked_fit, load_weights
 from distinf.stages.rehearsal import checked_shapes, few_rows, rehearse
-from distinf.stages.task import Shapes
+from distinf.stages.task import Shapes, Wording
 from distinf.stages.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
 from tests.support.runs import run_points
@@ -62,6 +64,8 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "too few flips": ("flipped", lambda: np.zeros(39, bool), "each of the 40 training rows"),
     "flips by name": ("flipped", lambda: np.full(40, "yes"), r"flipped\(\) is <U3"),
     "a summary in words": ("summary", lambda: "fine", r"summary\(\) returned a str"),
+    "a metric without a name": ("wording", Wording(metric=None), r"wording.metric is None"),
+    "a column of images": ("wording", Wording(columns=("x",)), r"wording.columns' 'x' has shape"),
     "a fit of one": ("fit", lambda kept: None, r"fit cannot be called as fit\(kept, recipe"),
     "a wording in words": ("wording", "rows", "wording is a str"),
 }
@@ -123,6 +127,25 @@ def test_rows_that_are_made_in_the_run_are_made_twice_over_for_the_rehearsal():
     task.generate = lambda split, start, stop: {"x": np.ones((7, 4))}
     with pytest.raises(InputError, match=r"generate\('train', 0, 2\) returned arrays"):
         few_rows(task)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_an_optimizer_that_can_step_passes_with_sparse_gradients_too(optimizer):
+    task = made()
+    task._optimizer = optimizer
+    words = nn.Embedding(9, 3, sparse=True)
+    task.model = lambda: nn.Sequential(words, nn.Flatten(), nn.Linear(12, 2))
+    task.losses = {"own": lambda m, b: nn.functional.cross_entropy(
+        m(b["x"].abs().long().clamp(max=8)), b["label"], reduction="none"
+    )}  # fmt: skip
+    try_step(task, TrainSettings())
+
+
+def test_an_optimizer_that_needs_more_than_gradients_is_refused_before_training():
+    task = made()
+    task.optimizer = lambda parameters, lr, weight_decay: torch.optim.LBFGS(parameters, lr)
+    with pytest.raises(InputError, match=r"a training step .*closure"):
+        try_step(task, TrainSettings())
 
 
 def now_and_then(settings: dict, seed: int) -> TensorTask:

@@ -134,7 +134,8 @@ def _descriptions(session: Session, words: Wording) -> dict[str, str]:
 
 def _named(session: Session, name: str, value: float) -> float | str:
     labels: Mapping[str, Sequence[str]] = getattr(session.task, "labels", {})
-    return labels[name][int(value)] if name in labels else float(value)
+    named, place = labels.get(name, ()), int(value) if np.isfinite(value) else -1
+    return named[place] if 0 <= place < len(named) else float(value)
 
 
 def _targets(session: Session, words: Wording) -> list[page.Target]:

@@ -26,7 +26,10 @@ from distinf.numerics.precision import float_edges, precision
 from distinf.runtime import Cost, Runtime, Unit, digest
 from distinf.stages import checkpoint
 from distinf.stages.basis.session import Outline, Session
+from distinf.stages.basis.settings import TrainSettings
+from distinf.stages.identity import has_own_rows
 from distinf.stages.session import done_for_all, generator, row_ranges
+from distinf.stages.task import Task, telling
 
 NAME = "train"
 WEIGHTS = "model.safetensors"
@@ -71,9 +74,32 @@ def is_done(session: Session) -> bool:
 
 
 def check(session: Session) -> None:
-    """InputError for a checkpoint that does not fit the model, before anything is computed."""
-    if session.settings.train.checkpoint:
+    """InputError for a checkpoint that does not fit the model, or an optimizer that cannot step."""
+    settings = session.settings.train
+    if settings.checkpoint:
         starting_model(session)
+    if settings.steps and has_own_rows(session.task):
+        try_step(session.task, settings)
+
+
+def try_step(task: Task, settings: TrainSettings) -> None:
+    """One step on a row or two, of a model that is then thrown away, and the state it leaves.
+
+    InputError if the optimizer cannot step so (LBFGS wants a closure), or its state be stored.
+    """
+    model = task.model().train()
+    name, loss = next(iter(task.losses.items()))
+    rows = min(2, settings.batch_size // settings.shards, task.rows("train"))
+    with telling(f"a training step on loss '{name}' and {rows} rows"):
+        loss(model, task.batch("train", np.arange(rows))).sum().backward()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = _gradient(parameter)
+        optimizer = task.optimizer(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        optimizer.step()
+    _optimizer_arrays(model, optimizer)
 
 
 def starting_model(session: Session) -> nn.Module:
@@ -255,7 +281,9 @@ def _pack(model: nn.Module, buffers: Mapping[str, Tensor], shards: int, loss: Te
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
 
 
 def _unpack(model: nn.Module, buffers: Mapping[str, Tensor], summed: Tensor) -> None:
