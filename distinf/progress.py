@@ -133,7 +133,7 @@ def summary(session: Session, seconds: float, console: Console | None = None) ->
     """The answer in a few lines, and where the report is."""
     out = console or Console()
     for line in SUMMARIES[session.ROUTE](session):
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
     out.print(f"finished in {seconds:.0f} s", highlight=False)
     report = f"report: {page_path(session)}"
     out.print(report, highlight=False, markup=False, soft_wrap=True)

@@ -49,12 +49,13 @@ GRAM = "{task: mine:task, runtime: {kind: local}}"
 )
 @pytest.mark.timeout(600)
 def test_the_command_on_a_page_carries_its_run_out_again(tmp_path, verb, config, table):
-    folder, elsewhere = tmp_path / "my [runs]", tmp_path / "elsewhere"
+    folder, elsewhere = tmp_path / "my [" / "runs]", tmp_path / "elsewhere"
     for each in (folder, elsewhere):
-        each.mkdir()
+        each.mkdir(parents=True)
     (folder / "mine.py").write_text(MINE)
     (folder / "own.yaml").write_text(config)
-    play(folder, [Block("test", 1, "bash", f"distinf {verb} own.yaml --out 'it is'")], {})
+    printed = play(folder, [Block("own", 1, "bash", f"distinf {verb} own.yaml --out 'it is'")], {})
+    assert f"{folder}/it is/report/index.html" in printed
     page = (folder / "it is" / "report" / "index.html").read_text()
     command = html.unescape(re.search(r"<pre>([^<]*distinf run [^<]*)</pre>", page)[1])
     play(elsewhere, [Block("the page", 1, "bash", command)], {})
