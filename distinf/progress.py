@@ -1,5 +1,6 @@
 """What a person sees while a run works: a live line in a terminal, plain lines elsewhere."""
 
+import os
 import shlex
 import sys
 import threading
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -58,7 +59,7 @@ class Reporter:
     beside them is what workers tell of those that they are at."""
 
     def __init__(self, console: Console | None = None):
-        self._console = console or Console(file=sys.stderr)
+        self._console = console or Console(file=_own_stderr())
 
     @contextmanager
     def __call__(
@@ -116,6 +117,15 @@ class Reporter:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _own_stderr() -> TextIO:
+    """Standard error, also while the start of Ray holds back what is written to it."""
+    try:
+        copy = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # it is no file
+        return sys.stderr
+    return os.fdopen(copy, "w", buffering=1, encoding=sys.stderr.encoding, errors="replace")
 
 
 def _of(done: float, total: int) -> str:

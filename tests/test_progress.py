@@ -1,6 +1,8 @@
 """What is said while a unit that takes long is worked on."""
 
 import io
+import subprocess
+import sys
 import time
 
 from rich.console import Console
@@ -40,6 +42,21 @@ def test_words_in_quick_succession_are_stored_once(tmp_path):
     session.tell(unit, 0.5)
     assert session.told(unit.stage, {unit.id}) == 0.25
     assert session.told(unit.stage, {"another"}) == 0
+
+
+ASIDE = """
+import os, sys
+from distinf.progress import Reporter
+reporter = Reporter()
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # as while Ray starts
+with reporter("train", [None], lambda: 1.0):
+    pass
+"""
+
+
+def test_progress_is_shown_while_standard_error_is_held_back():
+    done = subprocess.run([sys.executable, "-c", ASIDE], capture_output=True, text=True, check=True)
+    assert "done train" in done.stderr
 
 
 def test_the_lines_count_committed_units_and_show_the_share_of_all(monkeypatch):
