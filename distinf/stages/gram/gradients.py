@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distinf.errors import InputError
 from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
@@ -196,13 +197,17 @@ def _flat(
 
 
 def _finite(found: Mapping[str, Tensor | SparseRows]) -> Tensor:
-    """bool [m]: which samples' gradients are finite in every block."""
+    """bool [m]: which samples' gradients are finite in every block, also in the float32 stored."""
     return torch.stack(
         [
-            g.finite() if isinstance(g, SparseRows) else torch.isfinite(g.flatten(1)).all(1)
+            (g.to(torch.float32).finite() if isinstance(g, SparseRows) else _all_finite(g))
             for g in found.values()
         ]
     ).all(0)
+
+
+def _all_finite(grads_NP: Tensor) -> Tensor:
+    return torch.isfinite(grads_NP.float()).all(1)
 
 
 def _kept(words: SparseRows, keep: Tensor) -> SparseRows:
@@ -236,7 +241,9 @@ def _correct(session: Session, name: str, unit: Unit) -> np.ndarray | None:
 
 
 def as_stored(grads: Tensor, store: str) -> np.ndarray:
-    """float32 as it is; bfloat16 as its 16 bits in uint16."""
+    """float32 as it is; bfloat16 as its 16 bits in uint16. InputError for complex ones."""
+    if grads.is_complex():
+        raise InputError("gradients: complex ones are not stored; leave them out of the blocks")
     if store == "float32":
         return grads.float().numpy()
     return grads.to(torch.bfloat16).view(torch.uint16).numpy()

@@ -11,13 +11,16 @@ correction  per block [Q, rows], U T^T, and the narrow blocks' Fisher scores; fo
             whose U would be as wide as the vocabulary, W K_tt from the tiles of self
 
 A tile's memory does not depend on the number of training rows. Sums are taken in fp32 in a tile,
-and over tiles in their order.
+and over tiles in their order. A row whose norm in a block is out of the ordinary is divided
+by its scale, which follows from its stored squared norm (numerics/products.py), and so are
+the products stored: who reads them multiplies by the scales of both rows.
 
 Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N training rows of a tile.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from torch import Tensor
 
 from distinf.errors import InputError
 from distinf.numerics.estimators import datainf, fisher
-from distinf.numerics.products import sqnorms
+from distinf.numerics.products import scaled, scales, sqnorms
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
@@ -42,6 +45,7 @@ from distinf.stages.gram.tiles import (
     phase_units,
     queries_at_once,
     slab_units,
+    tiled,
 )
 
 TOP_WORDS = 10  # paper 003, section 3.1: TracIn-WE-top10
@@ -112,19 +116,19 @@ def _cross(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
     query_QP = _query_slab(session, name, slab)
     blocks = session.cell(name).blocks.of(slab)
+    rows, queries_of = _by_block(blocks, train_NP), _by_block(blocks, query_QP)
     return {
-        **_blockwise("cross", blocks, query_QP, train_NP),
-        "sqnorm": _sqnorms(blocks, train_NP),
-        "query_sqnorm": _sqnorms(blocks, query_QP),
+        **_blockwise("cross", queries_of, rows),
+        "sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in rows]),
+        "query_sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in queries_of]),
     }
 
 
 def _sparse_cross(session: Session, query: SparseRows, train: SparseRows) -> dict[str, np.ndarray]:
-    found = {
-        named("cross", 0): sparse_gram(query, train).float().numpy(),
-        "sqnorm": train.sqnorms()[None].numpy(),
-        "query_sqnorm": query.sqnorms()[None].numpy(),
-    }
+    sqnorms = {"sqnorm": train.sqnorms()[None], "query_sqnorm": query.sqnorms()[None]}
+    query, train = _scaled_words(query), _scaled_words(train)
+    found = {key: values.numpy() for key, values in sqnorms.items()}
+    found[named("cross", 0)] = sparse_gram(query, train).float().numpy()
     wanted = session.settings.scores.estimators
     if any(name in wanted for name in WORD_CROSS):
         top = train.top_rows(TOP_WORDS)
@@ -138,12 +142,14 @@ def _self(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
     ranges = ((unit.start, unit.stop), tuple(unit.job["columns"]))
     if slab == SPARSE:
-        first, second = (sparse_rows(session, name, TRAIN, a, b) for a, b in ranges)
-        return {named("self", 0): sparse_gram(first, second).float().numpy()}
-    rows_MP, columns_NP = (
-        dense_rows(session, name, TRAIN, slab, a, b).to(session.device) for a, b in ranges
+        words = (_scaled_words(sparse_rows(session, name, TRAIN, a, b)) for a, b in ranges)
+        return {named("self", 0): sparse_gram(*words).float().numpy()}
+    blocks = session.cell(name).blocks.of(slab)
+    rows, columns = (
+        _by_block(blocks, dense_rows(session, name, TRAIN, slab, a, b).to(session.device))
+        for a, b in ranges
     )
-    return _blockwise("self", session.cell(name).blocks.of(slab), rows_MP, columns_NP)
+    return _blockwise("self", rows, columns)
 
 
 def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
@@ -157,25 +163,19 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     summed_QP = torch.zeros(cell.rows[QUERY] if datainf_wanted else 0, width, device=device)
     sum_P, abs_P = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
     damping_B = dampings(session, cell, slab) if datainf_wanted else []
-    fisher_wanted = "fisher" in session.settings.scores.estimators
-    moments = {
-        place: torch.zeros(block.width, block.width, device=device)
-        for place, block in enumerate(blocks)
-        if fisher_wanted and narrow(cell, block)
-    }
+    moments = _moments(session, cell, slab)
     for tile in slab_units(session.settings, cell, "cross", slab):
         train_NP = dense_rows(session, name, TRAIN, slab, tile.start, tile.stop).to(device)
         sum_P += train_NP.sum(0, dtype=torch.float64)
         abs_P += train_NP.abs().sum(0, dtype=torch.float64)
-        for place, moment_PP in moments.items():
-            grads_NP = train_NP[:, blocks[place].span]
-            moment_PP.addmm_(grads_NP.T, grads_NP)
+        for place, moment in moments.items():
+            moment.add(train_NP[:, blocks[place].span])
         if not datainf_wanted:
             continue
         stored = session.arrays(tile)
-        for k, block in enumerate(blocks):
+        for k, (block, rows) in enumerate(zip(blocks, _by_block(blocks, train_NP), strict=True)):
             weights_QN = _weights(stored, k, damping_B[k]).float().to(device)
-            summed_QP[:, block.span] += weights_QN @ train_NP[:, block.span]
+            summed_QP[:, block.span] += weights_QN @ rows.scaled_NP
     found = {"sum": sum_P, "abs_sum": abs_P}
     if datainf_wanted:
         found["weighted"] = summed_QP
@@ -183,19 +183,52 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     return {key: value.cpu().numpy() for key, value in found.items()}
 
 
+@dataclass
+class _Moment:
+    """T^T T of a narrow block, of rows divided by the scale of the largest of them."""
+
+    sum_PP: Tensor
+    scale: float
+
+    def add(self, rows_NP: Tensor) -> None:
+        small_NP = scaled(rows_NP, rows_NP.new_tensor([self.scale], dtype=torch.float64))
+        self.sum_PP.addmm_(small_NP.T, small_NP)
+
+
+def _moments(session: Session, cell: Cell, slab: int) -> dict[int, _Moment]:
+    """By place, of the blocks whose Fisher matrix is taken in parameter space; nothing in yet."""
+    if "fisher" not in session.settings.scores.estimators:
+        return {}
+    largest_B = torch.from_numpy(tiled(session, cell, slab, "cross", "sqnorm")).amax(1)
+    return {
+        place: _Moment(torch.zeros(block.width, block.width, device=session.device), scale)
+        for (place, block), scale in zip(
+            enumerate(cell.blocks.of(slab)), scales(largest_B).tolist(), strict=True
+        )
+        if narrow(cell, block)
+    }
+
+
 def _preconditioned(
-    session: Session, cell: Cell, slab: int, moments: Mapping[int, Tensor]
+    session: Session, cell: Cell, slab: int, moments: Mapping[int, _Moment]
 ) -> dict[str, Tensor]:
-    """Fisher's queries of narrow blocks: fp32 [Q, entries] each, its damping and its condition."""
+    """Fisher's queries of narrow blocks: fp32 [Q, entries] each and what they were divided by, its
+    damping and its condition."""
     count = int(finite_rows(session, cell.name, TRAIN).sum())
     given = session.settings.scores.damping.get("fisher")
     blocks, found = cell.blocks.of(slab), {}
-    for place, moment_PP in moments.items():
+    for place, moment in moments.items():
         query_QP = _query_slab(session, cell.name, slab)[:, blocks[place].span]
+        square = moment.scale**2
         with solving("fisher", blocks[place].name):
-            solved = fisher.precondition(moment_PP, query_QP, count, given)
-        found[named("fisher", place)] = solved.queries_QP.float()
-        found[named("fisher.note", place)] = torch.tensor([solved.damping, solved.condition])
+            # (s^2 F + lambda)^-1 = (F + lambda / s^2)^-1 / s^2
+            damping = given and given / square
+            solved = fisher.precondition(moment.sum_PP, query_QP, count, damping)
+        scale_Q = scales(sqnorms(solved.queries_QP))
+        found[named("fisher", place)] = scaled(solved.queries_QP, scale_Q).float()
+        found[named("fisher.scale", place)] = scale_Q / square
+        note = [solved.damping * square, solved.condition]
+        found[named("fisher.note", place)] = torch.tensor(note, dtype=torch.float64)
     return found
 
 
@@ -226,14 +259,15 @@ def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     stored = session.latest("sums", sums.id, lambda: session.arrays(sums))
     train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
     found: dict[str, np.ndarray] = {}
-    if "weighted" in stored:
-        summed_QP = torch.from_numpy(stored["weighted"]).to(session.device)
-        found |= _blockwise("correction", blocks, summed_QP, train_NP)
-    for place, block in enumerate(blocks):
+    for place, rows in enumerate(_by_block(blocks, train_NP)):
+        if "weighted" in stored:
+            summed_QP = torch.from_numpy(stored["weighted"][:, blocks[place].span])
+            products_QN = summed_QP.to(session.device) @ rows.scaled_NP.T
+            found[named("correction", place)] = products_QN.cpu().numpy()
         key = named("fisher", place)
         if key in stored:
             queries_QP = torch.from_numpy(stored[key]).to(session.device)
-            found[key] = (queries_QP @ train_NP[:, block.span].T).cpu().numpy()
+            found[key] = (queries_QP @ rows.scaled_NP.T).cpu().numpy()
     return found
 
 
@@ -259,12 +293,11 @@ def _sparse_correction(session: Session, unit: Unit) -> np.ndarray:
 
 
 def _weights(cross: Mapping[str, np.ndarray], place: int, damping: float) -> Tensor:
-    """fp64 [Q, rows]: DataInf's W of a block and a range of training rows."""
-    weights_QN = datainf.weights(
-        torch.from_numpy(cross[named("cross", place)]).double(),
-        torch.from_numpy(cross["sqnorm"][place]),
-        damping,
-    )
+    """fp64 [Q, rows]: DataInf's W of a block and a range of training rows, for scaled rows: times
+    the training row's scale, over the query's."""
+    sqnorm_N = torch.from_numpy(cross["sqnorm"][place])
+    products_QN = torch.from_numpy(cross[named("cross", place)]).double()
+    weights_QN = datainf.weights(products_QN * scales(sqnorm_N) ** 2, sqnorm_N, damping)
     return weights_QN.nan_to_num(0.0)  # 0/0: no gradient at all
 
 
@@ -279,19 +312,37 @@ def _query_slab(session: Session, name: str, slab: int) -> Tensor:
     return found
 
 
+@dataclass(frozen=True)
+class _BlockRows:
+    """Gradients of one block: their squared norms, and the rows divided by their scales."""
+
+    sqnorm_N: Tensor
+    scaled_NP: Tensor
+
+
+def _by_block(blocks: Sequence[Block], rows_NP: Tensor) -> list[_BlockRows]:
+    found = []
+    for block in blocks:
+        part_NP = rows_NP[:, block.span]
+        sqnorm_N = sqnorms(part_NP)
+        found.append(_BlockRows(sqnorm_N, scaled(part_NP, scales(sqnorm_N))))
+    return found
+
+
+def _scaled_words(words: SparseRows) -> SparseRows:
+    """Each sample's rows divided by the sample's scale."""
+    scales_R = scales(words.sqnorms())[words.samples]
+    return replace(words, rows=scaled(words.rows, scales_R))
+
+
 def _blockwise(
-    key: str, blocks: Sequence[Block], first_MP: Tensor, second_NP: Tensor
+    key: str, first: Sequence[_BlockRows], second: Sequence[_BlockRows]
 ) -> dict[str, np.ndarray]:
     """fp32 [M, N] of each block: its products."""
     return {
-        named(key, place): (first_MP[:, b.span] @ second_NP[:, b.span].T).cpu().numpy()
-        for place, b in enumerate(blocks)
+        named(key, place): (rows.scaled_NP @ others.scaled_NP.T).cpu().numpy()
+        for place, (rows, others) in enumerate(zip(first, second, strict=True))
     }
-
-
-def _sqnorms(blocks: Sequence[Block], rows_NP: Tensor) -> np.ndarray:
-    """fp64 [B, N]: each block's squared norms."""
-    return np.stack([sqnorms(rows_NP[:, b.span]).cpu().numpy() for b in blocks])
 
 
 @contextmanager

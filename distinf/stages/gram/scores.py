@@ -20,6 +20,7 @@ from torch import Tensor
 from distinf.errors import InputError
 from distinf.numerics.aggregation import tallies
 from distinf.numerics.estimators import cosine, datainf, fisher, tracin
+from distinf.numerics.products import scales
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import ALL, EMBEDDING, SPARSE, Block
@@ -98,9 +99,23 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
 
 
 def run(session: Session, runtime: Runtime) -> None:
+    for cell in session.outline.cells.values():
+        _refuse_all_zero(session, cell)
     wanted = [unit for unit, _ in units(session.outline)]
     if wanted:
         runtime.pool(session.work("distinf.stages.gram.scores:body"), wanted, session.ledger(NAME))
+
+
+def _refuse_all_zero(session: Session, cell: Cell) -> None:
+    """InputError where all rows of a split would have the same score: nothing ranks them."""
+    for split, key in ((TRAIN, "sqnorm"), (QUERY, "query_sqnorm")):
+        slabs = (tiled(session, cell, slab, "cross", key) for slab in cell.blocks.slabs)
+        if not any(sqnorms.any() for sqnorms in slabs):
+            raise InputError(
+                f"scores: the gradient of every {split} row of cell '{cell.name}' is exactly zero, "
+                "which ranks nothing: use a loss that is not flat (rounded, clipped, saturated), "
+                "or train for fewer steps"
+            )
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
@@ -169,6 +184,10 @@ class _Block:
         self._finite_N = finite_rows(session, cell.name, TRAIN)
         sqnorm_N = tiled(session, cell, slab, "cross", "sqnorm")[place][self._finite_N]
         self._sqnorm_N = torch.from_numpy(sqnorm_N)
+        self._scale_N = scales(self._sqnorm_N)
+        sqnorm_Q = query_sqnorms(session, cell, slab)[place]
+        self._query_sqnorm_Q = torch.from_numpy(sqnorm_Q)
+        self._scale_Q = scales(self._query_sqnorm_Q)
         self._fisher: Tensor | None = None
         self.notes: dict[str, dict[str, float]] = {}
 
@@ -179,7 +198,8 @@ class _Block:
     def self_gram(self) -> np.ndarray:
         """fp64 [N, N]."""
         whole_NN = self_gram(self._session, self._cell, self._slab, self._place)
-        return whole_NN[np.ix_(self._finite_N, self._finite_N)]
+        scale_N = self._scale_N.numpy()
+        return whole_NN[np.ix_(self._finite_N, self._finite_N)] * scale_N[:, None] * scale_N
 
     def scores(self, name: str, cross_QN: Tensor, start: int, stop: int) -> Tensor:
         """fp64 [stop - start, N]."""
@@ -188,8 +208,7 @@ class _Block:
         if name == "tracin":
             return tracin.scores(cross_QN)
         if name == "cosine":
-            sqnorm_Q = query_sqnorms(self._session, self._cell, self._slab)[self._place][start:stop]
-            return cosine.scores(cross_QN, torch.from_numpy(sqnorm_Q), self._sqnorm_N)
+            return cosine.scores(cross_QN, self._query_sqnorm_Q[start:stop], self._sqnorm_N)
         if name == "datainf":
             return self._datainf(cross_QN, start, stop)
         if narrow(self._cell, self._cell.blocks.of(self._slab)[self._place]):
@@ -206,12 +225,13 @@ class _Block:
 
     def _preconditioned(self, name: str, start: int, stop: int) -> Tensor:
         """fp64 [stop - start, N]: Fisher's, solved in parameter space by the gram stage."""
-        if name not in self.notes:
-            (sums,) = slab_units(self._session.settings, self._cell, "sums", self._slab)
-            key = named("fisher.note", self._place)
-            damping, condition = self._session.arrays(sums, [key])[key].tolist()
-            self.notes[name] = {"damping": damping, "condition": condition}
-        return self._rows("correction", "fisher", start, stop)
+        (sums,) = slab_units(self._session.settings, self._cell, "sums", self._slab)
+        keys = [named(f"fisher.{key}", self._place) for key in ("note", "scale")]
+        stored = self._session.arrays(sums, keys)
+        damping, condition = stored[keys[0]].tolist()
+        self.notes[name] = {"damping": damping, "condition": condition}
+        scale_Q = torch.from_numpy(stored[keys[1]])
+        return self._rows("correction", "fisher", start, stop, scale_Q)
 
     def _exact(self, name: str) -> Tensor:
         """fp64 [all queries, N]: Fisher's, solved once."""
@@ -224,10 +244,14 @@ class _Block:
             self.notes[name] = _note(solved)
         return self._fisher
 
-    def _rows(self, phase: str, key: str, start: int, stop: int) -> Tensor:
+    def _rows(
+        self, phase: str, key: str, start: int, stop: int, scale_Q: Tensor | None = None
+    ) -> Tensor:
+        """fp64 [stop - start, N]: stored products times both rows' scales; of a query `scale_Q`."""
         array = named(key, self._place)
         found = rows_of(self._session, self._cell, self._slab, phase, array, start, stop)
-        return torch.from_numpy(found[:, self._finite_N]).double()
+        scale_Q = (self._scale_Q if scale_Q is None else scale_Q)[start:stop, None]
+        return torch.from_numpy(found[:, self._finite_N]).double() * scale_Q * self._scale_N
 
 
 class _Tally:
