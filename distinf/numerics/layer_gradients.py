@@ -9,10 +9,12 @@ gradients stay sparse.
 Shape legend: N samples, L positions, I inputs, O outputs, C channels, S positions of a grid.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +28,18 @@ SLAB = 16_384  # entries of a sample from which on a CPU takes samples one by on
 
 
 def rules_of(module: nn.Module) -> Mapping[str, Rule]:
-    """The rules by parameter name; none for an unknown type, or one with a forward of its own."""
+    """The rules by parameter name; none for an unknown type, or one with a forward of its own.
+
+    A norm of an unknown type has one if its weight scales what it normalises, as that of every
+    decoder family of Transformers does (Llama's, Gemma's 1 + weight, T5's).
+    """
     for kind in type(module).__mro__:
         for key in (kind, f"{kind.__module__}.{kind.__qualname__}"):
             if key in RULES:
                 return RULES[key]
         if OVERRIDES & vars(kind).keys():
             break
-    return {}
+    return {"weight": _by_probing} if _is_scaled_norm(module) else {}
 
 
 def limit_of(module: nn.Module) -> str | None:
@@ -162,10 +168,61 @@ def _rms_norm_weight(module: nn.RMSNorm, given: Tensor, grad: Tensor) -> Tensor:
     return (normed * grad).reshape(len(grad), -1, *module.normalized_shape).sum(1)
 
 
+def _by_probing(module: nn.Module, given: Tensor, grad: Tensor) -> Tensor:
+    """For an output that is affine in each entry of the weight: what the entry is multiplied by."""
+    ones = torch.ones_like(module.get_parameter("weight"), dtype=grad.dtype)
+    given = _wide(given)
+    normed = _with_weight(module, ones, given) - _with_weight(module, 0 * ones, given)
+    return (normed * grad).reshape(len(grad), -1, len(ones)).sum(1)
+
+
+def _with_weight(module: nn.Module, weight: Tensor, given: Tensor) -> Tensor:
+    """The layer's forward pass with another weight, past its hooks."""
+    twin = copy.copy(module)
+    twin._parameters = {"weight": weight}  # type: ignore[dict-item]
+    with torch.no_grad():
+        found: Tensor = twin.forward(given)
+    return found
+
+
+def _is_scaled_norm(module: nn.Module) -> bool:
+    """Whether a norm's output is affine in each entry of its weight, its only parameter.
+
+    By name, and by trial: with a random weight it must give what the weights 0 and 1 foretell.
+    """
+    named = type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
+    parameters = dict(module.named_parameters(recurse=False))
+    if not named or list(parameters) != ["weight"] or [*module.children(), *module.buffers()]:
+        return False
+    weight = parameters["weight"]
+    if weight.dim() != 1 or not weight.is_floating_point():
+        return False
+    if weight.is_meta:  # a skeleton: the layer itself is tried when it is there
+        return True
+    tried = _TRIED.get(module)
+    if tried is None:
+        tried = _TRIED[module] = _foretold(module, weight)
+    return tried
+
+
+def _foretold(module: nn.Module, weight: Tensor) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    ones = torch.ones(len(weight), device=weight.device)
+    given, trial = (torch.randn(2, 3, len(ones), generator=generator) for _ in range(2))
+    given, trial = given.to(ones), trial[0, 0].to(ones)
+    try:
+        at_0, at_1, found = (_with_weight(module, w, given) for w in (0 * ones, ones, trial))
+    except Exception:  # it takes other inputs, or more of them
+        return False
+    foretold = at_0 + (at_1 - at_0) * trial
+    return found.shape == given.shape and torch.allclose(found.float(), foretold.float(), atol=1e-5)
+
+
 def _layer_norm_bias(module: nn.LayerNorm, given: Tensor, grad: Tensor) -> Tensor:
     return _wide(grad).reshape(len(grad), -1, *module.normalized_shape).sum(1)
 
 
+_TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _CONVOLUTION: Mapping[str, Rule] = {"weight": _conv_weight, "bias": _channel_sum}
 _BATCH_NORM: Mapping[str, Rule] = {"weight": _batch_norm_weight, "bias": _channel_sum}
 RULES: dict[type[nn.Module] | str, Mapping[str, Rule]] = {  # or a type's dotted name
