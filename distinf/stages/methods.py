@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError, OtherMethod
+from distinf.numerics.batches import take
 from distinf.numerics.capture import METHOD_ORDER, Method, Methods, settled_method
+from distinf.numerics.curvature import refuse_without_gradient
 from distinf.numerics.hooks import known_layers
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
@@ -87,6 +89,7 @@ def rehearsed_method(
                 batch, loss = task.batch(each.split, ids), task.losses[each.loss]
                 agreed = agree(model, loss, batch, layout, settings, methods, rows=each.rows)
                 methods = methods[methods.index(agreed) :]
+                refuse_without_gradient(model, loss, [take(batch, slice(3))], layout)
     return methods[0]
 
 
