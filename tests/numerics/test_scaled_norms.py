@@ -102,5 +102,6 @@ def test_the_layers_own_hooks_do_not_see_the_probes():
     norm, seen = RMSNorm(WIDTH), []
     norm.register_forward_hook(lambda *_: seen.append(1))
     model = model_with(norm)
-    per_sample_gradients(model, loss, {"x": torch.randn(2, 5, 4)}, "1.weight", method="hooks")
+    batch = {"x": torch.randn(2, 5, 4)}
+    per_sample_gradients(model, loss, batch, "1.weight", method="hooks", check=False)
     assert len(seen) == 1
