@@ -93,10 +93,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     library = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
     modes = [(module, module.training) for module in model.modules()]
-    sparse = [m for m in model.modules() if isinstance(m, EMBEDDINGS) and m.sparse]
+    sparse = dense_embeddings(model)
     model.eval()
-    for embedding in sparse:
-        embedding.sparse = False
     try:
         with library:
             yield
@@ -105,6 +103,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
         for embedding in sparse:
             embedding.sparse = True
+
+
+def dense_embeddings(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
+    """Have every embedding give dense gradients -> those that gave sparse ones."""
+    found = [m for m in model.modules() if isinstance(m, EMBEDDINGS) and m.sparse]
+    for embedding in found:
+        embedding.sparse = False
+    return found
 
 
 @contextmanager

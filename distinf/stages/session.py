@@ -19,6 +19,7 @@ from torch import nn
 from distinf.errors import CorruptionError
 from distinf.numerics.batches import mapped
 from distinf.numerics.collective import Collective
+from distinf.numerics.curvature import dense_embeddings
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.ledger import Record
 from distinf.stages.culprit import InHand, failing_row
@@ -81,10 +82,14 @@ class Session(ABC):
             refuse_other(drivers, seen(task, stated(task)))
 
     def model_of(self, task: Task, cell: str = "") -> nn.Module:
-        """The task's model as it starts; InputError if it is another one than the driver's."""
+        """The task's model as it starts; InputError if it is another one than the driver's.
+
+        Its embeddings' gradients are dense: most optimizers take no others, nor do sums of shards.
+        """
         model = task.model()
         drivers = {k: v for k, v in self.context["seen"][cell].items() if k == MODEL}
         refuse_other(drivers, seen_model(task, model))
+        dense_embeddings(model)
         return model
 
     def read(self, task: Task, split: str, ids: np.ndarray) -> Batch:

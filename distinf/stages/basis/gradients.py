@@ -5,6 +5,7 @@ with every query gradient and refined solve. With these every variant is a matri
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from distinf.numerics.capture import Method, Methods, finite_rows, flat_gradient
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
+from distinf.numerics.products import scaled, scales, sqnorms
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis.curvature import stored_pairs
@@ -101,21 +103,40 @@ def _directions(session: Session) -> dict[str, Tensor]:
     return {name: values.to(session.device) for name, values in directions.items()}
 
 
-def _stacked_directions(session: Session) -> tuple[Tensor, dict[str, int]]:
+@dataclass(frozen=True)
+class Scaled:
+    """Directions [K, P] of any size, divided by scale_K: 1, but for those out of the ordinary,
+    whose dot products with a gradient float32 may not hold (numerics/products.py)."""
+
+    rows_KP: Tensor
+    scale_K: Tensor
+
+    @classmethod
+    def of(cls, rows_KP: Tensor) -> "Scaled":
+        scale_K = scales(sqnorms(rows_KP))
+        return cls(scaled(rows_KP, scale_K), scale_K)
+
+    def back(self, dots_NK: Tensor) -> Tensor:
+        """From dot products with the rows to those with the directions; float64 where scaled."""
+        ordinary = bool((self.scale_K == 1).all())
+        return dots_NK if ordinary else dots_NK.double() * self.scale_K
+
+
+def _stacked_directions(session: Session) -> tuple[Scaled, dict[str, int]]:
     """All directions as one matrix [K, P], and how many rows of it each kind has."""
     directions = _directions(session)
     counts = {name: len(rows) for name, rows in directions.items()}
-    return torch.cat(list(directions.values())), counts
+    return Scaled.of(torch.cat(list(directions.values()))), counts
 
 
 def _project_by_layer(session: Session, batch: Batch) -> dict[str, np.ndarray]:
     """As _project_whole, but no per-sample gradient is ever held whole."""
     model, layout, loss = _differentiated(session)
-    stacked_KP, counts = session.cached("stacked", lambda: _stacked_directions(session))
+    stacked, counts = session.cached("stacked", lambda: _stacked_directions(session))
     with precision(session.settings.gradients.precision, session.device):
-        coordinates_NK, sqnorm_N = projected_gradients(model, loss, batch, layout, stacked_KP)
+        dots_NK, sqnorm_N = projected_gradients(model, loss, batch, layout, stacked.rows_KP)
     finite_N = torch.isfinite(sqnorm_N)
-    safe_NK = torch.where(finite_N[:, None], coordinates_NK, 0.0)
+    safe_NK = stacked.back(torch.where(finite_N[:, None], dots_NK, 0.0))
     found = dict(zip(counts, safe_NK.split(list(counts.values()), dim=1), strict=True))
     return _arrays(found, torch.where(finite_N, sqnorm_N, 0.0), finite_N)
 
@@ -124,14 +145,16 @@ def _project_whole(session: Session, batch: Batch) -> dict[str, np.ndarray]:
     """Projections of finite rows; the others are marked, and their numbers never used."""
     settings = session.settings.gradients
     model, layout, loss = _differentiated(session)
-    directions = session.cached("directions", lambda: _directions(session))
+    directions: dict[str, Scaled] = session.cached(
+        "directions", lambda: {n: Scaled.of(rows) for n, rows in _directions(session).items()}
+    )
     with precision(settings.precision, session.device):
         grads_NP = flat_gradients(
             model, loss, batch, layout, chunk=settings.chunk, method=settings.chosen
         )
     finite_N = finite_rows(grads_NP)
     safe_NP = torch.where(finite_N[:, None], grads_NP, 0.0)
-    found = {name: safe_NP @ rows.T.to(safe_NP) for name, rows in directions.items()}
+    found = {n: d.back(safe_NP @ d.rows_KP.T.to(safe_NP)) for n, d in directions.items()}
     return _arrays(found, safe_NP.double().square().sum(1), finite_N)
 
 

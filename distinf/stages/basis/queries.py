@@ -124,6 +124,11 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
             if not finite_rows(grads_TP).all():
                 bad = ids[~finite_rows(grads_TP).cpu().numpy()].tolist()
                 raise InputError(f"targets: the {name} gradient of rows {bad} is not finite")
+            if not grads_TP.any():
+                raise InputError(
+                    f"targets: the {name} gradient of every target is exactly zero, which ranks "
+                    "nothing: choose other targets.ids, or use a loss that is not flat there"
+                )
             arrays[name] = grads_TP.cpu().numpy()
         session.commit(unit, attempt, arrays)
     collective.barrier()

@@ -27,7 +27,7 @@ from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis import train
 from distinf.stages.basis.evaluate import chosen_targets
-from distinf.stages.basis.gradients import scored_rows
+from distinf.stages.basis.gradients import Scaled, scored_rows
 from distinf.stages.basis.queries import target_gradients
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.methods import in_a_run
@@ -98,7 +98,7 @@ def run(session: Session, runtime: Runtime) -> None:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Arrays "query.<loss>" float32 [rows, targets], without the rate; finite [rows]."""
+    """Arrays "query.<loss>" [rows, targets], without the rate; finite [rows]."""
     at = _at_checkpoint(session, unit.job["checkpoint"])
     found = []
     for a, b in row_ranges(unit.stop - unit.start, session.settings.gradients.chunk):
@@ -121,15 +121,16 @@ def _dots(session: Session, at: "_Checkpoint", batch: Batch) -> tuple[Tensor, Te
     loss = next(iter(session.task.losses.values()))
     with in_a_run(), precision(settings.precision, session.device):
         if settings.method == "hooks":
-            dots_NK, sqnorm_N = projected_gradients(at.model, loss, batch, at.layout, at.queries_KP)
+            rows_KP = at.queries.rows_KP
+            dots_NK, sqnorm_N = projected_gradients(at.model, loss, batch, at.layout, rows_KP)
             finite_N = torch.isfinite(sqnorm_N)
-            return torch.where(finite_N[:, None], dots_NK, 0.0), finite_N
+            return at.queries.back(torch.where(finite_N[:, None], dots_NK, 0.0)), finite_N
         grads_NP = flat_gradients(
             at.model, loss, batch, at.layout, chunk=settings.chunk, method=settings.chosen
         )
     finite_N = finite_rows(grads_NP)
     safe_NP = torch.where(finite_N[:, None], grads_NP, 0.0)
-    return safe_NP @ at.queries_KP.T.to(safe_NP), finite_N
+    return at.queries.back(safe_NP @ at.queries.rows_KP.T.to(safe_NP)), finite_N
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class _Checkpoint:
 
     model: nn.Module
     layout: Layout
-    queries_KP: Tensor
+    queries: Scaled
 
 
 def _at_checkpoint(session: Session, step: int) -> _Checkpoint:
@@ -153,7 +154,7 @@ def _at_checkpoint(session: Session, step: int) -> _Checkpoint:
     return held[step]
 
 
-def _query_gradients(session: Session, model: nn.Module, layout: Layout, step: int) -> Tensor:
+def _query_gradients(session: Session, model: nn.Module, layout: Layout, step: int) -> Scaled:
     ids = chosen_targets(session).ids
     batch = session.batch("evaluation", ids)
     found = []
@@ -166,7 +167,7 @@ def _query_gradients(session: Session, model: nn.Module, layout: Layout, step: i
                 "of training; choose other targets.ids, or set trajectory.checkpoints to 0"
             )
         found.append(grads_TP)
-    return torch.cat(found)
+    return Scaled.of(torch.cat(found))
 
 
 def tracin_scores(session: Session, loss: str = "") -> np.ndarray:
