@@ -19,17 +19,21 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 OWN = {block.file: block for block in BLOCKS if block.file}
 README = [block for block in BLOCKS if block.page == "README.md"]
 LOCAL = ["--set", "runtime.kind=local"]
-SMALLER = {  # by configuration: the same in a minute or less
+SMALLER = {  # by configuration: the same in a minute or less, one of them on Ray
     "configs/quickstart.yaml": [
         "--set", "settings.scenario.train_slots=240", "--set", "train.steps=40",
         "--set", "settings.scenario.evaluation_slots=96", "--set", "targets.min_reference=0",
         "--set", "actions.seeds=2", "--set", "actions.non_targets=20",
+        "--set", "runtime.dashboard=false",
     ],
     "configs/noisy_labels/minilm.yaml": [
-        "--set", "data.train_rows=60", "--set", "data.query_rows=30", "--set", "data.test_rows=30",
+        *LOCAL, "--set", "data.train_rows=60", "--set", "data.query_rows=30",
+        "--set", "data.test_rows=30",
         "--set", "train.epochs=1", "--set", "scores.estimators=[tracin, datainf]",
         "--set", "actions.configurations=[random, datainf/all/vote]",
     ],
+    "mine.yaml": LOCAL,
+    "mine:task": LOCAL,
 }  # fmt: skip
 
 
