@@ -28,6 +28,10 @@ def rehearse(task: Task) -> nn.Module:
     InputError says what failed, or what is not as the protocol has it. Returns the model.
     """
     _check_names(task)
+    if rows_of(task, "train") < 2:
+        raise InputError(
+            "task: one training row has no others to be ranked among; give two or more"
+        )
     with telling("model()"):
         model = task.model()
     if not isinstance(model, nn.Module):

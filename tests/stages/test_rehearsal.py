@@ -83,7 +83,12 @@ def test_a_wrong_member_of_a_task_is_one_line(case):
 
 def test_a_task_that_is_right_passes():
     rehearse(made())
-    rehearse(made(rows=1, queries=1))
+    rehearse(made(rows=2, queries=1))
+
+
+def test_one_training_row_is_refused():
+    with pytest.raises(InputError, match="one training row has no others"):
+        rehearse(made(rows=1))
 
 
 def test_a_loss_that_fails_on_a_single_row_is_found():
