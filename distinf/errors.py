@@ -1,7 +1,6 @@
 """What a user can be told in one line, each with its own exit code (1 is kept for our bugs)."""
 
 import re
-from importlib import metadata
 
 
 class DistinfError(Exception):
@@ -34,6 +33,8 @@ class Interrupted(DistinfError):
 
 def install_command(extra: str) -> str:
     """What installs the packages of an extra, from any folder and however distinf was installed."""
+    from importlib import metadata  # a tenth of a second, for errors alone
+
     needed = metadata.requires("distinf") or []
     parts = [line.partition(";") for line in needed if re.search(rf"""['"]{extra}['"]""", line)]
     return "pip install " + " ".join(f'"{name.strip()}"' for name, _, _ in parts)

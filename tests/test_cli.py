@@ -180,7 +180,7 @@ def test_ctrl_c_is_exit_code_4_and_says_how_to_resume(tmp_path, capsys):
 
 WITHOUT_HEAVY_IMPORTS = """
 import sys
-for name in ("torch", "numpy", "ray", "zarr", "pydantic", "rich"):
+for name in ("torch", "numpy", "ray", "zarr", "pydantic", "rich", "importlib.metadata"):
     sys.modules[name] = None
 from distinf.cli import main
 sys.exit(main(sys.argv[1:]))
