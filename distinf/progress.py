@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from distinf.heartbeat import FINISHED, RUNNING, STOPPED, last_heartbeat
 from distinf.planning import Plan
@@ -29,11 +30,14 @@ from distinf.run import StageStatus, page_path, status
 from distinf.runtime import Unit
 from distinf.stages.basis import results
 from distinf.stages.gram import report as gram_report
+from distinf.stages.gram.free_rankings import OWN_LOSS, SUGGESTED
 from distinf.stages.session import Session
 
 POLL_S = 0.5
 SOON_S = 2.0  # the first plain line of a stage that takes longer
 PLAIN_S = 10.0
+MOST_CELLS = 20  # columns of the terminal for a label
+MOST_LETTERS = 300  # of a text, before it is fitted into the terminal
 
 DESCRIPTIONS = {
     "index": "count records",
@@ -186,7 +190,39 @@ def _gram_summary(session: Any) -> list[Table | str]:
         for name, lowest, runs in losses:
             table.add_row(name, f"{lowest:.4g}", str(runs))
         lines.append(table)
-    return [*lines, *gram_report.summary_lines(session)]
+    return [*lines, _worst_table(session), *gram_report.summary_lines(session)]
+
+
+def _worst_table(session: Any) -> Table:
+    """The rows that harm the most, for a first look; the CSV has all of them."""
+    rows = gram_report.worst_rows(session)
+    shown: dict[str, tuple[str, Literal["left", "right"]]] = {
+        "row": ("row", "right"),
+        "label": ("label", "left"),
+        SUGGESTED: ("suggested", "left"),
+        OWN_LOSS: ("own loss", "right"),
+        "text": ("text", "left"),
+    }
+    table = Table(title="The most detrimental training rows", title_justify="left", box=None)
+    kept = [key for key in shown if any(key in row for row in rows)]
+    table.expand = "text" in kept  # which takes what the others leave
+    for key in kept:
+        heading, justify = shown[key]
+        ratio, most = (1, None) if key == "text" else (None, MOST_CELLS)
+        table.add_column(
+            heading, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio, max_width=most
+        )
+    for row in rows:
+        table.add_row(*(_one_line(row.get(key, "")) for key in kept))
+    return table
+
+
+def _one_line(value: Any) -> Text:
+    """A value from data as a terminal can show it: nothing in it is obeyed."""
+    if isinstance(value, float):
+        return Text(f"{value:.3g}")
+    spaced = " ".join(str(value)[:MOST_LETTERS].split())
+    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in spaced))
 
 
 SUMMARIES: Mapping[str, Callable[[Any], Sequence[Table | str]]] = {

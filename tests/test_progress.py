@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+from rich.cells import cell_len
 from rich.console import Console
 
 from distinf import progress
@@ -33,6 +34,30 @@ def test_a_units_worker_tells_how_far_it_is_and_its_commit_ends_that(tmp_path, m
     assert seen == [0.0, 0.3333, 0.6667, 1.0]  # three epochs
     assert not session.blobs.names("told")
     assert route._done(session, "train", {unit.id}) == 1
+
+
+def test_the_worst_rows_are_shown_and_nothing_in_their_texts_is_obeyed(monkeypatch):
+    texts = ["[red]not markup[/red]", "\x1b[31mred\x07 bell", "two\nlines \u202e mirrored",
+             "lone \ud800", "宽" * 90]  # fmt: skip
+    rows = [
+        {"place": k + 1, "score": -1.0, "own_loss": 2.5, "row": 40 + k, "label": "billing",
+         "text": text, "suggested_label": "returns"}
+        for k, text in enumerate(texts)
+    ]  # fmt: skip
+    monkeypatch.setattr(progress.gram_report, "worst_rows", lambda _: rows)
+    out = io.StringIO()
+    Console(file=out, width=100, force_terminal=False).print(progress._worst_table(None))
+    told = out.getvalue()
+    assert "[red]not markup[/red]" in told
+    assert "\\x1b[31mred\\x07 bell" in told
+    assert "two lines \\u202e mirrored" in told
+    assert "lone \\ud800" in told
+    told.encode()
+    lines = told.rstrip().split("\n")
+    assert len(lines) == 2 + len(texts)  # a title, headings, a line a row
+    assert all(cell_len(line.rstrip()) <= 100 for line in lines)
+    assert lines[-1].rstrip().endswith("…")
+    assert lines[2].split()[:4] == ["40", "billing", "returns", "2.5"]
 
 
 def test_words_in_quick_succession_are_stored_once(tmp_path):

@@ -1,6 +1,8 @@
 """`distinf score`: your own task's training rows, ranked."""
 
 import csv
+import json
+import re
 
 import pytest
 
@@ -36,9 +38,13 @@ def task(settings: dict, seed: int):
             optimizer.step()
         return made
 
+    tells = {
+        "probabilities": lambda m, b: m(b["x"]).softmax(1) * settings.get("times", 1),
+        "labels": y[:200], "classes": settings.get("classes"),
+    } if "classes" in settings else {}
     notes = {"text": [f"=row <{k}>, \\"quoted\\"" for k in range(200)]}
     return distinf.TensorTask(
-        model, data, {"loss": loss}, seed=seed, notes=notes, correct=correct,
+        model, data, {"loss": loss}, seed=seed, notes=notes, correct=correct, **tells,
         flipped=FLIPPED if settings.get("known", True) else None,
     )
 """
@@ -75,6 +81,40 @@ def test_every_training_row_is_ranked_with_its_number_and_text(folder):
     assert again.returncode == 0
     assert f"mine.yaml -> {folder / 'out'} (finished before)" in again.stderr
     assert f"mine.yaml -> {folder / 'out'} (new)" in done.stderr
+
+
+def test_a_task_that_tells_classes_gets_labels_suggested_and_wrong_ones_counted(folder):
+    arguments = ["--out", str(folder / "out"), "--set", "settings.classes=[left, right]"]
+    done = distinf("score", str(folder / "mine.yaml"), *arguments)
+    assert done.returncode == 0, done.stderr
+    rows = {int(row["row"]): row for row in ranked(folder)}
+    assert {row["suggested_label"] for row in rows.values()} == {"left", "right"}
+    losses = [float(rows[k]["own_loss"]) for k in range(200)]
+    assert sum(losses[:30]) / 30 > 2 * sum(losses[30:]) / 170  # the first 30 are flipped
+    assert all(float(row["gradient_norm"]) > 0 for row in rows.values())
+    (count,) = re.findall(r"about (\d+) of 200 labels are wrong", done.stdout)
+    assert 20 <= int(count) <= 45
+    assert "suggested" in done.stdout
+    found = json.loads((folder / "out" / "report" / "findings.json").read_text())
+    assert found["cells"][0]["suggested_wrong"] == int(count)
+    assert {made["name"] for made in found["free"]} == {"own loss", "gradient norm"}
+    assert "own loss" in (folder / "out" / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("{classes: [left, right], times: 2}", "probabilities of row 0 sum to 2 or are negative"),
+        ("{classes: [a, b, c]}", "are of 2 classes, and 3 are named (a, b, c); name them all"),
+        ("{classes: [a]}", "label 1 has no name among 1 classes"),
+    ],
+)
+def test_what_a_task_tells_of_classes_is_checked_before_anything_is_scored(folder, settings, said):
+    arguments = ["--out", str(folder / "out"), "--set", f"settings={settings}"]
+    done = distinf("score", str(folder / "mine.yaml"), *arguments)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert not (folder / "out").exists()
 
 
 def test_without_known_noise_it_ranks_and_claims_nothing(folder):

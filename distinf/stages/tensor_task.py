@@ -31,6 +31,10 @@ class TensorTask:
                how many are found
     correct    (model, batch) -> bool [N]: rank and vote count evaluation rows that the model gets
                right (default: all)
+    probabilities  (model, batch) -> [N, classes], summing to 1: the report then suggests a label
+               for every training row, and about how many are wrong; needs `labels`
+    labels     int [N]: the class of each training row, from 0, as it is labelled
+    classes    the classes' names (default: their numbers)
     """
 
     reference: str | None = None
@@ -49,6 +53,9 @@ class TensorTask:
         notes: Mapping[str, Any] | None = None,
         flipped: Any = None,
         correct: PerSampleLoss | None = None,
+        probabilities: PerSampleLoss | None = None,
+        labels: Any = None,
+        classes: Sequence[str] | None = None,
     ):
         missing = [split for split in SPLITS if split not in data]
         if missing:
@@ -66,6 +73,10 @@ class TensorTask:
         self._notes = self._placed(notes)
         self._flipped = None if flipped is None else truth("flipped", flipped)
         self._correct = correct
+        self._probabilities = probabilities
+        self._labels, self._classes = _labelling(probabilities, labels, classes)
+        if labels is not None:
+            self._refuse_length("labels", len(self._labels))
         if self._flipped is not None:
             self._refuse_length("flipped", len(self._flipped))
 
@@ -111,6 +122,19 @@ class TensorTask:
     def flipped(self) -> np.ndarray | None:
         """bool [N], or None where no wrong label is known."""
         return self._flipped
+
+    def classes(self) -> Sequence[str] | None:
+        """Their names; None where no probabilities are told."""
+        return self._classes
+
+    def given(self) -> np.ndarray:
+        """int64 [N]: the training rows' labels."""
+        return self._labels
+
+    def probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[n, classes]."""
+        assert self._probabilities is not None, "classes() is None: there are none"
+        return self._probabilities(model, batch)
 
     def optimizer(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
@@ -168,6 +192,27 @@ class TensorTask:
             flops_per_sample=float(counter.get_total_flops()),
             activation_bytes_per_sample=float(sum(kept)),
         )
+
+
+def _labelling(
+    probabilities: PerSampleLoss | None, labels: Any, classes: Sequence[str] | None
+) -> tuple[np.ndarray, Sequence[str] | None]:
+    """(labels int64 [N], classes' names), or (none, None) where there are no probabilities."""
+    if probabilities is None or labels is None:
+        if probabilities is not None or labels is not None or classes is not None:
+            raise InputError(
+                "task: probabilities and labels come together (classes may name them); give both, "
+                "or leave all three out"
+            )
+        return np.empty(0, dtype=np.int64), None
+    values = placed("labels", labels)
+    found = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min(initial=0) < 0:
+        raise InputError("task: labels must be one whole number a training row, from 0")
+    names = [str(k) for k in range(found.max(initial=0) + 1)] if classes is None else classes
+    if found.max(initial=0) >= len(names):
+        raise InputError(f"task: label {found.max()} has no name among {len(names)} classes")
+    return found.astype(np.int64), list(map(str, names))
 
 
 def _row_digests(columns: Sequence[Tensor]) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from distinf.stages.gram.page.findings import (
     CellFinding,
     Correlation,
     Findings,
+    FreeRanking,
     Headline,
     Provenance,
     Retrained,
@@ -93,6 +94,33 @@ def test_the_answer_quotes_the_tables(made, rows, document):
     points = formats.signed(found[HEAD]["vs_random_points"])
     assert f"{points} points on average (95 % interval" in text
     assert "higher in 6 of 6 trials" in text
+
+
+def test_rankings_that_cost_nothing_stand_beside_the_estimators(made, rows, document):
+    text = said(document)
+    printed = [tuple(cell.replace(formats.SPACE, " ") for cell in row) for row in document.rows]
+    for row in rows["free_rankings"]:
+        spread = f"{formats.fixed(row['ndr_mean_pct'])} ± {formats.fixed(row['ndr_sd_pct'])}"
+        (mine,) = (p for p in printed if p and p[0] == row["ranking"])
+        assert "no influence" in mine
+        assert spread in mine
+        assert f"{formats.rounded(row['ndr_mean_pct'])} % by the {row['ranking']}" in text
+        assert any(r["configuration"] == row["ranking"] for r in rows["curves"])
+    assert "influence is no better here" in text  # own loss .82, the headline less
+
+
+@pytest.mark.parametrize(("rate", "said"), [(0.9, False), (0.5, True)])
+def test_it_is_said_where_influence_is_no_better_than_what_costs_nothing(rate, said):
+    found = with_rate(rate, free=[FreeRanking("a", "own loss", 0.5, 0.6)])
+    told = answer(found, tables(found)).text
+    assert ("influence is no better here" in told) is said
+
+
+def test_the_count_of_wrong_labels_is_told_where_the_model_tells_classes():
+    cells = [CellFinding("a", "a", 0, 1_000, 100, suggested_wrong=87)]
+    found = plain_scores(cells=cells)
+    assert "about 87 of 1,000 labels are wrong" in answer(found, tables(found)).text
+    assert "labels are wrong (" not in answer(plain_scores(), tables(plain_scores())).text
 
 
 def test_few_trials_cannot_rule_out_chance():

@@ -2,6 +2,7 @@
 same scores whatever the batches, the workers, and wherever it is killed."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from distinf.config import resolve
 from distinf.errors import InputError
 from distinf.numerics.aggregation import aggregate, alike
 from distinf.numerics.capture import flat_gradients
+from distinf.numerics.metrics import ndr, ndr_auc
 from distinf.numerics.parameters import Layout
 from distinf.runtime import RuntimeSettings, open_runtime
 from distinf.stages import route
@@ -19,6 +21,7 @@ from distinf.stages.gram import (
     actions,
     data,
     findings,
+    free_rankings,
     gradients,
     gram,
     report,
@@ -26,6 +29,8 @@ from distinf.stages.gram import (
     tiles,
     train,
 )
+from distinf.stages.gram.page.tables import tables
+from distinf.stages.gram.page.wording import answer
 from distinf.stages.gram.report import summary_lines
 from distinf.stages.gram.scores import all_scores, right_queries
 from distinf.stages.gram.session import QUERY, TRAIN, Session
@@ -257,6 +262,56 @@ def test_a_damping_below_rounding_names_its_block_and_setting(tmp_path):
         session = session_of(tmp_path / name, settings={"seeds": 1}, scores=damping)
         with pytest.raises(InputError, match=rf"scores.damping.{name}: '{block}.*larger one"):
             scored(session)
+
+
+def test_the_own_loss_and_the_gradients_norm_stand_beside_each_score(run):
+    for name, cell in run.outline.cells.items():
+        task, model = run.task(name), train.trained_model(run, name)
+        batch = task.batch(TRAIN, np.arange(60))
+        losses_N = task.losses["cross-entropy"](model, batch).detach()
+        train_of, _ = dense(run, name)
+        kept = [train_of[block.name].square().sum(1) for block in cell.blocks.dense]
+        norms_N = torch.stack(kept).sum(0).sqrt()
+        for row in findings.cell_ranking(run, cell):
+            place = row["row"] - 1000
+            assert list(row)[:5] == ["place", "score", "own_loss", "gradient_norm", "flipped"]
+            agree(row["own_loss"], float(losses_N[place]))
+            agree(row["gradient_norm"], float(norms_N[place]))
+            assert row["suggested_label"] == ("many", "few")[row["label"]]  # of two: the other
+
+
+def test_rankings_that_cost_nothing_are_rated_like_the_estimators(run):
+    found, noise = findings.findings(run), actions.flipped_rows(run, "words-0")
+    own = free_rankings.own_columns(run, run.cell("words-0"))
+    for made in found.free[:2]:
+        values = torch.from_numpy(-own[made.name.replace(" ", "_")])
+        assert made.ndr == ndr(values, torch.from_numpy(noise), 0.3)
+        assert made.auc == ndr_auc(values, torch.from_numpy(noise))
+    assert [(made.cell, made.name) for made in found.free] == [
+        (cell, name) for cell in ("words-0", "words-1") for name in ("own loss", "gradient norm")
+    ]
+    told = " ".join(summary_lines(run))
+    assert re.search(r"at no cost beside it: own loss \d+%, gradient norm \d+%", told)
+    probabilities = gradients.columns(run, "words-0", TRAIN, gradients.PREDICTED)
+    np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-6)
+    wrong = [cell.suggested_wrong for cell in found.cells]
+    assert f"about {sum(wrong)} of 120 labels are wrong" in told
+    assert f"about {sum(wrong)} of 120 labels are wrong" in answer(found, tables(found)).text
+
+
+@pytest.mark.parametrize(("ahead", "said"), [(True, True), (False, False)])
+def test_it_is_said_where_influence_finds_no_more_than_what_costs_nothing(
+    run, monkeypatch, ahead, said
+):
+    """The known noise is what the loss (or the headline) itself puts lowest."""
+    cell = run.cell("words-0")
+    first = scores.all_scores(run, cell)[scores.headline(run, cell)]
+    lowest = free_rankings.own_columns(run, cell)["own_loss"] * -1.0 if ahead else first
+    noise = np.zeros(60, dtype=bool)
+    noise[np.argsort(lowest)[:12]] = True
+    monkeypatch.setattr(report, "flipped_rows", lambda *_: noise)
+    told = " ".join(summary_lines(run))
+    assert ("influence finds no more than these here" in told) is said
 
 
 def test_cancellation_by_norms_is_that_of_whole_groups(run):

@@ -99,6 +99,15 @@ class Cell:
             {"row": int(i) + 1000, "text": f"row {i} <b>", "label": int(labels[i])} for i in ids
         ]
 
+    def classes(self) -> tuple[str, ...]:
+        return ("few", "many")
+
+    def given(self) -> np.ndarray:
+        return self._arrays["train.labels"]
+
+    def probabilities(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return model(batch["input_ids"]).softmax(1)
+
     def summary(self) -> dict:
         labels = self._arrays["evaluation.labels"]
         return {"largest_class": {"evaluation": float(max(labels.mean(), 1 - labels.mean()))}}

@@ -11,11 +11,13 @@ from distinf.numerics.metrics import ndr, ndr_auc, noise_histogram, noise_shares
 from distinf.stages.gram import actions, data, gradients, gram, scores, tiles, train
 from distinf.stages.gram.actions import flipped_rows, lowest_first
 from distinf.stages.gram.blocks import ALL, SPARSE, layer
+from distinf.stages.gram.free_rankings import SUGGESTED, free_rankings, own_columns, suggested
 from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
 from distinf.stages.gram.task import METRICS, Numbered, Summarised, described_rows
 from distinf.stages.notes import beside
+from distinf.stages.page.formats import shortened
 from distinf.stages.page.provenance import provenance_of
 from distinf.stages.page.rows import array_summary
 
@@ -39,6 +41,7 @@ def findings(session: Session) -> page.Findings:
         headline=page.Headline(estimator, group, how, settings.actions.fraction),
         cells=[_cell(session, cell) for cell in cells],
         scored=[found for cell in cells for found in _scored(session, cell)],
+        free=[found for cell in cells for found in _free(session, cell)],
         blocks=[found for cell in cells for found in _blocks(session, cell)],
         cancellation=[found for cell in cells for found in _cancelled(session, cell)],
         correlations=_correlations(session, cells),
@@ -81,7 +84,7 @@ def _cell(session: Session, cell: Cell) -> page.CellFinding:
     noise = flipped_rows(session, cell.name)
     task: Any = session.task(cell.name)
     of = getattr(task, "cell", None)  # a study's dataset and seed
-    right = int(scores.right_queries(session, cell).sum())
+    right, told = int(scores.right_queries(session, cell).sum()), suggested(session, cell)
     return page.CellFinding(
         name=cell.name,
         dataset=getattr(of, "dataset", cell.name),
@@ -90,6 +93,7 @@ def _cell(session: Session, cell: Cell) -> page.CellFinding:
         queries=cell.rows[QUERY],
         correct_queries=right if gradients.says_right(session, cell.name) else None,
         flips=None if noise is None else int(noise.sum()),
+        suggested_wrong=None if told is None else told.wrong,
         history=_history(stored),
         best=int(stored["best"]) if "best" in stored else None,
         truncated=sum(_by_split(task, "truncated").values()),
@@ -113,6 +117,15 @@ def _scored(session: Session, cell: Cell) -> Iterator[page.Scored]:
     for (estimator, group, how), scores_N in scores.all_scores(session, cell).items():
         rates = _rates(scores_N, noise, session.settings.actions.fraction)
         yield page.Scored(cell.name, estimator, group, how, scores=array_summary(scores_N), **rates)
+
+
+def _free(session: Session, cell: Cell) -> Iterator[page.FreeRanking]:
+    noise, share = flipped_rows(session, cell.name), session.settings.actions.fraction
+    if noise is None or not noise.any():
+        return
+    for name, scores_N in free_rankings(session, cell).items():
+        rates = _rates(scores_N, noise, share)
+        yield page.FreeRanking(cell.name, name, rates["ndr"], rates["auc"], rates["curve"])
 
 
 def _blocks(session: Session, cell: Cell) -> Iterator[page.BlockScore]:
@@ -232,17 +245,22 @@ def _largest(values: np.ndarray) -> float:
 
 def cell_ranking(session: Session, cell: Cell) -> list[dict[str, Any]]:
     """Every training row of a cell, lowest score first: its place, its number in the data, score,
-    and what the task can say of it. A row without a score (its gradient is not finite) comes first
-    with an empty one."""
+    own loss, gradient norm, what the task can say of it, and the label to put in place of a wrong
+    one, where the task tells classes. A row without a score (its gradient is not finite) comes
+    first with an empty one."""
     key = scores.headline(session, cell)
     scores_N = scores.all_scores(session, cell)[key]
     order = np.argsort(lowest_first(scores_N), kind="stable")
     noise = flipped_rows(session, cell.name)
+    own, labels = own_columns(session, cell), suggested(session, cell)
     task = session.task(cell.name)
     found = []
     for place, (row, told) in enumerate(zip(order.tolist(), described_rows(task, order)), 1):
-        mark = {} if noise is None else {"flipped": bool(noise[row])}
-        found.append(beside({"place": place, "score": float(scores_N[row]), **mark}, told))
+        line = {"place": place, "score": float(scores_N[row])}
+        line |= {name: float(values[row]) for name, values in own.items()}
+        line |= {} if noise is None else {"flipped": bool(noise[row])}
+        line |= {} if labels is None else {SUGGESTED: labels.labels[row]}
+        found.append(beside(line, told))
     return found
 
 
@@ -318,8 +336,23 @@ def chance_warnings(session: Session) -> list[str]:
     return found
 
 
+def class_warnings(session: Session) -> list[str]:
+    """A line for each cell and split that lacks classes."""
+    found = []
+    for cell in session.outline.cells.values():
+        for split, names in _by_split(session.task(cell.name), "absent_classes").items():
+            if names:
+                told = ", ".join(shortened(repr(name)) for name in names[:5])
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                found.append(
+                    f"{cell.name}: no row of '{split}' has class {told}{more}; what it says of "
+                    "such rows rests on the other classes"
+                )
+    return found
+
+
 def _warnings(session: Session, cells: Sequence[Cell]) -> list[str]:
-    found = chance_warnings(session)
+    found = [*chance_warnings(session), *class_warnings(session)]
     for cell in cells:
         task = session.task(cell.name)
         for split, count in _by_split(task, "empty").items():

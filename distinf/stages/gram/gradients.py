@@ -1,8 +1,8 @@
 """Stage gradients: every sample's gradient in every block, once, stored as it is.
 
-Per unit of rows: one array per slab, the embedding's rows of each sample, their losses, and which
-rows are finite. A row whose loss or gradient is not finite is stored as zeros, marked, and scored
-as nothing.
+Per unit of rows: one array per slab, the embedding's rows of each sample, their losses, which
+rows are finite, and of training rows the probabilities of classes where a task tells them. A row
+whose loss or gradient is not finite is stored as zeros, marked, and scored as nothing.
 
 Shape legend: n rows of a unit, P entries of a slab.
 """
@@ -26,7 +26,7 @@ from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import SPARSE
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session, layout_of
 from distinf.stages.gram.settings import GradientSettings, StageSettings
-from distinf.stages.gram.task import Measured
+from distinf.stages.gram.task import Measured, Predicting
 from distinf.stages.gram.train import trained_model
 from distinf.stages.methods import Pass, agree, in_a_run, rehearsed_method
 from distinf.stages.session import row_ranges
@@ -35,6 +35,7 @@ from distinf.stages.task import Batch, PerSampleLoss, Task
 NAME = "gradients"
 WORDS = ("words.offsets", "words.ids", "words.rows")
 SAYS_RIGHT = "says_right"
+PREDICTED = "probabilities"
 WORDS_PER_ROW = 64.0  # distinct tokens of a row, for what the embedding's rows will take
 
 
@@ -114,11 +115,13 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     arrays |= {"finite": finite.numpy(), "loss": losses.numpy()}
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
     summary: dict[str, Any] = {"quarantined": quarantined}
+    if split == TRAIN and (predicted := _predicted(session, name, unit)) is not None:
+        arrays[PREDICTED], summary[PREDICTED] = predicted, predicted.shape[1]
     if split == QUERY:
         told = _correct(session, name, unit)
         arrays["correct"] = np.ones(rows, dtype=bool) if told is None else told
         summary[SAYS_RIGHT] = told is not None
-    return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=["loss"])
+    return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=["loss", PREDICTED])
 
 
 def _batches(session: Session, name: str, split: str, unit: Unit) -> Iterator[np.ndarray]:
@@ -221,6 +224,21 @@ def _kept(words: SparseRows, keep: Tensor) -> SparseRows:
 def _sparse_arrays(words: SparseRows) -> dict[str, np.ndarray]:
     parts = (words.offsets, words.ids.to(torch.int32), words.rows.float())
     return {key: part.numpy() for key, part in zip(WORDS, parts, strict=True)}
+
+
+def _predicted(session: Session, name: str, unit: Unit) -> np.ndarray | None:
+    """fp32 [n, classes]: the trained model's probabilities; None where the task tells none."""
+    task = session.task(name)
+    names = task.classes() if isinstance(task, Predicting) else None
+    if names is None or not isinstance(task, Predicting):
+        return None
+    model, settings = trained_model(session, name), session.settings.gradients
+    found = np.zeros((unit.stop - unit.start, len(names)), dtype=np.float32)
+    for places in _batches(session, name, TRAIN, unit):
+        batch = session.batch(name, TRAIN, unit.start + places)
+        with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
+            found[places] = task.probabilities(model, batch).float().cpu().numpy()
+    return found
 
 
 def _correct(session: Session, name: str, unit: Unit) -> np.ndarray | None:

@@ -1,5 +1,7 @@
 """Stage report: from the run's committed arrays to one page, its tables, and every row ranked."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -7,7 +9,8 @@ from distinf.numerics.metrics import ndr
 from distinf.runtime import Runtime
 from distinf.stages import publishing
 from distinf.stages.gram.actions import flipped_rows, lowest_first, results
-from distinf.stages.gram.findings import cell_ranking, chance_warnings, findings
+from distinf.stages.gram.findings import cell_ranking, chance_warnings, class_warnings, findings
+from distinf.stages.gram.free_rankings import free_rankings, suggested
 from distinf.stages.gram.page.page import render
 from distinf.stages.gram.page.tables import tables
 from distinf.stages.gram.scores import all_scores, headline
@@ -15,6 +18,7 @@ from distinf.stages.gram.session import TRAIN, Session
 from distinf.stages.gram.train import stored_fit
 from distinf.stages.page.rows import csv_text
 
+WORST = 10  # rows in the terminal
 NAME, units, is_done = publishing.NAME, publishing.units, publishing.is_done
 
 
@@ -40,29 +44,57 @@ def ranking_name(cell: str) -> str:
 
 def summary_lines(session: Session) -> list[str]:
     """The answer in a few lines, for the terminal."""
-    found, rates, share = [], [], session.settings.actions.fraction
-    for cell in session.outline.cells.values():
-        key = headline(session, cell)
-        noise = flipped_rows(session, cell.name)
-        if noise is not None and noise.any():
-            scores_N = torch.from_numpy(lowest_first(all_scores(session, cell)[key]))
-            rates.append(ndr(scores_N, torch.from_numpy(noise), share))
-    root = session.blobs.root
-    if rates:
-        found.append(
-            f"{'/'.join(key)}: {np.mean(rates):.0%} of the mislabelled rows are among the lowest "
-            f"{share:.0%} (random: {share:.0%})"
-        )
+    found, root = _detected(session), session.blobs.root
     cells = list(session.outline.cells.values())
     more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
     if not any(cell.trained for cell in cells):
         found.append("the model was scored as model() returns it; nothing was trained")
-    found += [f"warning: {line}" for line in chance_warnings(session)]
+    found += [f"warning: {line}" for line in (*chance_warnings(session), *class_warnings(session))]
+    counted = [(cell, suggested(session, cell)) for cell in cells]
+    wrong = [(told.wrong, cell.rows[TRAIN]) for cell, told in counted if told is not None]
+    if wrong:
+        most, rows = (sum(numbers) for numbers in zip(*wrong))
+        found.append(
+            f"about {most:,} of {rows:,} labels are wrong, by the model's own predictions "
+            "(confident learning)"
+        )
     found.append(
         f"the {cells[0].rows[TRAIN]:,} training rows ranked, most detrimental first: "
         f"{root}/report/{ranking_name(cells[0].name)}{more}"
     )
     return found
+
+
+def _detected(session: Session) -> list[str]:
+    """How many known wrong labels the headline finds, and what finds as many for nothing."""
+    rates: dict[str, list[float]] = {}
+    share = session.settings.actions.fraction
+    for cell in session.outline.cells.values():
+        noise = flipped_rows(session, cell.name)
+        if noise is None or not noise.any():
+            continue
+        first = "/".join(headline(session, cell))
+        every = {first: all_scores(session, cell)[headline(session, cell)]}
+        for name, scores_N in (every | dict(free_rankings(session, cell))).items():
+            ordered = torch.from_numpy(lowest_first(scores_N))
+            rates.setdefault(name, []).append(ndr(ordered, torch.from_numpy(noise), share))
+    if not rates:
+        return []
+    (name, ours), *free = ((name, float(np.mean(found))) for name, found in rates.items())
+    told = ", ".join(f"{each} {rate:.0%}" for each, rate in free)
+    best = max(rate for _, rate in free)
+    verdict = "; influence finds no more than these here" if best >= ours else ""
+    return [
+        f"{name}: {ours:.0%} of the mislabelled rows are among the lowest {share:.0%} "
+        f"(random: {share:.0%})",
+        f"at no cost beside it: {told}{verdict}",
+    ]
+
+
+def worst_rows(session: Session) -> list[dict[str, Any]]:
+    """The ten rows of the first cell that harm the most, as `ranked_rows.csv` has them."""
+    first = next(iter(session.outline.cells.values()))
+    return cell_ranking(session, first)[:WORST]
 
 
 def query_losses(session: Session) -> list[tuple[str, float, int]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from distinf.stages.gram import actions, data, gradients, gram, report, scores, train
 from distinf.stages.gram.session import TRAIN, Session
-from distinf.stages.gram.task import Checked, Prepared, described_rows
+from distinf.stages.gram.task import Checked, Prepared, described_rows, rehearse_probabilities
 from distinf.stages.methods import methods_to_try
 from distinf.stages.rehearsal import rehearse
 
@@ -26,6 +26,7 @@ def check(session: Session) -> str:
             method = gradients.rehearsed(session, task, rehearse(task), methods)
             methods = methods[methods.index(method) :]
             described_rows(task, np.arange(min(2, task.rows(TRAIN))))
+            rehearse_probabilities(task)
     train.check(session)
     scores.check(session.outline)
     actions.check(session)

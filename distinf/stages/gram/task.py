@@ -11,10 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from distinf.errors import InputError
+from distinf.numerics.label_noise import check_probabilities
 from distinf.stages.gram.settings import TrainSettings
 from distinf.stages.notes import described
-from distinf.stages.task import Task, telling
+from distinf.stages.task import SPLITS, Batch, Task, telling
 
 Tell = Callable[[float], None]
 METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
@@ -84,6 +87,20 @@ class Labelled(Protocol):
 
 
 @runtime_checkable
+class Predicting(Protocol):
+    """A cell whose model tells classes apart: then rows get suggested labels."""
+
+    def classes(self) -> Sequence[str] | None:
+        """Their names, in the order of the probabilities; None where there are none after all."""
+
+    def given(self) -> np.ndarray:
+        """int64 [N]: the class that each training row is labelled with, right or wrong."""
+
+    def probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[n, classes]: of each row, summing to 1."""
+
+
+@runtime_checkable
 class Described(Protocol):
     """A cell that can say what a training row is."""
 
@@ -113,7 +130,27 @@ class Summarised(Protocol):
 
     def summary(self) -> Mapping[str, Any]:
         """Any of: by split truncated, empty, texts_shared_with_train (rows) and largest_class (its
-        share); vocabulary, the number of tokens kept; replaced, half characters now U+FFFD."""
+        share) and absent_classes (names); vocabulary, the number of tokens kept; replaced, half
+        characters now U+FFFD."""
+
+
+def rehearse_probabilities(task: Task) -> None:
+    """InputError where a task whose rows are there tells classes, and two rows' are not right."""
+    names = task.classes() if isinstance(task, Predicting) else None
+    if names is None or not isinstance(task, Predicting):
+        return
+    ids = np.arange(2)
+    with telling("probabilities() on two rows of 'train'"), torch.no_grad():
+        found = task.probabilities(task.model().eval(), task.batch(SPLITS[0], ids))
+    try:
+        check_probabilities(found, torch.from_numpy(np.asarray(task.given()))[:2])
+    except InputError as error:
+        raise InputError(f"task: probabilities(): {error}") from None
+    if found.shape[1] != len(names):
+        raise InputError(
+            f"task: probabilities() are of {found.shape[1]} classes, and {len(names)} are named "
+            f"({', '.join(map(str, names[:5]))}); name them all (classes=)"
+        )
 
 
 def cells_of(task: Task) -> dict[str, Task]:

@@ -134,6 +134,14 @@ class NoisyCell:
         """bool [N]: the training labels that are wrong."""
         return self._attached()["train_flipped"].astype(bool)
 
+    def given(self) -> np.ndarray:
+        """int64 [N]: the training rows' labels with their flips, as places among the classes."""
+        return self._attached()["train_labels"]
+
+    def probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
+        """float32 [n, classes]."""
+        return logits_of(model, batch).softmax(-1)
+
     def describe(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
         """Of training rows: row (its number in the source), id, text, label, clean_label."""
         arrays, classes = self._attached(), self.classes()
@@ -152,7 +160,8 @@ class NoisyCell:
 
     def summary(self) -> dict[str, Any]:
         """What is worth saying of the rows: how many, cut, empty, shared between splits; tokens
-        kept; the share of the largest class; half characters replaced."""
+        kept; the share of the largest class, and classes that a part lacks; half
+        characters replaced."""
         arrays = self._attached()
         vocabulary = arrays.get("vocabulary")
         return {
@@ -163,6 +172,7 @@ class NoisyCell:
             "replaced": int(arrays["replaced"][0]),
             "vocabulary": None if vocabulary is None else len(vocabulary),
             "largest_class": {part: self._largest_class(part) for part in PARTS},
+            "absent_classes": {part: self._absent_classes(part) for part in PARTS},
             "empty": {
                 part: int((np.diff(arrays[f"{part}_text_offsets"]) == 0).sum()) for part in PARTS
             },
@@ -172,6 +182,13 @@ class NoisyCell:
         """Its share of the part's rows, before any noise."""
         labels = self._attached()[f"{part}_clean"]
         return float(np.bincount(labels).max() / len(labels))
+
+    def _absent_classes(self, part: str) -> list[str]:
+        """Classes that training rows or others have, and this part has not."""
+        arrays = self._attached()
+        there = np.unique(np.concatenate([arrays[f"{each}_clean"] for each in PARTS]))
+        missing = np.setdiff1d(there, arrays[f"{part}_clean"])
+        return [self.classes()[place] for place in missing]
 
     def model(self) -> nn.Module:
         """Initial adapters and head, from the cell's seed alone; needs attached rows."""

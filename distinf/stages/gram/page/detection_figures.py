@@ -25,6 +25,7 @@ HUES = {
     "fisher-joint": ("other", (0, (1.3, 1.3)), "v"),
     "tracin-we-top10": ("harmful", (0, (6, 1.4, 1.2, 1.4)), "P"),
 }
+FREE_DASHES = ((0, (1, 1)), (0, (4, 1, 1, 1)))
 UNKNOWN_HUE = ("muted", "-", "o")
 STRENGTH = 0.72  # of a map's deepest colour, so that its numbers can be read
 MOST_NUMBERED = 16  # columns of a map whose cells carry numbers
@@ -38,7 +39,8 @@ def hue(estimator: str) -> tuple[str, Any, str]:
 
 
 def curves_figure(findings: Findings, rows: Tables, name: str, heading: str) -> str | None:
-    """Share of the flipped rows found against share removed, for the headline's group and how."""
+    """Share of the flipped rows found against share removed, for the headline's group and how;
+    free rankings in thin lines."""
     head = findings.headline
     every = {r["configuration"] for r in rows.get("curves", [])}
     mine = [e for e in estimators(findings) if f"{e}/{head.group}/{head.how}" in every]
@@ -55,6 +57,12 @@ def curves_figure(findings: Findings, rows: Tables, name: str, heading: str) -> 
             axes.plot(
                 [r["removed_pct"] for r in line], [r["found_pct"] for r in line],
                 color=COLOR[color], ls=dash, label=estimator,
+            )  # fmt: skip
+        for free, dash in zip(rows.get("free_rankings", []), FREE_DASHES):
+            line = [r for r in rows["curves"] if r["configuration"] == free["ranking"]]
+            axes.plot(
+                [r["removed_pct"] for r in line], [r["found_pct"] for r in line],
+                color=COLOR["ink"], ls=dash, lw=1.0, label=free["ranking"],
             )  # fmt: skip
         axes.plot(
             [0.0, 100.0], [0.0, 100.0], color=COLOR["random"], ls=DASH["reference"], label="random"

@@ -14,6 +14,7 @@ from distinf.stages.gram.page.summaries import (
     estimators,
     falling,
     groups,
+    keys,
     mean_sd,
     place,
     rates,
@@ -29,6 +30,7 @@ def cells(findings: Findings) -> list[Row]:
     for c in findings.cells:
         row: Row = {"cell": c.name, "dataset": c.dataset, "seed": c.seed, "rows": c.rows}
         row |= {"queries": c.queries, "correct_queries": c.correct_queries, "flips": c.flips}
+        row |= {"suggested_wrong": c.suggested_wrong}
         row |= {"truncated": c.truncated, "best_epoch": None if c.best is None else c.best + 1}
         for name, series in c.history.items():
             known = c.best is not None and c.best < len(series)
@@ -55,19 +57,33 @@ def detection(findings: Findings) -> list[Row]:
     )
 
 
+def free_rankings(findings: Findings) -> list[Row]:
+    """As `detection`, of the rankings that need no influence, those that find the most first."""
+    trial = keys(findings)
+    rows = []
+    for name in dict.fromkeys(f.name for f in findings.free):
+        mine = [f for f in findings.free if f.name == name]
+        row: Row = {"ranking": name, "cells": len(mine)}
+        row |= summary("ndr_", estimate({trial[f.cell]: 100 * f.ndr for f in mine}))
+        rows.append(row | mean_sd("auc_", {trial[f.cell]: f.auc for f in mine}, ""))
+    return sorted(rows, key=lambda r: (falling(r["ndr_mean_pct"]), falling(r["auc_mean"])))
+
+
 def deciles(findings: Findings) -> list[Row]:
     """Per configuration and tenth of its ranking, lowest first: share of the flipped rows there."""
     return _spread(findings, "deciles", "decile", "share_pct", 1)
 
 
 def curves(findings: Findings) -> list[Row]:
-    """Per configuration and share removed: share of the flipped rows found, mean over cells."""
+    """Per configuration and share removed: share of the flipped rows found, mean over cells; and
+    of the free rankings."""
     return _spread(findings, "curve", "place", "found_pct", 0)
 
 
 def _spread(findings: Findings, what: str, key: str, value: str, first: int) -> list[Row]:
     by_name: dict[str, list[Any]] = {}
-    for scored in findings.scored:
+    every: list[Any] = [*findings.scored, *(findings.free if what == "curve" else ())]
+    for scored in every:
         if len(getattr(scored, what)):
             by_name.setdefault(scored.name, []).append(getattr(scored, what))
     rows = []

@@ -73,6 +73,7 @@ class CellFinding:
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     best: int | None = None
     truncated: int = 0  # rows longer than the model allows
+    suggested_wrong: int | None = None  # wrong labels, by the model's own predictions
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,17 @@ class Scored:
     @property
     def name(self) -> str:
         return Configuration(self.estimator, self.group, self.how).name
+
+
+@dataclass(frozen=True)
+class FreeRanking:
+    """What ranking by a number that every run has anyway finds: "own loss", "gradient norm"."""
+
+    cell: str
+    name: str
+    ndr: float
+    auc: float
+    curve: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -222,6 +234,7 @@ class Findings:
     headline: Headline = field(default_factory=Headline)
     cells: Sequence[CellFinding] = ()
     scored: Sequence[Scored] = ()
+    free: Sequence[FreeRanking] = ()
     blocks: Sequence[BlockScore] = ()
     cancellation: Sequence[Cancelled] = ()
     correlations: Sequence[Correlation] = ()

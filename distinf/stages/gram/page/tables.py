@@ -17,6 +17,7 @@ def tables(findings: Findings) -> Tables:
         "cells": detection_tables.cells(findings),
         "ranking": detection_tables.ranking(findings),
         "detection": detection_tables.detection(findings),
+        "free_rankings": detection_tables.free_rankings(findings),
         "scored": detection_tables.scored(findings),
         "deciles": detection_tables.deciles(findings),
         "curves": detection_tables.curves(findings),

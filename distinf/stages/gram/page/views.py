@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from distinf.stages.gram.page.comparison_views import comparison_views
 from distinf.stages.gram.page.findings import Findings
-from distinf.stages.gram.page.summaries import Row, spoken
+from distinf.stages.gram.page.summaries import Row, falling, spoken
 from distinf.stages.gram.page.tables import Tables
 from distinf.stages.page.columns import Column, View, blank, span, text, value, view
 from distinf.stages.page.formats import (
@@ -22,6 +22,7 @@ from distinf.stages.page.grids import Grid
 
 MOST_PRINTED = 15
 CELLS_LISTED = 8
+NUMBERS = ("own_loss", "gradient_norm")  # of a ranked row, beside its score
 MOST_LETTERS = 400  # of a row's text; the CSV has all of it
 
 
@@ -31,7 +32,7 @@ def views(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
     share = f"{100 * findings.headline.share:g}"
     made: dict[str, View | Grid | None] = {
         "cells": _cells(rows),
-        "detection": _detection(detected[:MOST_PRINTED], share, "those that find the most"),
+        "detection": _detection(_beside(rows), share, "those that find the most"),
         "every detection": None,
         "accuracy": _accuracy(rows.get("accuracy", [])),
         "query loss": _query_loss(rows),
@@ -52,6 +53,16 @@ def listed(findings: Findings) -> list[str]:
     return list(dict.fromkeys(r.cell for r in findings.ranking))[:CELLS_LISTED]
 
 
+def _beside(rows: Tables) -> list[Row]:
+    """The configurations that find the most, and the free rankings in their places among them."""
+    free = [
+        row | {"estimator": row["ranking"], "group": "", "how": "no influence"}
+        for row in rows.get("free_rankings", [])
+    ]
+    most = rows.get("detection", [])[:MOST_PRINTED]
+    return sorted(most + free, key=lambda r: falling(r["ndr_mean_pct"]))
+
+
 def _cells(rows: Tables) -> View | None:
     percent: Callable[[float], str] = lambda v: fixed(100 * v)  # noqa: E731
     return view(
@@ -63,6 +74,7 @@ def _cells(rows: Tables) -> View | None:
             Column("queries", value("queries", count)),
             Column("predicted right", value("correct_queries", count)),
             Column("wrong labels", value("flips", count)),
+            Column("likely wrong, by the model", blank("suggested_wrong", count)),
             Column("rows cut", lambda r: count(r["truncated"]) if r["truncated"] else ""),
             Column("epoch", value("best_epoch", count)),
             Column("query loss", value("query_loss", number)),
@@ -134,7 +146,7 @@ def _wins(row: Row) -> str:
 
 def _ranking(cell: str, rows: Tables, flips: bool) -> View | None:
     mine = [r for r in rows["ranking"] if r["cell"] == cell]
-    own = ("cell", "rank", "row", "score", "label", "flipped", "text")
+    own = ("cell", "rank", "row", "score", "label", "flipped", "text", *NUMBERS)
     extra = [k for k in dict.fromkeys(k for r in mine for k in r) if k not in own]
     if all(str(r.get("id")) == str(r["row"]) for r in mine):
         extra = [k for k in extra if k != "id"]
@@ -151,6 +163,7 @@ def _ranking(cell: str, rows: Tables, flips: bool) -> View | None:
             Column("label", text("label"), False),
             *known,
             *(Column(key.replace("_", " "), _plain(key), False) for key in extra),
+            *(Column(key.replace("_", " "), blank(key, number)) for key in NUMBERS),
             Column("score", value("score", number)),
         ],
     )

@@ -42,7 +42,8 @@ def answer(findings: Findings, rows: Tables) -> Answer:
     trained = {r["configuration"]: r for r in rows.get("accuracy", [])}
     headline = findings.headline.name
     noise, after = found.get(headline), trained.get(headline)
-    sentences = [*_best(findings, found), *_accuracy(findings, trained, noise is not None)]
+    sentences = [*_best(findings, found), *_free(rows, noise)]
+    sentences += _accuracy(findings, trained, noise is not None)
     if noise is not None:
         verdict = _verdict(findings, noise)
         lead = _detected(findings, noise, verdict)
@@ -52,6 +53,7 @@ def answer(findings: Findings, rows: Tables) -> Answer:
     else:
         verdict, lead = "unknown", _listed(rows)
         sentences = [_counted(findings)] if rows.get("scored") else []
+    sentences += _suggested(findings)
     cards = (*_noise_cards(findings, noise), *_accuracy_cards(findings, trained))
     return Answer(verdict, lead, tuple(sentences), cards, _notes(findings, rows))
 
@@ -128,6 +130,29 @@ def _best(findings: Findings, found: dict[str, Row]) -> list[str]:
     text = f"{told}; of all {count(len(found))} configurations scored, "
     text += f"{spoken(best['configuration'])} found the most, {percent(best['ndr_mean_pct'])}, "
     return [text + "though the best of many is partly luck."]
+
+
+def _free(rows: Tables, noise: Row | None) -> list[str]:
+    """What ranking without any influence finds, and whether that is as good."""
+    free = rows.get("free_rankings", [])
+    if noise is None or not free:
+        return []
+    told = [f"{percent(row['ndr_mean_pct'])} by the {row['ranking']}" for row in free]
+    text = f"Rankings that cost nothing beside it find {_joined(told)}"
+    equal = free[0]["ndr_mean_pct"] >= noise["ndr_mean_pct"]
+    return [f"{text}: influence is no better here." if equal else f"{text}."]
+
+
+def _suggested(findings: Findings) -> list[str]:
+    told = [c for c in findings.cells if c.suggested_wrong is not None]
+    if not told:
+        return []
+    wrong = count(sum(c.suggested_wrong or 0 for c in told))
+    return [
+        f"By the model's own predictions about {wrong} of {count(sum(c.rows for c in told))} "
+        "labels are wrong (a count by confident learning, often too low where the model was "
+        "trained on the same rows for long)."
+    ]
 
 
 def _accuracy(findings: Findings, trained: dict[str, Row], told_rows: bool) -> list[str]:
