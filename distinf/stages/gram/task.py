@@ -139,9 +139,10 @@ def rehearse_probabilities(task: Task) -> None:
     names = task.classes() if isinstance(task, Predicting) else None
     if names is None or not isinstance(task, Predicting):
         return
-    ids = np.arange(2)
+    with telling("model()"):
+        model = task.model().eval()
     with telling("probabilities() on two rows of 'train'"), torch.no_grad():
-        found = task.probabilities(task.model().eval(), task.batch(SPLITS[0], ids))
+        found = task.probabilities(model, task.batch(SPLITS[0], np.arange(2)))
     try:
         check_probabilities(found, torch.from_numpy(np.asarray(task.given()))[:2])
     except InputError as error:
