@@ -106,7 +106,6 @@ def test_rankings_that_cost_nothing_stand_beside_the_estimators(made, rows, docu
         assert spread in mine
         assert f"{formats.rounded(row['ndr_mean_pct'])} % by the {row['ranking']}" in text
         assert any(r["configuration"] == row["ranking"] for r in rows["curves"])
-    assert "influence is no better here" in text  # own loss .82, the headline less
 
 
 @pytest.mark.parametrize(("rate", "said"), [(0.9, False), (0.5, True)])
