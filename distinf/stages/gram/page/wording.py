@@ -150,8 +150,8 @@ def _suggested(findings: Findings) -> list[str]:
     wrong = count(sum(c.suggested_wrong or 0 for c in told))
     return [
         f"By the model's own predictions about {wrong} of {count(sum(c.rows for c in told))} "
-        "labels are wrong (a count by confident learning, often too low where the model was "
-        "trained on the same rows for long)."
+        "labels are wrong (an estimate by confident learning: classes that it confuses raise it, "
+        "rows that it has learned by heart lower it)."
     ]
 
 
