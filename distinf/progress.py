@@ -237,19 +237,23 @@ def plan_table(plan: Plan, console: Console | None = None) -> None:
     table = Table(title=f"Plan for {plan.where}", title_justify="left")
     table.add_column("stage", overflow="fold")
     sharing = "GPUs" if plan.workers == plan.gpus else "workers"
-    for name in ("units", "FLOP", "stored", "peak/worker", sharing, "time"):
+    on_gpus = any(p.gpu_memory for p in plan.stages)
+    peaks = ("host/worker", "GPU/worker") if on_gpus else ("peak/worker",)
+    for name in ("units", "FLOP", "stored", *peaks, sharing, "time"):
         table.add_column(name, justify="right", overflow="fold")
     for p in plan.stages:
         if p.units:
-            cells = (f"{p.flops:.3g}", _bytes(p.bytes), _bytes(p.memory), str(p.workers))
+            held = [_bytes(p.memory), _bytes(p.gpu_memory)][: len(peaks)]
+            cells = (f"{p.flops:.3g}", _bytes(p.bytes), *held, str(p.workers))
             table.add_row(p.stage, str(p.units), *cells, _duration(p.seconds))
     table.add_section()
+    most_gpu = max(p.gpu_memory for p in plan.stages)
     table.add_row(
         "all",
         str(sum(p.units for p in plan.stages)),
         f"{sum(p.flops for p in plan.stages):.3g}",
         _bytes(plan.bytes),
-        _bytes(max(p.memory for p in plan.stages)),
+        *[_bytes(max(p.memory for p in plan.stages)), _bytes(most_gpu)][: len(peaks)],
         str(plan.workers),
         _duration(plan.seconds),
     )

@@ -20,8 +20,8 @@ from distinf.config_file import CONFIG
 from distinf.errors import CorruptionError, DistinfError, InputError
 from distinf.fingerprint import fingerprint, provenance
 from distinf.heartbeat import Beating, is_begun
-from distinf.planning import quick_plans, refuse_what_cannot_fit
-from distinf.runtime import Ledger, open_runtime
+from distinf.planning import joins, quick_plans, refuse_what_cannot_fit
+from distinf.runtime import Ledger, Node, open_runtime
 from distinf.runtime.units import differences
 from distinf.stages import route
 from distinf.stages.session import Session
@@ -95,8 +95,7 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         session.settle(config.context(blobs.root))
     if stored is None:
         LOG.info("estimating what the run will take")
-        plans = quick_plans(session, config.runtime)
-        refuse_what_cannot_fit(plans, config.runtime, blobs)
+        _refuse_what_cannot_fit(session, config)
         return session, dump(config, provenance(config, accept))
     differing = differences(stored.get("fingerprint", {}), fingerprint(config))
     refused = [key for key in differing if not _accepted(key, accept)]
@@ -106,6 +105,14 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         return session, None
     accepted = sorted({*stored.get("accepted", []), *differing})
     return session, dump(config, provenance(config, accepted))
+
+
+def _refuse_what_cannot_fit(
+    session: Session, config: RunConfig, nodes: Sequence[Node] | None = None
+) -> None:
+    plans = quick_plans(session, config.runtime)
+    for line in refuse_what_cannot_fit(plans, config.runtime, session.blobs, nodes):
+        LOG.warning("warning: %s", line)
 
 
 def _refusal(config: RunConfig, blobs: Blobs, keys: Sequence[str]) -> str:
@@ -172,6 +179,8 @@ def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ())
     try:
         if config.runtime.address and "://" not in session.blobs.root:
             _refuse_unseen_folder(session, runtime)
+        if text is not None and joins(config.runtime):
+            _refuse_what_cannot_fit(session, config, runtime.nodes())
         _write_config(session, text)
         beat = Beating(session.blobs, route.titles(session))
         with beat.beating():

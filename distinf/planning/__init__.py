@@ -3,9 +3,10 @@
 from distinf.planning.plans import (
     Plan,
     StagePlan,
+    joins,
     plan,
     quick_plans,
     refuse_what_cannot_fit,
 )
 
-__all__ = ["Plan", "StagePlan", "plan", "quick_plans", "refuse_what_cannot_fit"]
+__all__ = ["Plan", "StagePlan", "joins", "plan", "quick_plans", "refuse_what_cannot_fit"]

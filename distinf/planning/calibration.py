@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from distinf.errors import InputError
-from distinf.planning.speeds import CLUSTER_S, UNIT_S, Rate, Speeds, batches
+from distinf.planning.speeds import CLUSTER_S, NO_GPU, UNIT_S, Rate, Speeds, batches
 from distinf.runtime import RuntimeSettings
+from distinf.runtime.machine import cpus_here
 from distinf.stages.basis.session import Session
 from distinf.stages.task import GeneratingTask
 
@@ -40,16 +41,13 @@ def measured(session: Session, runtime: RuntimeSettings, workers: int) -> Speeds
     Raises InputError if the task cannot be measured: data that cannot be made here, say.
     """
     if runtime.num_gpus and not torch.cuda.is_available():
-        raise InputError(
-            f"runtime.num_gpus: {runtime.num_gpus:g}, but there is no GPU here to measure; name "
-            "one, as in --gpu h100"
-        )
+        raise InputError(NO_GPU.format(runtime.num_gpus))
     phases = [
         *(ROWS if isinstance(session.task, GeneratingTask) else ()),
         *MODEL,
         *STORED,
     ]
-    processes = min(workers, os.cpu_count() or 1)
+    processes = min(workers, cpus_here())
     began = time.monotonic()
     found = _run(session, runtime, phases, processes)
     took = time.monotonic() - began

@@ -10,7 +10,7 @@ import torch
 from distinf.errors import DistinfError, InputError
 from distinf.numerics.capture import block_gradients
 from distinf.planning.devices import COMPUTE_SHARE, Device
-from distinf.planning.speeds import Rate, Speeds
+from distinf.planning.speeds import NO_GPU, Rate, Speeds
 from distinf.runtime import RuntimeSettings
 from distinf.stages.gram.session import TRAIN, Session, layout_of
 from distinf.stages.gram.task import Prepared
@@ -27,6 +27,8 @@ def measured_passes(session: Session, runtime: RuntimeSettings) -> Speeds:
 
     Raises InputError if the rows or the model cannot be had here; --gpu or --gflops need neither.
     """
+    if runtime.num_gpus and not torch.cuda.is_available():
+        raise InputError(NO_GPU.format(runtime.num_gpus))
     before = torch.get_num_threads()
     torch.set_num_threads(runtime.threads)
     try:

@@ -1,10 +1,9 @@
 """What a run will take, stage by stage, before it runs; and the refusal of what cannot fit."""
 
-import heapq
-import os
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from types import ModuleType
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,50 +11,23 @@ import torch
 from distinf.config import RunConfig
 from distinf.errors import InputError
 from distinf.planning import calibration, devices, passes
+from distinf.planning.room import refuse_overfull, refuse_roomless, room
 from distinf.planning.speeds import (
-    REPORT_S,
-    STAGE_S,
     Speeds,
     batches,
-    cached_bytes,
     precisions,
     reading,
     scaled,
     split_bytes,
 )
-from distinf.runtime import Cost, RuntimeSettings, Unit
-from distinf.stages import route
+from distinf.planning.staging import GANGS, SpeedsOf, StagePlan, stage_plans
+from distinf.runtime import Node, RuntimeSettings, this_machine
 from distinf.stages.basis.session import Outline, Session
-from distinf.stages.basis.settings import StageSettings
 from distinf.store import Blobs, open_root
 
 SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a margin
+UNSEEN = "the cluster's machines are asked when the run starts; memory is not checked here"
 NOTED = 0.05  # of the whole time, from which on a remedy is named
-GPU_SHARE = 0.9  # of a GPU's memory; the rest is the CUDA context and fragmentation
-# How many ranks can share a unit of a gang's stage. Other stages spread whole units.
-GANGS: Mapping[str, Callable[[StageSettings], int]] = {
-    "train": lambda settings: settings.train.shards,
-    "curvature": lambda settings: settings.curvature.shards,
-    "queries": lambda settings: settings.curvature.shards,
-}
-RANK_ZERO = ("checkpoint", "model", "gradient")  # work of a gang that is not shared
-
-SpeedsOf = Callable[[Outline], Speeds]
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What one stage will take. `bytes` are stored; `memory` is the peak of one worker, of which
-    `cached` are rows kept in the host's memory; `workers` is how many have work at once."""
-
-    stage: str
-    units: int
-    flops: float
-    bytes: float
-    memory: float
-    cached: float
-    workers: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -80,7 +52,8 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers: bytes, seconds, FLOPs."""
-        return {**asdict(self), "seconds": self.seconds, "bytes": self.bytes}
+        stages = [{k: v for k, v in asdict(p).items() if k != "asked"} for p in self.stages]
+        return {**asdict(self), "stages": stages, "seconds": self.seconds, "bytes": self.bytes}
 
 
 def plan(
@@ -112,12 +85,14 @@ def plan(
     def speeds_of(outline: Outline) -> Speeds:
         return scaled(speeds, session.outline, outline)
 
-    found, notes = _with_reading(session, workers, speeds_of)
-    refuse_what_cannot_fit(found, config.runtime, blobs)
+    found, notes = _with_reading(session, workers, speeds_of, config.runtime)
+    notes += refuse_what_cannot_fit(found, config.runtime, blobs)
+    notes += [UNSEEN] if joins(config.runtime) else []
     each = "this machine" if config.runtime.address is None else "a cluster like this machine"
     plural = "s" if workers > 1 else ""
     where = f"{workers} worker{plural} of {config.runtime.threads} thread(s) on {each}"
-    idle, _ = _with_reading(session, workers, lambda outline: speeds_of(outline).undisturbed())
+    undisturbed = partial(_undisturbed, speeds_of)
+    idle, _ = _with_reading(session, workers, undisturbed, config.runtime)
     return Plan(
         tuple(found), workers, where, (*speeds.notes, *notes), speeds.share,
         idle_seconds=sum(stage.seconds for stage in idle),
@@ -133,13 +108,15 @@ def _of_passes(
     blobs: Blobs,
 ) -> Plan:
     """A run of the Gram route."""
-    workers, where = workers_of(config.runtime), "this machine"
+    runtime = config.runtime
+    workers, where = workers_of(runtime), "this machine"
     if gpu is not None:
         if gpus < 1:
             raise InputError(f"--gpus {gpus}: give at least 1")
         device = devices.device(gpu)
         speeds = passes.roofline_passes(session, device)
-        workers, where = max(1, int(gpus / (config.runtime.num_gpus or 1.0))), f"{gpus} x {gpu}"
+        runtime = _with_gpus(runtime)
+        workers, where = max(1, int(gpus / runtime.num_gpus)), f"{gpus} x {gpu}"
     elif gflops is not None:
         if not gflops > 0:
             raise InputError(f"--gflops {gflops:g}: give a number above 0")
@@ -148,13 +125,20 @@ def _of_passes(
     else:
         refuse_what_cannot_fit(quick_plans(session, config.runtime), config.runtime, blobs)
         speeds = passes.measured_passes(session, config.runtime)
-    found = stage_plans(session, workers, lambda _: speeds)
+    found = stage_plans(session, workers, lambda _: speeds, runtime)
+    notes = [*speeds.notes]
     if gpu is None:
-        refuse_what_cannot_fit(found, config.runtime, blobs)
+        notes += refuse_what_cannot_fit(found, runtime, blobs)
+        notes += [UNSEEN] if joins(runtime) else []
     else:
-        _refuse_what_no_gpu_holds(found, device, min(config.runtime.num_gpus or 1.0, 1.0))
-    where = where if gpu else f"{workers} workers of {config.runtime.threads} thread(s) on {where}"
-    return Plan(tuple(found), workers, where, speeds.notes, gpus=gpus if gpu else 0)
+        _refuse_what_no_gpu_holds(found, runtime, device)
+    where = where if gpu else f"{workers} workers of {runtime.threads} thread(s) on {where}"
+    return Plan(tuple(found), workers, where, tuple(notes), gpus=gpus if gpu else 0)
+
+
+def _with_gpus(runtime: RuntimeSettings) -> RuntimeSettings:
+    """The same with a GPU for each worker, unless it says how much of one."""
+    return replace(runtime, kind="ray", num_gpus=runtime.num_gpus or 1.0)
 
 
 def _on_gpus(
@@ -162,9 +146,9 @@ def _on_gpus(
 ) -> Plan:
     if gpus < 1:
         raise InputError(f"--gpus {gpus}: give at least 1")
-    share = min(config.runtime.num_gpus or 1.0, 1.0)
-    room = max(1, int(gpus / (config.runtime.num_gpus or 1.0)))
-    workers = min(config.runtime.workers or room, room)
+    runtime = _with_gpus(config.runtime)
+    share, most = min(runtime.num_gpus, 1.0), max(1, int(gpus / runtime.num_gpus))
+    workers = min(runtime.workers or most, most)
     host = calibration.host_speeds(session)
 
     def speeds_of(outline: Outline) -> Speeds:
@@ -183,11 +167,11 @@ def _on_gpus(
         fed = {n: replace(rate, sample=rate.sample + rows) for n, rate in slower.items()}
         return replace(host, rates={**host.rates, **fed})
 
-    found, notes = _with_reading(session, workers, speeds_of)
-    _refuse_what_no_gpu_holds(found, gpu, share)
+    found, notes = _with_reading(session, workers, speeds_of, runtime)
+    _refuse_what_no_gpu_holds(found, runtime, gpu)
     idling = devices.too_small(speeds_of(session.outline).rates)
     notes = [devices.assumptions(gpu), *host.notes, *idling, *notes]
-    if workers < room:
+    if workers < most:
         notes.append(f"runtime.workers is {workers}: {gpus - workers * share:g} GPUs have no work")
     free = blobs.free_bytes()
     if free is not None and sum(p.bytes for p in found) > free:
@@ -196,12 +180,16 @@ def _on_gpus(
 
 
 def _with_reading(
-    session: Session, workers: int, speeds_of: SpeedsOf
+    session: Session, workers: int, speeds_of: SpeedsOf, runtime: RuntimeSettings
 ) -> tuple[list[StagePlan], list[str]]:
     """The stages, and what could make them faster: rows kept in memory, more shards."""
-    found = stage_plans(session, workers, lambda outline: reading(speeds_of(outline), outline))
+
+    def with_reading(outline: Outline) -> Speeds:
+        return reading(speeds_of(outline), outline)
+
+    found = stage_plans(session, workers, with_reading, runtime)
     whole = sum(p.seconds for p in found)
-    read_s = whole - sum(p.seconds for p in stage_plans(session, workers, speeds_of))
+    read_s = whole - sum(p.seconds for p in stage_plans(session, workers, speeds_of, runtime))
     notes = []
     if read_s > NOTED * whole:
         size = max(split_bytes(session.outline).values())
@@ -217,9 +205,15 @@ def _with_reading(
     return found, notes
 
 
+def _undisturbed(speeds_of: SpeedsOf, outline: Outline) -> Speeds:
+    return speeds_of(outline).undisturbed()
+
+
 def workers_of(runtime: RuntimeSettings) -> int:
-    """How many workers this machine (or one like it) would have."""
-    return 1 if runtime.kind == "local" else runtime.workers or os.cpu_count() or 1
+    """How many workers this machine (or one like it) would have; 1 where it has no GPU for one."""
+    if runtime.kind == "local":
+        return 1
+    return runtime.workers or max(1, room(this_machine(), runtime.resources))
 
 
 def assumed(runtime: RuntimeSettings, flops: float, note: str = "") -> Speeds:
@@ -231,92 +225,23 @@ def assumed(runtime: RuntimeSettings, flops: float, note: str = "") -> Speeds:
 def quick_plans(session: Any, runtime: RuntimeSettings) -> list[StagePlan]:
     """Units, bytes and memory; the times are not to be looked at."""
     speeds = assumed(runtime, 1e10)
-    return stage_plans(session, workers_of(runtime), lambda _: speeds)
-
-
-# -- stages --------------------------------------------------------------------------------
-
-
-def stage_plans(session: Any, workers: int, speeds_of: SpeedsOf) -> list[StagePlan]:
-    """The run's stages, then those of its variations: each unit once, where it comes first."""
-    seen: set[str] = set()
-    found: list[StagePlan] = []
-    *stages, last = route.stages_of(session)
-    parts = [(each, stage) for each in route.together(session) for stage in stages]
-    for each, stage in [*parts, (session, last)]:
-        new = [(unit, cost) for unit, cost in stage.units(each.outline) if unit.id not in seen]
-        seen |= {unit.id for unit, _ in new}
-        if new or each is session:
-            speeds = speeds_of(each.outline)
-            start_s = speeds.start_s if new and not any(p.units for p in found) else 0.0
-            found.append(_stage_plan(each, stage, new, workers, speeds, start_s))
-    return found
-
-
-def _stage_plan(
-    session: Any,
-    stage: ModuleType,
-    units: Sequence[tuple[Unit, Cost]],
-    workers: int,
-    speeds: Speeds,
-    start_s: float,
-) -> StagePlan:
-    costs = [cost for _, cost in units]
-    gang = session.ROUTE == "basis" and stage.NAME in GANGS
-    shards = GANGS[stage.NAME](session.settings) if gang else None
-    useful = max(1, min(workers, len(costs) if shards is None else shards))
-    if stage.NAME == "report":
-        seconds = REPORT_S
-    elif shards is None:
-        times = [speeds.seconds(cost) + speeds.commit_s(cost) for cost in costs]
-        seconds = makespan(times, useful) + _first_s(costs, speeds)
-    else:
-        seconds = sum(_gang_s(cost, speeds, shards, useful) for cost in costs)
-    cached = cached_bytes(session.outline) if session.ROUTE == "basis" else 0.0
-    peak = max((cost.memory for cost in costs), default=0.0)
-    return StagePlan(
-        stage=route.titled(session, stage),
-        units=len(costs),
-        flops=sum(cost.flops for cost in costs),
-        bytes=sum(cost.bytes for cost in costs),
-        memory=peak + cached + speeds.base if costs else 0.0,
-        cached=cached if costs else 0.0,
-        workers=useful,
-        seconds=seconds + STAGE_S + start_s if costs else 0.0,
-    )
-
-
-def _gang_s(cost: Cost, speeds: Speeds, shards: int, ranks: int) -> float:
-    """One unit of a gang: the rank that owns most shards is waited for, then rank 0 commits."""
-    alone = {name: n for name, n in cost.work.items() if name in RANK_ZERO}
-    shared = {name: n for name, n in cost.work.items() if name not in RANK_ZERO}
-    most = -(-shards // ranks) / shards
-    if not speeds.knows(cost):
-        return most * speeds.seconds(cost) + speeds.commit_s(cost)
-    waited = most * speeds.work_s(cost, shared)
-    return waited + speeds.work_s(cost, alone) + speeds.commit_s(cost)
-
-
-def makespan(seconds: Sequence[float], workers: int) -> float:
-    """When the last unit ends, each going to whichever worker is free first, in order."""
-    free = [0.0] * min(workers, max(len(seconds), 1))
-    for one in seconds:
-        heapq.heapreplace(free, free[0] + one)
-    return max(free)
-
-
-def _first_s(costs: Sequence[Cost], speeds: Speeds) -> float:
-    names = {name for cost in costs for name in cost.work}
-    return max((speeds.rates[name].first for name in names if name in speeds.rates), default=0.0)
+    return stage_plans(session, workers_of(runtime), lambda _: speeds, runtime)
 
 
 # -- refusals ------------------------------------------------------------------------------
 
 
 def refuse_what_cannot_fit(
-    plans: Sequence[StagePlan], runtime: RuntimeSettings, blobs: Blobs
-) -> None:
-    """InputError, naming the settings to change, for more than this disk or memory holds."""
+    plans: Sequence[StagePlan],
+    runtime: RuntimeSettings,
+    blobs: Blobs,
+    nodes: Sequence[Node] | None = None,
+) -> list[str]:
+    """InputError, naming settings to change, for more than the disk or the workers' machines hold.
+
+    nodes: the machines; without them this one, or none where a cluster is still to be joined.
+    Returns what could not be checked, a line each.
+    """
     free = blobs.free_bytes()
     needed = sum(plan.bytes for plan in plans) + SPARE_BYTES
     if free is not None and needed > free:
@@ -325,44 +250,28 @@ def refuse_what_cannot_fit(
             f"out: the run stores about {needed / 1e9:.1f} GB (most in '{largest.stage}') but "
             f"{blobs.root} has {free / 1e9:.1f} GB free; choose another --out or a smaller run"
         )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    here = workers_of(runtime) if runtime.address is None else 1  # a cluster's lie elsewhere
-    worst = max(plans, key=lambda p: p.memory)
-    if here * worst.memory > memory:
-        raise InputError(
-            f"{worst.stage}: the workers need about {here * worst.memory / 1e9:.1f} GB but this "
-            f"machine has {memory / 1e9:.1f} GB; lower runtime.workers, {_largest(worst)}"
-        )
+    stages = [plan.asked for plan in plans if plan.units]
+    if nodes is not None:
+        refuse_roomless(stages, runtime, nodes)
+    elif joins(runtime):
+        nodes = []
+    else:
+        here = this_machine()  # Ray is told of as many CPUs as the workers that are asked for take
+        nodes = [replace(here, cpus=max(here.cpus, runtime.workers * runtime.num_cpus))]
+        if not runtime.num_gpus:
+            refuse_roomless([s for s in stages if s.resources.num_gpus], runtime, nodes)
+    return refuse_overfull(stages, runtime, nodes)
+
+
+def joins(runtime: RuntimeSettings) -> bool:
+    """Whether the run's workers are on a cluster that is there already."""
+    return runtime.kind == "ray" and runtime.address not in (None, "local")
 
 
 def _refuse_what_no_gpu_holds(
-    plans: Sequence[StagePlan], gpu: devices.Device, share: float
+    plans: Sequence[StagePlan], runtime: RuntimeSettings, gpu: devices.Device
 ) -> None:
-    room = gpu.memory * GPU_SHARE * share
-    worst = max(plans, key=lambda p: p.memory - p.cached)
-    needed = worst.memory - worst.cached
-    if needed > room:
-        raised = "raise runtime.num_gpus, or " if share < 1 else ""
-        raise InputError(
-            f"{worst.stage}: a worker needs about {needed / 1e9:.1f} GB but its part of a "
-            f"{gpu.name} has {room / 1e9:.1f} GB; {raised}lower {_largest(worst)}"
-        )
-
-
-def _largest(worst: StagePlan) -> str:
-    """The settings that the memory of a stage goes by."""
-    name = worst.stage.rpartition(": ")[2]
-    own = {
-        "train": "train.batch_size (or raise train.shards)",
-        "evaluate": "evaluate.batch_size",
-        "curvature": "curvature.memory_mb, curvature.steps or curvature.keep",
-        "queries": "curvature.memory_mb or curvature.refine_steps",
-        "gradients": "gradients.chunk, curvature.keep or targets.count",
-        "trajectory": "gradients.chunk or targets.count",
-        "scores": "targets.count",
-        "attribution": "curvature.keep or gradients.chunk",
-        "actions": "actions.batch_size",
-        "gram": "gram.rows_per_tile or gradients.slab",
-    }
-    cache = "data.cache_mb" if worst.cached > worst.memory / 4 else ""
-    return ", ".join(filter(None, [cache, own.get(name, "the batch size")]))
+    """Hosts are not known here, and not looked at."""
+    node = Node(gpu.name, 1.0, math.inf, (gpu.memory,))
+    alone = replace(runtime, num_cpus=1.0)
+    refuse_overfull([plan.asked for plan in plans if plan.units], alone, [node])

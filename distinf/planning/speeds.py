@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from distinf.errors import InputError
-from distinf.runtime import Cost
+from distinf.runtime import Cost, Lever
 from distinf.stages.basis import curvature
 from distinf.stages.basis.session import Outline
 from distinf.stages.basis.settings import StageSettings
@@ -15,6 +15,7 @@ STORED_BYTES_S = 5e8  # written, synchronised, read back and hashed
 CLUSTER_S = 4.0  # Ray, before the first worker starts
 WORKER_S = 6.0  # a worker: Python, Ray and torch
 STAGE_S = 0.5  # a stage's start and end: the ledger is listed, a gang is formed
+NO_GPU = "runtime.num_gpus: {:g}, but there is no GPU here to measure; name one, as in --gpu h100"
 REPORT_S = 3.0  # the page and its tables
 
 
@@ -116,9 +117,13 @@ def batches(outline: Outline) -> dict[str, int]:
     }
 
 
-def cached_bytes(outline: Outline) -> float:
-    """Rows that a worker keeps in memory once they were read."""
-    return sum(size for size in split_bytes(outline).values() if size <= _limit(outline))
+def cached_levers(outline: Outline) -> tuple[Lever, ...]:
+    """Splits whose rows a worker keeps in its host's memory once they were read."""
+    kept = [size for size in split_bytes(outline).values() if 0 < size <= _limit(outline)]
+    # Below a split's size it is not kept at all.
+    return tuple(
+        Lever("data.cache_mb", size / 2**20, size, least=0.0, where="host") for size in kept
+    )
 
 
 def scaled(speeds: Speeds, measured: Outline, outline: Outline) -> Speeds:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distinf.runtime.ledger import Ledger
+from distinf.runtime.machine import Node, this_machine
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
 from distinf.runtime.units import Unit
 from distinf.runtime.worker import Outcome, Worker, raise_if_final
@@ -36,6 +37,9 @@ class LocalRuntime:
 
     def blind_nodes(self, path: str) -> list[str]:
         return []  # there is no node but this
+
+    def nodes(self) -> list[Node]:
+        return [this_machine()]
 
     def close(self) -> None:
         self._worker = None

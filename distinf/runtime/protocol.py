@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from distinf.runtime.ledger import Ledger
+from distinf.runtime.machine import Node
 from distinf.runtime.units import Unit
 
 
@@ -111,6 +112,9 @@ class Runtime(Protocol):
 
     def blind_nodes(self, path: str) -> list[str]:
         """Names of nodes that could be given work but do not see the file at `path`."""
+
+    def nodes(self) -> list[Node]:
+        """The machines that workers can run on; connects to their cluster."""
 
     def close(self) -> None:
         """Stop the workers, and the cluster if this runtime started it."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from distinf.errors import InputError, Interrupted
 from distinf.runtime.address import own_token, refuse_open, refuse_silent, resolved
 from distinf.runtime.ledger import SEGMENT_RECORDS, Ledger
+from distinf.runtime.machine import Node, cpus_here, seen_on_node
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
 from distinf.runtime.units import Unit
 from distinf.runtime.worker import (
@@ -131,24 +133,22 @@ class RayRuntime:
 
     def blind_nodes(self, path: str) -> list[str]:
         """Addresses of nodes that could be given work but do not see the file at `path`."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         self._start(self._settings.resources)
-        asked = []
-        for node in ray.nodes():
-            if node["Alive"] and _fits(node["Resources"], self._settings.resources):
-                where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                options = {"num_cpus": 0, "scheduling_strategy": where}
-                asked.append((node["NodeName"], ray.remote(_sees).options(**options).remote(path)))
-        blind = []
-        for name, seen in asked:
-            try:
-                if not ray.get(seen):
-                    blind.append(name)
-            except RayError as error:
-                if _is_unfit(error):
-                    raise InputError(f"runtime: {name} cannot work: {_one_line(error)}") from None
-        return blind
+        able = [n for n in _alive() if _fits(n["Resources"], self._settings.resources)]
+        return [node["NodeName"] for node, seen in _answers(able, _sees, path) if not seen]
+
+    def nodes(self) -> list[Node]:
+        """Machines of the cluster; several of Ray's nodes on one machine are one."""
+        self._start(self._settings.resources)
+        self._room(self._settings.resources)  # where there is none, nobody need be asked
+        found: dict[str, Node] = {}
+        for node, (machine, memory, sizes) in _answers(_alive(), seen_on_node):
+            count = int(node["Resources"].get("GPU", 0.0))
+            gpus = (*sizes[:count], *[None] * (count - len(sizes)))
+            cpus = node["Resources"].get("CPU", 0.0)
+            before = found.get(machine, Node(node["NodeName"], 0.0, memory))
+            found[machine] = replace(before, cpus=before.cpus + cpus, gpus=before.gpus + gpus)
+        return list(found.values())
 
     def close(self) -> None:
         if not self._started:
@@ -277,7 +277,7 @@ class RayRuntime:
 
     def _room(self, resources: Resources) -> int:
         """How many workers of this shape the cluster holds, at most `workers` of them."""
-        rooms = [_fits(node["Resources"], resources) for node in ray.nodes() if node["Alive"]]
+        rooms = [_fits(node["Resources"], resources) for node in _alive()]
         room = sum(rooms)
         if room < 1:
             raise InputError(
@@ -350,11 +350,35 @@ def _stderr_aside() -> Iterator[Callable[[], str]]:
             os.close(screen)
 
 
-def _logical_cpus(settings: RuntimeSettings) -> int | None:
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _answers(
+    nodes: Sequence[dict[str, Any]], function: Callable[..., Any], *arguments: Any
+) -> list[tuple[dict[str, Any], Any]]:
+    """Each node with what the function returns there; without those that are lost meanwhile."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = []
+    for node in nodes:
+        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        remote = ray.remote(function).options(num_cpus=0, scheduling_strategy=where)
+        asked.append((node, remote.remote(*arguments)))
+    found = []
+    for node, answer in asked:
+        try:
+            found.append((node, ray.get(answer)))
+        except RayError as error:
+            if _is_unfit(error):
+                told = f"runtime: {node['NodeName']} cannot work: {_one_line(error)}"
+                raise InputError(told) from None
+    return found
+
+
+def _logical_cpus(settings: RuntimeSettings) -> int:
     """CPUs of a cluster started here: the machine's, or more if the user asked for more workers."""
-    if not settings.workers:
-        return None
-    return max(os.cpu_count() or 1, int(settings.workers * settings.num_cpus + 0.999))
+    return max(cpus_here(), int(settings.workers * settings.num_cpus + 0.999))
 
 
 def _fits(node: dict[str, float], resources: Resources) -> int:

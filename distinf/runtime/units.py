@@ -74,9 +74,32 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Lever:
+    """A setting that memory goes by.
+
+    bytes  what lowering it can save in proportion: at `value` all of them are taken, at half half
+    least  how low it can be set; it is set to multiples of `step`
+    where  memory of the host, of the device, or of the host on the way to a device ("staged")
+    advice where it is not one number, such as "leave fisher-joint out of scores.estimators"
+    """
+
+    setting: str
+    value: float
+    bytes: float
+    least: float = 1.0
+    step: int = 1
+    where: str = "device"
+    advice: str = ""
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a unit will take: floating-point operations, bytes stored, peak bytes of its worker.
 
+    memory  in the host's memory, on whatever device it computes
+    device  on the device: model, activations, gradients. Without a GPU that is the host too
+    staged  in the host's memory on the way to a GPU; without one there is no such way
+    levers  the settings that these go by
     work   samples by what is done with them: "generate train", "generate evaluation", "forward",
            "train" (forward, backward, and the optimizer once a call), "product" (a curvature
            product), "gradient" (a sample's own gradient and its projections). And how often:
@@ -87,5 +110,8 @@ class Cost:
     flops: float = 0.0
     bytes: float = 0.0
     memory: float = 0.0
+    device: float = 0.0
+    staged: float = 0.0
+    levers: tuple[Lever, ...] = ()
     work: Mapping[str, float] = field(default_factory=dict)
     calls: Mapping[str, float] = field(default_factory=dict)

@@ -40,12 +40,20 @@ class Shapes:
     flops_per_sample             of one forward pass
     activation_bytes_per_sample  kept for one backward pass
     row_bytes                    stored per row, by split; 0 where the task's data are its own
+    weight_bytes                 of all parameters; 0: four a parameter
+    tokens_per_row               on average; 0 where rows have no lengths
     """
 
     parameters: int
     flops_per_sample: float
     activation_bytes_per_sample: float
     row_bytes: Mapping[str, float] = field(default_factory=dict)
+    weight_bytes: float = 0.0
+    tokens_per_row: float = 0.0
+
+    @property
+    def model_bytes(self) -> float:
+        return self.weight_bytes or 4.0 * self.parameters
 
 
 @dataclass(frozen=True)

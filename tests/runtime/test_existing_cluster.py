@@ -20,6 +20,7 @@ import yaml
 
 from distinf.run import reopen
 from distinf.runtime import Ledger, RuntimeSettings, Unit, open_runtime
+from distinf.runtime.machine import memory_here
 from distinf.stages.basis import train
 from distinf.store import open_root, read_group
 from tests.support.bodies import calls, work
@@ -146,7 +147,25 @@ def test_two_workers_of_half_a_gpu_share_one(cluster, tmp_path):
     assert sorted(str(gpu) for gpu in visible) == sorted(gpu for _, gpu in places.elements())
 
 
+def test_nodes_of_one_machine_are_one(cluster, tmp_path):
+    said = "[[n.cpus, n.memory, n.gpus] for n in runtime.nodes()]"
+    ((cpus, memory, gpus),) = result(driver(cluster, said, tmp_path, {}))
+    assert cpus == 4
+    assert memory == memory_here()
+    assert len(gpus) == 4
+
+
 # -- what is refused ---------------------------------------------------------------------------
+
+
+def test_workers_that_the_machines_do_not_hold_are_refused_after_joining(cluster, config, tmp_path):
+    large = "--set", "settings.width=100000", "--set", "gradients.chunk=2000000"
+    process = cluster.distinf("run", config, "--out", str(tmp_path / "run"), *large)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 2, errors
+    assert "workers need about" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "run").rglob("*"))
 
 
 def test_what_cannot_work_is_refused_in_one_line(cluster, config, tmp_path):

@@ -12,6 +12,7 @@ from distinf.runtime import (
     RuntimeSettings,
     Unit,
     Work,
+    machine,
     open_runtime,
 )
 from distinf.store import open_root, read_group
@@ -44,6 +45,12 @@ def values(root: str, wanted: list[Unit]) -> list[float]:
 
 def is_ray(runtime: Runtime) -> bool:
     return type(runtime).__name__ == "RayRuntime"
+
+
+def test_nodes_are_the_machines_that_workers_run_on(runtime):
+    (node,) = runtime.nodes()
+    assert node.memory == machine.memory_here()
+    assert node.cpus >= (2 if is_ray(runtime) else 1)  # Ray is told of as many as workers ask for
 
 
 def test_pool_commits_every_unit_once(runtime, root):

@@ -43,6 +43,7 @@ def test_what_a_writer_quotes_is_read_without_its_quotes(tmp_path, name, delimit
     [
         ['"Yes" she said', "fine"],  # as in GLUE: the mark is the text's
         ['"Yes," she said. "No."', '"a "" b'],
+        ['"a ""b"" c"', '"open'],
         ['"whole"', "fine"],
     ],
 )

@@ -17,7 +17,7 @@ from distinf.numerics.adapters import add_adapters
 from distinf.numerics.curvature import sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.variants import damped_inverse
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis.arms import ALL_TARGETS, NAME, Arm, arm_of, families, jobs
 from distinf.stages.basis.curvature import stored_pairs
@@ -53,11 +53,14 @@ def _cost(outline: Outline, arm: Arm, others: int) -> Cost:
     trained = arm.steps * arm.batch_size
     measured = (arm.steps + 1) * targets + others
     flops = shapes.flops_per_sample * (3 * trained + measured)
-    memory = shapes.activation_bytes_per_sample * arm.batch_size
+    passed = shapes.activation_bytes_per_sample * arm.batch_size
     return Cost(
         flops=flops,
         bytes=8.0 * others,
-        memory=memory,
+        memory=4.0 * shapes.parameters,
+        device=passed + 16.0 * shapes.parameters,
+        staged=4.0 * shapes.parameters,
+        levers=(Lever("actions.batch_size", arm.batch_size, passed),),
         work={"train": trained, "forward": measured, "model": 1},
         calls={
             "train": arm.steps,

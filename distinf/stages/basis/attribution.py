@@ -16,7 +16,7 @@ from distinf.errors import InputError
 from distinf.numerics.elements import element_shares
 from distinf.numerics.parameters import Layout
 from distinf.numerics.variants import damped_inverse
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis.curvature import stored_pairs
 from distinf.stages.basis.evaluate import chosen_targets, evaluated
@@ -45,11 +45,14 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """As many as the targets asked for; none where no rows are asked for."""
     settings, shapes = outline.settings, outline.shapes
     rows = 2 * settings.attribution.rows
+    passed = 2 * shapes.activation_bytes_per_sample * settings.gradients.chunk
     cost = Cost(
         flops=PASSES * shapes.flops_per_sample * rows,
         bytes=rows * shapes.row_bytes.get("train", 0.0),
-        memory=4.0 * shapes.parameters * (settings.curvature.keep + 4)
-        + 2 * shapes.activation_bytes_per_sample * settings.gradients.chunk,
+        memory=4.0 * shapes.parameters * settings.curvature.keep,
+        device=4.0 * shapes.parameters * 5 + passed,
+        staged=4.0 * shapes.parameters,
+        levers=(Lever("gradients.chunk", settings.gradients.chunk, passed),),
         work={"forward": PASSES * rows},
     )
     return [(unit, cost) for unit in target_units(outline, settings.targets.count)]

@@ -32,7 +32,7 @@ from distinf.numerics.krylov import (
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.second_derivatives import passing_kind
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.settings import CurvatureSettings
 from distinf.stages.basis.train import trained_model
@@ -65,18 +65,38 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     samples = min(settings.samples, outline.training_rows)
     product = PRODUCT * shapes.flops_per_sample * samples
     vector = 4.0 * shapes.parameters
-    of_shard = -(-samples // settings.shards) * PRODUCT / 3 * shapes.activation_bytes_per_sample
-    memory = min(settings.memory_mb * 2**20, of_shard)
-    memory += vector * (settings.steps + settings.keep + 4)
-    step = Cost(flops=product, bytes=vector, memory=memory, work={"product": samples})
+    passed, lever = product_bytes(outline)
+    step = Cost(
+        flops=product,
+        bytes=vector,
+        memory=vector,
+        device=passed + vector * (settings.steps + settings.keep + 5),
+        staged=vector * (settings.keep + 1),
+        levers=(
+            lever,
+            Lever("curvature.steps", settings.steps, vector * settings.steps, settings.keep),
+            Lever("curvature.keep", settings.keep, vector * settings.keep),
+        ),
+        work={"product": samples},
+    )
     measured = settings.keep if settings.residuals == "products" else 0
     work = {"product": samples * measured, "forward": samples}  # once over: which are finite
-    pairs = Cost(product * measured, bytes=vector * settings.keep, memory=memory, work=work)
+    kept = vector * settings.keep
+    pairs = replace(step, flops=product * measured, bytes=kept, memory=kept, work=work)
     return [
         *((unit, step) for unit in step_units(outline)),
         (pairs_unit(outline), pairs),
         *((unit, replace(step, bytes=64.0)) for unit in probe_units(outline)),
     ]
+
+
+def product_bytes(outline: Outline) -> tuple[float, Lever]:
+    """What a product's passes hold: the budget, or a whole shard; and what that goes by."""
+    settings, shapes = outline.settings.curvature, outline.shapes
+    samples = min(settings.samples, outline.training_rows)
+    row = PRODUCT / 3 * shapes.activation_bytes_per_sample
+    held = min(settings.memory_mb * 2**20, -(-samples // settings.shards) * row)
+    return held, Lever("curvature.memory_mb", held / 2**20, held, least=row / 2**20 + 1)
 
 
 def is_done(session: Session) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.settings import TargetSettings
@@ -38,14 +38,16 @@ class Targets:
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """Row ranges of the evaluation split."""
     shapes, settings = outline.shapes, outline.settings.evaluate
-    memory = LIVE * shapes.activation_bytes_per_sample * settings.batch_size
+    passed = LIVE * shapes.activation_bytes_per_sample * settings.batch_size
     return [
         (
             Unit(NAME, outline.basis[NAME], a, b),
             Cost(
                 flops=shapes.flops_per_sample * (b - a),
                 bytes=40.0 * (b - a),
-                memory=memory,
+                device=passed + 4.0 * shapes.parameters,
+                staged=4.0 * shapes.parameters,
+                levers=(Lever("evaluate.batch_size", settings.batch_size, passed),),
                 work={"forward": b - a},
             ),
         )

@@ -17,7 +17,7 @@ from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.products import scaled, scales, sqnorms
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis.curvature import stored_pairs
 from distinf.stages.basis.queries import converged_solutions, query_gradients
@@ -44,13 +44,24 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     width = settings.curvature.keep + queries + 2
     per_row = shapes.parameters * 4.0
     copies = 1 if settings.gradients.method == "hooks" else 3  # of activations: .7, 1.7 measured
-    memory = settings.gradients.chunk * (per_row + copies * shapes.activation_bytes_per_sample)
-    memory += per_row * width
+    chunk, keep = settings.gradients.chunk, settings.curvature.keep
+    passed = chunk * (per_row + copies * shapes.activation_bytes_per_sample)
     flops = 3 * shapes.flops_per_sample + 2.0 * shapes.parameters * width
     return [
         (
             Unit(NAME, outline.basis[NAME], a, b),
-            Cost(flops * (b - a), 4.0 * width * (b - a), memory, work={"gradient": b - a}),
+            Cost(
+                flops=flops * (b - a),
+                bytes=4.0 * width * (b - a),
+                memory=per_row * width,
+                device=passed + per_row * (width + 1),
+                staged=per_row,
+                levers=(
+                    Lever("gradients.chunk", chunk, passed),
+                    Lever("curvature.keep", keep, per_row * keep),
+                ),
+                work={"gradient": b - a},
+            ),
         )
         for a, b in row_ranges(scored_rows(outline), settings.gradients.rows_per_unit)
     ]

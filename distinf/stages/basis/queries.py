@@ -16,9 +16,15 @@ from distinf.numerics.collective import Collective
 from distinf.numerics.parameters import Layout
 from distinf.numerics.solve import RefineSettings, Solution, refine
 from distinf.numerics.variants import Spectrum, spectrum
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
-from distinf.stages.basis.curvature import PRODUCT, mean_product, product_rows, stored_pairs
+from distinf.stages.basis.curvature import (
+    PRODUCT,
+    mean_product,
+    product_bytes,
+    product_rows,
+    stored_pairs,
+)
 from distinf.stages.basis.evaluate import chosen_targets, evaluated
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.train import trained_model
@@ -51,10 +57,26 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     samples = min(settings.curvature.samples, outline.training_rows)
     products = samples * settings.curvature.refine_steps
     product = PRODUCT * shapes.flops_per_sample * products
-    memory = settings.curvature.memory_mb * 2**20 + vector * settings.curvature.refine_steps
     flops = 3 * shapes.flops_per_sample * count
-    gradients = Cost(flops=flops, bytes=vector * count, work={"gradient": count})
-    solve = Cost(product, vector, memory, work={"product": products})
+    gradients = Cost(
+        flops=flops,
+        bytes=vector * count,
+        memory=vector * count,
+        device=3 * shapes.activation_bytes_per_sample + vector * (count + 1),
+        staged=vector,
+        work={"gradient": count},
+    )
+    passed, lever = product_bytes(outline)
+    kept = vector * settings.curvature.refine_steps
+    solve = Cost(
+        flops=product,
+        bytes=vector,
+        memory=vector,
+        device=passed + kept + vector * (settings.curvature.keep + 1),
+        staged=vector * (settings.curvature.keep + 1),
+        levers=(lever, Lever("curvature.refine_steps", settings.curvature.refine_steps, kept)),
+        work={"product": products},
+    )
     return [
         (gradient_unit(outline), gradients),
         *((unit, solve) for unit in solve_units(outline)),

@@ -12,7 +12,7 @@ import torch
 
 from distinf.errors import InputError
 from distinf.numerics.variants import VARIANTS, Coordinates, damped_dots, scores
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis.curvature import stored_pairs
 from distinf.stages.basis.gradients import projected, scored_rows
@@ -32,12 +32,20 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     keep, of_gradients = outline.settings.curvature.keep, outline.settings.gradients.rows_per_unit
     per_unit = -(-ROWS_PER_UNIT // of_gradients) * of_gradients
     # Float32 projections, twice in float64 and squared; every score twice, and temporaries.
+    fixed = 28.0 * keep
     per_row = 4.0 * (keep + targets * len(outline.losses)) + 24.0 * keep + 16.0 * count
     per_row += 8.0 * 8 * targets
     return [
         (
             Unit(NAME, outline.basis[NAME], a, b),
-            Cost(2.0 * (b - a) * count * keep, 8.0 * (b - a) * count, per_row * (b - a)),
+            Cost(
+                flops=2.0 * (b - a) * count * keep,
+                bytes=8.0 * (b - a) * count,
+                memory=per_row * (b - a),
+                levers=(
+                    Lever("targets.count", targets, (per_row - fixed) * (b - a), where="host"),
+                ),
+            ),
         )
         for a, b in row_ranges(scored_rows(outline), per_unit)
     ]

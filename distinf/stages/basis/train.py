@@ -23,7 +23,7 @@ from distinf.errors import InputError
 from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import per_sample
 from distinf.numerics.precision import float_edges, precision
-from distinf.runtime import Cost, Runtime, Unit, digest
+from distinf.runtime import Cost, Lever, Runtime, Unit, digest
 from distinf.stages import checkpoint
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.settings import TrainSettings
@@ -40,7 +40,8 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """One unit per checkpoint, in step order."""
     train, shapes = outline.settings.train, outline.shapes
     per_step = BACKWARD * shapes.flops_per_sample * train.batch_size
-    memory = shapes.activation_bytes_per_sample * train.batch_size / train.shards
+    passed = shapes.activation_bytes_per_sample * train.batch_size / train.shards
+    size, shards = float(train.batch_size), train.shards
     state = 4.0 * 3 * shapes.parameters
     return [
         (
@@ -48,7 +49,10 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
             Cost(
                 flops=per_step * (b - a),
                 bytes=state,
-                memory=memory + 2 * state,
+                memory=state,
+                device=passed + 16.0 * shapes.parameters,  # weights, gradients, two moments
+                staged=4.0 * shapes.parameters,
+                levers=(Lever("train.batch_size", size, passed, least=shards, step=shards),),
                 work={"train": train.batch_size * (b - a), "checkpoint": 1},
             ),
         )

@@ -23,7 +23,7 @@ from distinf.numerics.capture import finite_rows, flat_gradients
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis import train
 from distinf.stages.basis.evaluate import chosen_targets
@@ -58,8 +58,8 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     settings, shapes = outline.settings, outline.shapes
     queries = settings.targets.count * len(outline.losses)
     per_row = shapes.parameters * 4.0
-    memory = settings.gradients.chunk * (per_row + 3 * shapes.activation_bytes_per_sample)
-    memory += per_row * (queries + 2)
+    chunk = settings.gradients.chunk
+    passed = chunk * (per_row + 3 * shapes.activation_bytes_per_sample)
     backward = train.BACKWARD * shapes.flops_per_sample
     return [
         (
@@ -68,7 +68,10 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
                 flops=backward * (unit.stop - unit.start + queries)
                 + 2.0 * shapes.parameters * queries * (unit.stop - unit.start),
                 bytes=(4.0 * queries + 1.0) * (unit.stop - unit.start),
-                memory=memory,
+                memory=per_row * queries,
+                device=passed + per_row * (queries + 3),
+                staged=per_row,
+                levers=(Lever("gradients.chunk", chunk, passed),),
                 work={"gradient": unit.stop - unit.start},
             ),
         )

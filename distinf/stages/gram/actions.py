@@ -24,7 +24,7 @@ from distinf.stages.gram.scores import (
     not_among,
 )
 from distinf.stages.gram.session import TRAIN, Cell, Outline, Session
-from distinf.stages.gram.settings import BASELINES, GRID
+from distinf.stages.gram.settings import BASELINES, GRID, StageSettings
 from distinf.stages.gram.task import METRICS, Labelled
 from distinf.stages.gram.train import fit_cost, fit_summary, fitted, history_arrays
 from distinf.stages.session import draw
@@ -91,12 +91,17 @@ def is_done(session: Session) -> bool:
     return _scored(session) and len(session.done(wanted)) == len(wanted)
 
 
+def job_resources(settings: StageSettings) -> Resources | None:
+    """What a job's worker holds; None: what every worker does."""
+    share = settings.actions.resources_gpus
+    return Resources(num_gpus=share) if share else None
+
+
 def run(session: Session, runtime: Runtime) -> None:
     wanted = jobs(session)
     if not wanted:
         return
-    share = session.settings.actions.resources_gpus
-    resources = Resources(num_gpus=share) if share else None
+    resources = job_resources(session.settings)
     work = session.work("distinf.stages.gram.actions:body")
     runtime.grid(work, wanted, session.ledger(NAME), resources)
 

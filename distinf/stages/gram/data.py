@@ -18,10 +18,11 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     return [
         (
             data_unit(cell.name, cell.basis),
-            Cost(bytes=sum(n * cell.shapes.row_bytes.get(s, 0.0) for s, n in cell.rows.items())),
+            Cost(bytes=stored, memory=2 * stored),
         )
         for cell in outline.cells.values()
         if cell.prepared
+        for stored in [sum(n * cell.shapes.row_bytes.get(s, 0.0) for s, n in cell.rows.items())]
     ]
 
 

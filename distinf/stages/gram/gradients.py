@@ -21,7 +21,7 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
 from distinf.numerics.sparse import SparseRows
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import SPARSE
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session, layout_of
@@ -73,11 +73,24 @@ def _cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     per_row = (2.0 if settings.store == "bfloat16" else 4.0) * stored
     per_row += (4.0 * word.width + 4.0) * WORDS_PER_ROW if word else 0.0
     wide = 4.0 * sum(block.entries for block in cell.blocks.dense)
-    memory = settings.rows_per_batch * (shapes.activation_bytes_per_sample + wide)
+    if shapes.tokens_per_row:
+        at_once = min(float(rows), max(settings.tokens_per_batch / shapes.tokens_per_row, 1.0))
+        name, value, least = "tokens", at_once * shapes.tokens_per_row, shapes.tokens_per_row
+    else:
+        at_once = float(min(rows, settings.rows_per_batch))
+        name, value, least = "rows", at_once, 1.0
+    passed = at_once * (shapes.activation_bytes_per_sample + wide)
+    together = 4.0 * stored * rows + 2 * per_row * rows  # of a unit: in float32, stored, read back
     return Cost(
         flops=2.0 * shapes.flops_per_sample * rows,
         bytes=per_row * rows,
-        memory=memory + 2 * per_row * rows + 4.0 * shapes.parameters,
+        memory=together,
+        device=passed + shapes.model_bytes,
+        staged=shapes.model_bytes,
+        levers=(
+            Lever(f"gradients.{name}_per_batch", value, passed, least),
+            Lever("gradients.rows_per_unit", rows, together, where="host"),
+        ),
         work={"gradient": rows},
     )
 

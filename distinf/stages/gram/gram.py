@@ -30,7 +30,7 @@ from distinf.errors import InputError
 from distinf.numerics.estimators import datainf, fisher
 from distinf.numerics.products import scaled, scales, sqnorms
 from distinf.numerics.sparse import SparseRows, sparse_gram
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import SPARSE, Block
 from distinf.stages.gram.gradients import dense_rows, finite_rows, sparse_rows
@@ -48,6 +48,7 @@ from distinf.stages.gram.tiles import (
     tiled,
 )
 
+LEAST_TILE = 32.0  # rows: smaller ones are too many
 TOP_WORDS = 10  # paper 003, section 3.1: TracIn-WE-top10
 
 
@@ -73,7 +74,9 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     c, d = unit.job.get("columns", (0, queries))
     side = queries if phase in ("cross", "correction") else d - c
     tile = min(rows, outline.settings.gram.rows_per_tile)
-    held = 4.0 * (tile if of_words else width) * (2 * tile + side)
+    across = tile if of_words else width
+    tiles = 4.0 * across * tile
+    held = tiles + 4.0 * across * side
     made = 4.0 * queries * width if phase == "sums" else 4.0 * blocks * side * rows
     wanted = outline.settings.scores.estimators
     passes = 1.0 if "datainf" in wanted or phase != "sums" else 0.0
@@ -83,7 +86,24 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         flops += sum(2.0 * (rows + queries) * p**2 + p**3 / 3.0 for p in sides)
         held += 4.0 * sum(p**2 for p in sides) + 16.0 * max(sides, default=0) ** 2
         made *= 2
-    return Cost(flops=flops, bytes=made, memory=held + 2 * made)
+    moved = slab != SPARSE  # the embedding's rows stay on the host
+    computed = tiles * (2 if phase == "self" else 1)  # both of its sides are tiles
+    parts = {"device" if moved else "host": computed, "staged": tiles}
+    parts["host"] = parts.get("host", 0.0) + tiles
+    largest = max((block.width for block in cell.blocks.of(slab)), default=1)
+    levers = [
+        Lever("gram.rows_per_tile", tile, size, LEAST_TILE, where=where)
+        for where, size in parts.items()
+    ]
+    levers += [Lever("gradients.slab", width, held, largest)] if moved else []
+    return Cost(
+        flops=flops,
+        bytes=made,
+        memory=tiles + made + (0.0 if moved else held + made),
+        device=held + made if moved else 0.0,
+        staged=tiles if moved else 0.0,
+        levers=tuple(levers),
+    )
 
 
 def run(session: Session, runtime: Runtime) -> None:

@@ -21,7 +21,7 @@ from distinf.errors import InputError
 from distinf.numerics.aggregation import tallies
 from distinf.numerics.estimators import cosine, datainf, fisher, tracin
 from distinf.numerics.products import scales
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import ALL, EMBEDDING, SPARSE, Block
 from distinf.stages.gram.gradients import columns, finite_rows
@@ -91,10 +91,13 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     sorts = 20.0 * blocks * estimators * queries * rows
     dense = 3 * 8.0 * rows**2 if solves else 0.0
     held = 8.0 * min(queries, queries_at_once(rows)) * rows * 6
+    solved = "fisher-joint" if "group" in unit.job else "fisher"
+    advice = f"leave {solved} out of scores.estimators"
     return Cost(
         flops=solves * solve + sorts,
         bytes=8.0 * blocks * estimators * len(HOWS) * rows,
         memory=dense + (8.0 * queries * rows * 3 if solves else held),
+        levers=(Lever("scores.estimators", 1.0, dense, where="host", advice=advice),),
     )
 
 

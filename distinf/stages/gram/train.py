@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.culprit import InHand
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
@@ -41,11 +41,14 @@ def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     trained = sum(block.entries for block in cell.blocks.dense)
     forward = shapes.flops_per_sample
     steps = recipe.epochs * (rows * (1 + BACKWARD) + 2 * cell.rows[QUERY])
-    memory = recipe.batch_size * shapes.activation_bytes_per_sample + 4.0 * shapes.parameters
+    passed = recipe.batch_size * shapes.activation_bytes_per_sample
     return Cost(
         flops=forward * steps,
         bytes=4.0 * trained,
-        memory=memory + STATE_BYTES * trained,
+        memory=4.0 * trained,  # the best epoch's weights
+        device=passed + shapes.model_bytes + STATE_BYTES * trained,
+        staged=shapes.model_bytes,
+        levers=(Lever("train.batch_size", recipe.batch_size, passed),),
         work={"train": recipe.epochs * rows, "forward": 2 * recipe.epochs * cell.rows[QUERY]},
     )
 

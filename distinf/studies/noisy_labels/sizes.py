@@ -10,12 +10,13 @@ from distinf.stages.task import Shapes
 from distinf.studies.noisy_labels.files import read_table
 from distinf.studies.noisy_labels.models import load_tokenizer
 from distinf.studies.noisy_labels.noise import generator
-from distinf.studies.noisy_labels.settings import NoisyLabelSettings
+from distinf.studies.noisy_labels.settings import ModelSettings, NoisyLabelSettings
 from distinf.studies.noisy_labels.splits import PARTS
 from distinf.studies.noisy_labels.tokens import tokenised
 
 SAMPLED = 256
 BYTES_PER_TOKEN = 5  # of text, for what is stored beside its tokens
+QUANTISED = {"8bit": 1.0, "4bit": 0.5625}  # of bitsandbytes: 4 bits, and a scale for 64 of them
 SCALARS = 64  # bytes of labels, numbers and offsets of a row
 
 
@@ -55,4 +56,14 @@ def shapes_of(model: Any, tokens: float, settings: NoisyLabelSettings) -> Shapes
         flops_per_sample=2.0 * tokens * weights + attention,
         activation_bytes_per_sample=itemsize * kept,
         row_bytes=dict.fromkeys(PARTS, row),
+        weight_bytes=sum(_weight_bytes(m, settings.model) for m in model.modules()),
+        tokens_per_row=tokens,
     )
+
+
+def _weight_bytes(module: nn.Module, settings: ModelSettings) -> float:
+    """Of a module's own parameters: 16 or 32 bits, fewer where its linear layer is quantised."""
+    own = sum(p.numel() for p in module.parameters(recurse=False))
+    plain = 2.0 if settings.dtype == "bfloat16" else 4.0
+    base = getattr(module, "base_layer", None) is None and isinstance(module, nn.Linear)
+    return own * (QUANTISED.get(settings.quantise, plain) if base else plain)
