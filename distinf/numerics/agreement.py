@@ -99,12 +99,12 @@ class Subject:
         return copied(take(self.batch, list(places)))
 
     def values(self, places: Sequence[int]) -> list[float]:
-        """Their losses, together."""
+        """Their losses, together; not under no_grad, as a loss may differentiate by its inputs."""
         batch = self.group(places)
-        with evaluating(self.model), torch.no_grad():
+        with evaluating(self.model), torch.enable_grad():
             call = applied(self.model, self.loss)
             values = per_sample(call(self.layout.parameters(self.model), batch), batch)
-        return values.tolist()  # type: ignore[no-any-return]
+        return values.detach().tolist()  # type: ignore[no-any-return]
 
     def differentiated(
         self, places: Sequence[int], weights: Sequence[float], changed: Gradients | None = None
@@ -171,8 +171,12 @@ def _told_alone(subject: Subject) -> list[Alone]:
     except InputError:
         raise
     except Exception as error:
-        if said := _training_mode(subject):
-            raise InputError(f"the loss fails on a row by itself ({_line(error)}){said}") from error
+        said = _training_mode(subject)
+        if said or subject.whole:
+            among = "" if said else ", but not among others; make it a function of one row"
+            raise InputError(
+                f"the loss fails on a row by itself ({_line(error)}){among}{said}"
+            ) from error
         raise
 
 

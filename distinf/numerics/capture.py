@@ -22,6 +22,7 @@ from distinf.numerics.curvature import (
     refuse_without_gradient,
     sum_gradient,
 )
+from distinf.numerics.failing_row import refuse_failing_row
 from distinf.numerics.hooks import block_gradients, hook_gradients, known_layers
 from distinf.numerics.parameters import Layout
 from distinf.numerics.projection import TwoSided
@@ -77,14 +78,19 @@ def per_sample_gradients(
         raise InputError(f"embeddings and project need method='hooks', not {method!r}")
     _check(method or "hooks", chunk)
     wanted: Methods = ("hooks",) if hooked else METHOD_ORDER if method is None else (method,)
-    settled = settled_method(
-        model, loss, batch, layout, wanted, chunk=chunk, project=project, check=check
-    )
-    gradients = _by_method(model, loss, layout, project)
-    parts = [
-        gradients(settled, part)
-        for part in told([*_chunks(batch, chunk)] or [batch], rows(batch), progress)
-    ]
+    try:
+        settled = settled_method(
+            model, loss, batch, layout, wanted, chunk=chunk, project=project, check=check
+        )
+        gradients = _by_method(model, loss, layout, project)
+        parts = [
+            gradients(settled, part)
+            for part in told([*_chunks(batch, chunk)] or [batch], rows(batch), progress)
+        ]
+    except Exception as error:
+        if not isinstance(error, InputError) or error.__cause__:  # none of our own refusals
+            refuse_failing_row(model, loss, batch, error)
+        raise
     found = {name: _cat([part[name] for part in parts]) for name in layout.names}
     if rows(batch) and not any(_some(block) for block in found.values()):
         refuse_without_gradient(model, loss, _chunks(batch, chunk), layout)

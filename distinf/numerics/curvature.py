@@ -89,16 +89,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Meanwhile an embedding's gradients are dense: torch's sparse ones pass no transform, and have
     no second derivatives. Nor have cuDNN's recurrent layers, whose backward is for training alone.
+    Attention's inference path, which leaves out padded positions, is off as in training.
     """
+    fast = torch.backends.mha.get_fastpath_enabled()
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     library = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
     modes = [(module, module.training) for module in model.modules()]
     sparse = dense_embeddings(model)
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with library:
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes:
             module.training = training
         for embedding in sparse:

@@ -22,16 +22,37 @@ def remembered(model: nn.Module, loss: Loss) -> dict[Any, Any]:
 
 
 def _identity(loss: Any) -> Any:
-    owner, function = getattr(loss, "__self__", None), getattr(loss, "__func__", loss)
+    function = getattr(loss, "__func__", loss)
     code = getattr(function, "__code__", None)
     if code is None:
-        try:
-            return weakref.ref(loss), type(loss)
-        except TypeError:
-            return id(loss)
+        return _itself(loss)
     cells = getattr(function, "__closure__", None) or ()
-    inside = tuple(id(cell.cell_contents) for cell in cells if _filled(cell))
-    return code, id(owner), inside, repr(getattr(function, "__defaults__", None))
+    inside = tuple(_itself(cell.cell_contents) for cell in cells if _filled(cell))
+    defaults = repr((function.__defaults__, function.__kwdefaults__))
+    return code, _itself(getattr(loss, "__self__", None)), inside, defaults
+
+
+class _Itself:
+    """Stands for an object while it lives; nothing that takes its place in memory is equal."""
+
+    def __init__(self, it: Any) -> None:
+        self._it, self._number = weakref.ref(it), id(it)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        alive = self._it()
+        return isinstance(other, _Itself) and alive is not None and alive is other._it()
+
+
+def _itself(value: Any) -> Any:
+    if isinstance(value, int | float | str | None):
+        return type(value), value
+    try:
+        return _Itself(value)
+    except TypeError:  # it has no weak references
+        return id(value)
 
 
 def _filled(cell: Any) -> bool:

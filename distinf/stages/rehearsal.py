@@ -109,7 +109,7 @@ def _try_rows(task: Task, model: nn.Module, split: str, ids: np.ndarray) -> None
         if isinstance(batch, Mapping) and name in batch:
             _check_rows(f"wording.columns' '{name}'", batch[name], len(ids))
     for name, loss in task.losses.items():
-        with telling(f"loss '{name}' {where}"), torch.no_grad():
+        with telling(f"loss '{name}' {where}"), torch.enable_grad():
             values = loss(model, batch)
         _check_rows(f"loss '{name}'", values, len(ids))
         if not values.is_floating_point():

@@ -1,6 +1,7 @@
 """Fast per-sample gradients against one row at a time, and losses that no method can take."""
 
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -412,3 +413,68 @@ def test_projected_gradients_are_checked_under_their_projection():
     assert found["0.weight"].shape == (ROWS, 4)
     with pytest.raises(InputError, match="not those of one row at a time"):
         per_sample_gradients(patched(), loss, data(), project=project)
+
+
+# -- losses and models that are right, and looked wrong ---------------------------------------
+
+
+def test_a_loss_may_differentiate_by_its_inputs():
+    def steep(model, batch):
+        x = batch["x"].clone().requires_grad_()
+        values = loss(model, batch | {"x": x})
+        (slope,) = torch.autograd.grad(values.sum(), x, create_graph=True)
+        return values + slope.square().sum(1)
+
+    assert_right(mlp(), data(), loss=steep)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_attention_counts_padded_positions_as_it_does_in_training():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1)
+
+        def forward(self, x):
+            padded = (torch.arange(x.shape[1]) > 2).expand(len(x), -1)
+            return self.encoder(x, src_key_padding_mask=padded).square().sum(1)
+
+    assert_right(Padded(), data(5, 4))
+
+
+def test_a_loss_without_a_hash_is_taken():
+    @dataclass
+    class Scaled:
+        by: float
+
+        def __call__(self, model, batch):
+            return self.by * loss(model, batch)
+
+    assert_right(mlp(), data(), loss=Scaled(2.0))
+
+
+def test_another_loss_of_the_same_code_is_checked_anew():
+    class Noisy:
+        def __init__(self, p):
+            self.p = p
+
+        def loss(self, model, batch):
+            logits = functional.dropout(model(batch["x"]), self.p)
+            return functional.cross_entropy(logits, batch["y"], reduction="none")
+
+    model = mlp()
+    per_sample_gradients(model, Noisy(0.0).loss, data())
+    with pytest.raises(InputError, match="not a function of model and row"):
+        per_sample_gradients(model, Noisy(0.5).loss, data())  # may lie where the first one lay
+    for p in (0.0, 0.5):
+
+        def by_keyword(model, batch, *, p=p):
+            return Noisy(p).loss(model, batch)
+
+        if p:
+            with pytest.raises(InputError, match="not a function of model and row"):
+                per_sample_gradients(model, by_keyword, data())
+        else:
+            per_sample_gradients(model, by_keyword, data())

@@ -149,8 +149,7 @@ def _refuse_other_sum(session: Session, ids: np.ndarray, model: torch.nn.Module)
     task, batch = session.task, session.batch("train", ids)
     assert isinstance(task, ElementTask)
     name, loss = next(iter(task.losses.items()))
-    with torch.no_grad():
-        parts, losses_N = task.parts(model, batch), loss(model, batch).double()
+    parts, losses_N = task.parts(model, batch).detach(), loss(model, batch).detach().double()
     if parts.ndim not in (2, 3) or len(parts) != len(ids):
         raise InputError(
             f"task: parts() has shape {tuple(parts.shape)} for {len(ids)} rows; return [N, A, B] "

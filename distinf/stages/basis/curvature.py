@@ -276,7 +276,7 @@ def product_rows(
     flags = [torch.zeros(0, dtype=torch.int32, device=session.device)]
     for shard in collective.owned(settings.shards):
         for batch in _Microbatches(session, pieces[shard], microbatch(session.outline)):
-            with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
+            with precision(settings.precision, session.device), float_edges(model):
                 flags.append(torch.isfinite(loss(model, batch)).int())
     finite = collective.all_gather(torch.cat(flags)).cpu().numpy().astype(bool)
     if not finite.any():

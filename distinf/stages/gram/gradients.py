@@ -181,7 +181,7 @@ def _gradients(
             )
         else:
             found = _flat(model, loss, batch, layout, settings)
-            with torch.no_grad(), float_edges(model):
+            with torch.enable_grad(), float_edges(model):
                 noted(model, batch)
     on_cpu = {key: grads.to("cpu") for key, grads in found.items()}
     return on_cpu, torch.cat(losses).double().cpu()
