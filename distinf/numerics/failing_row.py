@@ -25,8 +25,8 @@ def refuse_failing_row(model: nn.Module, loss: Loss, batch: Batch, error: Except
             try:
                 loss(model, copied(take(batch, slice(row, row + 1))))
                 passed = True
-            except Exception as alone:
-                failed = failed or (row, alone)
+            except Exception as raised:
+                failed = failed or (row, raised)
             if (passed and failed) or (failed and row > 1) or time.monotonic() > until:
                 break
     if passed and failed:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,10 @@ class TensorTask:
         return {name: values[index] for name, values in self._data[split].items()}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        found = {"metric": self._metric(model, batch)}
+        # A loss may differentiate by its inputs; a metric of one's own need not.
+        is_loss = any(self._metric is loss for loss in self.losses.values())
+        with torch.enable_grad() if is_loss else nullcontext():
+            found = {"metric": self._metric(model, batch)}
         return found if self._correct is None else {**found, "correct": self._correct(model, batch)}
 
     def describe(self, ids: np.ndarray) -> list[dict[str, Any]]:
@@ -175,6 +179,21 @@ class TensorTask:
 
     def shapes(self) -> Shapes:
         model = self.model().eval()
+        try:
+            flops, kept = self._forward_costs(model, FlopCounterMode(display=False))
+        except RuntimeError:  # torch's counter passes no loss that differentiates by its inputs
+            flops, kept = self._forward_costs(model, None)
+        parameters = sum(p.numel() for p in model.parameters())
+        return Shapes(
+            parameters=parameters,
+            flops_per_sample=2.0 * parameters if flops is None else flops,
+            activation_bytes_per_sample=kept,
+        )
+
+    def _forward_costs(
+        self, model: nn.Module, counter: FlopCounterMode | None
+    ) -> tuple[float | None, float]:
+        """(operations, or None without a counter; bytes kept for one backward pass) of a row."""
         batch = self.batch("train", np.arange(1))
         kept: list[int] = []
 
@@ -183,15 +202,11 @@ class TensorTask:
             return tensor
 
         with (
-            FlopCounterMode(display=False) as counter,
+            counter or nullcontext(),
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         ):
             next(iter(self.losses.values()))(model, batch)
-        return Shapes(
-            parameters=sum(p.numel() for p in model.parameters()),
-            flops_per_sample=float(counter.get_total_flops()),
-            activation_bytes_per_sample=float(sum(kept)),
-        )
+        return float(counter.get_total_flops()) if counter else None, float(sum(kept))
 
 
 def _labelling(
