@@ -53,6 +53,11 @@ class SparseRows:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __getitem__(self, index: "slice | Tensor | Sequence[int]") -> "SparseRows":
+        """The samples of a slice, a mask, or numbers from either end, as a tensor takes them."""
+        everyone = torch.arange(len(self), device=self.offsets.device)
+        return self.select(everyone[index].reshape(-1))
+
     def __add__(self, other: "SparseRows") -> "SparseRows":
         """The sum of two gradients of the same N samples over the same vocabulary."""
         assert self.vocabulary is not None

@@ -102,6 +102,15 @@ def test_the_gram_multiplies_once_per_shared_id_and_lays_out_no_vocabulary():
     assert sparse_gram(first, first).tolist() == [[4, 2], [2, 2]]
 
 
+@pytest.mark.parametrize(
+    "index",
+    [slice(2), slice(-2, None), slice(None, None, 2), [3, 0, -1], torch.tensor([True, False] * 2)],
+)
+def test_samples_are_taken_as_rows_of_a_tensor_are(index):
+    sparse, dense = gradients([2, 0, 3, 1])
+    torch.testing.assert_close(sparse[index].dense(), dense[index])
+
+
 def test_without_samples_everything_is_empty():
     none, _ = gradients([0, 0])
     assert none.select(torch.tensor([], dtype=torch.int64)).sqnorms().shape == (0,)
