@@ -1,5 +1,7 @@
 """The curvature product is chosen before anything is trained, and the run says which it was."""
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -37,10 +39,23 @@ class Hand(nn.Module):
         return ByHand.apply(x)
 
 
-def through(middle: nn.Module) -> TensorTask:
+class Split:
+    """The same loss, which can be split at the outputs."""
+
+    def __call__(self, model, batch):
+        return self.from_outputs(self.outputs(model, batch), batch)
+
+    def outputs(self, model, batch):
+        return model(batch["x"])
+
+    def from_outputs(self, outputs, batch):
+        return nn.functional.cross_entropy(outputs, batch["label"], reduction="none")
+
+
+def through(middle: nn.Module, own=loss) -> TensorTask:
     data = {"train": points(60, 1), "evaluation": points(20, 2)}
     return TensorTask(
-        lambda: nn.Sequential(nn.Linear(4, 5), middle, nn.Linear(5, 2)), data, {"own": loss}
+        lambda: nn.Sequential(nn.Linear(4, 5), middle, nn.Linear(5, 2)), data, {"own": own}
     )
 
 
@@ -50,6 +65,11 @@ def silu(settings: dict, seed: int) -> TensorTask:
 
 def hand(settings: dict, seed: int) -> TensorTask:
     return through(Hand())
+
+
+def once_split(settings: dict, seed: int) -> TensorTask:
+    """A layer that torch differentiates once alone."""
+    return through(nn.Hardsigmoid(), Split())
 
 
 def test_a_run_takes_double_backward_where_forward_mode_does_not_pass(tmp_path):
@@ -75,6 +95,15 @@ def test_where_no_product_passes_nothing_is_trained_and_the_way_out_works(tmp_pa
     assert not (tmp_path / "run").exists()
     out = str(tmp_path / "scored")
     assert cli.main(["score", f"{HERE}:hand", "--out", out, "--set", "runtime.kind=local"]) == 0
+
+
+def test_where_only_gauss_newton_passes_it_is_named_and_works(tmp_path):
+    with pytest.raises(InputError) as raised:
+        run_points(tmp_path / "run", task=f"{HERE}:once_split", **SMALL)
+    (kind,) = re.findall(r"; --set curvature\.kind=([\w-]+), or rank", str(raised.value))
+    changes = merged(SMALL, {"curvature": {"kind": kind}, "actions": {"update": "first-order"}})
+    session = run_points(tmp_path / "run", task=f"{HERE}:once_split", **changes)
+    assert session.settings.curvature.kind == kind == "gauss-newton"
 
 
 def test_where_forward_mode_passes_the_settings_stay_as_they_are():

@@ -5,6 +5,7 @@ Krylov step is committed: a killed run repeats at most the product it was in.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from distinf.errors import InputError
 from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import (
+    Kind,
     SplitLoss,
     hessian_product,
     mean_gradient,
@@ -159,7 +161,7 @@ def decided(name: str, task: Task, settings: CurvatureSettings) -> CurvatureSett
     """The settings with the product that passes the model, tried on two training rows.
 
     The studies' own models are known to pass. What else is wrong with the task is for the
-    rehearsal to say. InputError if no product passes.
+    rehearsal to say. InputError if no product passes, with what there is instead.
     """
     loss = next(iter(task.losses.values()), None)
     split = isinstance(loss, SplitLoss) or not settings.kind.startswith("gauss-newton")
@@ -172,14 +174,21 @@ def decided(name: str, task: Task, settings: CurvatureSettings) -> CurvatureSett
         mean_gradient(model, loss, batch, layout)
     except Exception:
         return settings
-    try:
+
+    def passing(kind: Kind) -> Kind:
         with precision(settings.precision, torch.device("cpu")):
-            kind = passing_kind(model, loss, batch, layout, settings.kind)
+            return passing_kind(model, loss, batch, layout, kind)
+
+    try:
+        return replace(settings, kind=passing(settings.kind))
     except InputError as error:
+        newton = ""
+        if isinstance(loss, SplitLoss) and settings.kind.startswith("hessian"):
+            with suppress(InputError):
+                newton = f"--set curvature.kind={passing('gauss-newton')}, or "
         raise InputError(
-            f"curvature.kind: {error}; rank without curvature: distinf score {name}"
+            f"curvature.kind: {error}; {newton}rank without curvature: distinf score {name}"
         ) from None
-    return replace(settings, kind=kind)
 
 
 def _krylov(
