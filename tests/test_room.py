@@ -79,7 +79,7 @@ def of_the_study(name):
         pytest.importorskip("transformers", reason="needs distinf[llm]")
         pytest.importorskip("peft", reason="needs distinf[llm]")
     elif name.startswith(("receiver", "quick")):
-        pytest.importorskip("sionna", reason="needs distinf[receiver]")
+        pytest.importorskip("sionna", reason="needs distinf[wireless]")
 
 
 QUICK = ("quickstart", "receiver/mid", "noisy_labels/mistral-7b")

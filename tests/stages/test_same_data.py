@@ -62,10 +62,10 @@ def test_other_rows_in_each_build_are_refused_before_any_work(tmp_path, task, na
     assert not (tmp_path / "run").exists()
 
 
-def test_another_model_in_each_build_is_refused_before_anything_is_stored(tmp_path):
+def test_another_model_in_each_build_is_refused_before_anything_is_committed(tmp_path):
     with pytest.raises(InputError, match=r"model\(\) differ"):
         run_points(tmp_path / "run", task=f"{HERE}:silent_model", actions={"pool": 20})
-    assert not list(Path(tmp_path).rglob("*.json"))
+    assert not list((tmp_path / "run" / "ledger").rglob("*.json"))
 
 
 @pytest.mark.ray

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
+from distinf.numerics.batches import rows as rows_in
 from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
@@ -192,15 +193,9 @@ def _agree(
 ) -> Method:
     settings = session.settings.gradients
     return agree(
-        model,
-        loss,
-        batch,
-        layout,
-        settings,
-        (settings.chosen,),
-        rows=len(next(iter(batch.values()))),
-        seed=session.seed,
-    )
+        model, loss, batch, layout, settings, (settings.chosen,),
+        rows=rows_in(batch), seed=session.seed,
+    )  # fmt: skip
 
 
 def _flat(
