@@ -8,7 +8,10 @@ from torch.nn import functional
 
 from distinf.config import load, resolve
 from distinf.errors import InputError
+from distinf.numerics.parameters import Layout
 from distinf.run import checked_session, execute, open_session, reopen
+from distinf.stages.basis import gradients as basis_gradients
+from distinf.stages.basis import queries
 from distinf.stages.gram import gradients, scores
 from distinf.stages.gram.session import TRAIN
 from distinf.stages.tensor_task import TensorTask
@@ -168,3 +171,21 @@ def test_a_worker_looks_again_at_the_model_that_was_trained(tmp_path, monkeypatc
     monkeypatch.setattr(gradients, "trained_model", lambda *_: model)
     with pytest.raises(InputError, match=r"--set gradients\.method=loop"):
         gradients.body(session, unit, "1-0")
+
+
+def test_the_basis_routes_workers_look_again_too(tmp_path, monkeypatch):
+    raw = {
+        "task": "tests.stages.test_methods:task", "out": str(tmp_path / "run"),
+        "runtime": {"kind": "local"}, "settings": {"kind": "linear"},
+        "curvature": {"steps": 3, "keep": 2, "samples": 20}, "actions": {"pool": 30},
+    }  # fmt: skip
+    session = open_session(resolve(raw))
+    assert session.settings.gradients.method == "hooks"
+    model = Net("rows one by one")
+    monkeypatch.setattr(basis_gradients, "trained_model", lambda *_: model)
+    (unit, _), *_ = basis_gradients.units(session.outline)
+    with pytest.raises(InputError, match=r"--set gradients\.method=loop"):
+        basis_gradients.body(session, unit, "1-0")
+    batch = session.batch("evaluation", np.arange(2))
+    with pytest.raises(InputError, match=r"--set gradients\.method=loop"):
+        queries.target_gradients(session, model, loss, batch, Layout.of(model))
