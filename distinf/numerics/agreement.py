@@ -237,7 +237,8 @@ def _refuse_mixing(subject: Subject, found: Sequence[Alone]) -> None:
     """InputError where a row's loss or gradient among other rows is not what it is alone."""
     alone = {row.place: row for row in found}
     places = _filled([row.place for row in found], ROWS)
-    weights = [(k + 1) / (norm(alone[p].grads) or 1.0) for k, p in enumerate(places)]
+    # Powers of two: no signs of three gradients along one line make their sum vanish.
+    weights = [2.0**k / (norm(alone[p].grads) or 1.0) for k, p in enumerate(places)]
     try:
         values, together = subject.differentiated(places, weights)
         backwards = subject.values(places[::-1])[::-1]

@@ -3,16 +3,18 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from distinf.errors import InputError
+from distinf.numerics.capture import per_sample_gradients
 from distinf.numerics.hooks import block_gradients, hook_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.sparse import SparseRows
 
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 
 from tests.numerics.llm_cases import (  # noqa: E402
     ARCHITECTURES,
@@ -253,3 +255,33 @@ def test_a_model_that_trains_with_checkpoints_has_none_in_evaluation_mode(reentr
     found = block_gradients(model, loss, tokens(LENGTHS), layout)
     assert largest_error(found, {n: dense(g) for n, g in expected.items()})[0] == 0
     assert model.training
+
+
+def test_rows_whose_gradients_lie_along_one_line_do_not_seem_to_mix():
+    """Two classes, texts that say nothing: three rows' gradients are nearly a, a and -a."""
+    torch.manual_seed(7)
+    config = transformers.BertConfig(
+        vocab_size=54, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=40, pad_token_id=2, num_labels=2,
+    )  # fmt: skip
+    adapters = peft.LoraConfig(
+        r=8, target_modules=["query", "value"], modules_to_save=["classifier"], task_type="SEQ_CLS"
+    )
+    model = peft.get_peft_model(transformers.BertForSequenceClassification(config), adapters)
+    tokens = torch.randint(4, 54, (240, 8))
+    tokens[:, 0], tokens[:, -1] = 0, 1
+    batch = {"tokens": tokens, "labels": (torch.rand(240) < 0.35).long()}
+
+    def of_class(model, batch):
+        scores = model(input_ids=batch["tokens"]).logits
+        return functional.cross_entropy(scores, batch["labels"], reduction="none")
+
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for start in range(0, 240, 40):
+        optimizer.zero_grad()
+        part = {name: values[start : start + 40] for name, values in batch.items()}
+        of_class(model.train(), part).mean().backward()
+        optimizer.step()
+    for start in range(0, 240, 24):
+        part = {name: values[start : start + 24] for name, values in batch.items()}
+        per_sample_gradients(model, lambda *given: of_class(*given), part)  # checked each time
