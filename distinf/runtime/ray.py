@@ -32,6 +32,7 @@ from distinf.runtime.worker import (
 )
 
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
+BUSY = "timed out during startup"  # Ray's words, where a machine does too much else
 
 
 class NodeWorker(Worker):
@@ -316,6 +317,10 @@ class RayRuntime:
                 ray.init(**options)
             except Exception as error:  # of many classes, some of them bare
                 reason = aside().rpartition("GCS server: ")[2].strip() or _one_line(error)
+                if BUSY in str(error):
+                    raise Interrupted(
+                        f"runtime: cannot {what} ({reason[:400]}); run the same command to resume"
+                    ) from None
                 raise InputError(f"runtime: cannot {what}: {reason[:400]}") from None
         LOG.info("starting workers")
         self._started = True

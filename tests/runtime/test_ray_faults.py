@@ -75,3 +75,21 @@ def test_another_shape_takes_the_place_of_the_warm_workers(runtime, tmp_path):
     ledger = Ledger(open_root(root), "where")
     runtime.grid(work(root, "where"), wide, ledger, Resources(num_cpus=2))
     assert len({record["pid"] for record in ledger.read(wide).values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("The current node timed out during startup. This could happen because", Interrupted),
+        ("Ray has no such option", InputError),
+    ],
+)
+def test_a_machine_too_busy_to_start_a_cluster_is_worth_another_try(monkeypatch, said, kind):
+    def refuse(**options):
+        raise Exception(said)  # of no class of its own, as Ray's
+
+    monkeypatch.setattr("ray.init", refuse)
+    opened = open_runtime(RuntimeSettings(kind="ray", workers=1, dashboard=False))
+    with pytest.raises(kind, match=said) as raised:
+        opened.nodes()
+    assert ("run the same command to resume" in str(raised.value)) is (kind is Interrupted)
