@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from distinf.stages.basis.page.page import render
 from distinf.stages.basis.page.pictures import DRAW
 from distinf.stages.basis.page.tables import tables
 from distinf.stages.basis.page.wording import answer
+from distinf.stages.basis.report import _named
 from distinf.stages.page import formats
 from distinf.stages.page.svg import COLOR
 from tests.support.findings import TARGETS, findings, outcomes
@@ -327,3 +329,13 @@ def test_unusable_numbers_do_not_break_a_figure():
     page = render(findings(scores=scores, evaluation=points, outcomes=flat))
     assert "figure-scores" in page
     assert 'id="figure-targets"' not in page
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1.0, "high"), (2.0, 2.0), (-1.0, -1.0), (math.inf, math.inf)]
+)
+def test_a_value_that_has_no_name_is_shown_as_it_is(value, shown):
+    """A task may name the values of a column, and not all of them."""
+    task = SimpleNamespace(labels={"kind": ("low", "high")})
+    assert _named(SimpleNamespace(task=task), "kind", value) == shown
+    assert _named(SimpleNamespace(task=task), "other", value) == value
