@@ -24,7 +24,7 @@ BAD = [
     ({"settings": {"scenario": {"train_slots": 100}}}, r"train_slots=100.*nearest is 96"),
     ({"settings": {"scenario": {"train_models": ["TDL-F"]}}}, r"TDL-F"),
     ({"curvature": {"steps": 5, "keep": 10}}, r"keep: 10 Ritz pairs cannot come from 5 steps"),
-    ({"curvature": {"kind": "fisher"}}, r"curvature.kind: .*'hessian' or 'gauss-newton'"),
+    ({"curvature": {"kind": "fisher"}}, r"curvature.kind: .*'hessian', .*'gauss-newton'"),
     ({"train": {"lr": "fast"}}, r"train.lr: .*number"),
     ({"train": {"lr": -1}}, r"lr: -1(.0)? must be more than 0"),
     ({"train": {"batch_size": 7, "shards": 2}}, r"batch_size: 7 is not a multiple"),

@@ -25,7 +25,7 @@ SMALL = {
     "task": "tests.stages.test_attribution:grids",
     "train": {"steps": 6, "batch_size": 12, "lr": 0.02, "checkpoint_every": 6},
     "curvature": {"steps": 6, "keep": 4, "samples": 24, "probes": 1, "shards": 2, "refine": 1},
-    "gradients": {"chunk": 2},
+    "gradients": {"chunk": 2, "method": "vmap"},
     "scores": {"damping": 0.5, "negative": "keep"},
     "actions": {"loss": "worst", "pool": 12},
     "attribution": {"rows": 3, "targets": 9},

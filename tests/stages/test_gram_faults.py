@@ -1,5 +1,6 @@
 """A run of the Gram route: killed in each of its stages, run again, on one worker or three."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -53,9 +54,10 @@ def test_a_run_ends_in_a_page_its_tables_and_every_row_ranked(whole):
     assert "&lt;b&gt;" in page  # text from the data is escaped
     assert "row 1 <b>" not in page
     for cell in ("words-0", "words-1"):
-        lines = (report / f"ranked_rows-{cell}.csv").read_text().splitlines()
-        assert len(lines) == 41
-        assert {int(line.split(",")[3]) for line in lines[1:]} == set(range(1000, 1040))
+        with (report / f"ranked_rows-{cell}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 40
+        assert {int(row["row"]) for row in rows} == set(range(1000, 1040))
 
 
 def killed_in(stage: str, file: Path) -> None:

@@ -197,6 +197,7 @@ PARTS = {
     "ranking": {"rows"},
     "costs": {"cost"},
     "scored": {"detection", "figure-curves", "figure-grid", "figure-deciles"},
+    "free": {"detection"},
 }
 
 
@@ -300,7 +301,7 @@ def renamed(made: Findings) -> Findings:
         return name.replace("qnli", f"{ATTACK}qnli")
 
     cells = [replace(c, name=of(c.name), dataset=of(c.dataset)) for c in made.cells]
-    parts = ("scored", "retrained", "ranking", "cancellation", "blocks")
+    parts = ("scored", "free", "retrained", "ranking", "cancellation", "blocks")
     moved = {part: [replace(x, cell=of(x.cell)) for x in getattr(made, part)] for part in parts}
     strange = [replace(s, group=ATTACK) for s in moved["scored"] if s.group == "00-01"]
     moved["scored"] += strange
