@@ -186,6 +186,9 @@ def test_the_basis_routes_workers_look_again_too(tmp_path, monkeypatch):
     (unit, _), *_ = basis_gradients.units(session.outline)
     with pytest.raises(InputError, match=r"--set gradients\.method=loop"):
         basis_gradients.body(session, unit, "1-0")
+    model = Net("linear")
+    original = model.head.forward
+    model.head.forward = lambda x: 2 * original(x)  # which hooks do not see
     batch = session.batch("evaluation", np.arange(2))
-    with pytest.raises(InputError, match=r"--set gradients\.method=loop"):
+    with pytest.raises(InputError, match=r"one row at a time.*gradients\.method=loop"):
         queries.target_gradients(session, model, loss, batch, Layout.of(model))
