@@ -432,6 +432,13 @@ def test_full_leaves_out_all_noise_first(acted):
             assert not acted.task(filtered.cell).flipped()[filtered.kept].any()
 
 
+def test_without_a_wrong_label_full_is_not_random_under_another_name(tmp_path):
+    both = {"configurations": ["random", "full"]}
+    clean = session_of(tmp_path / "run", actions=both, settings={"flips": 0})
+    data.run(clean, open_runtime(RuntimeSettings(kind="local")))
+    assert {f.configuration for f in actions.filterings(clean)} == {"random"}
+
+
 def test_a_job_is_the_fit_of_the_rows_that_it_keeps(acted):
     filtered = actions.filterings(acted)[-1]
     stored = acted.arrays(filtered.job)

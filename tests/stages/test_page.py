@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from distinf.stages.basis.page.diagnostics import ritz_figure
 from distinf.stages.basis.page.findings import (
     EvaluationPoints,
     Findings,
@@ -23,6 +24,7 @@ from distinf.stages.basis.page.findings import (
     Provenance,
     ScoreSet,
 )
+from distinf.stages.basis.page.gap_figure import gap_figure
 from distinf.stages.basis.page.page import render
 from distinf.stages.basis.page.pictures import DRAW
 from distinf.stages.basis.page.tables import tables
@@ -339,3 +341,17 @@ def test_a_value_that_has_no_name_is_shown_as_it_is(value, shown):
     task = SimpleNamespace(labels={"kind": ("low", "high")})
     assert _named(SimpleNamespace(task=task), "kind", value) == shown
     assert _named(SimpleNamespace(task=task), "other", value) == value
+
+
+def test_lines_far_from_the_ritz_values_do_not_crowd_the_axis():
+    """One decade of values over a damping four decades below: a label for each power of ten."""
+    few = replace(findings().ritz, values_K=[17.0, 9.0, 5.0], residuals_K=[0.1] * 3, kept=3)
+    drawn = ritz_figure(findings(ritz=replace(few, damping=1e-3)))
+    assert not {"0.2", "0.06", "0.002"} & set(re.findall(r">([^<>\n]+)</text>", drawn))
+    assert {"0.001", "0.01", "0.1", "1", "10"} <= set(re.findall(r">([^<>\n]+)</text>", drawn))
+
+
+def test_where_nothing_changed_the_effects_axis_is_of_points():
+    still = [replace(o, gap_reduction_pct=0.0) for o in findings().outcomes]
+    drawn = gap_figure(findings(outcomes=still))
+    assert not re.search("10⁻|10<", drawn)

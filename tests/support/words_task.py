@@ -47,13 +47,15 @@ def cross_entropy(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.
 @dataclass(frozen=True)
 class WordsSettings:
     """rows: of training; seeds: cells; poison: a training row without a finite gradient; dark: a
-    training row and a query whose loss is infinite where the gradient is not."""
+    training row and a query whose loss is infinite where the gradient is not; flips: wrong labels,
+    one in so many rows (0: none)."""
 
     rows: int = 60
     queries: int = 12
     seeds: int = 2
     poison: int = -1
     dark: int = -1
+    flips: int = 5
     double: bool = False
 
 
@@ -77,7 +79,9 @@ class Cell:
         if self.settings.poison >= 0:
             found["train.tokens"][self.settings.poison, 0] = POISON
         flipped = np.zeros(self.settings.rows, dtype=bool)
-        flipped[random.permutation(self.settings.rows)[: self.settings.rows // 5]] = True
+        if self.settings.flips:
+            wrong = self.settings.rows // self.settings.flips
+            flipped[random.permutation(self.settings.rows)[:wrong]] = True
         found["train.labels"] = np.where(flipped, 1 - found["train.labels"], found["train.labels"])
         return {**found, "flipped": flipped}
 

@@ -166,7 +166,10 @@ def lowest_first(scores_N: np.ndarray) -> np.ndarray:
 def _of_cell(session: Session, cell: Cell) -> dict[str, Filtered]:
     kept = kept_count(session.outline, cell)
     found = {}
+    noise = flipped_rows(session, cell.name)
     for name in _planned(session.outline, cell):
+        if name == "full" and noise is not None and not noise.any():
+            continue  # nothing is known to be wrong: it would be "random" under another name
         rows = _kept_rows(session, cell, name, kept)
         job = {"cell": cell.name, "kept": rows_digest(rows)}
         found[name] = Filtered(cell.name, name, rows, Unit(NAME, cell.basis[NAME], job=job))

@@ -148,8 +148,8 @@ class ActionSettings:
     """Leave out the rows of lowest score, train again from the same start, and compare.
 
     fraction        of the training rows that are left out
-    configurations  random, full (all known noise first), "estimator/group/how", or grid (all of
-                    them); empty: nothing is trained again
+    configurations  random, full (all known noise first; only where some is known),
+                    "estimator/group/how", or grid (all of them); empty: nothing is trained again
     resources_gpus  GPUs of one job, fractions too (0: what a worker has)
     """
 

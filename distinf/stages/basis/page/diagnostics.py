@@ -114,8 +114,9 @@ def ritz_figure(findings: Findings) -> str | None:
                 )
                 residuals = np.maximum(np.array(pairs.residuals_K, dtype=float)[mask], 1e-18)
                 right.plot(rank_K[mask], residuals, marker, color=COLOR[color], ms=4.2, mew=0)
-        _levels(left, pairs)
-        log_axis(left, "y", np.abs(values_K).tolist())
+        for value, color, label in _levels(pairs):
+            left.axhline(value, color=COLOR[color], ls=DASH["reference"], lw=1.3, label=label)
+        log_axis(left, "y", [*np.abs(values_K), *(value for value, *_ in _levels(pairs))])
         log_axis(right, "y", [max(r, 1e-18) for r in pairs.residuals_K])
         title(left, "size of the Ritz value |θ|")
         title(right, "residual ‖Hu − θu‖")
@@ -134,14 +135,13 @@ def _first_dropped(pairs: Ritz) -> int | None:
     return next((k for k in range(len(pairs.values_K)) if not pairs.is_kept(k)), None)
 
 
-def _levels(axes: Axes, pairs: Ritz) -> None:
+def _levels(pairs: Ritz) -> list[tuple[float, str, str]]:
+    """Value, colour and name of the lines that a log axis can show."""
     levels = (
         (pairs.damping, "random", "damping λ"),
         (pairs.complement_mean, "reference", "mean of the rest μ"),
     )
-    for value, color, label in levels:
-        if value is not None and value > 0:
-            axes.axhline(value, color=COLOR[color], ls=DASH["reference"], lw=1.3, label=label)
+    return [(v, color, label) for v, color, label in levels if v is not None and v > 0]
 
 
 def training_figure(findings: Findings) -> str | None:

@@ -37,7 +37,7 @@ def limits(dots: Iterable[Dot], least: float = -math.inf) -> tuple[float, float]
     low, high = min([*ends, 0.0]), max([*ends, 0.0])
     if math.isfinite(least):
         low = max(low, 1.5 * least) if inside is not every else low
-    margin = 0.06 * max(high - low, 1e-9)
+    margin = 0.06 * ((high - low) or 1.0)
     return low - margin, high + margin
 
 

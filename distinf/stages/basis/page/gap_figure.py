@@ -143,7 +143,7 @@ def _shown_range(groups: dict[str, list[Outcome]]) -> tuple[float, float]:
     for values in filter(None, finite.values()):
         if low - span <= float(np.median(values)) <= high + span:
             low, high = max(min([*values, low]), low - span), min(max([*values, high]), high + span)
-    margin = 0.06 * max(high - low, 1e-9)
+    margin = 0.06 * ((high - low) or 1.0)
     return low - margin, high + margin
 
 
