@@ -6,8 +6,11 @@ another node has in another version, would give each worker other rows under the
 
 import hashlib
 import os
+import random
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -17,10 +20,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from distinf.errors import InputError
+from distinf.numerics.rounding import rounding_of
+from distinf.numerics.undisturbed import undisturbed
 from distinf.stages.task import SPLITS, GeneratingTask, StoredTask, Task, telling
 
-MODEL = "model()"
+MODEL, LOSS = "model()", "loss "  # names, and the beginning of names, of what a model is needed for
 SAMPLED = 64  # entries of one parameter
+COARSE = 1e-5  # epsilon of arithmetic; float32 has 1e-7
+NEARLY = 1e-2  # relative difference of losses that other threads or kernels may give
 
 
 def stated(task: Task) -> dict[str, str]:
@@ -62,13 +69,39 @@ def seen(task: Task, digests: Mapping[str, str]) -> dict[str, str]:
 
 
 def seen_model(task: Task, model: nn.Module | None = None) -> dict[str, str]:
-    """A few entries of every parameter of the task's model as it starts."""
+    """A few entries of every parameter of the task's model as it starts, and by each of its losses
+    those of a few rows: a loss may hold what the task drew (weights of classes, a teacher)."""
     if not has_own_rows(task):
         return {}
     if model is None:
         with telling("model()"):
             model = task.model()
-    return {MODEL: _digest(_entries(model))}
+    found = {MODEL: _digest(_entries(model))}
+    with suppress(InputError, AttributeError), undisturbed(model):  # told in the rehearsal
+        batch = task.batch("train", np.unique([0, rows_of(task, "train") - 1]))
+        for name, loss in task.losses.items():
+            found |= _losses(f"{LOSS}'{name}'", partial(loss, model.eval(), batch), model)
+    return found
+
+
+def _losses(what: str, call: Callable[[], Tensor], model: nn.Module) -> dict[str, str]:
+    """Nothing where arithmetic is so coarse that other threads give visibly other losses."""
+    values: list[float] = []
+
+    def noted() -> None:
+        with telling(what), torch.enable_grad():
+            values.extend(call().detach().double().tolist())
+
+    random.seed(0)  # a loss that draws random numbers is refused for that, elsewhere
+    np.random.seed(0)
+    torch.manual_seed(0)
+    fine = rounding_of(model, noted).epsilon < COARSE
+    return {what: " ".join(f"{value:.6e}" for value in values)} if fine else {}
+
+
+def needs_model(name: str) -> bool:
+    """Whether it is seen_model that finds what has this name."""
+    return name == MODEL or name.startswith(LOSS)
 
 
 def has_own_rows(task: Task) -> bool:
@@ -79,15 +112,26 @@ def has_own_rows(task: Task) -> bool:
 
 def refuse_other(drivers: Mapping[str, str], here: Mapping[str, str]) -> None:
     """InputError naming what this process sees otherwise than the driver did."""
-    names = sorted(k for k in drivers.keys() | here.keys() if drivers.get(k) != here.get(k))
+    names = sorted(
+        k for k in drivers.keys() | here.keys() if not _alike(k, drivers.get(k), here.get(k))
+    )
     if names:
         more = ", …" if len(names) > 3 else ""
         raise InputError(
             f"task: {', '.join(names[:3])}{more} differ between two builds of the task (this one "
-            f"on {socket.gethostname()}, pid {os.getpid()}); every process must have the same data "
-            "and model: seed what draws them, sort what has no order, read the same files, on "
-            "machines of one kind"
+            f"on {socket.gethostname()}, pid {os.getpid()}); every process must have the same "
+            "data, model and losses: seed what draws them, sort what has no order, read the same "
+            "files, on machines of one kind"
         )
+
+
+def _alike(name: str, one: str | None, other: str | None) -> bool:
+    if one is None or other is None or not name.startswith(LOSS):
+        return one == other
+    first, second = (np.array(text.split(), dtype=np.float64) for text in (one, other))
+    return len(first) == len(second) and np.allclose(
+        first, second, rtol=NEARLY, atol=1e-6, equal_nan=True
+    )
 
 
 def _leaves(batch: Any) -> list[Any]:

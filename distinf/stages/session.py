@@ -23,7 +23,7 @@ from distinf.numerics.curvature import dense_embeddings
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.ledger import Record
 from distinf.stages.culprit import InHand, failing_row
-from distinf.stages.identity import MODEL, refuse_other, seen, seen_model, stated
+from distinf.stages.identity import needs_model, refuse_other, seen, seen_model, stated
 from distinf.stages.task import Batch, Task
 from distinf.store import Rows, open_root, read_group, write_group
 
@@ -78,7 +78,7 @@ class Session(ABC):
     def refuse_other_data(self) -> None:
         """InputError if this process has other data or settings of a model than the driver."""
         for cell, task in self.built().items():
-            drivers = {k: v for k, v in self.context["seen"][cell].items() if k != MODEL}
+            drivers = {k: v for k, v in self.context["seen"][cell].items() if not needs_model(k)}
             refuse_other(drivers, seen(task, stated(task)))
 
     def model_of(self, task: Task, cell: str = "") -> nn.Module:
@@ -87,7 +87,7 @@ class Session(ABC):
         Its embeddings' gradients are dense: most optimizers take no others, nor do sums of shards.
         """
         model = task.model()
-        drivers = {k: v for k, v in self.context["seen"][cell].items() if k == MODEL}
+        drivers = {k: v for k, v in self.context["seen"][cell].items() if needs_model(k)}
         refuse_other(drivers, seen_model(task, model))
         dense_embeddings(model)
         return model

@@ -68,6 +68,38 @@ def test_another_model_in_each_build_is_refused_before_anything_is_committed(tmp
     assert not list((tmp_path / "run" / "ledger").rglob("*.json"))
 
 
+def unseeded_loss(settings: dict, seed: int) -> TensorTask:
+    weight = 1.0 + next(_builds)
+    made = of(points(60, 1))
+    return TensorTask(made._model, made._data, {"own": lambda m, b: weight * loss(m, b)})
+
+
+def unseeded_teacher(settings: dict, seed: int) -> TensorTask:
+    teacher, made = nn.Linear(4, 2), of(points(60, 1))
+
+    def distance(model, batch):
+        return (model(batch["x"]) - teacher(batch["x"])).square().sum(1)
+
+    return TensorTask(made._model, made._data, {"own": distance})
+
+
+@pytest.mark.parametrize("task", ["unseeded_loss", "unseeded_teacher"])
+def test_another_loss_in_each_build_is_refused_before_any_work(tmp_path, capsys, task):
+    words = ["--out", str(tmp_path / "run"), "--set", "runtime.kind=local"]
+    assert cli.main(["score", f"{HERE}:{task}", *words]) == 2
+    assert "task: loss 'own' differ between two builds" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("ledger/**/*.json"))
+
+
+def test_losses_may_differ_by_rounding_between_processes():
+    first = {"loss 'own'": "1.000000e+00 nan 2.500000e-03"}
+    refuse_other(first, {"loss 'own'": "1.000010e+00 nan 2.500010e-03"})
+    with pytest.raises(InputError, match="loss 'own' differ"):
+        refuse_other(first, {"loss 'own'": "1.100000e+00 nan 2.500000e-03"})
+    coarse = TensorTask(lambda: nn.Linear(4, 2).bfloat16(), of(points(60, 1))._data, {"own": loss})
+    assert "loss 'own'" not in seen_model(coarse)
+
+
 @pytest.mark.ray
 def test_a_worker_with_other_rows_than_the_driver_is_refused(tmp_path, capsys):
     workers = ["--set", "runtime.workers=1", "--set", "runtime.dashboard=false"]
