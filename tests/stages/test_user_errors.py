@@ -139,3 +139,28 @@ def test_any_error_of_the_users_is_one_line(error, line):
 def test_what_may_pass_is_not_called_the_users_mistake(error):
     with pytest.raises(type(error)), telling("task(settings, seed)"):
         raise error
+
+
+def shorter_in_large_batches(settings: dict, seed: int) -> TensorTask:
+    def short(model: nn.Module, batch: dict) -> torch.Tensor:
+        values = loss(model, batch)
+        return values[:-1] if len(values) > 5 else values
+
+    return made(own=short)
+
+
+def test_a_loss_of_another_length_in_larger_batches_is_the_users_to_mend(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run"), *LOCAL]
+    assert cli.main(["score", "tests.stages.test_user_errors:shorter_in_large_batches", *out]) == 2
+    assert "the loss returned shape" in capsys.readouterr().err
+
+
+def wide_notes(settings: dict, seed: int) -> TensorTask:
+    notes = {"chances": torch.rand(40, 3), "odd": [{"a": 10**400}] * 40, "huge": [-(10**400)] * 40}
+    return made(notes=notes)
+
+
+def test_notes_of_several_numbers_a_row_are_shown(tmp_path):
+    out = ["--out", str(tmp_path / "run"), *LOCAL]
+    assert cli.main(["score", "tests.stages.test_user_errors:wide_notes", *out]) == 0
+    assert "[0." in (tmp_path / "run/report/ranked_rows.csv").read_text()

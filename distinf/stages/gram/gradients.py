@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distinf.errors import InputError
 from distinf.numerics.batches import rows as rows_in
 from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
+from distinf.numerics.curvature import per_sample
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
@@ -167,7 +168,7 @@ def _gradients(
     losses: list[Tensor] = []
 
     def noted(model: nn.Module, batch: Batch) -> Tensor:
-        values = loss(model, batch)
+        values = per_sample(loss(model, batch), batch)
         losses.append(values.detach())
         return values
 

@@ -1,6 +1,7 @@
 """Numbers as a reader sees them: true minus signs, narrow spaces before units, no false digits."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 SPACE = "\u202f"  # narrow, no break
@@ -48,15 +49,20 @@ def power(exponent: int) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """`digits` significant digits, as a power of ten outside 1e-3 to 1e6; text as it is."""
+    """`digits` significant digits, as a power of ten outside 1e-3 to 1e6; text as it is.
+
+    A list or mapping, as a note may be one, in its first words.
+    """
     if isinstance(value, str):
         return value
+    if isinstance(value, list | tuple | Mapping):
+        return shortened(str(value), 80)
     if missing(value):
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return fixed(value, 0)
+    if isinstance(value, int):  # of any size
+        return f"{value:,}".replace("-", "−")
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
