@@ -309,6 +309,18 @@ def _look_for_run(folder: str) -> None:
     _say(f"reading {folder}")
 
 
+def _holds_import(folder: str) -> bool:
+    """Whether imported records lie in a folder or bucket that no run lies in."""
+    from distinf.heartbeat import is_begun
+
+    if is_begun(folder) or ("://" not in folder and not os.path.isdir(folder)):
+        return False
+    from distinf.store import open_root
+    from distinf.studies.receiver.dataset import is_import
+
+    return is_import(open_root(folder))
+
+
 def _report(options: argparse.Namespace) -> None:
     _look_for_run(options.run)
     from distinf.run import reopen, rewrite_report
@@ -317,7 +329,8 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    _look_for_run(options.run)
+    if not _holds_import(options.run):
+        _look_for_run(options.run)
     from distinf.errors import CorruptionError
     from distinf.run import reopen, verify, verify_stages
     from distinf.store import open_root

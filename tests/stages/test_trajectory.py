@@ -10,6 +10,7 @@ from distinf.stages.basis import evaluate, scores, train, trajectory
 from distinf.stages.basis.session import Session
 from tests.support.blobs_task import Points, task
 from tests.support.partial import points_config, run_until
+from tests.support.runs import merged
 
 NAME = "tests.stages.test_trajectory:two_losses"
 CHECKPOINTS = {"trajectory": {"checkpoints": 3}}
@@ -42,7 +43,8 @@ def two_losses(settings: dict, seed: int):
 
 
 def planned(tmp_path, **changes):
-    """A session of settings that nothing was computed for."""
+    """A session of settings that nothing was computed for, with the method a run chooses."""
+    changes = merged({"gradients": {"method": "hooks"}}, changes)
     config = points_config(tmp_path / "run", **changes)
     return Session(config.context(str(config.out)), torch.device("cpu"))
 

@@ -41,7 +41,7 @@ class Gang:
         address = free_address("127.0.0.1")
         calls = [self._pool.submit(_rank, work, rank, ranks, address) for rank in range(ranks)]
         outcomes = [call.result(timeout=2 * TIMEOUT_S) for call in calls]
-        stopped = [o.message.startswith("Stopped") for o in outcomes if o.error]
+        stopped = ["gangs.Stopped: " in o.trace for o in outcomes if o.error]
         if stopped and not all(stopped):
             raise AssertionError("\n".join(o.trace for o in outcomes))
         return not stopped
