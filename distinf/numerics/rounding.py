@@ -70,6 +70,9 @@ def rounding_of(model: nn.Module, call: Callable[[], object]) -> Rounding:
         p.dtype.to_real() for p in model.parameters() if p.is_floating_point() or p.is_complex()
     }
 
+    if any(p.dtype == torch.int8 for p in model.parameters()):
+        kinds.add(torch.bfloat16)  # products of 8-bit numbers: as few bits, shared by the batch
+
     def note(module: nn.Module, given: object, output: object) -> None:
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         kinds.update(t.dtype for t in tensors if t.is_floating_point())
