@@ -26,7 +26,7 @@ from tests.support.records import (
     undisturbed,
     write,
 )
-from tests.support.runs import silent
+from tests.support.runs import ROOT, silent
 from tests.support.slots import settings, slots
 
 pytest.importorskip("tensorflow", reason="importing TFRecords needs distinf[tensorflow]")
@@ -259,3 +259,14 @@ def test_the_command_shows_what_it_made_and_the_task_reads_it(golden, columns, t
     bits = torch.from_numpy(columns["train"]["raw_bits"][[40, 2]])
     assert torch.equal(batch["bits"], bits)
     assert torch.equal(batch["mask"], pilots.data_masks(SCENARIO)[[0, 0]])
+
+
+def test_the_sample_of_the_docs_is_imported_and_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    assert main(["import-tfrecord", "docs/sample/import.yaml", "--out", "data/sample"]) == 0
+    assert "train: 48 slots" in capsys.readouterr().out
+    found = rows_of("data/sample", "evaluation")
+    assert len(found["snr_db"]) == 16
+    assert (found["genie_ber"] <= found["baseline_ber"]).mean() > 0.5
+    assert main(["run", "docs/sample/sample.yaml", "--set", "runtime.kind=local"]) == 0
