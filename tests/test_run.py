@@ -140,9 +140,8 @@ def test_chunks_and_units_change_scores_by_rounding_alone(finished, tmp_path):
         np.testing.assert_allclose(all_scores(other)[name], values, rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.smoke
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.smoke)])
 def test_ray_gives_the_same_bits_at_any_number_of_ranks(finished, tmp_path, workers, caplog):
     runtime = {"kind": "ray", "workers": workers, "dashboard": False}
     with caplog.at_level("INFO", "distinf"):
