@@ -25,9 +25,10 @@ def lists(slots: dict[str, np.ndarray], row: int) -> dict[str, tf.train.Feature]
     blobs["channel_model"] = CHANNEL_MODELS[slots["model"][row]].encode()
     numbers = {"snr_db": slots["snr_db"][row], "ber_known_channel": slots["genie_ber"][row]}
     numbers["delay_spread"] = slots["delay_spread_ns"][row] * 1e-9
+    made, feature = tf.train, tf.train.Feature
     return {
-        **{k: tf.train.Feature(bytes_list=tf.train.BytesList(value=[v])) for k, v in blobs.items()},
-        **{k: tf.train.Feature(float_list=tf.train.FloatList(value=[v])) for k, v in numbers.items()},
+        **{k: feature(bytes_list=made.BytesList(value=[v])) for k, v in blobs.items()},
+        **{k: feature(float_list=made.FloatList(value=[v])) for k, v in numbers.items()},
     }
 
 
