@@ -9,10 +9,12 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from distinf.errors import DistinfError, InputError, Interrupted
+from distinf.saying import Voice
 
 if TYPE_CHECKING:
     from distinf.config import RunConfig
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     sys.path.append(os.getcwd())  # a user's `task: module:function` lies where they are
     signal.signal(signal.SIGTERM, _terminate)
+    options.voice = voice = Voice()
     try:
         return int(options.call(options) or 0)
     except DistinfError as error:
@@ -33,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("stopped; run the same command to resume", Interrupted.exit_code)
     except BaseException as error:  # sys.exit in a task among them
         return _told(error)
+    finally:
+        voice.rest()
 
 
 def _told(error: BaseException) -> int:
@@ -147,17 +152,17 @@ def _read(options: argparse.Namespace, verb: str = "run") -> dict[str, Any]:
 
 def _run(options: argparse.Namespace) -> None:
     raw = _read(options)
-    began = _announce(options.config, str(raw["out"]))
+    began = _announce(options, str(raw["out"]))
     from distinf.config import resolve
 
-    _carry_out(resolve(raw, options.config), options.accept, began)
+    _carry_out(resolve(raw, options.config), options.accept, began, options.voice)
 
 
-def _announce(config: str, out: str) -> float:
+def _announce(options: argparse.Namespace, out: str) -> float:
     """Say at once what is about to be done, as imports alone take seconds -> when it began."""
     began = time.monotonic()
-    _say(f"{config} -> {out} ({_how_begun(out)})")
-    _say("loading torch and the task")
+    options.voice.say(f"{options.config} -> {out} ({_how_begun(out)})", again=False)
+    options.voice.say("loading torch and the task")
     return began
 
 
@@ -176,34 +181,39 @@ def _how_begun(out: str) -> str:
     return f"resumed: {last.stages_done} of {last.stages} stages done"
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+class _Spoken(logging.Handler):
+    """Says what the package logs on its way."""
 
-
-class _Shown(logging.Handler):
-    """Shows what the package logs on its way as lines beside those of `_say`."""
+    def __init__(self, voice: Voice):
+        super().__init__()
+        self._voice = voice
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
+        self._voice.say(record.getMessage(), again=record.levelno < logging.WARNING)
 
 
-def _carry_out(config: "RunConfig", accept: Sequence[str], began: float) -> None:
+def _carry_out(config: "RunConfig", accept: Sequence[str], began: float, voice: Voice) -> None:
     from distinf.progress import Reporter, summary
     from distinf.run import execute
 
-    log, shown = logging.getLogger("distinf"), _Shown()
-    log.addHandler(shown)
+    log, spoken, reporter = logging.getLogger("distinf"), _Spoken(voice), Reporter()
+
+    def watch(*stage: Any) -> AbstractContextManager[None]:
+        voice.rest()
+        return reporter(*stage)
+
+    log.addHandler(spoken)
     log.setLevel(logging.INFO)
     try:
-        session = execute(config, Reporter(), accept)
+        session = execute(config, watch, accept)
     finally:
-        log.removeHandler(shown)
+        log.removeHandler(spoken)
     summary(session, time.monotonic() - began)
 
 
 def _score(options: argparse.Namespace) -> None:
     raw = _read(options, "score")
-    began = _announce(options.config, str(raw["out"]))
+    began = _announce(options, str(raw["out"]))
     from distinf.config import resolve, route_class
     from distinf.config_file import assign
 
@@ -218,7 +228,7 @@ def _score(options: argparse.Namespace) -> None:
             raise
         way = f"; rank its task by: distinf score {task}" if ":" in task else ""
         raise InputError(f"{options.config}: is for distinf run{way}") from None
-    _carry_out(config, options.accept, began)
+    _carry_out(config, options.accept, began, options.voice)
 
 
 def _task_of_another_route(options: argparse.Namespace) -> str | None:
@@ -237,7 +247,7 @@ def _init(options: argparse.Namespace) -> None:
     file = options.file or f"{stem}.yaml"
     if file != "-" and not options.force and os.path.exists(file):
         raise InputError(f"{file}: is there already; name another FILE, or give --force")
-    _say("loading torch and the task")
+    options.voice.say("loading torch and the task")
     from distinf.keys import starting_config
 
     text = starting_config(options.task, options.route or "")
@@ -272,13 +282,13 @@ def _plan(options: argparse.Namespace) -> None:
     if options.gpu is not None and options.gflops is not None:
         raise InputError("--gflops: leave it out with --gpu, which has its own rates")
     raw = _read(options)
-    _say(f"{options.config}: loading torch and the task")
+    options.voice.say(f"{options.config}: loading torch and the task")
     from distinf.config import resolve
     from distinf.planning import plan
     from distinf.progress import plan_table
 
     config = resolve(raw, options.config)
-    _say("estimating" if options.gpu or options.gflops else "measuring this machine")
+    options.voice.say("estimating" if options.gpu or options.gflops else "measuring this machine")
     gpus = 1 if options.gpus is None else options.gpus
     found = plan(config, gflops=options.gflops, gpu=options.gpu, gpus=gpus)
     if options.json:
@@ -288,7 +298,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    _look_for_run(options.run)
+    _look_for_run(options)
     from distinf.progress import status_of, status_table
     from distinf.run import reopen
 
@@ -299,14 +309,14 @@ def _status(options: argparse.Namespace) -> None:
         status_table(found)
 
 
-def _look_for_run(folder: str) -> None:
+def _look_for_run(options: argparse.Namespace) -> None:
     """InputError at once where no run lies, before anything heavy is imported."""
     from distinf.config_file import CONFIG
     from distinf.heartbeat import is_begun
 
-    if not is_begun(folder):
-        raise InputError(f"{folder}: no {CONFIG} there; give the folder of a run")
-    _say(f"reading {folder}")
+    if not is_begun(options.run):
+        raise InputError(f"{options.run}: no {CONFIG} there; give the folder of a run")
+    options.voice.say(f"reading {options.run}")
 
 
 def _holds_import(folder: str) -> bool:
@@ -322,7 +332,7 @@ def _holds_import(folder: str) -> bool:
 
 
 def _report(options: argparse.Namespace) -> None:
-    _look_for_run(options.run)
+    _look_for_run(options)
     from distinf.run import reopen, rewrite_report
 
     print(rewrite_report(reopen(options.run)))
@@ -330,7 +340,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     if not _holds_import(options.run):
-        _look_for_run(options.run)
+        _look_for_run(options)
     from distinf.errors import CorruptionError
     from distinf.run import reopen, verify, verify_stages
     from distinf.store import open_root

@@ -106,6 +106,8 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_yaml(path: str, file: Path) -> dict[str, Any]:
     """The keys of a YAML file, which the user calls `path`."""
+    if file.suffix == ".py":
+        raise InputError(f"{path}: is Python; name the function in it, as in {file.stem}:task")
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:

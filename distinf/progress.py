@@ -1,14 +1,12 @@
 """What a person sees while a run works: a live line in a terminal, plain lines elsewhere."""
 
-import os
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -28,6 +26,7 @@ from distinf.heartbeat import FINISHED, RUNNING, STOPPED, last_heartbeat
 from distinf.planning import Plan
 from distinf.run import StageStatus, page_path, status
 from distinf.runtime import Unit
+from distinf.saying import own_stderr
 from distinf.stages.basis import results
 from distinf.stages.gram import report as gram_report
 from distinf.stages.gram.free_rankings import OWN_LOSS, SUGGESTED
@@ -63,7 +62,7 @@ class Reporter:
     beside them is what workers tell of those that they are at."""
 
     def __init__(self, console: Console | None = None):
-        self._console = console or Console(file=_own_stderr())
+        self._console = console or Console(file=own_stderr())
 
     @contextmanager
     def __call__(
@@ -121,15 +120,6 @@ class Reporter:
                 highlight=False,
                 soft_wrap=True,
             )
-
-
-def _own_stderr() -> TextIO:
-    """Standard error, also while the start of Ray holds back what is written to it."""
-    try:
-        copy = os.dup(sys.stderr.fileno())
-    except (OSError, ValueError, AttributeError):  # it is no file
-        return sys.stderr
-    return os.fdopen(copy, "w", buffering=1, encoding=sys.stderr.encoding, errors="replace")
 
 
 def _of(done: float, total: int) -> str:

@@ -45,7 +45,8 @@ BAD = [
     ({"seed": -1}, r"seed: .*greater than or equal to 0"),
     ({"task": "reciever"}, r"'reciever' is neither a study \(noisy_labels, receiver\) nor module:"),
     ({"task": "no_such_module:task"}, r"task: no module 'no_such_module'"),
-    ({"task": "tests.support.blobs_task:absent"}, r"has no 'absent'"),
+    ({"task": "tests.support.blobs_task:absent"}, r"has no 'absent' \(it has .*task"),
+    ({"train": {"steps": 10**22}}, r"train: steps: 1\d* in pieces of checkpoint_every 50 are more"),
     ({**POINTS, "settings": {"rows": 3}}, r"rows: 3 must be at least 40"),
 ]
 
@@ -70,6 +71,12 @@ def test_overrides_reach_nested_and_task_keys(tmp_path):
     config = load(str(file), ["seed=5", "train.steps=7", "settings.scenario.snr_db=[0, 9]"])
     assert (config.seed, config.train.steps) == (5, 7)
     assert config.settings["scenario"]["snr_db"] == [0.0, 9.0]
+
+
+def test_a_python_file_in_the_place_of_a_config_is_told_how_its_task_is_named(tmp_path):
+    (tmp_path / "digits.py").write_text("def task(settings, seed): ...")
+    with pytest.raises(InputError, match=r"is Python; name .*digits:task"):
+        load(str(tmp_path / "digits.py"))
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "seed.x=3", "train=[", "nothing.at.all=1"])

@@ -31,6 +31,7 @@ LEVELS = {
     "runtime": 1,
     "store": 1,
     "numerics": 1,
+    "saying": 0,
     "errors": 0,
 }
 FACADE = 10  # distinf/__init__.py: the Python surface, which no module inside may use,

@@ -68,7 +68,9 @@ def resolve(path: str) -> Callable[..., Any]:
     try:
         return getattr(module, name)
     except AttributeError:
-        raise InputError(f"task: module '{module_name}' has no '{name}'") from None
+        own = [k for k, v in vars(module).items() if getattr(v, "__module__", "") == module_name]
+        has = ", ".join(own[:6]) or "nothing of its own"
+        raise InputError(f"task: module '{module_name}' has no '{name}' (it has {has})") from None
 
 
 def keep_freed_memory() -> None:

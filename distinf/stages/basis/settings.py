@@ -10,6 +10,8 @@ from distinf.numerics.curvature import Kind
 from distinf.numerics.precision import Precision
 from distinf.stages.settings import at_least, not_negative, positive
 
+MOST_UNITS = 1_000_000  # of one stage; a ledger of more would be no use to anyone
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -57,6 +59,11 @@ class TrainSettings:
         at_least("steps", self.steps, 0)
         at_least("rows", self.rows, 0)
         at_least("checkpoint_every", self.checkpoint_every, 1)
+        if self.steps / self.checkpoint_every > MOST_UNITS:
+            raise ValueError(
+                f"steps: {self.steps} in pieces of checkpoint_every {self.checkpoint_every} are "
+                f"more than {MOST_UNITS} commits; raise checkpoint_every"
+            )
         at_least("shards", self.shards, 1)
         positive("lr", self.lr)
         not_negative("weight_decay", self.weight_decay)

@@ -1,0 +1,49 @@
+"""What a command says until its stages have progress of their own, and that it is still at it."""
+
+import os
+import sys
+import threading
+import time
+from typing import TextIO
+
+AGAIN_S = 10.0
+
+
+class Voice:
+    """Says what is being done, and every ten seconds that it still is, until it says otherwise.
+
+    Plain lines on standard error. `rest()` ends the repeating for good: what follows has a
+    progress line of its own.
+    """
+
+    def __init__(self) -> None:
+        self._out = own_stderr()
+        self._over = threading.Event()
+        self._rests = False
+
+    def say(self, line: str, again: bool = True) -> None:
+        self._over.set()
+        print(line, file=self._out, flush=True)
+        if again and not self._rests:
+            self._over = threading.Event()
+            thread = threading.Thread(target=self._repeat, args=(line, self._over), daemon=True)
+            thread.start()
+
+    def rest(self) -> None:
+        self._rests = True
+        self._over.set()
+
+    def _repeat(self, line: str, over: threading.Event) -> None:
+        began = time.monotonic()
+        while not over.wait(AGAIN_S):
+            seconds = time.monotonic() - began
+            print(f"     {line}: after {seconds:.0f} s", file=self._out, flush=True)
+
+
+def own_stderr() -> TextIO:
+    """Standard error, also while the start of Ray holds back what is written to it."""
+    try:
+        copy = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # it is no file
+        return sys.stderr
+    return os.fdopen(copy, "w", buffering=1, encoding=sys.stderr.encoding, errors="replace")
