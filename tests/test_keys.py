@@ -25,7 +25,7 @@ def with_all_within(kind: type) -> set[type]:
 
 @pytest.mark.parametrize(
     "kind",
-    sorted(set().union(*map(with_all_within, SETTINGS)), key=lambda kind: kind.__qualname__),
+    sorted(set().union(*map(with_all_within, SETTINGS)), key=str),
     ids=lambda kind: f"{kind.__module__}.{kind.__name__}",
 )
 def test_every_setting_has_a_line_on_what_it_means(kind):
