@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from distinf.saying import Voice
 
 if TYPE_CHECKING:
     from distinf.config import RunConfig
+    from distinf.runtime import Unit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -198,9 +199,11 @@ def _carry_out(config: "RunConfig", accept: Sequence[str], began: float, voice: 
 
     log, spoken, reporter = logging.getLogger("distinf"), _Spoken(voice), Reporter()
 
-    def watch(*stage: Any) -> AbstractContextManager[None]:
+    def watch(
+        stage: str, units: Sequence["Unit"], done: Callable[[], float]
+    ) -> AbstractContextManager[None]:
         voice.rest()
-        return reporter(*stage)
+        return reporter(stage, units, done)
 
     log.addHandler(spoken)
     log.setLevel(logging.INFO)
