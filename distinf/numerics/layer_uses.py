@@ -45,10 +45,13 @@ class _Kept(torch.autograd.Function):
 
 @dataclass(eq=False)
 class _Use:
-    """One call of a layer: the graph node that keeps its input, until the output's gradient."""
+    """One call of a layer: what keeps its input, until the output's gradient.
+
+    `kept` itself, as older PyTorch forgets what a node saved once nothing holds its output.
+    """
 
     module: nn.Module
-    node: Any
+    kept: Tensor | None
 
 
 class LayerUses:
@@ -128,7 +131,7 @@ class LayerUses:
             output = output + self.root  # here the graph begins
         kept = _Kept.apply(self.root, self._narrowed(module, given))
         if not self.backward:
-            output.register_hook(partial(self._arrived, _Use(module, kept.grad_fn)))
+            output.register_hook(partial(self._arrived, _Use(module, kept)))
             self._waiting.update(self.layers[module].values())
         return output
 
@@ -158,9 +161,11 @@ class LayerUses:
                 self._receive(name, grads)
 
     def _input_of(self, use: _Use) -> Tensor:
-        node, use.node = use.node, None
+        kept, use.kept = use.kept, None
+        assert kept is not None
+        assert kept.grad_fn is not None
         try:
-            (given,) = node.saved_tensors
+            (given,) = kept.grad_fn.saved_tensors  # type: ignore[attr-defined]
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
