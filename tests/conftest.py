@@ -1,7 +1,12 @@
 """What holds for every test."""
 
+import hypothesis
 import pytest
 import torch
+
+# A machine may be slow.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)
