@@ -74,6 +74,8 @@ def test_every_training_row_is_ranked_with_its_number_and_text(folder):
     lowest = [row["flipped"] for row in rows[:60]]
     assert lowest.count("True") >= 27  # of 30, among the lowest 60; chance would put 9 there
     assert "of the mislabelled rows" in done.stdout
+    worst = re.findall(r"=row <(\d+)>", done.stdout)
+    assert worst == [row["row"] for row in rows[:10]]
     page = (folder / "out" / "report" / "index.html").read_text()
     assert "&lt;" in page
     assert "=row <" not in page

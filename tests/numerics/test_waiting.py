@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from distinf.numerics import waiting
+from distinf.numerics.capture import per_sample_gradients
 
 
 class Terminal:
@@ -39,3 +40,15 @@ def test_long_work_is_told_where_someone_waits(live, progress, shown, monkeypatc
 def test_short_work_says_nothing(capsys):
     assert len(list(waiting.told([torch.ones(2)] * 3, 6, True))) == 3
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_gradients_tell_how_many_rows_are_done(progress, monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "TERMINAL_S", 0.0)
+    model, x = torch.nn.Linear(4, 2), torch.randn(6, 4)
+    per_sample_gradients(
+        model, lambda model, batch: model(batch).sum(1), x, chunk=2, progress=progress
+    )
+    told = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    rows = ["2 of 6 rows", "4 of 6 rows"] if progress else []
+    assert told == [f"per-sample gradients: {done}" for done in rows]

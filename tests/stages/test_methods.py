@@ -154,6 +154,21 @@ def test_the_check_can_be_turned_off_and_is_no_part_of_the_run(tmp_path):
     assert on.basis == off.basis
 
 
+def test_keys_of_the_basis_route_hold_the_method_and_not_the_check(tmp_path):
+    raw = config_of(tmp_path / "run", "linear").model_dump(include={"task", "out", "runtime"})
+
+    def keys(**gradients):
+        changes = {"settings": {"kind": "linear"}, "gradients": gradients}
+        return resolve({**raw, **changes}).context(str(tmp_path))["basis"]
+
+    hooks, loop = keys(method="hooks"), keys(method="loop")
+    assert keys(method="hooks", check=False) == hooks
+    assert {name for name in hooks if hooks[name] != loop[name]} >= {
+        "queries", "gradients", "scores", "trajectory",
+    }  # fmt: skip
+    assert hooks["curvature"] == loop["curvature"]
+
+
 def test_query_losses_of_the_basis_route_are_checked_too(tmp_path):
     changes = {"route": "basis", "settings": {"kind": "linear", "dropped": True}, "actions": {},
                "gradients": {"chunk": 8, "rows_per_batch": 16}}  # fmt: skip

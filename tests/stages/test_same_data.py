@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from distinf import cli
+from distinf.config import resolve
 from distinf.errors import InputError
+from distinf.stages.basis import session as basis_session
+from distinf.stages.gram import session as gram_session
 from distinf.stages.identity import refuse_other, rows_of, seen, seen_model, stated
 from distinf.stages.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
@@ -109,6 +112,16 @@ def test_a_worker_with_other_rows_than_the_driver_is_refused(tmp_path, capsys):
     assert "data.train.x" in told
     assert "differ between two builds of the task" in told
     assert not list(Path(out, "ledger").rglob("*.json"))
+
+
+@pytest.mark.parametrize("of", [basis_session, gram_session])
+def test_a_worker_of_either_route_compares_before_its_first_unit(tmp_path, of):
+    raw = {"task": "tests.support.blobs_task:task", "route": of.Session.ROUTE, "out": "x"}
+    context = resolve(raw).context(str(tmp_path))
+    assert of.prepare(context, torch.device("cpu")).outline
+    context["seen"][""]["batch('train')"] = "another"
+    with pytest.raises(InputError, match=r"batch\('train'\) differ"):
+        of.prepare(context, torch.device("cpu"))
 
 
 def test_what_is_compared_is_what_a_row_holds():
