@@ -56,9 +56,10 @@ def per_sample_gradients(
     (hooks.py: linear, convolutions, norms, embeddings); "vmap"; "loop", one at a time, for what
     neither can pass (quantised layers, say). None takes the first of them that can and agrees.
 
-    check: once per model, loss, blocks and method, two and three rows are compared with what they
-    give one at a time (agreement.py). InputError where a method differs (None takes the next), and
-    for a loss that is random or mixes its rows. It costs about a dozen rows' gradients and a chunk.
+    check: once per model, loss, blocks and method (and anew for more rows at once), two and three
+    rows are compared with what they give one at a time (agreement.py). InputError where a method
+    differs (None takes the next), and for a loss that is random or mixes its rows. It costs about a
+    dozen rows' gradients and a chunk.
 
     `embeddings` adds the input embedding, frozen or not; `project` makes linear layers' weights
     [N, p * p]. Either takes the hooks, where an embedding's gradients are SparseRows and all are
@@ -129,8 +130,9 @@ def settled_method(
 ) -> Method:
     """The first of `methods` that knows every layer and agrees with one row at a time.
 
-    Remembered for this model and loss. `check` off: only whether hooks know the layers, and vmap
-    passes two rows. InputError: the last method's, or for a loss that no method can take.
+    Remembered for this model and loss, and as many rows at once as were tried. `check` off: only
+    whether hooks know the layers, and vmap passes two rows. InputError: the last method's, or for a
+    loss that no method can take.
     """
     projected: frozenset[str] = frozenset()
     if "hooks" in methods:
@@ -144,11 +146,13 @@ def settled_method(
         return methods[0]
     key = (layout.names, methods, project, least, chunk == 1, check, makeup(model))
     known = remembered(model, loss)
-    if key not in known:
-        gradients = _by_method(model, loss, layout, project, least)
-        subject = Subject(model, loss, batch, layout, gradients, chunk, project, projected)
-        known[key] = agreed_method(subject, methods) if check else passing_method(subject, methods)
-    return known[key]  # type: ignore[return-value]
+    gradients = _by_method(model, loss, layout, project, least)
+    subject = Subject(model, loss, batch, layout, gradients, chunk, project, projected)
+    method, told = known.get(key, (methods[0], -1))
+    if subject.together > told:  # a first batch of few rows has not told of many
+        method = (agreed_method if check else passing_method)(subject, methods)
+        known[key] = method, subject.told if check else subject.together
+    return method  # type: ignore[no-any-return]
 
 
 def _by_method(

@@ -346,6 +346,17 @@ def test_it_is_done_once_for_a_model_and_a_loss(monkeypatch):
     assert len(looked) == 5
 
 
+@pytest.mark.parametrize("first", ["none", "one", "alike", "not finite"])
+def test_a_first_batch_that_tells_nothing_of_mixing_is_not_all_that_is_looked_at(first):
+    x = data()["x"]
+    rows = {"none": x[:0], "one": x[:1], "alike": x[:1].expand(4, -1), "not finite": x[:4] / 0}
+    model = Inside(before=lambda x: x - x.mean(0))
+    y = torch.zeros(len(rows[first])).long()
+    per_sample_gradients(model, loss, {"x": rows[first], "y": y})
+    with pytest.raises(InputError, match="depends on the other rows"):
+        per_sample_gradients(model, loss, data())
+
+
 def test_without_the_check_nothing_is_refused():
     for method in ("hooks", "vmap", "loop"):
         assert per_sample_gradients(mlp(), contrastive, data(), method=method, check=False)
