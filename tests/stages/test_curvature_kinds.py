@@ -3,7 +3,6 @@
 import re
 
 import pytest
-import torch
 import yaml
 from torch import nn
 
@@ -12,7 +11,8 @@ from distinf.config import resolve
 from distinf.errors import InputError
 from distinf.stages.basis import curvature
 from distinf.stages.tensor_task import TensorTask
-from tests.support.blobs_task import loss, points
+from tests.numerics.cases import ByHand, CrossEntropy
+from tests.support.blobs_task import points
 from tests.support.runs import POINTS, merged, run_points
 
 HERE = "tests.stages.test_curvature_kinds"
@@ -23,39 +23,20 @@ SMALL = {
 }
 
 
-class ByHand(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.kept = x.tanh().detach()
-        return x.tanh()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * (1 - ctx.kept**2)
-
-
 class Hand(nn.Module):
     def forward(self, x):
         return ByHand.apply(x)
 
 
-class Split:
-    """The same loss, which can be split at the outputs."""
-
-    def __call__(self, model, batch):
-        return self.from_outputs(self.outputs(model, batch), batch)
-
-    def outputs(self, model, batch):
-        return model(batch["x"])
-
-    def from_outputs(self, outputs, batch):
-        return nn.functional.cross_entropy(outputs, batch["label"], reduction="none")
-
-
-def through(middle: nn.Module, own=loss) -> TensorTask:
-    data = {"train": points(60, 1), "evaluation": points(20, 2)}
+def through(middle: nn.Module) -> TensorTask:
+    """With a loss that can be split at the outputs."""
+    data = {}
+    for split, made in (("train", points(60, 1)), ("evaluation", points(20, 2))):
+        data[split] = {"x": made["x"], "y": made["label"]}
     return TensorTask(
-        lambda: nn.Sequential(nn.Linear(4, 5), middle, nn.Linear(5, 2)), data, {"own": own}
+        lambda: nn.Sequential(nn.Linear(4, 5), middle, nn.Linear(5, 2)),
+        data,
+        {"own": CrossEntropy()},
     )
 
 
@@ -69,7 +50,7 @@ def hand(settings: dict, seed: int) -> TensorTask:
 
 def once_split(settings: dict, seed: int) -> TensorTask:
     """A layer that torch differentiates once alone."""
-    return through(nn.Hardsigmoid(), Split())
+    return through(nn.Hardsigmoid())
 
 
 def test_a_run_takes_double_backward_where_forward_mode_does_not_pass(tmp_path):
