@@ -220,6 +220,13 @@ def test_it_learns_what_can_be_learnt(settings):
     assert history["train_loss"][-1] < history["train_loss"][0] - 0.03
 
 
+def test_of_a_files_own_labels_none_is_called_clean(settings):
+    clean = attached(with_data(settings, flips=0.0))
+    assert clean.flipped() is None
+    assert set(clean.describe(np.arange(1))[0]) == {"row", "id", "text", "label"}
+    assert clean.summary()["flipped"] == 0
+
+
 def test_fewer_rows_start_from_the_same_weights_and_end_elsewhere(cell, fitted):
     before = cell.model().state_dict()
     fit = cell.fit(np.arange(0, 96, 4), replace(RECIPE, epochs=1), CPU)

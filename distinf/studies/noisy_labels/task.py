@@ -130,9 +130,10 @@ class NoisyCell:
         """int64 [rows]: each row's number in its source."""
         return self._attached()[f"{split}_rows"]
 
-    def flipped(self) -> np.ndarray:
-        """bool [N]: the training labels that are wrong."""
-        return self._attached()["train_flipped"].astype(bool)
+    def flipped(self) -> np.ndarray | None:
+        """bool [N]: the training labels that were made wrong; None where none are, since a file's
+        own wrong labels are not known."""
+        return self._attached()["train_flipped"].astype(bool) if self.settings.data.flips else None
 
     def given(self) -> np.ndarray:
         """int64 [N]: the training rows' labels with their flips, as places among the classes."""
@@ -143,18 +144,19 @@ class NoisyCell:
         return logits_of(model, batch).softmax(-1)
 
     def describe(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
-        """Of training rows: row (its number in the source), id, text, label, clean_label."""
+        """Of training rows: row (its number in the source), id, text, label; with flips also
+        clean_label, the file's own."""
         arrays, classes = self._attached(), self.classes()
         texts = arrays["train_text"], arrays["train_text_offsets"]
-        names = arrays["train_ids"], arrays["train_id_offsets"]
+        names, flips = (arrays["train_ids"], arrays["train_id_offsets"]), self.settings.data.flips
         return [
             {
                 "row": int(arrays["train_rows"][row]),
                 "id": text_at(names, row),
                 "text": text_at(texts, row),
                 "label": classes[arrays["train_labels"][row]],
-                "clean_label": classes[arrays["train_clean"][row]],
             }
+            | ({"clean_label": classes[arrays["train_clean"][row]]} if flips else {})
             for row in np.asarray(ids).tolist()
         ]
 
@@ -166,7 +168,7 @@ class NoisyCell:
         vocabulary = arrays.get("vocabulary")
         return {
             "rows": {part: self.rows(part) for part in PARTS},
-            "flipped": int(self.flipped().sum()),
+            "flipped": int(arrays["train_flipped"].sum()),
             "truncated": dict(zip(PARTS, arrays["truncated"].tolist())),
             "texts_shared_with_train": dict(zip(PARTS[1:], arrays["shared_texts"].tolist())),
             "replaced": int(arrays["replaced"][0]),

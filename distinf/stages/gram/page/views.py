@@ -150,8 +150,6 @@ def _ranking(cell: str, rows: Tables, flips: bool) -> View | None:
     extra = [k for k in dict.fromkeys(k for r in mine for k in r) if k not in own]
     if all(str(r.get("id")) == str(r["row"]) for r in mine):
         extra = [k for k in extra if k != "id"]
-    if not flips:
-        extra = [k for k in extra if k != "clean_label"]
     known = [Column("known to be wrong", lambda r: _known(r["flipped"]), False)] if flips else []
     return view(
         f"{cell}: the {count(len(mine))} lowest rows" if cell else "The lowest rows",
