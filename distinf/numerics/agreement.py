@@ -27,6 +27,7 @@ from distinf.errors import InputError, OtherMethod
 from distinf.numerics.batches import Batch, copied, rows, take
 from distinf.numerics.batches import leaves as leaves_of
 from distinf.numerics.curvature import Loss, applied, evaluating, per_sample
+from distinf.numerics.layer_uses import REENTRANT
 from distinf.numerics.parameters import Layout
 from distinf.numerics.projection import TwoSided
 from distinf.numerics.rounding import (
@@ -173,22 +174,39 @@ def passing_method(subject: Subject, methods: Sequence[str]) -> str:
 
 
 def _told_alone(subject: Subject) -> list[Alone]:
-    try:
-        return [_alone(subject, place) for place in _telling_rows(subject)]
-    except InputError:
-        raise
-    except Exception as error:
-        said = _training_mode(subject)
-        if said or subject.whole:
-            among = "" if said else ", but not among others; make it a function of one row"
-            raise InputError(
-                f"the loss fails on a row by itself ({_line(error)}){among}{said}"
-            ) from error
-        raise
+    found = []
+    for place in _telling_rows(subject):
+        try:
+            found.append(_alone(subject, place))
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            _refuse_failing_alone(subject, place, error)
+            raise
+    return found
+
+
+def _refuse_failing_alone(subject: Subject, place: int, error: Exception) -> None:
+    """InputError where a row's loss passes but not its gradient, or only among others."""
+    passes = False
+    with suppress(Exception):
+        passes = bool(subject.values([place]))
+    if passes:
+        raise InputError(
+            REENTRANT if "use_reentrant" in str(error) else
+            f"the loss of row {place} cannot be differentiated ({_line(error)}); mend the model or "
+            "the loss until loss(model, batch).sum().backward() passes on that row"
+        ) from error  # fmt: skip
+    said = _training_mode(subject)
+    if said or subject.whole:
+        among = "" if said else ", but not among others; make it a function of one row"
+        raise InputError(
+            f"the loss fails on a row by itself ({_line(error)}){among}{said}"
+        ) from error
 
 
 def _telling_rows(subject: Subject) -> list[int]:
-    """Places of up to three rows: the largest finite loss, the longest, the shortest, others."""
+    """Places of up to three rows: largest finite loss, longest (late if equal), shortest, last."""
     count = min(rows(subject.batch), max(subject.chunk, ROWS))
     _ = subject.rounding  # sees what `whole` is computed in
     losses, lengths = torch.tensor(subject.whole or [0.0] * count), torch.zeros(count)
@@ -200,9 +218,9 @@ def _telling_rows(subject: Subject) -> list[int]:
     finite = torch.isfinite(losses)
     ranked = [
         int(torch.where(finite, losses, -torch.inf).argmax()),
-        int(torch.where(finite, lengths, -1.0).argmax()),
+        count - 1 - int(torch.where(finite, lengths, -1.0).flip(0).argmax()),
         int(torch.where(finite, lengths, torch.inf).argmin()),
-        *(place for place in range(count) if finite[place]),
+        *(place for place in reversed(range(count)) if finite[place]),
         *range(count),
     ]
     return list(dict.fromkeys(ranked))[:ROWS]

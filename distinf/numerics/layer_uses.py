@@ -25,7 +25,7 @@ from distinf.numerics.sparse import SparseRows
 OTHERS = ("vmap", "loop")  # methods for what hooks cannot do
 LEAVE_OUT = ", or leave it out of the blocks"
 REENTRANT = (
-    "per-sample gradients by hooks do not pass reentrant gradient checkpointing; set its "
+    "per-sample gradients do not pass reentrant gradient checkpointing; set its "
     "use_reentrant=False, or turn checkpointing off"
 )
 

@@ -253,6 +253,14 @@ def test_a_loss_that_is_no_function_of_one_row_is_refused_by_every_method(name, 
         assert "\n" not in str(raised.value)
 
 
+def test_room_for_the_first_few_rows_alone_shows_in_the_last():
+    def full(model, batch):
+        return loss(model, batch) * (torch.arange(len(batch["y"])) < 4)
+
+    with pytest.raises(InputError, match=f"depends on the other rows of its batch: row {ROWS - 1}"):
+        per_sample_gradients(mlp(), full, data())
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(6), nn.BatchNorm1d(6).double()])
 def test_training_mode_inside_the_loss_is_refused_where_it_matters_and_named(layer):
     model = mlp(layer).to(torch.float32)

@@ -41,3 +41,14 @@ def test_a_loss_that_takes_no_single_row_is_told_so():
 
     with pytest.raises(InputError, match=r"fails on a row by itself .*but not among others"):
         per_sample_gradients(nn.Linear(4, 3), normalised, data())
+
+
+def test_a_loss_that_passes_but_not_its_gradient_is_told_so():
+    class InPlace(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).exp().mul_(2)
+
+    with pytest.raises(
+        InputError, match=r"row \d cannot be differentiated .RuntimeError: .*inplace"
+    ):
+        per_sample_gradients(InPlace(4, 3), loss, data())
