@@ -35,9 +35,15 @@ class Layout:
         dotted name. A shared parameter appears once, under its first name; one without entries is
         left out. With `embeddings`, also the weight of the input embedding, trainable or not: of
         `model.get_input_embeddings()`, or of the only nn.Embedding. Raises InputError if nothing
-        matches, and for a parameter that has no shape yet or, where `real`, is complex.
+        matches, for a parameter that has no shape yet or, where `real`, is complex, and for a model
+        of torch.jit.script.
         """
         pattern = _pattern(blocks)
+        if isinstance(model, torch.jit.RecursiveScriptModule):
+            raise InputError(
+                "a scripted model's parameters can't be looked up by name; put it into a plain "
+                "module: torch.nn.Sequential(model)"
+            )
         inputs = _input_embedding(model) if embeddings else None
         everything = list(model.named_parameters())
         trainable = [(name, p) for name, p in everything if p.requires_grad]

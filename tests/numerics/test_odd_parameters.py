@@ -201,6 +201,17 @@ def test_models_without_values_or_shapes_are_refused(method):
     assert len(per_sample_gradients(lazy, loss, batch, method=method)["weight"]) == 2
 
 
+def test_a_scripted_model_is_refused_and_taken_as_the_error_says():
+    batch = {"x": torch.randn(2, 4), "y": torch.tensor([0, 1])}
+    linear = nn.Linear(4, 3)
+    scripted = torch.jit.script(linear)
+    with pytest.raises(InputError, match=r"scripted model.*torch\.nn\.Sequential\(model\)"):
+        per_sample_gradients(scripted, loss, batch)
+    found = per_sample_gradients(nn.Sequential(scripted), loss, batch)
+    expected = per_sample_gradients(linear, loss, batch, method="loop")
+    torch.testing.assert_close(found["0.weight"], expected["weight"])
+
+
 @pytest.mark.parametrize("method", ["vmap", "loop"])
 def test_parametrised_tied_frozen_and_mixed_parameters(method):
     class Mixed(nn.Module):
