@@ -1,4 +1,6 @@
-"""Every knob of every stage, with its default. All of it is part of a run's fingerprint."""
+"""Every knob of every stage, with its default. What changes a result is part of a
+run's fingerprint (NOT_FINGERPRINTED in distinf/fingerprint.py names the rest).
+"""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,6 @@
-"""Every knob of the Gram route's stages, with its default. All of it is part of the fingerprint."""
+"""Every knob of the Gram route's stages, with its default. What changes a result is part
+of a run's fingerprint (NOT_FINGERPRINTED in distinf/fingerprint.py names the rest).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
