@@ -148,7 +148,13 @@ def _configurable(parser: argparse.ArgumentParser) -> None:
 def _read(options: argparse.Namespace, verb: str = "run") -> dict[str, Any]:
     from distinf.config_file import read
 
-    return read(options.config, options.overrides, verb, options.out)
+    raw = read(options.config, options.overrides, verb, options.out)
+    if not raw.get("task"):
+        raise InputError(
+            f"{options.config}: names no task; write 'task: mine:task' for your own (a function "
+            "task in mine.py), or 'task: receiver' for the study"
+        )
+    return raw
 
 
 def _run(options: argparse.Namespace) -> None:

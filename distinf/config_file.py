@@ -131,7 +131,7 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise InputError(f"{path}: not valid YAML: {reason}") from None
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: holds no keys; see configs/quickstart.yaml")
+        raise InputError(f"{path}: holds no keys; begin with 'task: mine:task' or 'task: receiver'")
     return raw
 
 

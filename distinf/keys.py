@@ -253,9 +253,9 @@ INTRODUCTION = """\
 
 *Made from the settings' own docstrings by `python -m distinf.keys > docs/configuration.md`.*
 
-A configuration is a YAML file. Every key may be left out; `--set train.steps=100` overrides one,
-and `extends: other.yaml` starts from another file's keys. `distinf init TASK FILE` writes a file
-with every key of a task's run, its default and its meaning.
+A configuration is a YAML file. Every key but `task` may be left out; `--set train.steps=100`
+overrides one, and `extends: other.yaml` starts from another file's keys. `distinf init TASK FILE`
+writes a file with every key of a task's run, its default and its meaning.
 """
 
 

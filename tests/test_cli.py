@@ -236,12 +236,16 @@ def test_what_is_about_to_be_done_is_said_before_anything_heavy_is_imported(
         (["score", "bad.yaml"], "error: bad.yaml: line 1 "),
         (["plan", "bad.yaml"], "error: bad.yaml: line 1 "),
         (["run", "no.yaml", "--set", "seed"], "error: no.yaml: "),
+        (["run", "empty.yaml"], "error: empty.yaml: names no task; write 'task: mine:task' for"),
+        (["plan", "keys.yaml"], "error: keys.yaml: names no task; write 'task: mine:task' for"),
         (["run", "mine:task", "--set", "seed"], "error: --set seed: write it as key=value"),
         (["status", "runs/no"], "error: runs/no: no config.yaml there; give the folder of a run"),
     ],
 )
 def test_what_cannot_be_read_is_told_as_soon(tmp_path, arguments, line):
     (tmp_path / "bad.yaml").write_text("a: [")
+    (tmp_path / "empty.yaml").write_text("{}")
+    (tmp_path / "keys.yaml").write_text("task:\ntrain: {steps: 3}")
     (tmp_path / "date.yaml").write_text("a: 2024-13-45")
     (tmp_path / "deep.yaml").write_text("[" * 3000)
     done = before_imports(tmp_path, *arguments)
