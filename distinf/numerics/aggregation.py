@@ -28,9 +28,13 @@ def aggregate(
     its lowest sample, k - 1 to the next, and so on (Eq. 10), with k = `top` samples, or that
     fraction of them if `top` < 1; both take scores rounded to 16 bits (`alike`). The paper leaves
     out queries that the model gets wrong: select rows first. Raises InputError for scores that are
-    not finite.
+    not finite, or no such tensors.
     """
-    blocks = {"scores": scores} if isinstance(scores, Tensor) else dict(scores)
+    blocks = dict(scores) if isinstance(scores, Mapping) else {"scores": scores}
+    for name, block in blocks.items():
+        if not isinstance(block, Tensor) or block.dim() != 2 or not block.shape[1]:
+            shown = tuple(block.shape) if isinstance(block, Tensor) else type(block).__name__
+            raise InputError(f"{name}: scores must be tensors [Q, N] with N >= 1, not {shown}")
     if not blocks or len({block.shape[1] for block in blocks.values()}) > 1:
         raise InputError("aggregate needs at least one block, all over the same training samples")
     for name, block_QN in blocks.items():

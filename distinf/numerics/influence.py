@@ -77,14 +77,15 @@ def influence(
     (which can also set scaling and policy); `damping` is lambda itself, None the estimator's
     documented default; `variant` (fisher, arnoldi) is classic by default.
     "arnoldi" needs `curvature`: Ritz pairs of the mean Hessian over exactly these training samples,
-    one per block, or one over all blocks in dict order (the result is then {"all": [Q, N]}). A
+    one per block, or one over all blocks in train's order (the result is then {"all": [Q, N]}). A
     score whose denominator is not positive is nan.
     Raises InputError for gradients that are not finite or do not fit each other.
     """
     settings = _settings(estimator, damping, variant)
     if isinstance(train, Mapping) and isinstance(query, Mapping) and train.keys() == query.keys():
         if isinstance(curvature, RitzPairs):
-            return {"all": _block("all", _joined(train), _joined(query), settings, curvature)}
+            same_order = {name: query[name] for name in train}
+            return {"all": _block("all", _joined(train), _joined(same_order), settings, curvature)}
         pairs = curvature or {}
         return {
             name: _block(name, train[name], query[name], settings, pairs.get(name))
@@ -116,8 +117,13 @@ def _settings(estimator: str | Estimator, damping: float | None, variant: str | 
                 f"estimator {estimator!r} is unknown; use one of {', '.join(ESTIMATORS)}"
             )
         settings: Estimator = ESTIMATORS[estimator]()
-    else:
+    elif isinstance(estimator, tuple(ESTIMATORS.values())):
         settings = estimator
+    else:
+        raise InputError(
+            f"estimator {estimator!r} must be one of {', '.join(ESTIMATORS)}, or an estimator's "
+            "settings"
+        )
     given: dict[str, Any] = {"damping": damping, "variant": variant}
     changes = {name: value for name, value in given.items() if value is not None}
     for name in changes:

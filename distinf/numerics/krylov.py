@@ -208,10 +208,11 @@ def iterate(matvec: Matvec, state: ArnoldiState) -> Iterator[StepRecord]:
 
 def _extend(state: ArnoldiState, product_D: Tensor) -> StepRecord:
     step = state.step
-    if product_D.shape != (state.basis.dim,):
+    if not isinstance(product_D, Tensor) or product_D.shape != (state.basis.dim,):
+        kind, shape = type(product_D).__name__, tuple(getattr(product_D, "shape", ()))
         raise InputError(
-            f"step {step}: the product has shape {tuple(product_D.shape)}, "
-            f"but the operator acts on vectors [{state.basis.dim}]"
+            f"step {step}: the product is a {kind} of shape {shape}, but the operator acts on "
+            f"tensors [{state.basis.dim}]"
         )
     result = state.basis.orthogonalise(product_D)
     if not (isfinite(result.incoming_norm) and isfinite(result.norm)):

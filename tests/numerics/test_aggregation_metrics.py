@@ -56,6 +56,9 @@ def test_bad_scores_and_settings_are_refused():
         distinf.aggregate({"a": SCORES, "b": SCORES[:, :2]})
     with pytest.raises(InputError, match="at least one query"):
         distinf.aggregate(SCORES[:0])
+    for scores in (SCORES[0], SCORES.numpy(), SCORES[:, :0]):
+        with pytest.raises(InputError, match=r"scores must be tensors \[Q, N\]"):
+            distinf.aggregate(scores, "rank")
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=30))

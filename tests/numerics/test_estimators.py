@@ -124,6 +124,9 @@ def test_blocks_are_scored_one_by_one_or_jointly_under_one_curvature(gradients):
     joint = distinf.influence(split_train, split_query, "arnoldi", curvature=pairs)
     whole = distinf.influence(train, query, "arnoldi", curvature=pairs)
     torch.testing.assert_close(joint["all"], whole)
+    turned = dict(reversed(split_query.items()))
+    joint = distinf.influence(split_train, turned, "arnoldi", curvature=pairs)
+    torch.testing.assert_close(joint["all"], whole)
 
 
 def test_zero_gradients_have_zero_scores_not_nan():
@@ -136,6 +139,8 @@ def test_bad_input_says_what_to_change(gradients):
     train, query = gradients
     with pytest.raises(InputError, match="estimator 'ekfac' is unknown"):
         distinf.influence(train, query, "ekfac")
+    with pytest.raises(InputError, match=r"must be one of tracin.*or an estimator's settings"):
+        distinf.influence(train, query, arnoldi.ArnoldiScoreSettings)
     with pytest.raises(InputError, match="needs curvature"):
         distinf.influence(train, query, "arnoldi")
     with pytest.raises(InputError, match="has no damping"):

@@ -172,6 +172,8 @@ def test_settings_that_cannot_work_are_refused():
         ArnoldiSettings(dtype="float16")
     with pytest.raises(InputError, match=r"shape \(3,\)"):
         arnoldi(lambda v: v[:3], 9, steps=2, keep=1)
+    with pytest.raises(InputError, match=rf"a ndarray of shape \({DIM},\)"):
+        arnoldi(lambda v: v.numpy(), DIM, settings=SETTINGS)
 
 
 def test_trace_is_the_kept_values_plus_hutchinsons_estimate_of_the_rest():
