@@ -288,6 +288,26 @@ def test_a_batch_that_is_changed_in_place_gives_the_right_gradients_and_stays():
         assert torch.equal(batch["x"], data()["x"])
 
 
+@pytest.mark.parametrize("largest", [0, 1, 2])
+def test_rows_that_stand_in_order_are_taken_in_the_other_order_too(largest):
+    batch = data(rows=3)
+    batch["x"], _ = sorted_inside(batch["x"])
+    batch["y"], batch["size"] = torch.tensor([0, 1, 0]), torch.ones(3)  # the second is the longest
+    batch["size"][largest] = 100.0  # the row that is looked at first
+
+    def sized(model, batch):
+        return loss(model, batch) * batch["size"]
+
+    def after_a_larger(model, batch):
+        sums = batch["x"].sum(1)
+        return sized(model, batch) + sums.cummax(0).values - sums
+
+    with pytest.raises(InputError, match="use method='vmap' or 'loop'"):
+        per_sample_gradients(SortedInside(), sized, batch, method="hooks")
+    with pytest.raises(InputError, match="depends on the other rows"):
+        per_sample_gradients(mlp(), after_a_larger, batch)
+
+
 # -- what is no disagreement -----------------------------------------------------------------
 
 

@@ -78,6 +78,20 @@ def test_a_functions_wrong_second_derivative_is_told_apart_from_its_right_first_
         passing_kind(model, CrossEntropy(), BATCH, Layout.of(model, "all"), "hessian")
 
 
+class Cut(ByHand):
+    """Whose backward forgets what it is differentiated by."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ByHand.backward(ctx, grad.detach())
+
+
+def test_a_functions_wrong_outputs_ahead_are_told_apart_too():
+    model = made(lambda x: x + Cut.apply(x))
+    with pytest.raises(InputError, match="another matrix than the gradient's differences"):
+        passing_kind(model, CrossEntropy(), BATCH, Layout.of(model, "all"), "gauss-newton")
+
+
 @pytest.mark.parametrize("middle", [nn.SiLU(), None])
 def test_the_products_by_double_backward_are_the_dense_matrices(middle):
     model = made(middle).double()
