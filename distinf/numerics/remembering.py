@@ -28,7 +28,7 @@ def _identity(loss: Any) -> Any:
         return _itself(loss)
     cells = getattr(function, "__closure__", None) or ()
     inside = tuple(_itself(cell.cell_contents) for cell in cells if _filled(cell))
-    defaults = repr((function.__defaults__, function.__kwdefaults__))
+    defaults = _itself((function.__defaults__, function.__kwdefaults__))
     return code, _itself(getattr(loss, "__self__", None)), inside, defaults
 
 
@@ -49,17 +49,22 @@ class _Itself:
 def _itself(value: Any) -> Any:
     if isinstance(value, int | float | str | None):
         return type(value), value
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_itself, value))
+    if isinstance(value, dict):
+        return type(value), _itself([*value.items()])
     try:
         return _Itself(value)
-    except TypeError:  # it has no weak references
-        return id(value)
+    except TypeError:  # it has no weak references, and its number may be another's tomorrow
+        return object()
 
 
 def _filled(cell: Any) -> bool:
     try:
-        return cell.cell_contents is not None
+        cell.cell_contents  # noqa: B018
     except ValueError:
         return False
+    return True
 
 
 def makeup(model: nn.Module) -> tuple[Any, ...]:

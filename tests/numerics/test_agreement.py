@@ -517,3 +517,15 @@ def test_another_loss_of_the_same_code_is_checked_anew():
                 per_sample_gradients(model, by_keyword, data())
         else:
             per_sample_gradients(model, by_keyword, data())
+
+
+@pytest.mark.parametrize("settings", [[0.0], {0: 0.0}])
+def test_a_loss_whose_settings_have_changed_is_checked_anew(settings):
+    def dropped(model, batch):
+        return loss(model, batch) + functional.dropout(batch["x"], settings[0]).sum(1)
+
+    model = mlp()
+    per_sample_gradients(model, dropped, data())
+    settings[0] = 0.5
+    with pytest.raises(InputError, match="not a function of model and row"):
+        per_sample_gradients(model, dropped, data())
