@@ -216,6 +216,17 @@ def test_a_cluster_that_is_still_to_be_joined_is_not_this_machine(tmp_path, monk
         plans.refuse_what_cannot_fit(found, config.runtime, Disk())
 
 
+def test_more_workers_than_cpus_are_counted_where_they_are_asked_for(tmp_path, monkeypatch):
+    raw = {**POINTS, "out": str(tmp_path / "run"), "runtime": {"workers": 8}}
+    config = resolve(raw)
+    found = plans.quick_plans(config.session(str(tmp_path), torch.device("cpu")), config.runtime)
+    held = max(p.memory for p in found)
+    monkeypatch.setattr(machine, "cpus_here", lambda: 2)
+    monkeypatch.setattr(machine, "memory_here", lambda: 2.5 * held)
+    with pytest.raises(InputError, match=r"[4-8] workers need about .*set runtime.workers=2"):
+        plans.refuse_what_cannot_fit(found, config.runtime, Disk())
+
+
 def test_a_plan_shows_host_and_gpu_apart(tmp_path):
     config = resolve({**merged(POINTS, {}), "out": str(tmp_path / "run")})
     out = io.StringIO()
