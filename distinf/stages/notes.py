@@ -67,10 +67,15 @@ def _in_words(value: Any) -> Any:
 
 
 def beside(own: Mapping[str, Any], notes: Mapping[Any, Any]) -> dict[str, Any]:
-    """Own columns and notes; a note that is called like one of ours is called note_<name>."""
+    """Own columns and notes; a note that is called like one of ours is called note_<name>.
+
+    InputError for a note without a name.
+    """
     found = dict(own)
     for key, value in notes.items():
         name = str(plain_value(key))
+        if not name.strip():
+            raise InputError("task: a note has an empty name; give it one, as in {'text': texts}")
         while name in found:
             name = f"note_{name}"
         found[name] = plain_value(value)

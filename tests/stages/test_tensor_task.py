@@ -116,6 +116,12 @@ def test_a_note_called_like_a_column_of_ours_stands_beside_it():
     assert task.describe(np.array([2])) == [{"row": 2, "note_row": 12, "7": "c"}]
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_note_without_a_name_is_refused(name):
+    with pytest.raises(InputError, match="a note has an empty name; give it one"):
+        noted(notes={name: list("abcdef")}).describe(np.array([2]))
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
