@@ -120,11 +120,13 @@ def _refusal(config: RunConfig, blobs: Blobs, keys: Sequence[str]) -> str:
     accept = " ".join(f"--accept {shlex.quote(key)}" for key in _prefixes(keys))
     code = [key for key in keys if key.startswith(("code.", "version."))]
     about = f" ({code[0]}: the source or a package changed)" if code else ""
-    return (
+    line = (
         f"out: {blobs.root} belongs to another run (differing: {shown}); choose another folder, "
-        f"as by --out {shlex.quote(_free_folder(str(config.out)))}, or {accept} to go on and keep "
-        f"what does not depend on it{about}"
+        f"as by --out {shlex.quote(_free_folder(str(config.out)))}"
     )
+    if {"task", "route"} & set(keys):  # nothing to keep
+        return line
+    return f"{line}, or {accept} to go on and keep what does not depend on it{about}"
 
 
 def _prefixes(keys: Sequence[str], most: int = 4) -> list[str]:

@@ -187,6 +187,13 @@ def test_a_row_that_is_not_finite_stops_training_with_one_line(tmp_path):
         run_points(tmp_path / "poisoned", task="tests.support.blobs_task:poisoned")
 
 
+def test_another_task_is_given_another_folder_and_no_way_to_go_on(finished, tmp_path):
+    out = tmp_path / "changed"
+    run_points(out)
+    with pytest.raises(InputError, match=r"differing: .*, task\); choose .* --out \S*changed-2$"):
+        run_points(out, task="tests.test_run:hopeless")
+
+
 def test_another_config_is_refused_by_key_and_can_be_accepted(finished, tmp_path):
     out = tmp_path / "changed"
     first = run_points(out)
