@@ -247,7 +247,8 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     try:
         config = kind(**{**raw, "route": kind.ROUTE})
     except ValidationError as error:
-        raise InputError(f"{where}: {_explain(error, kind)}") from None
+        own = _untyped(error, raw)
+        raise InputError(f"{where}: {_explain(error, kind)}{own}") from None
     typed = settings_type(config.task)
     if not dataclasses.is_dataclass(typed):
         _ = config.variations
@@ -279,6 +280,15 @@ def _with_own_settings(raw: Mapping[str, Any], kind: type[RunConfig]) -> dict[st
     return rest
 
 
+def _untyped(error: ValidationError, raw: Mapping[str, Any]) -> str:
+    """Where an unknown key belongs that is a setting of a task which does not say what it has."""
+    first = error.errors()[0]
+    unknown = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
+    if not unknown or dataclasses.is_dataclass(settings_type(raw.get("task", "receiver"))):
+        return ""
+    return f"; a setting of the task's own is settings.{first['loc'][0]}"
+
+
 def _explain(error: ValidationError, root: Any = RunConfig, skip: int = 0) -> str:
     """The first problem in one line, with the nearest valid name for an unknown key.
 
@@ -294,6 +304,9 @@ def _explain(error: ValidationError, root: Any = RunConfig, skip: int = 0) -> st
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
         return f"unknown key '{'.'.join(path[skip:])}'; {hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("dataclass_type", "dict_type"):
+        inner = next(_field_names(root, path), "key")
+        message = f"holds keys and is no value; set one of them, as in {'.'.join(path)}.{inner}"
     return ": ".join(filter(None, [".".join(path[skip:]), f"{message}{more}"]))
 
 

@@ -75,6 +75,11 @@ def _given(path: str) -> tuple[dict[str, Any], str]:
     if _task_of(path) is not None:
         return {"task": path}, "."
     file = Path(path)
+    if not file.suffix and not file.exists():
+        raise InputError(
+            f"{path}: No such file or directory; give the path of a YAML file, a run's folder, or "
+            "a task, as in mine:task"
+        )
     if file.is_dir():
         file = file / CONFIG
     return _extended(path, file), str(file.parent)

@@ -44,6 +44,18 @@ BAD = [
     ({"task": "json:loads"}, r"task: json:loads is no task factory"),
     ({"seed": -1}, r"seed: .*greater than or equal to 0"),
     ({"task": "reciever"}, r"'reciever' is neither a study \(noisy_labels, receiver\) nor module:"),
+    ({"task": "reciever"}, r"; did you mean 'receiver'\?"),
+    ({"task": "mine"}, r"; write it as in mine:task"),
+    (
+        {"task": "tests.test_run:hopeless", "trained": True},
+        r"unknown key 'trained'; did you mean 'train'\?; a setting of the task's own is set",
+    ),
+    (
+        {"task": "tests.support.blobs_task:task", "trained": True},
+        r"unknown key 'trained'; did you mean 'train'\?$",
+    ),
+    ({"train": 3}, r"train: holds keys and is no value; set one of them, as in train.steps"),
+    ({"beside": {"a": 3}}, r"beside.a: holds keys and is no value; .* as in beside.a.key"),
     ({"task": "no_such_module:task"}, r"task: no module 'no_such_module'"),
     ({"task": "tests.support.blobs_task:absent"}, r"has no 'absent' \(it has .*task"),
     ({"train": {"steps": 10**22}}, r"train: steps: 1\d* in pieces of checkpoint_every 50 are more"),
@@ -123,6 +135,8 @@ def test_a_wrong_base_is_one_line(tmp_path, text, message):
 def test_a_missing_file_is_one_line():
     with pytest.raises(InputError, match=r"nowhere.yaml: No such file.*give the path"):
         load("nowhere.yaml")
+    with pytest.raises(InputError, match=r"mine: No such file .*, or a task, as in mine:task"):
+        load("mine")
 
 
 def test_task_settings_are_resolved_to_their_defaults():

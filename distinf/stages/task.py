@@ -3,6 +3,7 @@
 A task is an import path plus settings. Every worker builds its own; none is ever pickled.
 """
 
+import difflib
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -171,7 +172,9 @@ def task_path(name: str) -> str:
     faults.note_task(name)
     if not all(name.partition(":")):
         known = ", ".join(sorted(STUDIES))
-        raise InputError(f"task: '{name}' is neither a study ({known}) nor module:function")
+        near = difflib.get_close_matches(name, STUDIES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "write it as in mine:task"
+        raise InputError(f"task: '{name}' is neither a study ({known}) nor module:function; {hint}")
     return name
 
 
