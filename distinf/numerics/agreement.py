@@ -262,15 +262,19 @@ def _refuse_mixing(subject: Subject, found: Sequence[Alone]) -> None:
     """InputError where a row's loss or gradient among other rows is not what it is alone."""
     alone = {row.place: row for row in found}
     places = _filled([row.place for row in found], ROWS)
+    norms = [norm(alone[p].grads) for p in places]
+    most = 1 / subject.rounding.epsilon  # float16 has no room for more
+    shares = [min(max(norms) / n, most) if n else 1.0 for n in norms]
     # Powers of two: no signs of three gradients along one line make their sum vanish.
-    weights = [2.0**k / (norm(alone[p].grads) or 1.0) for k, p in enumerate(places)]
+    weights = [2.0**k * share for k, share in enumerate(shares)]
     try:
         values, together = subject.differentiated(places, weights)
         backwards = subject.values(places[::-1])[::-1]
         groups = [*zip(places, values), *zip(places, backwards), *enumerate(subject.whole)]
         for place, value in groups:
-            if place in alone and not subject.rounding.same(alone[place].value, value):
-                _raise_mixing(subject, place, f"has the loss {alone[place].value:.6g} alone "
+            row = alone.get(place)
+            if row and not subject.rounding.same(row.value, value) and _moved(subject, row, value):
+                _raise_mixing(subject, place, f"has the loss {row.value:.6g} alone "
                                   f"and {value:.6g} among others")  # fmt: skip
     except InputError:
         raise
@@ -285,6 +289,19 @@ def _refuse_mixing(subject: Subject, found: Sequence[Alone]) -> None:
     if _beyond_rounding(subject, error, name, wanted, apart):
         _raise_mixing(subject, places[0], f"has a gradient that differs by {error:.1%} in "
                       f"{name!r} when it is among others")  # fmt: skip
+
+
+def _moved(subject: Subject, row: Alone, value: float) -> bool:
+    """Whether a row's loss is further from what it is alone than the last bits take it."""
+    changes = []
+
+    def again(changed: Gradients) -> Gradients:
+        values, grads = subject.differentiated([row.place], [1.0], changed)
+        changes.append(abs(values[0] - row.value))
+        return grads
+
+    subject.rounding.noise(subject.model, row.grads, again, next(iter(row.grads)))
+    return not abs(value - row.value) <= NOISE * max(changes)
 
 
 def _summed(parts: Sequence[Gradients], weights: Sequence[float]) -> Gradients:

@@ -345,6 +345,25 @@ def test_rounding_zeros_and_rows_that_are_not_finite_are_no_disagreement(name):
         assert len(next(iter(found.values()))) == len(batch["y"])
 
 
+def test_small_gradients_in_float16_do_not_overflow_the_check():
+    def small(model, batch):
+        return loss(model, batch) * 2**-15
+
+    assert per_sample_gradients(mlp().half(), small, data(dtype=torch.float16))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_that_a_loss_multiplies_is_no_mixing(seed):
+    def far(model, batch):
+        return functional.huber_loss(model(batch["x"])[:, 0] * 1e6, batch["t"], reduction="none")
+
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+    x = torch.randn(24, 6)
+    batch = {"x": x, "t": model(x)[:, 0].detach() * 1e6}
+    assert per_sample_gradients(model, far, batch)
+
+
 def test_rounding_is_what_the_last_bits_do_and_no_more():
     """A difference that is small but no rounding is one."""
     model = mlp()
