@@ -186,8 +186,10 @@ def flat_gradients(
 
 
 def _check(method: str, chunk: int) -> None:
-    if method not in METHODS or chunk < 1:
-        raise InputError(f"method {method!r} must be one of {[*METHODS]}, and chunk {chunk} >= 1")
+    if method not in METHODS:
+        raise InputError(f"method {method!r} must be one of {', '.join(METHODS)}, or None")
+    if chunk < 1:
+        raise InputError(f"chunk {chunk} must be at least 1")
 
 
 def _chunks(batch: Batch, size: int) -> Iterator[Batch]:
