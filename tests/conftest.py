@@ -1,8 +1,13 @@
 """What holds for every test."""
 
+import signal
+
 import hypothesis
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background, as by nohup
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine may be slow.
 hypothesis.settings.register_profile("unhurried", deadline=None)
