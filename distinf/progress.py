@@ -144,21 +144,25 @@ def summary(session: Session, seconds: float, console: Console | None = None) ->
 
 
 def _basis_summary(session: Any) -> list[Table]:
-    """The gap reduction of each selection."""
+    """What each selection did to its targets and to the other rows."""
     trials = results.headline_outcomes(session)
     words = results.wording(session)
     table = Table(title="Gap reduction after fine-tuning", title_justify="left")
-    for name in ("fine-tuned on", "mean", "deviation", "trials"):
+    others = f"{words.metric} of others"
+    for name in ("fine-tuned on", "mean", "deviation", others, "trials"):
         table.add_column(name, justify="left" if name == "fine-tuned on" else "right")
     for selection in session.settings.actions.selections:
-        found = np.array([t.gap_reduction_pct for t in trials if t.selection == selection])
+        mine = [t for t in trials if t.selection == selection]
+        found = np.array([t.gap_reduction_pct for t in mine])
         found = found[np.isfinite(found)]
+        price = [t.non_target_change_pct for t in mine if t.non_target_change_pct is not None]
         if len(found):
             mean, deviation = (
                 f"{found.mean():.1f} %",
                 f"{found.std(ddof=1) if len(found) > 1 else 0.0:.1f}",
             )
-            table.add_row(f"{selection} {words.noun}", mean, deviation, str(len(found)))
+            paid = f"{np.mean(price):+.1f} %" if price else ""
+            table.add_row(f"{selection} {words.noun}", mean, deviation, paid, str(len(found)))
     return [table]
 
 

@@ -24,11 +24,11 @@ def aggregate(
     """fp64 [N] from [Q, N] or {block: [Q, N]}; low means detrimental, as in the scores themselves.
 
     mean: over queries and blocks. rank: sum over queries and blocks of the number of samples scored
-    strictly lower (paper 003, Eq. 9). vote: minus the votes; each query and block gives k votes to
-    its lowest sample, k - 1 to the next, and so on (Eq. 10), with k = `top` samples, or that
-    fraction of them if `top` < 1; both take scores rounded to 16 bits (`alike`). The paper leaves
-    out queries that the model gets wrong: select rows first. Raises InputError for scores that are
-    not finite, or no such tensors.
+    strictly lower (Vitel and Chhabra, Eq. 9). vote: minus the votes; each query and block gives k
+    votes to its lowest sample, k - 1 to the next, and so on (Eq. 10), with k = `top` samples, or
+    that fraction of them if `top` < 1; both take scores rounded to 16 bits (`alike`). The paper
+    leaves out queries that the model gets wrong: select rows first. Raises InputError for scores
+    that are not finite, or no such tensors.
     """
     blocks = dict(scores) if isinstance(scores, Mapping) else {"scores": scores}
     for name, block in blocks.items():
@@ -60,8 +60,9 @@ def aggregate(
 def tallies(scores_QN: Tensor, right_Q: Tensor, top: float | int = 0.3) -> dict[str, Tensor]:
     """{"mean", "rank", "vote"}: fp64 [N] each, as `aggregate` gives them, for one block.
 
-    The mean is over all queries; rank and vote are over those of `right_Q` (bool [Q]), as in paper
-    003. Sums over blocks of ranks and votes, and means of means, are those of all blocks together.
+    The mean is over all queries; rank and vote are over those of `right_Q` (bool [Q]), as in
+    Vitel and Chhabra. Sums over blocks of ranks and votes, and means of means, are those of all
+    blocks together.
     """
     votes = votes_of(top, scores_QN.shape[1])
     ranks_N, cast_N = _ranks_and_votes(alike(scores_QN[right_Q]), votes)

@@ -26,7 +26,7 @@ class Cancellation:
 
 
 def cancellation(sum_abs_P: Tensor, sum_P: Tensor) -> Cancellation:
-    """The cancellation effect C of paper 003, Eq. 7, in its L1 form, and per parameter.
+    """The cancellation effect C of Vitel and Chhabra, Eq. 7, in its L1 form, and per parameter.
 
     sum_abs_P: sum over samples of |g|; sum_P: sum over samples of g, of either sign. A parameter
     that no sample has a gradient for (an embedding row never used) says nothing and is left out.

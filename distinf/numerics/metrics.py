@@ -30,7 +30,7 @@ def lowest_first(scores_N: Tensor) -> Tensor:
 
 
 def noise_curve(scores_N: Tensor, flipped_N: Tensor) -> Tensor:
-    """int64 [N + 1]: flipped samples among the lowest 0, 1, …, N scores (paper 003, section 5.4).
+    """int64 [N + 1]: flipped samples among the lowest 0, 1, …, N scores (Vitel and Chhabra, 5.4).
 
     flipped_N: bool; at least one must be true.
     """
@@ -58,6 +58,43 @@ def ndr(scores_N: Tensor, flipped_N: Tensor, share: float = 0.3) -> float:
     """
     curve = noise_curve(scores_N, flipped_N)
     return float(curve[removed(len(scores_N), share)]) / float(curve[-1])
+
+
+def ndr_of_labels(labels_N: Tensor, flipped_N: Tensor, share: float = 0.3) -> float:
+    """`ndr` expected of removing rows by their given label alone, the one most often wrong first.
+
+    labels_N: int64 classes. Rows of one label go at random. Where classes are unequal it is far
+    above `share`, which is what rows at random have.
+    """
+    totals, wrong = _by_label(labels_N, flipped_N)
+    left, found = removed(len(labels_N), share), 0.0
+    for place in (wrong / totals).argsort(descending=True, stable=True).tolist():
+        taken = min(left, int(totals[place]))
+        found += taken * float(wrong[place] / totals[place])
+        left -= taken
+    return found / float(wrong.sum())
+
+
+def ndr_within_labels(
+    scores_N: Tensor, labels_N: Tensor, flipped_N: Tensor, share: float = 0.3
+) -> float:
+    """`ndr` expected of these scores if the wrong labels lay at random within each given label."""
+    totals, wrong = _by_label(labels_N, flipped_N)
+    lowest = lowest_first(scores_N)[: removed(len(scores_N), share)]
+    taken = torch.bincount(_places(labels_N)[lowest], minlength=len(totals))
+    return float((taken * wrong / totals).sum() / wrong.sum())
+
+
+def _by_label(labels_N: Tensor, flipped_N: Tensor) -> tuple[Tensor, Tensor]:
+    """fp64 [C] each: rows and wrong rows of every label that occurs."""
+    places_N, flipped_N = _places(labels_N), flipped_N.detach().cpu().bool()
+    if flipped_N.shape != labels_N.shape or not bool(flipped_N.any()):
+        raise InputError("flipped must mark at least one of the samples that have a label")
+    return torch.bincount(places_N).double(), torch.bincount(places_N, flipped_N.double())
+
+
+def _places(labels_N: Tensor) -> Tensor:
+    return labels_N.detach().cpu().unique(return_inverse=True)[1]
 
 
 def ndr_auc(scores_N: Tensor, flipped_N: Tensor) -> float:

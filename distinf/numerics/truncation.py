@@ -20,7 +20,7 @@ def truncation_bound(values: Tensor | Sequence[float], kind: Kind = "max") -> Te
     max:    |θᵀ(H - H_k)θ| ≤ |λ_{k+1}| for ‖θ‖ = 1, the spectral norm of what is dropped
     sum_sq: √(Σ_{j>k} λ_j²), its Frobenius norm, which bounds the same from above
 
-    A reconstruction of Schioppa et al. 2022, Lemma 1, as paper 000 uses it for its Fig. 5 and 6.
+    A reconstruction of Schioppa et al. 2022, Lemma 1, for Fig. 5 and 6 of Tuononen et al.
     Only the K known eigenvalues enter, in any order: what they leave out is in no bound.
     """
     if kind not in get_args(Kind):

@@ -5,7 +5,7 @@ Shape legend: Q queries, N training samples, K Ritz pairs.
 """
 
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Literal, get_args
 
 import torch
@@ -17,6 +17,7 @@ from distinf.numerics.krylov import complement_mean
 Policy = Literal["refuse", "keep", "absolute", "drop"]
 Variant = Literal["classic", "theta-relative", "ell-relative", "newfluence"]
 Scaling = Literal["mean", "paper"]
+Complement = Literal["none", "damping", "mean"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
 
 # A denominator below this fraction of the damping amplifies a pair beyond what its accuracy allows.
@@ -43,22 +44,28 @@ class PolicyReport:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The damped operator that scores use: pairs, damping, and the complement's mean eigenvalue.
+    """The damped operator that scores use: pairs, damping, and what takes the place of the rest.
 
-    values_K: fp64 Ritz values after the policy; kept: their positions among the original pairs
-    (None: all, in order).
+    values_K: fp64 Ritz values after the policy; complement: the eigenvalue outside the pairs (None:
+    the inverse is truncated to the pairs, as in Eq. 7 of Tuononen, Penttinen and Hautamäki); kept:
+    the values' positions among the original pairs (None: all, in order).
     """
 
     values_K: Tensor
     damping: float
-    complement: float = 0.0
+    complement: float | None = 0.0
     kept: tuple[int, ...] | None = None
     report: PolicyReport = field(default_factory=PolicyReport)
 
     @property
     def rest(self) -> float:
-        """Denominator outside the pairs, complement + damping."""
-        return self.complement + self.damping
+        """Denominator outside the pairs, complement + damping; infinite where truncated."""
+        return inf if self.complement is None else self.complement + self.damping
+
+    @property
+    def outside(self) -> float:
+        """The inverse's eigenvalue outside the pairs; 0 where truncated, or nothing is outside."""
+        return 1.0 / self.rest if self.rest else 0.0
 
     def select(self, tensor: Tensor, dim: int = -1) -> Tensor:
         """The kept pairs' entries of a tensor that has all original pairs along `dim`."""
@@ -74,20 +81,34 @@ def spectrum(
     dim: int,
     trace: float = nan,
     policy: Policy = "refuse",
+    complement: Complement = "mean",
 ) -> Spectrum:
     """Apply the policy for negative and tiny Ritz values of an operator in `dim` dimensions.
 
-    refuse: InputError if any value + damping is not safely positive. keep: all as they are.
+    complement: what the operator is outside the pairs. none: nothing, the inverse is truncated (a
+    damping of 0 is then legal); damping: the damping alone; mean: the mean eigenvalue there by
+    `trace`, at least 0 and 0 without a trace, and the damping.
+
+    policy: refuse: InputError if any value + damping is not safely positive. keep: all as they are.
     absolute: negative values become their magnitude. drop: negative or unsafe pairs join the
-    complement, whose mean eigenvalue (at least 0) follows from `trace`; it is 0 without a trace.
+    complement.
     """
     if policy not in get_args(Policy):
         raise InputError(f"policy {policy!r} is unknown; use one of {', '.join(get_args(Policy))}")
     if not (isfinite(damping) and damping >= 0):
         raise InputError(f"damping {damping} must be a finite number >= 0")
+    if complement not in get_args(Complement):
+        known = ", ".join(get_args(Complement))
+        raise InputError(f"complement {complement!r} is unknown; use one of {known}")
+    if complement == "damping":
+        trace = nan
     values_K = values_K.detach().to("cpu", torch.float64)
+
+    def outside(kept_K: Tensor) -> float | None:
+        return None if complement == "none" else _complement(trace, kept_K, dim, damping)
+
     if not len(values_K):
-        return Spectrum(values_K, damping, _complement(trace, values_K, dim, damping))
+        return Spectrum(values_K, damping, outside(values_K))
     smallest, largest = float(values_K.min()), float(values_K.abs().max())
     floor = max(SAFE_FRACTION * damping, RITZ_PRECISION * largest)
     negative_K = values_K < 0
@@ -114,8 +135,7 @@ def spectrum(
         smallest=smallest,
     )
     # The trace is the operator's own, so the complement's share is what its own values leave.
-    complement = _complement(trace, values_K[kept], dim, damping)
-    return Spectrum(final_K, damping, complement, tuple(kept.tolist()), report)
+    return Spectrum(final_K, damping, outside(values_K[kept]), tuple(kept.tolist()), report)
 
 
 def _complement(trace: float, values_K: Tensor, dim: int, damping: float) -> float:
@@ -123,7 +143,7 @@ def _complement(trace: float, values_K: Tensor, dim: int, damping: float) -> flo
     if dim > len(values_K) and mean + damping <= 0:
         raise InputError(
             f"damping 0 leaves {dim - len(values_K)} directions outside the Ritz pairs with a zero "
-            "denominator; set a damping > 0"
+            "denominator; set a damping > 0, or complement to 'none'"
         )
     return mean
 
@@ -186,7 +206,7 @@ def scores(
     squares_NK = train_NK.square()
     # Rounding can leave a sample inside the basis with slightly less than nothing outside.
     rest_N = (coordinates.train_sqnorm_N.double() - squares_NK.sum(1)).clamp(min=0.0)
-    outside = 1.0 / spectrum.rest if spectrum.rest else 0.0
+    outside = spectrum.outside
     self_N = squares_NK @ inverse_K + rest_N * outside
     solved_sqnorm_N = squares_NK @ inverse_K.square() + rest_N * outside**2
     total = count if count is not None else len(train_NK)
@@ -197,22 +217,27 @@ def scores(
 
 def damped_dots(coordinates: Coordinates, spectrum: Spectrum) -> Tensor:
     """fp64 [Q, N]: g_q . (H + damping)^-1 g_i, the classic score."""
+    inside_QN, outside_QN = split_dots(coordinates, spectrum)
+    return inside_QN + outside_QN
+
+
+def split_dots(coordinates: Coordinates, spectrum: Spectrum) -> tuple[Tensor, Tensor]:
+    """fp64 [Q, N] each: what the pairs bring to the classic score, and what lies outside them."""
     train_NK = spectrum.select(coordinates.train_NK).double()
     query_QK = spectrum.select(coordinates.query_QK).double()
     inverse_K = (1.0 / (spectrum.values_K + spectrum.damping)).to(train_NK.device)
-    outside = 1.0 / spectrum.rest if spectrum.rest else 0.0
-    inside_QN = (query_QK * (inverse_K - outside)) @ train_NK.T
-    return inside_QN + coordinates.dots_QN.double() * outside
+    rest_QN = coordinates.dots_QN.double() - query_QK @ train_NK.T
+    return (query_QK * inverse_K) @ train_NK.T, rest_QN * spectrum.outside
 
 
 def damped_inverse(vector_P: Tensor, vectors_KP: Tensor, spectrum: Spectrum) -> Tensor:
-    """[P]: (H + damping)^-1 v, H being the spectrum's pairs and its mean eigenvalue elsewhere.
+    """[P]: (H + damping)^-1 v, with the spectrum's pairs and its complement elsewhere.
 
     vectors_KP: all original pairs' vectors.
     """
     kept_KP = spectrum.select(vectors_KP, 0)
     inverse_K = (1.0 / (spectrum.values_K + spectrum.damping)).to(vector_P.device)
-    outside = 1.0 / spectrum.rest if spectrum.rest else 0.0
+    outside = spectrum.outside
     weights_K = (inverse_K - outside) * (kept_KP @ vector_P.to(kept_KP)).double()
     return (kept_KP.T @ weights_K.to(kept_KP) + outside * vector_P).to(vector_P)
 

@@ -95,6 +95,9 @@ class Task(Protocol):
     metric     the key of `evaluate` that should go down
     reference  the key of what is achievable per sample, or None: the gap is the metric itself
     axis       a key of `evaluate` to plot the metric against, or None
+
+    It may also have `conditions`, keys of `evaluate`: rows that agree on all of them were measured
+    under the same conditions, and of those one is taken as a target.
     """
 
     losses: Mapping[str, PerSampleLoss]
@@ -149,6 +152,14 @@ class StoredTask(Protocol):
 
     def attach(self, split: str, rows: RowSource) -> None:
         """From now on `batch` reads the split from `rows`."""
+
+
+@runtime_checkable
+class RedrawingTask(Protocol):
+    """A task that can draw more rows under the conditions of one of its evaluation rows."""
+
+    def redrawn(self, row: int, count: int) -> Batch:
+        """`count` rows that are in no split, as `batch` gives them; the same at every call."""
 
 
 @runtime_checkable

@@ -162,3 +162,37 @@ def test_cancellation_refuses_sums_that_do_not_match_or_are_not_finite():
         cancellation(torch.ones(2), torch.ones(3))
     with pytest.raises(InputError, match="not finite"):
         cancellation(torch.tensor([math.inf]), torch.ones(1))
+
+
+def test_what_the_given_label_alone_finds_is_the_mean_over_random_orders():
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(200, generator=generator) < 0.25).long()
+    wrong_share = torch.where(labels == 1, 0.6, 0.05)
+    flipped = torch.rand(200, generator=generator) < wrong_share
+    share, found = 0.3, []
+    for _ in range(2_000):  # rows of label 1 first, at random among themselves
+        scores = torch.rand(200, generator=generator) - labels.float()
+        found.append(metrics.ndr(scores, flipped, share))
+    expected = np.mean(found)
+    assert metrics.ndr_of_labels(labels, flipped, share) == pytest.approx(expected, abs=0.01)
+    assert expected > 2 * share
+    equal = torch.arange(200) % 2
+    assert metrics.ndr_of_labels(equal, torch.arange(200) % 10 < 2, share) == pytest.approx(share)
+
+
+def test_what_the_labels_of_a_ranking_find_is_the_mean_over_flips_within_them():
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(3, (150,), generator=generator) * 4
+    flipped = torch.rand(150, generator=generator) < 0.1 + 0.05 * labels
+    scores = torch.randn(150, generator=generator) - 0.2 * labels
+    found = []
+    for _ in range(2_000):
+        moved = flipped.clone()
+        for label in (0, 4, 8):
+            rows = torch.nonzero(labels == label).flatten()
+            moved[rows] = flipped[rows[torch.randperm(len(rows), generator=generator)]]
+        found.append(metrics.ndr(scores, moved, 0.3))
+    within = metrics.ndr_within_labels(scores, labels, flipped, 0.3)
+    assert within == pytest.approx(np.mean(found), abs=0.01)
+    with pytest.raises(InputError, match="at least one"):
+        metrics.ndr_within_labels(scores, labels, torch.zeros(150, dtype=torch.bool), 0.3)

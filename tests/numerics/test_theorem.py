@@ -1,4 +1,4 @@
-"""Theorem 5.1 of paper 003: parameters whose gradients cancel can still tell samples apart.
+"""Theorem 5.1 of Vitel and Chhabra: parameters whose gradients cancel can still tell samples apart.
 
 theta and w are scalar parameters; a noisy sample x1 and a clean one x2 have training gradients
 (a1, b1) and (a2, b2), and a validation sample x3 has (a3, b3). With TracIn, I_theta = a_i a3 and

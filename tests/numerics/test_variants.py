@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from distinf.errors import InputError
 from distinf.numerics.krylov import arnoldi
 from distinf.numerics.metrics import spearman
-from distinf.numerics.variants import Coordinates, damped_dots, scores, spectrum
+from distinf.numerics.variants import (
+    Coordinates,
+    damped_dots,
+    damped_inverse,
+    scores,
+    spectrum,
+    split_dots,
+)
 from tests.numerics.cases import symmetric
 
 DIM, SAMPLES, QUERIES = 30, 25, 4
@@ -69,6 +76,46 @@ def test_the_complement_is_damping_alone_without_a_trace(case):
     coordinates, damped, inverse = placed(case, 5, complement_from_trace=False)
     assert damped.complement == 0.0
     torch.testing.assert_close(damped_dots(coordinates, damped), case[1] @ inverse @ case[0].T)
+
+
+@pytest.mark.parametrize("damping", [0.0, DAMPING])
+def test_without_a_complement_the_inverse_is_truncated_in_every_variant(case, damping):
+    """Eq. 7 of Tuononen, Penttinen and Hautamäki."""
+    train, query, matrix = case
+    values, vectors = torch.linalg.eigh(matrix)
+    values, basis = values[-5:], vectors[:, -5:].T
+    coordinates = Coordinates.of(train, query, basis)
+    truncated = spectrum(values, damping, dim=DIM, trace=float(matrix.trace()), complement="none")
+    inverse = (basis.T / (values + damping)) @ basis
+    classic = query @ inverse @ train.T
+    self_influence = (train @ inverse * train).sum(1)
+    expected = {
+        "classic": classic,
+        "theta-relative": classic / (train @ inverse).norm(dim=1),
+        "ell-relative": classic / self_influence.sqrt(),
+        "newfluence": classic / (1 - self_influence / 1000),
+    }
+    for variant, dense in expected.items():
+        found = scores(coordinates, truncated, variant, count=1000).scores_QN
+        torch.testing.assert_close(found, dense)
+    inside, outside = split_dots(coordinates, truncated)
+    torch.testing.assert_close(inside, classic)
+    assert not outside.any()
+    torch.testing.assert_close(damped_inverse(train[0], basis, truncated), inverse @ train[0])
+
+
+def test_damping_alone_stands_outside_the_pairs_whatever_the_trace(case):
+    train, query, matrix = case
+    coordinates, by_trace, _ = placed(case, 5)
+    _, alone, inverse = placed(case, 5, complement_from_trace=False)
+    found = spectrum(
+        by_trace.values_K, DAMPING, dim=DIM, trace=float(matrix.trace()), complement="damping"
+    )
+    assert found.complement == alone.complement == 0.0
+    inside, outside = split_dots(coordinates, found)
+    torch.testing.assert_close(inside + outside, query @ inverse @ train.T)
+    with pytest.raises(InputError, match="complement 'all' is unknown; use one of none, damping"):
+        spectrum(by_trace.values_K, DAMPING, dim=DIM, complement="all")
 
 
 def test_solved_dots_replace_the_numerator_only(case):

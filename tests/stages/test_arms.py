@@ -20,13 +20,18 @@ ALSO = {
     "orders": {"order": ["random", "rank", "weighted"], "selections": ["helpful"]},
     "several": {"aim": "multi-target", "selections": ["random", "helpful", "group"]},
     "adapters": {"adapter": 2},
+    "retaining": {"retain": [0.0, 0.5], "selections": ["helpful"], "targets": 1, "seeds": 1},
+    "stopping": {"stop": 0.0, "selections": ["harmful"], "steps": 40, "lr": 0.05},
+    "together": {"aim": "multi-target", "update": "second-order", "selections": ["helpful"],
+                 "newton_pairs": ["chosen", "all"], "newton_solves": ["fresh", "stored"],
+                 "newton_lr": 0.5},
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("arms") / "run"
-    actions_ = {**POINTS["actions"], "also": ALSO}
+    actions_ = {**POINTS["actions"], "also": ALSO, "guard": 12}
     beside = {"reduced": {"train.rows": 120, "actions.also": {"table": ALSO["table"]}}}
     return run_points(out, actions=actions_, beside=beside)
 
@@ -174,6 +179,93 @@ def test_the_second_order_step_is_the_damped_inverse_times_the_signed_mean(finis
     actions._stepper(finished, job, model)(finished.batch("train", rows), rows)
     found_P = layout.gather(model).double()
     assert (found_P - expected_P).abs().max() < 1e-4 * (expected_P - start_P).abs().max()
+
+
+def test_a_second_order_row_takes_the_signs_of_the_targets_it_was_chosen_for(finished):
+    """M of Eq. 16; or of all targets, where that is asked for."""
+    by_name = {f.name: f for f in results.run_families(finished)}
+    jobs_of = {
+        arm_of(j).newton_pairs: j for j in results.chosen_jobs(finished, by_name["together"])
+    }
+    ranked_TN = scores.stored_scores(finished, "cross-entropy", "ell-relative")
+    signs_TN = np.sign(scores.stored_scores(finished, "cross-entropy", "classic"))
+    chosen_TN = np.zeros(signs_TN.shape, bool)
+    for chosen, row in zip(chosen_TN, ranked_TN, strict=True):
+        chosen[np.argsort(-row)[:30]] = True
+    assert (chosen_TN.sum(0) == 1).sum() > 0  # rows in one pool and not in the other
+    assert (
+        actions._signs(finished, jobs_of["chosen"]).tolist()
+        == (signs_TN * chosen_TN).sum(0).tolist()
+    )
+    assert actions._signs(finished, jobs_of["all"]).tolist() == signs_TN.sum(0).tolist()
+
+
+@pytest.mark.parametrize("solves", ["fresh", "stored"])
+def test_a_second_order_step_takes_gradients_anew_or_those_of_the_trained_weights(finished, solves):
+    by_name = {f.name: f for f in results.run_families(finished)}
+    job = next(
+        j for j in results.chosen_jobs(finished, by_name["together"])
+        if arm_of(j).newton_solves == solves
+    )  # fmt: skip
+    loss = finished.task.losses["cross-entropy"]
+    model = actions.trained_model(finished)
+    layout = actions.Layout.of(model)
+    trained_P, step = layout.gather(model), actions._stepper(finished, job, model)
+    weights_N = torch.from_numpy(actions._signs(finished, job))
+    pairs, spectrum = actions.stored_pairs(finished), actions.damped_spectrum(finished)
+    for rows in actions.job_rows(finished, job):
+        batch, before_P = finished.batch("train", rows), layout.gather(model)
+        at_P = before_P if solves == "fresh" else trained_P
+        other = actions.trained_model(finished)
+        layout.scatter_(other, at_P)
+        mean = (loss(other.eval(), batch) * weights_N[rows]).mean()
+        parts = torch.autograd.grad(mean, [p for _, p in other.named_parameters()])
+        change_P = actions.damped_inverse(
+            torch.cat([g.reshape(-1) for g in parts]), pairs.vectors, spectrum
+        )
+        step(batch, rows)
+        torch.testing.assert_close(layout.gather(model), before_P - 0.5 * change_P)
+
+
+def test_a_share_of_random_rows_takes_the_place_of_rows_of_the_pool(finished):
+    by_name = {f.name: f for f in results.run_families(finished)}
+    kept = {arm_of(j).retain: j for j in results.chosen_jobs(finished, by_name["retaining"])}
+    pool = set(actions.pool_rows(finished, kept[0.0]).rows.tolist())
+    assert set(actions.job_rows(finished, kept[0.0]).ravel().tolist()) <= pool
+    rows = actions.job_rows(finished, kept[0.5])
+    own, random = rows[:, :5], rows[:, 5:]
+    assert np.array_equal(own, actions.job_rows(finished, kept[0.0])[:, :5])
+    assert not set(random.ravel().tolist()) <= pool
+    assert rows.shape == (2, 10)
+
+
+def test_a_step_after_which_others_are_worse_than_allowed_is_taken_back(finished):
+    by_name = {f.name: f for f in results.run_families(finished)}
+    guard = actions.guard_ids(finished)
+    others = [*evaluate.chosen_targets(finished).ids, *actions.non_target_ids(finished)]
+    assert len(guard) == 12
+    assert not set(guard.tolist()) & set(others)
+    metric = evaluate.evaluation(finished)[finished.task.metric]
+    for job in results.chosen_jobs(finished, by_name["stopping"]):
+        path = finished.arrays(job)["metric_by_step"][:, 0]
+        (record,) = finished.done([job]).values()
+        taken = record["summary"]["steps"]
+        assert (path[taken:] == path[taken]).all()
+        assert len(path) == arm_of(job).steps + 1
+        if taken == 0:
+            assert finished.arrays(job)["others"] == pytest.approx(
+                metric[actions.non_target_ids(finished)], rel=1e-5
+            )
+    steps = [
+        finished.done([j])[j.id]["summary"]["steps"]
+        for j in results.chosen_jobs(finished, by_name["stopping"])
+    ]
+    assert min(steps) < 40  # one was stopped
+    for measured in (0, 62, 64):  # of 64 rows, two of them targets
+        with pytest.raises(InputError, match=r"actions.stop: .* none is left to decide the stop"):
+            run_points(
+                "nowhere", actions={**POINTS["actions"], "stop": 1.0, "non_targets": measured}
+            )
 
 
 def test_outcomes_of_several_targets_are_one_for_each(finished):

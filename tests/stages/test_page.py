@@ -115,6 +115,24 @@ def test_verdict_follows_the_interval_of_the_difference(helpful, verdict, words)
     assert f"in {pair['wins']} of 30 paired trials" in said.text
 
 
+@pytest.mark.parametrize(
+    ("change", "said", "role"),
+    [(24.0, "At a price: the BER of all other slots rose by 24 %.", "harmful"),
+     (-8.0, "And the BER of all other slots fell by 8 %.", "helpful"),
+     (0.0, "did not change beyond chance", "ink")],
+)  # fmt: skip
+def test_the_lead_tells_the_price(change, said, role):
+    spread = [-1.0, 1.0, 0.5, -0.5]
+    trials = [
+        replace(o, non_target_change_pct=change + spread[k % 4])
+        for k, o in enumerate(outcomes({"helpful": 45.0, "random": 3.0}, np.random.default_rng(3)))
+    ]
+    made = findings(outcomes=trials)
+    told = answer(made, tables(made))
+    assert said in told.lead.replace(formats.SPACE, " ")
+    assert told.cards[-1].role == role
+
+
 def test_answer_quotes_the_tables(document):
     rows = {r["selection"]: r for r in tables(findings())["summary"]}
     text = document.text.replace(formats.SPACE, " ")

@@ -1,11 +1,16 @@
 """The scores stage: cut into row ranges, it gives what one piece gives."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from distinf.config import load
 from distinf.stages.basis import scores
+from distinf.stages.basis.curvature import stored_pairs
+from distinf.stages.basis.gradients import projected
+from distinf.stages.basis.queries import damped_spectrum, query_gradients
 from distinf.stages.basis.session import Session
 from tests.support.partial import points_config, run_until
 from tests.support.runs import ROOT, all_scores
@@ -37,6 +42,26 @@ def test_row_ranges_give_the_scores_and_counts_of_one_piece(whole, tmp_path, mon
 def test_one_variant_is_read_alone_and_is_that_of_the_training_loss(whole):
     found = scores.stored_scores(whole, "", "classic")
     assert found.tobytes() == all_scores(whole)["cross-entropy.classic"].tobytes()
+
+
+def test_the_share_of_variance_outside_the_pairs_is_that_of_dense_algebra(whole):
+    found = scores.outside_shares(whole)["cross-entropy"]
+    columns = projected(whole, 0, 240)
+    pairs, damped = stored_pairs(whole), damped_spectrum(whole)
+    vectors_KP = pairs.vectors.double()
+    query_QK = query_gradients(whole)["cross-entropy"].double() @ vectors_KP.T
+    train_NK = torch.from_numpy(columns["ritz"]).double()
+    inside = (query_QK / (damped.values_K + damped.damping)) @ train_NK.T
+    classic = torch.from_numpy(scores.stored_scores(whole, "", "classic"))
+    for target, share in enumerate(found):
+        parts = [inside[target].var(), (classic - inside)[target].var()]
+        assert share == pytest.approx(float(parts[1] / sum(parts)), rel=1e-4)
+        assert 0.01 < share < 0.99
+    truncated = run_until("scores", points_config(
+        Path(whole.blobs.root).parent / "truncated",
+        scores={"damping": 0.05, "negative": "absolute", "complement": "none"},
+    ))  # fmt: skip
+    assert scores.outside_shares(truncated) == {"cross-entropy": [0.0, 0.0]}
 
 
 def test_memory_of_a_unit_does_not_grow_with_the_training_set():

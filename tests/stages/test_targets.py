@@ -75,6 +75,24 @@ def test_without_a_reference_the_metric_is_the_gap(tmp_path):
     np.testing.assert_allclose(found, 1 - binary_capacity(COLUMNS["ber"]))
 
 
+def test_of_rows_under_the_same_conditions_one_is_taken():
+    frames = {"snr_db": [5.0, 5.0, 5.0, 9.0, 9.0, 1.0, 1.0]}
+    rest = {name: np.ones(7) for name in ("delay_spread_ns", "doppler_hz", "model")}
+    columns = COLUMNS | {name: np.array(values) for name, values in frames.items()} | rest
+
+    def found(**settings):
+        return choose_targets(columns, RECEIVER, TargetSettings(count=9, **settings))
+
+    assert found().ids.tolist() == [0, 3]  # 2 and 1 are of the frame of 0
+    assert found(per_condition=2).ids.tolist() == [0, 2, 3]
+    assert found(per_condition=0).ids.tolist() == [0, 2, 1, 3]
+    together = found(ids=(1, 3, 0))
+    assert together.ids.tolist() == [1, 3, 0]  # named ones are taken as they are named
+    assert together.conditions[0] == together.conditions[2] != together.conditions[1]
+    alone = chosen(count=9)  # nothing says what they share
+    assert len(set(alone.conditions.tolist())) == len(alone.ids)
+
+
 def test_named_rows_are_taken_in_their_order():
     found = chosen(ids=(3, 0, 2), count=1)
     assert found.ids.tolist() == [3, 0, 2]

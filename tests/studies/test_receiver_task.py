@@ -71,6 +71,14 @@ def test_logits_cover_the_grid_and_see_as_far_as_the_dilations_reach():
     assert seen.any(1).all()
 
 
+def test_the_trust_ratio_of_vectors_is_a_setting_and_a_named_deviation():
+    for name, adapted in (("matrices", False), ("all", True)):
+        made = task(ReceiverSettings(trust_ratio=name), 0)
+        optimizer = made.optimizer([torch.nn.Parameter(torch.ones(2))], 0.1, 0.0)
+        assert optimizer.param_groups[0]["adapt_vectors"] == adapted
+        assert any("trust ratio" in d for d in made.wording.deviations) != adapted
+
+
 def test_inputs_hold_the_slot_the_pilots_and_their_product():
     grid = torch.randn(2, 2, 14, 12, 2).half()
     pilots = torch.randn(2, 14, 12, dtype=torch.complex64)

@@ -35,7 +35,7 @@ BY_GROUP = {"embedding": -0.1, "00-01": 0.0, "02-03": 0.08, "04-05": 0.1, "06-07
 BY_HOW = {"mean": -0.08, "rank": 0.0, "vote": 0.1}
 SMALL = ("tracin", "datainf")
 RETRAINED = ("datainf", "tracin", "cosine", "tracin-we-top10")
-PUBLISHED = "paper 003, Tables 4 to 6"
+PUBLISHED = "Vitel and Chhabra, Tables 4 to 6"
 
 
 def findings(
@@ -73,7 +73,9 @@ def findings(
         ],
         "methods_published": _methods_published(),
         "layers_published": [
-            PublishedLayer("paper 003, Table 3", "mistral-7b", "datainf", f"attention-{k}", r, w)
+            PublishedLayer(
+                "Vitel and Chhabra, Table 3", "mistral-7b", "datainf", f"attention-{k}", r, w
+            )
             for k, r, w in ((1, 2, 0.53), (2, 1, 0.60), (3, 2, 0.39), (4, 3, 0.20))
         ],
         "costs": [StageCost("train", 6, 412.0, 790.0, 12_000_000),

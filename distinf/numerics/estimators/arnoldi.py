@@ -11,6 +11,7 @@ from torch import Tensor
 from distinf.numerics import variants
 from distinf.numerics.krylov import RitzPairs
 from distinf.numerics.variants import (
+    Complement,
     Coordinates,
     Policy,
     Scaling,
@@ -26,12 +27,14 @@ DEFAULT_DAMPING_FRACTION = 1e-2
 @dataclass(frozen=True)
 class ArnoldiScoreSettings:
     """damping: lambda itself; None takes 1 % of the largest Ritz value's magnitude.
+    complement: what the operator is outside the pairs, as in variants.spectrum.
     variant: denominator. scaling: of newfluence. policy: for negative and tiny Ritz values."""
 
     damping: float | None = None
     variant: Variant = "classic"
     scaling: Scaling = "mean"
     policy: Policy = "refuse"
+    complement: Complement = "mean"
 
     def __post_init__(self) -> None:
         if self.damping is not None and not (isfinite(self.damping) and self.damping >= 0):
@@ -52,6 +55,7 @@ def spectrum_of(pairs: RitzPairs, settings: ArnoldiScoreSettings) -> Spectrum:
         dim=pairs.vectors.shape[1],
         trace=pairs.trace,
         policy=settings.policy,
+        complement=settings.complement,
     )
 
 

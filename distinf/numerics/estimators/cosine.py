@@ -15,6 +15,6 @@ class CosineSettings:
 
 
 def scores(cross_QN: Tensor, query_sqnorm_Q: Tensor, train_sqnorm_N: Tensor) -> Tensor:
-    """[Q, N]: g_q . g_i / (|g_q| |g_i|) (paper 003, Eq. 4); a zero gradient's scores are 0."""
+    """[Q, N]: g_q . g_i / (|g_q| |g_i|) (Vitel and Chhabra, Eq. 4); 0 of a zero gradient."""
     norms_QN = query_sqnorm_Q.sqrt()[:, None] * train_sqnorm_N.sqrt()
     return torch.where(norms_QN > 0, cross_QN / norms_QN, 0.0)

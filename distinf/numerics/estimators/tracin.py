@@ -21,6 +21,6 @@ class TracInSettings:
 
 
 def scores(cross_QN: Tensor, settings: TracInSettings | None = None) -> Tensor:
-    """[Q, N]: learning_rate * g_q . g_i (paper 003, Eq. 3)."""
+    """[Q, N]: learning_rate * g_q . g_i (Vitel and Chhabra, Eq. 3)."""
     settings = settings or TracInSettings()
     return settings.learning_rate * cross_QN

@@ -21,24 +21,34 @@ from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis.arms import ALL_TARGETS, NAME, Arm, arm_of, families, jobs
 from distinf.stages.basis.curvature import stored_pairs
-from distinf.stages.basis.evaluate import chosen_targets, columns, evaluated, evaluation
+from distinf.stages.basis.evaluate import (
+    chosen_targets,
+    columns,
+    conditions,
+    evaluated,
+    evaluation,
+)
 from distinf.stages.basis.gradients import scored_rows
 from distinf.stages.basis.queries import damped_spectrum
 from distinf.stages.basis.scores import stored_scores
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.train import trained_model, trained_optimizer
-from distinf.stages.session import draw, generator
-from distinf.stages.task import Batch
+from distinf.stages.session import draw, generator, to_device
+from distinf.stages.task import Batch, RedrawingTask
 
 Step = Callable[[Batch, np.ndarray], None]  # (rows' batch, rows) -> the model is updated
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows to draw from: ids [M], most extreme first, and the scores [M] that say so."""
+    """Rows to draw from: ids [M], most extreme first, and the scores [M] that say so.
+
+    pairs: bool [T, M], for which of the job's targets a row was chosen.
+    """
 
     rows: np.ndarray
     scores: np.ndarray
+    pairs: np.ndarray
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -51,7 +61,9 @@ def _cost(outline: Outline, arm: Arm, others: int) -> Cost:
     shapes = outline.shapes
     targets = outline.settings.targets.count if arm.aim == "multi-target" else 1
     trained = arm.steps * arm.batch_size
-    measured = (arm.steps + 1) * targets + others
+    again = 2 * outline.settings.actions.fresh_draws * targets
+    guard = 0 if arm.stop is None else arm.steps * outline.settings.actions.guard
+    measured = (arm.steps + 1) * targets + others + again + guard
     flops = shapes.flops_per_sample * (3 * trained + measured)
     passed = shapes.activation_bytes_per_sample * arm.batch_size
     return Cost(
@@ -99,6 +111,12 @@ def check(outline: Outline) -> None:
                     f"{prefix}.variant: tracin sums over checkpoints of training; set "
                     "trajectory.checkpoints to at least 1"
                 )
+            measured = outline.settings.actions.non_targets or evaluation
+            if arm.stop is not None and evaluation <= outline.settings.targets.count + measured:
+                raise InputError(
+                    f"{prefix}.stop: with {measured} of {evaluation} evaluation rows to measure by "
+                    "(actions.non_targets) none is left to decide the stop; measure by fewer"
+                )
     if evaluation <= outline.settings.targets.count:
         raise InputError(
             f"targets.count: {outline.settings.targets.count} of {evaluation} evaluation rows "
@@ -113,9 +131,25 @@ def chosen_jobs(session: Session) -> list[Unit]:
 
 def non_target_ids(session: Session) -> np.ndarray:
     """Evaluation rows, none of them a target, that measure side effects; sorted."""
-    targets = chosen_targets(session).ids
+    return np.sort(_other_ids(session)[: session.settings.actions.non_targets or None])
+
+
+def guard_ids(session: Session) -> np.ndarray:
+    """Evaluation rows, neither targets nor `non_target_ids`, that decide the stop; sorted."""
+    settings = session.settings.actions
+    return np.sort(_other_ids(session)[settings.non_targets :][: settings.guard])
+
+
+def sibling_ids(session: Session, rank: int) -> np.ndarray:
+    """Evaluation rows under the conditions of a target, none of them a target."""
+    targets = chosen_targets(session)
+    alike = conditions(evaluation(session), session.task) == targets.conditions[rank]
+    return np.setdiff1d(np.flatnonzero(alike), targets.ids)
+
+
+def _other_ids(session: Session) -> np.ndarray:
     order = draw(session.seed, "non-targets", session.outline.rows["evaluation"], None)
-    return np.sort(order[~np.isin(order, targets)][: session.settings.actions.non_targets or None])
+    return order[~np.isin(order, chosen_targets(session).ids)]
 
 
 def job_ranks(job: Unit) -> list[int]:
@@ -135,18 +169,21 @@ def pool_rows(session: Session, job: Unit) -> Pool:
             f"than {arm.pool}; see the report's warnings, or lower actions.pool"
         )
     if arm.selection == "random":
-        return Pool(usable, np.ones(len(usable)))
+        return Pool(usable, np.ones(len(usable)), np.ones(scores_TN[:, usable].shape, bool))
     signed_TN = scores_TN[:, usable] * (-1.0 if arm.selection == "harmful" else 1.0)
     # Targets count alike: each one's scores in units of their root mean square.
     size_T = np.sqrt(np.mean(signed_TN**2, axis=1))
     joint_N = (signed_TN / np.where(size_T > 0, size_T, 1.0)[:, None]).sum(0)
     if arm.selection == "group":
         chosen = np.argsort(-joint_N, kind="stable")[: min(arm.pool * len(ranks), len(usable))]
+        pairs_TN = np.ones(signed_TN.shape, bool)
     else:
-        tops = [np.argsort(-scores_N, kind="stable")[: arm.pool] for scores_N in signed_TN]
-        union = np.unique(np.concatenate(tops))
+        tops = np.argsort(-signed_TN, axis=1, kind="stable")[:, : arm.pool]
+        pairs_TN = np.zeros(signed_TN.shape, bool)
+        np.put_along_axis(pairs_TN, tops, True, axis=1)
+        union = np.unique(tops)
         chosen = union[np.argsort(-joint_N[union], kind="stable")]
-    return Pool(usable[chosen], joint_N[chosen])
+    return Pool(usable[chosen], joint_N[chosen], pairs_TN[:, chosen])
 
 
 def job_rows(session: Session, job: Unit) -> np.ndarray:
@@ -157,7 +194,11 @@ def job_rows(session: Session, job: Unit) -> np.ndarray:
     random = generator(session.seed, " ".join(["fine-tune", *names]))
     needed = arm.steps * arm.batch_size
     rounds = [_round(pool, arm.order, random) for _ in range(-(-needed // len(pool.rows)))]
-    return np.concatenate(rounds)[:needed].reshape(arm.steps, arm.batch_size)
+    rows = np.concatenate(rounds)[:needed].reshape(arm.steps, arm.batch_size)
+    kept = round(arm.retain * arm.batch_size)
+    if kept:
+        rows[:, -kept:] = random.integers(scored_rows(session.outline), size=(arm.steps, kept))
+    return rows
 
 
 def _round(pool: Pool, order: str, random: np.random.Generator) -> np.ndarray:
@@ -171,17 +212,74 @@ def _round(pool: Pool, order: str, random: np.random.Generator) -> np.ndarray:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Arrays: metric_by_step [steps + 1, targets]; others [non_targets] after the last step."""
-    model = trained_model(session)
+    """Arrays: metric_by_step [steps + 1, targets]; others [non_targets] after the last step;
+    siblings and fresh [2, targets]: before and after, the mean over rows under a target's
+    conditions, of the evaluation split and drawn anew; NaN where there are none.
+    """
+    model, arm, ranks = trained_model(session), arm_of(unit), job_ranks(unit)
     step = _stepper(session, unit, model)
-    targets = chosen_targets(session).ids[job_ranks(unit)]
-    metric = [_metric(session, model, targets)]
+    targets = chosen_targets(session).ids[ranks]
+    metric, around = [_metric(session, model, targets)], [_around(session, model, ranks)]
+    guard = None if arm.stop is None else _Guard(session, model, arm.stop)
     for rows in job_rows(session, unit):
         step(session.batch("train", rows), rows)
+        if guard is not None and guard.stops():
+            break
         metric.append(_metric(session, model, targets))
+    taken = len(metric) - 1
+    metric += [metric[-1]] * (arm.steps - taken)
+    around.append(_around(session, model, ranks))
     others = columns(session, model, non_target_ids(session))[session.task.metric]
     arrays = {"metric_by_step": np.stack(metric), "others": others}
-    return session.commit(unit, attempt, arrays, may_hold_nan=list(arrays))
+    arrays |= {name: np.array([found[name] for found in around]) for name in around[0]}
+    return session.commit(
+        unit, attempt, arrays, summary={"steps": taken}, may_hold_nan=list(arrays)
+    )
+
+
+class _Guard:
+    """Takes back the step after which the guard rows' mean metric is too high, and stops there."""
+
+    def __init__(self, session: Session, model: nn.Module, percent: float):
+        self._session, self._model, self._ids = session, model, guard_ids(session)
+        self._most = (1 + percent / 100) * self._mean()
+        self._keep()
+
+    def stops(self) -> bool:
+        if self._mean() <= self._most:
+            self._keep()
+            return False
+        self._model.load_state_dict(self._kept)
+        return True
+
+    def _keep(self) -> None:
+        self._kept = {name: t.clone() for name, t in self._model.state_dict().items()}
+
+    def _mean(self) -> float:
+        return float(np.nanmean(_metric(self._session, self._model, self._ids)))
+
+
+def _around(session: Session, model: nn.Module, ranks: Sequence[int]) -> dict[str, list[float]]:
+    """By target: the mean metric of rows under its conditions, siblings and fresh draws."""
+    found: dict[str, list[float]] = {"siblings": [], "fresh": []}
+    for rank in ranks:
+        ids = sibling_ids(session, rank)
+        values = _metric(session, model, ids) if len(ids) else np.array([np.nan])
+        found["siblings"].append(float(values.mean()))
+        found["fresh"].append(_fresh(session, model, int(chosen_targets(session).ids[rank])))
+    return found
+
+
+def _fresh(session: Session, model: nn.Module, row: int) -> float:
+    count = session.settings.actions.fresh_draws
+    if not count or not isinstance(session.task, RedrawingTask):
+        return float("nan")
+    task = session.task
+    drawn = session.cached(
+        ("fresh", row), lambda: to_device(task.redrawn(row, count), session.device)
+    )
+    with torch.no_grad():
+        return float(task.evaluate(model.eval(), drawn)[task.metric].double().mean())
 
 
 def _stepper(session: Session, job: Unit, model: nn.Module) -> Step:
@@ -207,10 +305,11 @@ def _stepper(session: Session, job: Unit, model: nn.Module) -> Step:
 
 
 def _newton(session: Session, job: Unit, model: nn.Module) -> Step:
-    """Influence-aligned updates (paper 000, Eq. 11 and 16, in our sign).
+    """Influence-aligned updates (Tuononen, Penttinen and Hautamäki, Eq. 11 and 16, in our sign).
 
-    theta -= eta (H + damping)^-1 mean_k(w_k g_k): w_k is the sign of row k's classic score, summed
-    over the job's targets; g_k is taken anew at each step, the curvature is the stored one.
+    theta -= eta (H + damping)^-1 mean_k(w_k g_k): w_k sums the signs of row k's classic scores over
+    the job's targets that it is paired with; g_k is taken anew at each step, or at the trained
+    weights; the curvature is the stored one, its inverse the one that the scores use.
     """
     arm = arm_of(job)
     layout = Layout.of(model, session.settings.curvature.blocks)
@@ -219,19 +318,34 @@ def _newton(session: Session, job: Unit, model: nn.Module) -> Step:
     )
     spectrum = session.cached("spectrum", lambda: damped_spectrum(session))
     loss = next(iter(session.task.losses.values()))
-    signs_TN = np.sign(stored_scores(session, arm.loss, "classic")[job_ranks(job)])
+    weights_N = _signs(session, job)
+    trained_P = layout.gather(model)
 
     def step(batch: Batch, rows: np.ndarray) -> None:
-        weights = torch.from_numpy(signs_TN[:, rows].sum(0).astype(np.float32)).to(session.device)
+        weights = torch.from_numpy(weights_N[rows]).to(session.device)
 
         def weighted(of: nn.Module, rows_of: Batch) -> torch.Tensor:
             return loss(of, rows_of) * weights
 
+        now_P = layout.gather(model)
+        if arm.newton_solves == "stored":
+            layout.scatter_(model, trained_P)
         mean_P = sum_gradient(model, weighted, batch, layout) / len(rows)
         change_P = damped_inverse(mean_P, vectors_KP, spectrum)
-        layout.scatter_(model, layout.gather(model) - arm.newton_lr * change_P)
+        layout.scatter_(model, now_P - arm.newton_lr * change_P)
 
     return step
+
+
+def _signs(session: Session, job: Unit) -> np.ndarray:
+    """fp32 [scored rows]: each row's signs summed over the pairs (target, row) of Eq. 16."""
+    arm = arm_of(job)
+    signs_TN = np.sign(stored_scores(session, arm.loss, "classic")[job_ranks(job)])
+    if arm.newton_pairs == "chosen":
+        pool, paired_TN = pool_rows(session, job), np.zeros(signs_TN.shape, bool)
+        paired_TN[:, pool.rows] = pool.pairs
+        signs_TN = np.where(paired_TN, signs_TN, 0.0)
+    return signs_TN.sum(0).astype(np.float32)
 
 
 def _metric(session: Session, model: nn.Module, ids: np.ndarray) -> np.ndarray:

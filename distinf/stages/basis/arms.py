@@ -21,7 +21,7 @@ from distinf.stages.basis.settings import ActionSettings
 NAME = "actions"
 HEADLINE = ""
 ALL_TARGETS = -1  # the target of a job that acts on all at once
-NOT_OF_ONE_FAMILY = ("also", "non_targets")
+NOT_OF_ONE_FAMILY = ("also", "non_targets", "guard", "fresh_draws")
 LISTED = "selections"  # a list as it stands, not one of several values
 
 
@@ -44,8 +44,12 @@ class Arm:
     lr: float
     weight_decay: float
     newton_lr: float
+    newton_pairs: str
+    newton_solves: str
     adapter: int
     optimizer: str
+    retain: float
+    stop: float | None
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,10 @@ def _arm(settings: ActionSettings, selection: str, losses: Sequence[str]) -> Arm
     if arm.update == "second-order":  # no optimizer: eta times the damped inverse
         arm = replace(arm, lr=0.0, weight_decay=0.0, optimizer="")
     else:
-        arm = replace(arm, newton_lr=0.0)
+        arm = replace(arm, newton_lr=0.0, newton_pairs="", newton_solves="")
+    if arm.newton_pairs and (arm.aim == "single-target" or selection in ("random", "group")):
+        arm = replace(arm, newton_pairs="all")  # a row there is paired with every target
     if selection == "random":
         loss = arm.loss if arm.update == "second-order" else ""  # its signs need scores
-        arm = replace(arm, loss=loss, variant="", pool=0, order="random")
+        arm = replace(arm, loss=loss, variant="", pool=0, order="random", retain=0.0)
     return arm

@@ -29,10 +29,14 @@ Criterion = Literal["relative", "absolute", "capacity"]
 
 @dataclass(frozen=True)
 class Targets:
-    """ids [T] of evaluation rows and their gaps [T]: largest first, or as targets.ids has them."""
+    """ids [T] of evaluation rows and their gaps [T]: largest first, or as targets.ids has them.
+
+    conditions [T]: targets of one number were measured under the same conditions.
+    """
 
     ids: np.ndarray
     gaps: np.ndarray
+    conditions: np.ndarray
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -121,7 +125,7 @@ def _refuse_absent(ids: Sequence[int], rows: int) -> None:
 def gap(columns: Mapping[str, np.ndarray], task: Task, criterion: Criterion) -> np.ndarray:
     """[E]: how far the metric is from the reference; NaN where either is.
 
-    relative  (metric - reference) / reference (paper 000, Eq. 9)
+    relative  (metric - reference) / reference (Tuononen et al., Eq. 9)
     absolute  metric - reference
     capacity  C(reference) - C(metric) in bits: see `binary_capacity`
     Without a reference it is the metric itself, or the capacity that the metric leaves out of 1.
@@ -186,6 +190,7 @@ def choose_targets(
 ) -> Targets:
     """The eligible rows of largest gap, ties to the lower id; or the rows that settings name.
 
+    Of rows under the same conditions, which may be one draw of them, only the first few are taken.
     Raises InputError if no row is eligible, or one of those named is not.
     """
     for name in (task.metric, task.reference):
@@ -193,11 +198,12 @@ def choose_targets(
             raise InputError(f"task: evaluate() returned no column '{name}'")
     gap_E = gap(columns, task, settings.criterion)
     eligible_E = eligible_rows(columns, task, settings)
+    conditions_E = conditions(columns, task)
     if settings.ids:
         _refuse_absent(settings.ids, len(gap_E))
         named = np.array(settings.ids, dtype=np.int64)
         _refuse_unusable(named[~eligible_E[named]].tolist(), task, settings)
-        return Targets(named, gap_E[named])
+        return Targets(named, gap_E[named], conditions_E[named])
     ids = np.flatnonzero(eligible_E)
     if not len(ids):
         if task.reference is None:
@@ -209,8 +215,33 @@ def choose_targets(
             f"targets: none of {len(gap_E)} evaluation rows has {task.reference} >= "
             f"{settings.min_reference:g} and a gap above 0; lower targets.min_reference"
         )
-    order = np.argsort(-gap_E[ids], kind="stable")[: settings.count]
-    return Targets(ids[order], gap_E[ids[order]])
+    ranked = ids[np.argsort(-gap_E[ids], kind="stable")]
+    earlier = _earlier_alike(conditions_E[ranked])
+    chosen = ranked[earlier < (settings.per_condition or len(ranked))][: settings.count]
+    return Targets(chosen, gap_E[chosen], conditions_E[chosen])
+
+
+def conditions(columns: Mapping[str, np.ndarray], task: Task) -> np.ndarray:
+    """[E]: a number for each set of conditions that rows share, by the columns that the task names.
+
+    A row that cannot be told from others has a number of its own.
+    """
+    names = getattr(task, "conditions", ())
+    rows = len(columns[task.metric])
+    if not names or any(name not in columns for name in names):
+        return np.arange(rows)
+    values = np.stack([columns[name].astype(np.float64) for name in names], 1)
+    return np.unique(values, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _earlier_alike(numbers: np.ndarray) -> np.ndarray:
+    """For each place, how many places before it have the same number."""
+    seen: dict[int, int] = {}
+    found = []
+    for number in numbers.tolist():
+        found.append(seen.get(number, 0))
+        seen[number] = found[-1] + 1
+    return np.array(found, dtype=np.int64)
 
 
 def _refuse_unusable(rows: Sequence[int], task: Task, settings: TargetSettings) -> None:

@@ -83,6 +83,17 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     ]
 
 
+def check(outline: Outline) -> None:
+    """InputError for settings that contradict each other."""
+    settings = outline.settings
+    if settings.curvature.refine and settings.scores.complement == "none":
+        raise InputError(
+            "curvature.refine: a refined solve is of the whole operator, and scores.complement "
+            "none truncates the inverse to the Ritz pairs; set curvature.refine to 0, or "
+            "scores.complement to mean or damping"
+        )
+
+
 def is_done(session: Session) -> bool:
     if not evaluated(session):
         return False
@@ -118,6 +129,7 @@ def damped_spectrum(session: Session) -> Spectrum:
             dim=pairs.vectors.shape[1],
             trace=pairs.trace,
             policy=settings.negative,
+            complement=settings.complement,
         )
     except InputError as error:
         raise InputError(

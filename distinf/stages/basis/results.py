@@ -76,7 +76,8 @@ def axis_curves(session: Session, family: Family) -> page.AxisCurves:
         after = [session.arrays(job, ["others"])["others"] for job in jobs]
         curves[name] = binned(np.mean(after, axis=0))
     centres = (edges[:-1] + edges[1:]) / 2
-    return page.AxisCurves(centres[used].tolist(), counts[used].tolist(), curves)
+    draws = len(np.unique(evaluate.conditions(columns, task)[ids]))
+    return page.AxisCurves(centres[used].tolist(), counts[used].tolist(), curves, draws)
 
 
 def _by_curve(session: Session, family: Family) -> Mapping[str, list[Unit]]:
@@ -104,9 +105,12 @@ def _of(session: Session, job: Unit) -> list[page.Outcome]:
             page.Outcome(
                 selection=arm.selection,
                 target=int(targets.ids[rank]),
+                condition=int(targets.conditions[rank]),
                 seed=job.job["seed"],
                 gap_reduction_pct=gap_reduction(metric[0], metric[-1], genie),
                 metric_by_step=metric.tolist(),
+                sibling_change_pct=_change_pct(*stored["siblings"][::-1, column]),
+                fresh_change_pct=_change_pct(*stored["fresh"][::-1, column]),
                 non_target_change_pct=_change_pct(finite_mean(others), finite_mean(before)),
                 loss=arm.loss if arm.variant else "",
                 variant=arm.variant,
@@ -129,12 +133,15 @@ def _of(session: Session, job: Unit) -> list[page.Outcome]:
 def _other_settings(arm: Arm) -> dict[str, float | int | str]:
     """The arm's settings that Outcome has no field for."""
     found: dict[str, float | int | str] = {"steps": arm.steps, "batch_size": arm.batch_size}
-    found |= {"weight_decay": arm.weight_decay, "optimizer": arm.optimizer}
-    return found | ({"newton_lr": arm.newton_lr} if arm.newton_lr else {})
+    found |= {"weight_decay": arm.weight_decay, "optimizer": arm.optimizer, "retain": arm.retain}
+    if arm.stop is not None:
+        found["stop"] = arm.stop
+    names = ("newton_lr", "newton_pairs", "newton_solves") if arm.newton_lr else ()
+    return found | {name: getattr(arm, name) for name in names}
 
 
 def gap_reduction(before: float, after: float, reference: float) -> float:
-    """Percent of the gap to the reference that is gone (paper 000, Eq. 10); NaN without a gap."""
+    """Percent of the gap that is gone (Tuononen et al., Eq. 10); NaN without a gap."""
     gap = before - reference
     return 100.0 * (before - after) / gap if gap > 0 else float("nan")
 

@@ -46,6 +46,7 @@ def check(session: Session) -> str:
     elif isinstance(session.task, GeneratingTask) and session.context["task"] not in STUDIES:
         _rehearse_made(session)
     evaluate.check(session.outline)
+    queries.check(session.outline)
     trajectory.check(session.outline)
     actions.check(session.outline)
     train.check(session)

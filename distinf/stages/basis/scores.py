@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from distinf.errors import InputError
-from distinf.numerics.variants import VARIANTS, Coordinates, damped_dots, scores
+from distinf.numerics.variants import VARIANTS, Coordinates, scores, split_dots
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.basis.curvature import stored_pairs
@@ -66,9 +66,13 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     quarantined_N = ~columns["finite"]
     arrays: dict[str, np.ndarray] = {}
     nonpositive: dict[str, int] = {}
+    moments: dict[str, list[list[float]]] = {}
     for loss in session.outline.losses:
         coordinates = _coordinates(session, columns, loss)
-        classic_QN = damped_dots(coordinates, spectrum)
+        inside_QN, outside_QN = split_dots(coordinates, spectrum)
+        usable_N = torch.from_numpy(columns["finite"])
+        moments[loss] = _moments(inside_QN[:, usable_N], outside_QN[:, usable_N])
+        classic_QN = inside_QN + outside_QN
         for (rank, of_loss), place in order.items():
             if of_loss == loss:
                 classic_QN[rank] = torch.from_numpy(columns["solved"][:, place]).double()
@@ -82,9 +86,16 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
             values[quarantined_N] = np.nan
             arrays[f"{loss}.{variant}"] = values
             nonpositive[f"{loss}.{variant}"] = found.nonpositive
-    return session.commit(
-        unit, attempt, arrays, summary={"nonpositive": nonpositive}, may_hold_nan=list(arrays)
-    )
+    summary = {"nonpositive": nonpositive, "moments": moments}
+    return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=list(arrays))
+
+
+def _moments(inside_QN: torch.Tensor, outside_QN: torch.Tensor) -> list[list[float]]:
+    """[Q, 5]: rows, and of the two parts of their classic scores the sums and sums of squares."""
+    count_Q = torch.full((len(inside_QN),), float(inside_QN.shape[1]), dtype=torch.float64)
+    sums = [inside_QN.sum(1), inside_QN.square().sum(1)]
+    sums += [outside_QN.sum(1), outside_QN.square().sum(1)]
+    return torch.stack([count_Q, *sums], 1).tolist()  # type: ignore[no-any-return]
 
 
 def _coordinates(session: Session, columns: dict[str, np.ndarray], loss: str) -> Coordinates:
@@ -125,3 +136,22 @@ def nonpositive_counts(session: Session) -> dict[str, int]:
     wanted = [unit for unit, _ in units(session.outline)]
     found = [record["summary"]["nonpositive"] for record in session.done(wanted).values()]
     return {name: sum(counts[name] for counts in found) for name in found[0]}
+
+
+def outside_shares(session: Session) -> dict[str, list[float]]:
+    """By loss and target: how much of the classic scores' variance lies outside the Ritz pairs.
+
+    The variance there over that inside plus that outside; NaN where the scores do not vary.
+    """
+    wanted = [unit for unit, _ in units(session.outline)]
+    found = [record["summary"]["moments"] for record in session.done(wanted).values()]
+    shares = {}
+    for loss in found[0]:
+        count, *sums = np.sum([np.array(moments[loss]) for moments in found], axis=0).T
+        inside, outside = (
+            squares / count - (total / count) ** 2 for total, squares in (sums[:2], sums[2:])
+        )
+        inside, outside = np.maximum(inside, 0.0), np.maximum(outside, 0.0)
+        with np.errstate(invalid="ignore"):
+            shares[loss] = (outside / (inside + outside)).tolist()
+    return shares

@@ -81,7 +81,8 @@ def bases(
     )
     found["evaluate"] = digest([found["train"], s["evaluate"]])
     found["curvature"] = digest([found["train"], s["curvature"]])
-    solved = [refine, s["scores"]["damping"], s["scores"]["negative"]] if refine["refine"] else []
+    operator = [s["scores"][k] for k in ("damping", "negative", "complement")]
+    solved = [refine, *operator] if refine["refine"] else []
     s["gradients"].pop("check")  # it changes no number
     method = s["gradients"]["method"]
     found["queries"] = digest([found["evaluate"], found["curvature"], s["targets"], solved, method])
@@ -99,7 +100,8 @@ def bases(
     found["attribution"] = digest(
         [found["scores"], s["attribution"]["rows"], s["gradients"]["chunk"], headline, summed]
     )
-    found["actions"] = digest([found["scores"], s["evaluate"], s["actions"]["non_targets"]])
+    measured = [s["actions"][k] for k in ("non_targets", "guard", "fresh_draws")]
+    found["actions"] = digest([found["scores"], s["evaluate"], measured])
     read = [found[name] for name in ("actions", "tracin", "attribution")]
     found["report"] = digest([read, s["actions"], s["attribution"], s["report"]])
     return found

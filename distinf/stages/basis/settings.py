@@ -10,6 +10,7 @@ from typing import Any, Literal
 from distinf.numerics.capture import Method
 from distinf.numerics.curvature import Kind
 from distinf.numerics.precision import Precision
+from distinf.numerics.variants import Complement
 from distinf.stages.settings import at_least, not_negative, positive
 
 MOST_UNITS = 1_000_000  # of one stage; a ledger of more would be no use to anyone
@@ -105,19 +106,24 @@ class TargetSettings:
     """Which evaluation rows to improve: those of largest gap.
 
     count          how many
-    min_reference  only rows whose reference is at least this (paper 000: genie BER 1e-3)
-    criterion      the gap that ranks rows: relative to the reference (paper 000, Eq. 9), absolute,
-                   or capacity (of a binary symmetric channel whose error rate is the metric)
+    per_condition  at most so many whose conditions are the same, by the columns that the task names
+                   as `conditions` (0: any number)
+    min_reference  only rows whose reference is at least this (Tuononen et al.: genie BER 1e-3)
+    criterion      the gap that ranks rows: relative to the reference (Tuononen et al., Eq. 9),
+                   absolute, or capacity (of a binary symmetric channel whose error rate is the
+                   metric)
     ids            these evaluation rows instead, all of them and in this order
     """
 
     count: int = 5
+    per_condition: int = 1
     min_reference: float = 1e-3
     criterion: Literal["relative", "absolute", "capacity"] = "relative"
     ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         at_least("count", self.count, 1)
+        at_least("per_condition", self.per_condition, 0)
         not_negative("min_reference", self.min_reference)
         if self.ids:
             object.__setattr__(self, "count", len(self.ids))
@@ -133,7 +139,7 @@ class CurvatureSettings:
                   that at once
     steps, keep   Krylov steps, and Ritz pairs kept
     samples       training rows of one product, drawn by the seed
-    fresh         other rows at every step, as in paper 000 (its T is then not symmetric)
+    fresh         other rows at every step, as in Tuononen et al. (its T is then not symmetric)
     shards        logical pieces of a product; fixed, so that the ranks do not change a bit
     reduction     ordered (bitwise the same on any ranks) or allreduce (the fast path)
     memory_mb     of activations of one microbatch
@@ -220,11 +226,15 @@ class GradientSettings:
 @dataclass(frozen=True)
 class ScoreSettings:
     """damping   lambda, added to every eigenvalue
+    complement  what the curvature is outside the Ritz pairs: none (the inverse is truncated to the
+              pairs, Eq. 7 of Tuononen, Penttinen and Hautamäki; damping may be 0), damping (that
+              alone), or mean (the mean eigenvalue there, by curvature.probes, and the damping)
     negative  Ritz values below or near zero: refuse, absolute, drop (into the complement), keep
     scaling   of Newfluence: mean (the leave-one-out factor of a mean Hessian) or paper (Eq. 6)
     """
 
     damping: float = 1e-3
+    complement: Complement = "mean"
     negative: Literal["refuse", "absolute", "drop", "keep"] = "refuse"
     scaling: Literal["mean", "paper"] = "mean"
 
@@ -267,20 +277,32 @@ class ActionSettings:
     loss, variant  whose scores choose the rows; variant tracin needs trajectory.checkpoints
     selections     helpful (highest scores), harmful (lowest), random (any row), group (the largest
                    joint score over the targets; multi-target only)
-    pool           rows in a pool (paper 000: 50); with several targets, in each target's
+    pool           rows in a pool (Tuononen et al.: 50); with several targets, in each target's
     update         first-order (descent), ascent (its reverse), or second-order (Eq. 11 and 16)
     aim            single-target, or multi-target (all targets at once)
     order          how a pool is gone through: random, rank, or weighted (by score, at random)
-    steps, batch_size, lr, weight_decay  of fine-tuning (paper 000: 3 x 24, 0.002, 1e-5)
+    steps, batch_size, lr, weight_decay  of fine-tuning (Tuononen et al.: 3 x 24, 0.002, 1e-5)
     newton_lr      eta of the second-order update, which has no optimizer
+    newton_pairs   whose signs it takes: chosen (Eq. 16: of a row, the targets in whose pool it is)
+                   or all (every target of the job)
+    newton_solves  of a row: fresh (its gradient anew at each step) or stored (its gradient at the
+                   trained weights, as 8.2 of that paper reuses them)
     adapter        rank of low-rank adapters, all that is then trained (0: every parameter)
     seeds          repetitions, each with its own draws from the pools
+    retain         share of each step's rows that are random ones, not of the pool, to keep what the
+                   model can do elsewhere (0 to 1)
+    stop           percent by which the metric of `guard` rows may rise (null: any): the step that
+                   goes beyond is taken back, and none follows
+    guard          evaluation rows, neither targets nor measured, that decide the stop
     targets        how many of the targets, first ones first (0: all)
     non_targets    other evaluation rows, drawn by the seed, that measure side effects (0: all)
+    fresh_draws    rows drawn anew under each target's conditions, where the task can do so, that
+                   tell adapting to conditions from fitting one row (0: none)
     optimizer      fresh: its state starts at zero; kept: it goes on from the end of training
-                   (paper 000 does not say which; BatchNorm stays frozen in both)
-    also           further experiments by name: any of the fields above (but `non_targets`) with
-                   other values, a list meaning each of them; what is left out is as here
+                   (Tuononen et al. does not say which; BatchNorm stays frozen in both)
+    also           further experiments by name: any of the fields above (but `non_targets`, `guard`
+                   and `fresh_draws`) with other values, a list meaning each of them; what is left
+                   out is as here
     """
 
     loss: str = ""
@@ -301,17 +323,28 @@ class ActionSettings:
     lr: float = 2e-3
     weight_decay: float = 1e-5
     newton_lr: float = 1e-3
+    newton_pairs: Literal["chosen", "all"] = "chosen"
+    newton_solves: Literal["fresh", "stored"] = "fresh"
     adapter: int = 0
     seeds: int = 10
+    retain: float = 0.0
+    stop: float | None = None
+    guard: int = 100
     targets: int = 0
     non_targets: int = 200
+    fresh_draws: int = 24
     optimizer: Literal["fresh", "kept"] = "fresh"
     also: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("pool", "steps", "batch_size", "seeds"):
             at_least(name, getattr(self, name), 1)
-        for name in ("adapter", "targets", "non_targets"):
+        at_least("guard", self.guard, 1)
+        if not 0 <= self.retain <= 1:
+            raise ValueError(f"retain: {self.retain} must lie between 0 and 1")
+        if self.stop is not None:
+            not_negative("stop", self.stop)
+        for name in ("adapter", "targets", "non_targets", "fresh_draws"):
             at_least(name, getattr(self, name), 0)
         positive("lr", self.lr)
         positive("newton_lr", self.newton_lr)

@@ -14,7 +14,7 @@ import torch
 from distinf.errors import InputError
 from distinf.numerics import metrics
 
-PARETO_METHODS = 0.75  # paper 003, Tables 4 to 6
+PARETO_METHODS = 0.75  # Vitel and Chhabra, Tables 4 to 6
 PARETO_LAYERS = 0.5  # and Table 3
 MARK_P, MARK_CHANGE_PCT = 0.1, 1.0  # Figure 3: what is drawn in full colour
 NOT_SIGNIFICANT_P = 0.05  # Table 2: marked with a star above it
@@ -154,7 +154,7 @@ def agreement(proxy_T: np.ndarray, accuracy_T: np.ndarray) -> Agreement:
 
 
 def quartiles(accuracy_T: np.ndarray) -> Quartiles:
-    """Mean, quartiles and median over the trials that there are (paper 003, Figure 2)."""
+    """Mean, quartiles and median over the trials that there are (Vitel and Chhabra, Figure 2)."""
     known = np.asarray(accuracy_T, dtype=np.float64).ravel()
     known = known[np.isfinite(known)]
     if not known.size:

@@ -15,9 +15,9 @@ from distinf.stages.gram.free_rankings import SUGGESTED, free_rankings, own_colu
 from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
-from distinf.stages.gram.task import METRICS, Numbered, Summarised, described_rows
+from distinf.stages.gram.task import METRICS, Numbered, described_rows
+from distinf.stages.gram.warnings import by_split, summary, warnings
 from distinf.stages.notes import beside
-from distinf.stages.page.formats import shortened
 from distinf.stages.page.provenance import provenance_of
 from distinf.stages.page.rows import array_summary
 
@@ -52,7 +52,7 @@ def findings(session: Session) -> page.Findings:
         deviations=list(getattr(words, "deviations", ())),
         methods_published=list(published[0]),
         layers_published=list(published[1]),
-        warnings=_warnings(session, cells),
+        warnings=warnings(session, cells),
         quarantined=_quarantined(session, cells),
         provenance=provenance_of(session),
     )  # fmt: skip
@@ -65,7 +65,7 @@ def _sentence(session: Session, cells: Sequence[Cell]) -> str:
     made = (
         f"was fine-tuned on {first.rows[TRAIN]:,} rows" if first.trained else "was taken as it is"
     )
-    kept = _summary(session.task(first.name)).get("vocabulary")
+    kept = summary(session.task(first.name)).get("vocabulary")
     model += f" (its embedding cut to the {kept:,} tokens that occur)" if kept else ""
     many = f", in {len(cells)} runs" if len(cells) > 1 else ""
     return (
@@ -96,7 +96,7 @@ def _cell(session: Session, cell: Cell) -> page.CellFinding:
         suggested_wrong=None if told is None else told.wrong,
         history=_history(stored),
         best=int(stored["best"]) if "best" in stored else None,
-        truncated=sum(_by_split(task, "truncated").values()),
+        truncated=sum(by_split(task, "truncated").values()),
     )
 
 
@@ -154,7 +154,7 @@ def _factor(block: str) -> str:
 
 
 def _cancelled(session: Session, cell: Cell) -> Iterator[page.Cancelled]:
-    """The cancellation effect of each group (paper 003, Eq. 7), in the L1 form and by norms."""
+    """Each group's cancellation effect (Vitel and Chhabra, Eq. 7), in L1 and by norms."""
     stored = {}
     for slab in cell.blocks.slabs:
         (unit,) = tiles.slab_units(session.settings, cell, "sums", slab)
@@ -304,70 +304,6 @@ def _numbers(task: Any, split: str, rows: np.ndarray) -> list[int]:
     if isinstance(task, Numbered):
         return np.asarray(task.numbers(split))[rows].tolist()
     return [told["row"] for told in described_rows(task, rows)] if split == TRAIN else rows.tolist()
-
-
-def _summary(task: Any) -> Mapping[str, Any]:
-    return task.summary() if isinstance(task, Summarised) else {}
-
-
-def _by_split(task: Any, key: str) -> Mapping[str, Any]:
-    """What a task that has a summary says of the rows of each split."""
-    found: Mapping[str, Any] = _summary(task).get(key) or {}
-    return found
-
-
-def chance_warnings(session: Session) -> list[str]:
-    """A line for each cell whose model is no better at its queries than always saying one class."""
-    found = []
-    for cell in session.outline.cells.values():
-        most = _by_split(session.task(cell.name), "largest_class").get(QUERY)
-        if most is None or not gradients.says_right(session, cell.name):
-            continue
-        queries = cell.rows[QUERY]
-        right = int(scores.right_queries(session, cell).sum())
-        by_chance = most + 2.0 * np.sqrt(most * (1.0 - most) / queries)  # two standard errors
-        if right / queries <= by_chance:
-            found.append(
-                f"{cell.name}: the model gets {right} of {queries} queries right, and always "
-                f"saying the same class {most * queries:.0f}: it has learned too little for its "
-                "gradients to tell rows apart; train longer (train.epochs), at another train.lr, "
-                "or on more rows"
-            )
-    return found
-
-
-def class_warnings(session: Session) -> list[str]:
-    """A line for each cell and split that lacks classes."""
-    found = []
-    for cell in session.outline.cells.values():
-        for split, names in _by_split(session.task(cell.name), "absent_classes").items():
-            if names:
-                told = ", ".join(shortened(repr(name)) for name in names[:5])
-                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                found.append(
-                    f"{cell.name}: no row of '{split}' has class {told}{more}; what it says of "
-                    "such rows rests on the other classes"
-                )
-    return found
-
-
-def _warnings(session: Session, cells: Sequence[Cell]) -> list[str]:
-    found = [*chance_warnings(session), *class_warnings(session)]
-    for cell in cells:
-        task = session.task(cell.name)
-        for split, count in _by_split(task, "empty").items():
-            if count:
-                found.append(f"{cell.name}: {count} texts of '{split}' are empty.")
-        cut = sum(_by_split(task, "truncated").values())
-        if cut:
-            found.append(f"{cell.name}: {cut} rows are longer than the limit and were cut.")
-        replaced = _summary(task).get("replaced")
-        if replaced:
-            found.append(f"{cell.name}: {replaced} half characters of the file are U+FFFD here.")
-        for split, count in _by_split(task, "texts_shared_with_train").items():
-            if count:
-                found.append(f"{cell.name}: {count} texts of '{split}' are training texts too.")
-    return found
 
 
 def _costs(session: Session) -> list[page.StageCost]:

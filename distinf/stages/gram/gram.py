@@ -49,7 +49,7 @@ from distinf.stages.gram.tiles import (
 )
 
 LEAST_TILE = 32.0  # rows: smaller ones are too many
-TOP_WORDS = 10  # paper 003, section 3.1: TracIn-WE-top10
+TOP_WORDS = 10  # Vitel and Chhabra, section 3.1: TracIn-WE-top10
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:

@@ -9,13 +9,14 @@ from distinf.numerics.metrics import ndr
 from distinf.runtime import Runtime
 from distinf.stages import publishing
 from distinf.stages.gram.actions import flipped_rows, lowest_first, results
-from distinf.stages.gram.findings import cell_ranking, chance_warnings, class_warnings, findings
+from distinf.stages.gram.findings import cell_ranking, findings
 from distinf.stages.gram.free_rankings import free_rankings, suggested
 from distinf.stages.gram.page.page import render
 from distinf.stages.gram.page.tables import tables
 from distinf.stages.gram.scores import all_scores, headline
 from distinf.stages.gram.session import TRAIN, Session
 from distinf.stages.gram.train import stored_fit
+from distinf.stages.gram.warnings import chance_warnings, class_warnings, label_warnings
 from distinf.stages.page.rows import csv_text
 
 WORST = 10  # rows in the terminal
@@ -44,12 +45,14 @@ def ranking_name(cell: str) -> str:
 
 def summary_lines(session: Session) -> list[str]:
     """The answer in a few lines, for the terminal."""
-    found, root = _detected(session), session.blobs.root
+    root = session.blobs.root
+    found = [f"warning: {line}" for line in chance_warnings(session)]  # before any rate
+    found += _detected(session)
     cells = list(session.outline.cells.values())
     more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
     if not any(cell.trained for cell in cells):
         found.append("the model was scored as model() returns it; nothing was trained")
-    found += [f"warning: {line}" for line in (*chance_warnings(session), *class_warnings(session))]
+    found += [f"warning: {line}" for line in (*label_warnings(session), *class_warnings(session))]
     counted = [(cell, suggested(session, cell)) for cell in cells]
     wrong = [(told.wrong, cell.rows[TRAIN]) for cell, told in counted if told is not None]
     if wrong:

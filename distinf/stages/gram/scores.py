@@ -1,7 +1,7 @@
 """Stage scores: every estimator's scores, aggregated over the queries, block by block.
 
 A block's [Q, N] scores are not kept: what is kept is their mean over all queries, and the ranks and
-votes (paper 003, Eq. 9 and 10) of the queries that the model gets right. All three add up over
+votes (Vitel and Chhabra, Eq. 9, 10) of the queries that the model gets right. All three add up over
 blocks, so that any group of layers costs nothing further. The joint Fisher inverse does not: a
 group of its blocks is a unit of its own.
 Sign: score > 0 means that training on the row helps the queries.

@@ -121,8 +121,8 @@ class GramSettings:
 @dataclass(frozen=True)
 class ScoreSettings:
     """estimators  tracin, cosine, datainf, fisher (each block by itself), fisher-joint (the blocks
-                of a group together); tracin-we-top10 (paper 003: the shared words among the ten of
-                largest gradient in the training row) and tracin-we-both10 (in both rows)
+                of a group together); tracin-we-top10 (Vitel and Chhabra: the shared words among the
+                ten of largest gradient in the training row) and tracin-we-both10 (in both rows)
     damping     lambda by estimator; the default is each estimator's own, documented there
     top         share of the training rows (or their number) that a vote ranks; the paper's text
                 takes the number to be filtered, 0.3, the authors' code 0.2

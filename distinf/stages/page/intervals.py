@@ -1,12 +1,14 @@
-"""Two-level bootstrap: targets are resampled first, then each one's seeds.
+"""Two-level bootstrap: independent draws are resampled first, then each one's trials.
 
-Shapes: R resamples, T targets, S seeds (padded to the target with the most).
+A draw is a target, or all targets that were measured under the same conditions.
+Shapes: R resamples, T draws, S trials (padded to the draw with the most).
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -26,29 +28,29 @@ class Estimate:
     high: float
     trials: int
     failed: int  # non-finite trials, left out of the mean
-    targets: int
+    targets: int  # independent draws
 
     @property
     def has_interval(self) -> bool:
         return math.isfinite(self.low)
 
 
-Trials = Mapping[tuple[int, int], float]
+Trials = Mapping[tuple[int, Any], float]  # (draw, trial), a trial being (target, seed), say
 
 
 def estimate(trials: Trials, seed: int = 0) -> Estimate:
-    """Mean, sample sd and percentile interval of (target, seed) -> value.
+    """Mean, sample sd and percentile interval of (draw, trial) -> value.
 
-    With one target only its seeds are resampled, so the interval says nothing of other targets.
+    With one draw only its trials are resampled, so the interval says nothing of other draws.
     """
     return _estimate(tuple(sorted(trials.items())), seed)
 
 
 @lru_cache(maxsize=CACHED)
-def _estimate(trials: tuple[tuple[tuple[int, int], float], ...], seed: int) -> Estimate:
+def _estimate(trials: tuple[tuple[tuple[int, Any], float], ...], seed: int) -> Estimate:
     finite = {key: value for key, value in trials if math.isfinite(value)}
     failed = len(trials) - len(finite)
-    groups = _by_target(finite.items())
+    groups = _by_draw(finite.items())
     values = np.array(list(finite.values()))
     if not finite:
         return Estimate(math.nan, math.nan, math.nan, math.nan, 0, failed, 0)
@@ -61,7 +63,7 @@ def _estimate(trials: tuple[tuple[tuple[int, int], float], ...], seed: int) -> E
 
 
 def bootstrap_means(groups: list[np.ndarray], seed: int) -> np.ndarray:
-    """[R] means of trials over resampled targets and, within each draw, resampled seeds."""
+    """[R] means over resampled draws and, within each, resampled trials."""
     rng = np.random.default_rng(seed)
     counts_T = np.array([g.size for g in groups])
     padded_TS = np.zeros((len(groups), counts_T.max()))
@@ -81,15 +83,15 @@ def bootstrap_means(groups: list[np.ndarray], seed: int) -> np.ndarray:
     return np.concatenate(means)
 
 
-def differences(ours: Trials, control: Trials) -> dict[tuple[int, int], float]:
-    """ours - control for the (target, seed) pairs that both have with finite values."""
+def differences(ours: Trials, control: Trials) -> dict[tuple[int, Any], float]:
+    """ours - control for the trials that both have with finite values."""
     both = (key for key in sorted(ours) if key in control)
     paired = {key: ours[key] - control[key] for key in both}
     return {key: value for key, value in paired.items() if math.isfinite(value)}
 
 
-def _by_target(items: Iterable[tuple[tuple[int, int], float]]) -> list[np.ndarray]:
+def _by_draw(items: Iterable[tuple[tuple[int, Any], float]]) -> list[np.ndarray]:
     groups: dict[int, list[float]] = {}
-    for (target, _), value in items:
-        groups.setdefault(target, []).append(value)
+    for (draw, _), value in items:
+        groups.setdefault(draw, []).append(value)
     return [np.array(g) for g in groups.values()]

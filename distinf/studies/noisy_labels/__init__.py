@@ -1,4 +1,4 @@
-"""The noisy-labels study (paper 003): language models with adapters, on flipped labels."""
+"""The noisy-labels study (Vitel and Chhabra): language models with adapters, on flipped labels."""
 
 from distinf.studies.noisy_labels.settings import NoisyLabelSettings
 from distinf.studies.noisy_labels.task import NoisyLabels, task

@@ -1,4 +1,4 @@
-"""GLUE tasks with two classes, as paper 003 has them, through Hugging Face's `datasets`.
+"""GLUE tasks with two classes, as Vitel and Chhabra has them, through Hugging Face's `datasets`.
 
 MNLI without its third class unless three are asked for; STS-B's similarities cut at 3.
 """

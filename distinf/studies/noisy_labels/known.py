@@ -33,5 +33,5 @@ KNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def paper_name(model: str) -> str:
-    """What paper 003 calls the model; "" for any other."""
+    """What Vitel and Chhabra calls the model; "" for any other."""
     return KNOWN[model][2] if model in KNOWN else ""

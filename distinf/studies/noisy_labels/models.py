@@ -42,7 +42,7 @@ QUERY_VALUE = (
     ("qkv_proj",),  # Phi-3
     ("c_attn",),  # GPT-2
 )
-PADS = ("<|reserved_special_token_0|>",)  # Llama 3's, as paper 003 has it
+PADS = ("<|reserved_special_token_0|>",)  # Llama 3's, as Vitel and Chhabra has it
 
 
 def location(settings: ModelSettings) -> str:

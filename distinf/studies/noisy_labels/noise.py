@@ -16,7 +16,7 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
 
 def flips(rows: int, share: float, seed: int) -> np.ndarray:
     """bool [rows]: int(share * rows) of them, drawn without replacement and whatever their label
-    (paper 003, section 5)."""
+    (Vitel and Chhabra, section 5)."""
     flipped = np.zeros(rows, dtype=bool)
     flipped[generator(seed, "flips").choice(rows, int(share * rows), replace=False)] = True
     return flipped

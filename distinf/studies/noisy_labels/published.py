@@ -1,13 +1,13 @@
 """The paper's own numbers, to print beside a run's: facts to compare with, not to meet.
 
-Source: paper 003, layer-aware influence for language models. Table 3 gives ranks and win rates of
+Source: Vitel and Chhabra, arXiv 2511.04715. Table 3 gives ranks and win rates of
 layers (mean aggregation, Pareto threshold 0.5); of Tables 4 to 6, the rows whose digits could be
 checked (best test accuracy after filtering 30 %, mean and sd over 10 seeds; threshold 0.75).
 """
 
 from distinf.stages.gram.page.findings import PublishedLayer, PublishedMethod
 
-TABLE_3_SOURCE, TABLES_456_SOURCE = "paper 003, Table 3", "paper 003, Tables 4 to 6"
+TABLE_3_SOURCE, TABLES_456_SOURCE = "Vitel and Chhabra, Table 3", "Vitel and Chhabra, Tables 4 to 6"
 LAYERS = (
     "tracin-we-top10", "tracin-we", "embedding",
     "attention-1", "attention-2", "attention-3", "attention-4", "head",

@@ -1,4 +1,4 @@
-"""Settings of the noisy-labels study (paper 003): data, model, adapters."""
+"""Settings of the noisy-labels study (Vitel and Chhabra): data, model, adapters."""
 
 import os
 from dataclasses import dataclass, field

@@ -24,8 +24,8 @@ def split_rows(
     Training rows come from the source's train rows, queries and tests from its validation rows
     (tests from its test rows where it has some); from all rows where it has no splits.
     shrink: a source with too few rows is used whole, queries and tests in the proportion of their
-    sizes (paper 003: MRPC 204 and 204); otherwise it is refused. With groups a part can be a few
-    rows smaller than asked for: a group that does not fit is not cut.
+    sizes (Vitel and Chhabra: MRPC 204 and 204); otherwise it is refused. With groups a part can be
+    a few rows smaller than asked for: a group that does not fit is not cut.
     """
     _refuse_single_rows(table)
     found: dict[str, np.ndarray] = {}

@@ -1,6 +1,6 @@
 """Fine-tuning adapters and head with the Hugging Face Trainer, in memory and without a word.
 
-The kept weights are those of the epoch of least loss on the queries (paper 003, appendix A).
+The kept weights are those of the epoch of least loss on the queries (Vitel and Chhabra, app. A).
 """
 
 import math

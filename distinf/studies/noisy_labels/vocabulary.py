@@ -1,4 +1,4 @@
-"""Vocabulary compression: the embedding keeps the rows of tokens that occur (paper 003, app. A).
+"""Vocabulary compression: it keeps the rows of tokens that occur (Vitel and Chhabra, app. A).
 
 Token ids are renumbered in the data, in ascending order; `kept[new] = old`.
 """

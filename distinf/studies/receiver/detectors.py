@@ -1,4 +1,4 @@
-"""The two conventional receivers that DeepRx is measured against.
+"""The conventional receivers that DeepRx is measured against.
 
 For one stream the LMMSE equaliser is maximal-ratio combining up to a positive factor per resource
 element; with the unbiased scaling x = h^H y / |h|^2 the hard decisions are those of LMMSE.
@@ -39,6 +39,30 @@ def estimate_channel(received: Tensor, pilots: Tensor, pattern: PilotPattern) ->
     across = _interpolation(pattern.subcarriers, received.shape[-1])
     along = _interpolation(np.array(symbols), SYMBOLS_PER_SLOT)
     return torch.einsum("napk,kf,ps->nasf", least_squares, across, along)
+
+
+def mmse_channel(
+    received: Tensor, pilots: Tensor, pattern: PilotPattern, covariance: tuple[Tensor, Tensor],
+    snr_db: float,
+) -> Tensor:  # fmt: skip
+    """Linear minimum mean square error estimate from the pilots: complex64 [N, A, S, F].
+
+    covariance: of the channel along time [S, S] and frequency [F, F], which it takes to be their
+    product. received and pilots as in `estimate_channel`.
+    """
+    symbols, at = torch.tensor(pattern.symbols), torch.as_tensor(pattern.subcarriers)
+    least_squares = (received[:, :, symbols][..., at] * pilots[symbols][:, at].conj()).to(
+        torch.complex128
+    )
+    time_SS, frequency_FF = (part.to(torch.complex128) for part in covariance)
+    # Pilots Y = H + noise with cov(vec H) = R_t x R_f: in their eigenvectors it is one division.
+    values_P, vectors_PP = torch.linalg.eigh(time_SS[symbols][:, symbols])
+    values_K, vectors_KK = torch.linalg.eigh(frequency_FF[at][:, at])
+    noise = 10 ** (-snr_db / 10)
+    weights = 1 / (values_P[:, None].clamp(min=0) * values_K.clamp(min=0) + noise)
+    turned = vectors_PP.mH @ least_squares @ vectors_KK.conj()
+    solved = vectors_PP @ (weights * turned) @ vectors_KK.T
+    return (time_SS[:, symbols] @ solved @ frequency_FF[:, at].T).cfloat()
 
 
 def _interpolation(known: np.ndarray, length: int) -> Tensor:

@@ -31,6 +31,7 @@ SPLITS = ("train", "evaluation")
 SPEED_OF_LIGHT = 299_792_458.0  # m/s
 # Sionna takes one delay spread per channel object; delays come out as multiples of this one.
 UNIT_DELAY_S = 1e-9
+COVARIANCE_DRAWS = 200  # of a frame's channel, for its covariances
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ def generate(
 
     grid float16 [N, A, S, F, 2] (real, imaginary), bits uint8 [N, packed] (np.packbits of
     [B, S, F], zero at pilot symbols), snr_db, delay_spread_ns, doppler_hz float32 [N], model and
-    dmrs uint8 [N], genie_ber float32 [N]; for the evaluation split also baseline_ber.
-    Both error rates are computed on the float16 grid that is stored.
+    dmrs uint8 [N], genie_ber float32 [N]; for the evaluation split also
+    baseline_ber (least-squares channel estimate) and lmmse_ber (LMMSE estimate that knows the
+    channel's covariances and SNR). All error rates are computed on the float16 grid that is stored.
     Uses Sionna's process-wide generator and one torch thread: do not call from two threads.
     """
     if start % scenario.frame_slots or stop % scenario.frame_slots or not 0 <= start < stop:
@@ -65,6 +67,22 @@ def generate(
     with torch.no_grad(), _one_thread():
         made = [_generate_frame(tr38901, scenario, seed, split, frame) for frame in frames]
     return {key: np.concatenate([frame[key] for frame in made]) for key in made[0]}
+
+
+def redraw(
+    scenario: ScenarioConfig, seed: int, split: str, frame: int, slots: int
+) -> dict[str, np.ndarray]:
+    """`slots` further slots of a frame, of no split: its parameters, other fading, bits and noise.
+
+    Arrays as `generate` has them.
+    """
+    again = f"{split} again"
+    torch_seed = int(_rng(seed, again, frame, "fading").integers(2**32))
+    with torch.no_grad(), _one_thread():
+        return _frame_rows(
+            sionna_channels(), scenario, draw_frame(scenario, seed, split, frame), slots,
+            _rng(seed, again, frame, "bits and noise"), torch_seed, baseline=split == "evaluation",
+        )  # fmt: skip
 
 
 def sionna_channels() -> ModuleType:
@@ -95,7 +113,35 @@ def draw_frame(scenario: ScenarioConfig, seed: int, split: str, frame: int) -> F
 def channel_response(
     tr38901: ModuleType, scenario: ScenarioConfig, frame: Frame, slots: int, torch_seed: int
 ) -> Tensor:
-    """Frequency response of independent slots of a frame: complex64 [N, A, S, F]."""
+    """Frequency response of independent slots of a frame: complex64 [N, A, S, F].
+
+    Each slot has a phase of its own, uniform over the circle: Sionna's CDL starts the line-of-sight
+    ray at the same phase in every slot, which a receiver could learn by heart.
+    """
+    from sionna.phy import config
+
+    paths_NASP, steering_PF = _paths(tr38901, scenario, frame, slots, torch_seed)
+    turns_N = torch.rand(slots, generator=config.torch_rng("cpu"), dtype=torch.float64)
+    phase_N = torch.polar(torch.ones_like(turns_N), 2 * torch.pi * turns_N).to(torch.complex64)
+    return (paths_NASP @ steering_PF) * phase_N[:, None, None, None]
+
+
+def channel_covariance(
+    tr38901: ModuleType, scenario: ScenarioConfig, frame: Frame, torch_seed: int
+) -> tuple[Tensor, Tensor]:
+    """Of a frame's channel along time complex64 [S, S] and frequency [F, F], from further draws."""
+    paths_NASP, steering_PF = _paths(tr38901, scenario, frame, COVARIANCE_DRAWS, torch_seed)
+    time_SS = torch.einsum("nasp,natp->st", paths_NASP, paths_NASP.conj())
+    time_SS /= COVARIANCE_DRAWS * paths_NASP.shape[1]
+    power_P = paths_NASP.abs().square().mean((0, 1, 2))
+    frequency_FF = (steering_PF.T * power_P) @ steering_PF.conj()
+    return time_SS / power_P.sum(), frequency_FF
+
+
+def _paths(
+    tr38901: ModuleType, scenario: ScenarioConfig, frame: Frame, slots: int, torch_seed: int
+) -> tuple[Tensor, Tensor]:
+    """Gains of independent slots' paths [N, A, S, P], and what delays do [P, F]: complex64."""
     from sionna.phy import config
 
     # Seeding this generator leaves torch's own default generator alone; config.seed would not.
@@ -109,7 +155,7 @@ def channel_response(
     offsets_F -= scenario.subcarriers // 2
     cycles_PF = delay_s_P[:, None] * (offsets_F * scenario.subcarrier_spacing_khz * 1e3)
     steering_PF = torch.polar(torch.ones_like(cycles_PF), -2 * torch.pi * cycles_PF)
-    return paths_NASP @ steering_PF.to(torch.complex64)
+    return paths_NASP, steering_PF.to(torch.complex64)
 
 
 def transmit(
@@ -142,10 +188,17 @@ def receive(sent: Tensor, channel: Tensor, snr_db: float, rng: np.random.Generat
 def _generate_frame(
     tr38901: ModuleType, scenario: ScenarioConfig, seed: int, split: str, number: int
 ) -> dict[str, np.ndarray]:
-    frame = draw_frame(scenario, seed, split, number)
-    slots = scenario.frame_slots
-    rng = _rng(seed, split, number, "bits and noise")
-    torch_seed = channel_seed(seed, split, number)
+    return _frame_rows(
+        tr38901, scenario, draw_frame(scenario, seed, split, number), scenario.frame_slots,
+        _rng(seed, split, number, "bits and noise"), channel_seed(seed, split, number),
+        baseline=split == "evaluation",
+    )  # fmt: skip
+
+
+def _frame_rows(
+    tr38901: ModuleType, scenario: ScenarioConfig, frame: Frame, slots: int,
+    rng: np.random.Generator, torch_seed: int, *, baseline: bool,
+) -> dict[str, np.ndarray]:  # fmt: skip
     channel = channel_response(tr38901, scenario, frame, slots, torch_seed)
     bits, sent = transmit(scenario, frame.dmrs, slots, rng)
     grid = receive(sent, channel, frame.snr_db, rng)
@@ -164,9 +217,13 @@ def _generate_frame(
     data = pattern.data_symbols
     data_bits, data_received = bits[:, :, data], received[:, :, data]
     known = {"genie_ber": channel}
-    if split == "evaluation":
-        grids = pilots.pilot_grids(scenario)
-        known["baseline_ber"] = detectors.estimate_channel(received, grids[frame.dmrs], pattern)
+    if baseline:
+        sent_SF = pilots.pilot_grids(scenario)[frame.dmrs]
+        covariance = channel_covariance(tr38901, scenario, frame, torch_seed ^ 0x5EED)
+        known["baseline_ber"] = detectors.estimate_channel(received, sent_SF, pattern)
+        known["lmmse_ber"] = detectors.mmse_channel(
+            received, sent_SF, pattern, covariance, frame.snr_db
+        )
     for name, response in known.items():
         rate = detectors.bit_error_rate(data_received, response[:, :, data], data_bits)
         rows[name] = rate.numpy()

@@ -64,8 +64,8 @@ class SmoothBer:
     """Mean over the data bits of sigmoid(-(2b - 1) logit / temperature).
 
     At temperature 1 the expected bit error rate of a calibrated model; tends to the hard rate as
-    the temperature goes to 0. A reconstruction: the thesis that paper 000 takes its smooth BER
-    from (eq. 78) was not at hand.
+    the temperature goes to 0. A reconstruction: the thesis that Tuononen et al. take the smooth BER
+    from (Eq. 78) was not at hand.
     """
 
     temperature: float = 1.0
@@ -82,7 +82,7 @@ class SmoothBer:
 
 
 def hard_ber(outputs: Tensor, batch: Batch) -> Tensor:
-    """Uncoded bit error rate over the data bits (paper 000, eq. 8): [N]. No gradient."""
+    """Uncoded bit error rate over the data bits (Tuononen et al., eq. 8): [N]. No gradient."""
     wrong = (outputs > 0) != batch["bits"].bool()
     return _data_mean(wrong.to(outputs.dtype), batch)
 

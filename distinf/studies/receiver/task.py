@@ -35,6 +35,7 @@ Batch = dict[str, Tensor]
 
 # Stored columns that a batch and an evaluation pass through as they are.
 CONDITIONS = ("snr_db", "delay_spread_ns", "doppler_hz", "model", "genie_ber")
+BASELINES = ("baseline_ber", "lmmse_ber")  # by least squares, and with the channel's covariances
 # Settings that change neither a slot nor how many there are.
 NOT_DATA = ("frames_per_unit",)
 
@@ -44,32 +45,32 @@ SCENARIO = (
     "table that was not at hand."
 )
 IMPORTED = "The slots were imported from TFRecords, not generated here."
+TRUST = (
+    "LAMB's trust ratio is 1 for biases and normalisation parameters: with the ratio on every "
+    "tensor the small networks did not learn (settings.trust_ratio)."
+)
 WORDING = Wording(
     question="Which training slots help the receiver on the slots where it does worst?",
     noun="slots",
     metric="BER",
     reference="genie-aided LMMSE",
-    baseline="baseline_ber",
-    baseline_label="LS estimate + LMMSE",
+    baseline="lmmse_ber",
+    baseline_label="LMMSE channel estimate + LMMSE",
     axis="SNR [dB]",
     log=True,
-    columns=("snr_db", "delay_spread_ns", "doppler_hz", "model"),
+    columns=("snr_db", "delay_spread_ns", "doppler_hz", "model", "genie_errors", "baseline_ber"),
     deviations=(
         SCENARIO,
         "The capacity-like cross-entropy weighs a slot by log2(1 + SNR), a reconstruction of "
         "DeepRx MIMO's Eq. 9.",
         "The smooth BER is the mean of sigmoid(-(2b - 1) logit), a reconstruction of the "
         "surrogate that Tuononen et al. cite.",
-        "LAMB's trust ratio is 1 for biases and normalisation parameters: with the ratio on "
-        "every tensor the small networks did not learn.",
         "Harmful slots are fine-tuned on by descent, as a control, where an arm does not say "
         "ascent or second-order.",
-        "A second-order step takes the slots' gradients anew and keeps the curvature; Tuononen et "
-        "al. keep both.",
         "Scores have the sign of their use, above 0 helps: the negative of Eq. 2 of Tuononen et "
         "al.",
-        "The damped inverse keeps the complement of the Ritz vectors, scaled by its mean "
-        "eigenvalue; Tuononen et al. truncate it.",
+        "Pilots have the power of data (no 3 dB boost), and there is no interference.",
+        "BatchNorm is frozen for influence and fine-tuning.",
     ),
     published=published(),
 )
@@ -82,6 +83,8 @@ class ReceiverSettings:
     loss_weight      of a slot: log2(1 + SNR) (see losses.CapacityBce), or none
     loss_units       of the training loss: nats or bits
     ber_temperature  of the smooth bit error rate
+    trust_ratio      LAMB's, of matrices and kernels alone (it is 1 for biases and scales), or of
+                     all tensors
     dataset          a folder or URL of imported slots (docs/tfrecords.md) to use instead of
                      generated ones; the scenario then says what a slot looks like, and nothing of
                      channels or how many there are
@@ -92,6 +95,7 @@ class ReceiverSettings:
     loss_weight: Literal["log2snr", "none"] = "log2snr"
     loss_units: Literal["nats", "bits"] = "nats"
     ber_temperature: float = 1.0
+    trust_ratio: Literal["matrices", "all"] = "matrices"
     dataset: str = ""
 
     def __post_init__(self) -> None:
@@ -110,12 +114,14 @@ class ReceiverTask(ABC):
 
     A batch: inputs float32 [N, C, S, F] channels_last, bits uint8 [N, B, S, F], mask bool
     [N, S, F] (true at data), and float32 [N] snr_db, delay_spread_ns, doppler_hz, model (an index
-    into labels["model"]), genie_ber and, for the evaluation split, baseline_ber.
+    into labels["model"]), genie_ber and, for the evaluation split, baseline_ber
+    and (of generated slots) lmmse_ber.
     """
 
     metric = "ber"
     reference = "genie_ber"
     axis = "snr_db"
+    conditions = ("snr_db", "delay_spread_ns", "doppler_hz", "model")  # of a frame, its slots alike
     part_axes = ("symbol", "subcarrier")
 
     def __init__(self, settings: ReceiverSettings, seed: int) -> None:
@@ -135,7 +141,8 @@ class ReceiverTask(ABC):
 
     @property
     def wording(self) -> Wording:
-        return WORDING
+        own = (TRUST,) if self.settings.trust_ratio == "matrices" else ()
+        return replace(WORDING, deviations=(*WORDING.deviations, *own))
 
     @property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
@@ -182,7 +189,7 @@ class ReceiverTask(ABC):
             "bits": torch.from_numpy(bits.reshape(-1, *shape)),
             "mask": data_DSF[dmrs],
         }
-        for name in (*CONDITIONS, "baseline_ber"):
+        for name in (*CONDITIONS, *BASELINES):
             if name in rows:
                 batch[name] = torch.from_numpy(rows[name].astype(np.float32))
         return batch
@@ -195,7 +202,8 @@ class ReceiverTask(ABC):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Per slot: ber (the network's), genie_ber, baseline_ber and the channel's conditions.
+        """Per slot: ber (the network's), genie_ber, the baselines', the channel's conditions, and
+        genie_errors, the bit errors that genie_ber counts.
 
         Runs the model in eval mode and leaves its mode as it was.
         """
@@ -206,13 +214,18 @@ class ReceiverTask(ABC):
         finally:
             model.train(training)
         columns = {"ber": losses.hard_ber(outputs, batch)}
-        kept = [name for name in ("genie_ber", "baseline_ber", *CONDITIONS) if name in batch]
-        return columns | {name: batch[name].float() for name in kept}
+        kept = [name for name in ("genie_ber", *BASELINES, *CONDITIONS) if name in batch]
+        columns |= {name: batch[name].float() for name in kept}
+        if "genie_ber" in columns:
+            counted = batch["mask"].flatten(1).sum(1) * self.settings.scenario.bits_per_symbol
+            columns["genie_errors"] = (columns["genie_ber"] * counted).round()
+        return columns
 
     def optimizer(
         self, parameters: Iterable[Tensor], lr: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        return Lamb(parameters, lr=lr, weight_decay=weight_decay)
+        every = self.settings.trust_ratio == "all"
+        return Lamb(parameters, lr=lr, weight_decay=weight_decay, adapt_vectors=every)
 
     def digests(self) -> dict[str, str]:
         """Identity of the slots and of the freshly initialised network."""
@@ -264,6 +277,14 @@ class GeneratedSlots(ReceiverTask):
 
         return link.generate(self.settings.scenario, self.seed, split, start, stop)
 
+    def redrawn(self, row: int, count: int) -> Batch:
+        """Further slots of an evaluation slot's frame. Needs Sionna."""
+        from distinf.studies.receiver import link
+
+        scenario = self.settings.scenario
+        frame = row // scenario.frame_slots
+        return self.from_rows(link.redraw(scenario, self.seed, "evaluation", frame, count))
+
     def pilot_tables(self) -> tuple[Tensor, Tensor]:
         scenario = self.settings.scenario
         return pilots.pilot_grids(scenario), pilots.data_masks(scenario)
@@ -277,7 +298,7 @@ class GeneratedSlots(ReceiverTask):
     def _row_bytes(self, split: str) -> float:
         scenario = self.settings.scenario
         grid = 2 * 2 * scenario.rx_antennas * SYMBOLS_PER_SLOT * scenario.subcarriers
-        rates = 1 if split == "train" else 2
+        rates = 1 if split == "train" else 3
         return grid + scenario.packed_bytes + 4 * (3 + rates) + 2
 
 
@@ -312,12 +333,12 @@ class ImportedSlots(ReceiverTask):
     @property
     def wording(self) -> Wording:
         """The study's, but for what it says of generated slots."""
-        known = self._dataset.has("evaluation", "baseline_ber")
+        known, own = self._dataset.has("evaluation", "baseline_ber"), super().wording
         return replace(
-            WORDING,
-            baseline=WORDING.baseline if known else None,
-            baseline_label=WORDING.baseline_label if known else None,
-            deviations=(IMPORTED, *(d for d in WORDING.deviations if d != SCENARIO)),
+            own,
+            baseline="baseline_ber" if known else None,
+            baseline_label="LS estimate + LMMSE" if known else None,
+            deviations=(IMPORTED, *(d for d in own.deviations if d != SCENARIO)),
         )
 
     def _data_digest(self) -> str:

@@ -1,4 +1,4 @@
-"""The metric against the axis, one panel per run and experiment (paper 000, Fig. 4)."""
+"""The metric against the axis, one panel per run and experiment (Tuononen et al., Fig. 4)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -71,6 +71,8 @@ def _axis(findings: Findings) -> str:
     text = "Mean of every bin. Look for where the curves part: gains on the targets can cost "
     text += "samples elsewhere on the axis."
     curves = findings.axis_curves
+    if curves is not None:
+        text += _draws(curves.draws, sum(curves.counts), findings)
     empty = curves is not None and any(not y > 0 for c in curves.curves.values() for y in c)
     if findings.metric.log and empty:
         text += f" Bins with {findings.metric.name} 0 cannot be drawn on a log scale."
@@ -86,7 +88,14 @@ def _targets(findings: Findings) -> str:
         rule = f" ({points.rule})" if points.rule else ""
         text += f"; {count(int(points.eligible_E.sum()))} eligible as targets{rule}"
     text += ". Ringed: the targets, those with the largest gap. Where points are very many, an "
-    return text + "evenly spaced part of them is drawn; gaps above the eligible range are cut off."
+    text += "evenly spaced part of them is drawn; gaps above the eligible range are cut off."
+    return text + _draws(points.draws, int(points.ids_E.size), findings)
+
+
+def _draws(draws: int | None, samples: int, findings: Findings) -> str:
+    if draws is None or draws == samples:
+        return ""
+    return f" The {count(samples)} {findings.headline.noun} are {count(draws)} distinct conditions."
 
 
 def _scores(findings: Findings, rows: Tables) -> str:

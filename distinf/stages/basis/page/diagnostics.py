@@ -207,7 +207,7 @@ def costs_figure(findings: Findings) -> str | None:
 
 
 def score_runs_figure(findings: Findings, name: str, heading: str) -> str | None:
-    """The headline's scores of each run's first target, run by run (paper 000, Fig. 8)."""
+    """The headline's scores of each run's first target, run by run (Tuononen et al., Fig. 8)."""
     found = []
     for run_name, run in runs(findings).items():
         target = run.first_scored()

@@ -128,7 +128,7 @@ def metric_scale(axes: Axes, findings: Findings, values: list[float]) -> None:
 
 
 def targets_figure(findings: Findings) -> str | None:
-    """Every evaluation sample's gap before fine-tuning, the targets ringed (paper 000, Fig. 2).
+    """Every evaluation sample's gap before, the targets ringed (Tuononen et al., Fig. 2).
 
     Against the axis; and against the reference, where it is known.
     """

@@ -67,6 +67,14 @@ class Outcome:
     non_target_metric: float | None = None  # mean after the last step
     non_target_gap_reduction_pct: float | None = None  # of the mean metric to the mean reference
     settings: Mapping[str, float | int | str] = field(default_factory=dict)  # further ones: steps…
+    sibling_change_pct: float | None = None  # of evaluation samples under the target's conditions
+    fresh_change_pct: float | None = None  # of samples drawn anew under them
+    condition: int | None = None  # targets of one number were measured under the same conditions
+
+    @property
+    def draw(self) -> int:
+        """What is independent of the other trials' of another number: the condition, or target."""
+        return self.target if self.condition is None else self.condition
 
     def value(self, name: str) -> Any:
         """The field or the further setting `name`; None where there is none."""
@@ -89,6 +97,7 @@ class AxisCurves:
     x: Sequence[float]
     counts: Sequence[int]
     curves: Mapping[str, Sequence[float]]
+    draws: int | None = None  # distinct conditions among the samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,16 +140,22 @@ class EvaluationPoints:
     metric_E: np.ndarray | None = None
     reference_E: np.ndarray | None = None
     least_reference: float | None = None  # of an eligible sample
+    draws: int | None = None  # distinct conditions among the samples
 
 
 @dataclass(frozen=True)
 class ScoreSet:
-    """One loss's and variant's scores: target -> float [N]."""
+    """One loss's and variant's scores: target -> float [N].
+
+    outside_shares: target -> share of the scores' variance that lies outside the Ritz pairs, where
+    it is known (the classic variant's).
+    """
 
     loss: str
     variant: str
     scores: Mapping[int, np.ndarray]
     nonpositive_denominators: int = 0
+    outside_shares: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,6 +190,7 @@ class Ritz:
     residuals_K: Sequence[float]
     kept: int
     damping: float
+    complement: str = ""  # what the operator is outside the pairs: "none", "damping", "mean"
     complement_mean: float | None = None
     trace: float | None = None
     policy: str = ""  # what happens to pairs with value + damping <= 0

@@ -151,7 +151,7 @@ def _paired_by_target(
     groups: dict[str, list[Outcome]], targets: list[int], chosen: str
 ) -> dict[int, np.ndarray]:
     pairs = differences(reductions(groups.get(chosen, [])), reductions(groups.get(CONTROL, [])))
-    grouped = {i: np.array([v for (t, _), v in pairs.items() if t == i]) for i in targets}
+    grouped = {i: np.array([v for (_, (t, _)), v in pairs.items() if t == i]) for i in targets}
     return {i: values for i, values in grouped.items() if values.size}
 
 

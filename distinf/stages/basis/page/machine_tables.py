@@ -20,6 +20,8 @@ def scores(findings: Findings) -> list[Row]:
             row |= array_summary(scores_N)
             row["helpful"] = int(np.sum(np.asarray(scores_N) > 0))
             row["nonpositive_denominators"] = scoring.nonpositive_denominators
+            if target in scoring.outside_shares:
+                row["outside_share"] = scoring.outside_shares[target]
             rows.append(row)
     return rows
 

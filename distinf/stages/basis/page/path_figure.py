@@ -1,4 +1,4 @@
-"""The targets' metric over fine-tuning steps, per update and selection (paper 000, Fig. 3)."""
+"""The targets' metric over steps, per update and selection (Tuononen et al., Fig. 3)."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Learning rates against fine-tuning steps, as heat maps (paper 000, Fig. 9 and 10)."""
+"""Learning rates against fine-tuning steps, as heat maps (Tuononen et al., Fig. 9 and 10)."""
 
 import math
 from collections.abc import Sequence

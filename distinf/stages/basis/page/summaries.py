@@ -13,8 +13,8 @@ Row = dict[str, Any]
 
 
 def reductions(outcomes: Iterable[Outcome]) -> Trials:
-    """(target, seed) -> gap reduction."""
-    return {(o.target, o.seed): float(o.gap_reduction_pct) for o in outcomes}
+    """(draw, (target, seed)) -> gap reduction."""
+    return {(o.draw, (o.target, o.seed)): float(o.gap_reduction_pct) for o in outcomes}
 
 
 def mean_sd(values: Iterable[float]) -> tuple[float, float, int]:
@@ -37,21 +37,22 @@ def reduction_after(outcomes: Iterable[Outcome], steps: int, reference: dict[int
         path = o.metric_by_step
         if len(path) > steps and o.target in reference:
             gap = path[0] - reference[o.target]
-            found[o.target, o.seed] = 100 * (path[0] - path[steps]) / gap if gap > 0 else math.nan
+            closed = 100 * (path[0] - path[steps]) / gap if gap > 0 else math.nan
+            found[o.draw, (o.target, o.seed)] = closed
     return _estimated(found)
 
 
 def side_effect(outcomes: Iterable[Outcome]) -> Row:
-    """Change of the other samples' mean metric in percent, as non_target_ columns."""
-    changes = {
-        (o.target, o.seed): float(o.non_target_change_pct)
-        for o in outcomes
-        if o.non_target_change_pct is not None
-    }
-    e = estimate(changes)
-    names = ("mean_pct", "sd_pct", "low_pct", "high_pct")
-    values = (e.mean, e.sd, e.low, e.high)
-    return {f"non_target_{n}": v for n, v in zip(names, values, strict=True)}
+    """Changes of others' mean metric in percent: non_target_, sibling_ and fresh_ columns."""
+    outcomes, row = list(outcomes), Row()
+    for whose in ("non_target", "sibling", "fresh"):
+        changes = {
+            (o.draw, (o.target, o.seed)): getattr(o, f"{whose}_change_pct") for o in outcomes
+        }
+        e = estimate({trial: float(v) for trial, v in changes.items() if v is not None})
+        row |= {f"{whose}_mean_pct": e.mean, f"{whose}_sd_pct": e.sd}
+        row |= {f"{whose}_low_pct": e.low, f"{whose}_high_pct": e.high}
+    return row
 
 
 def difference(ours: Trials, control: Trials) -> Row:

@@ -1,4 +1,4 @@
-"""How much each further Ritz value lowers the truncation bound (paper 000, Fig. 5 and 6)."""
+"""How much each further Ritz value lowers the truncation bound (Tuononen et al., Fig. 5 and 6)."""
 
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The printed tables of a run: its headline, its targets, and the machinery."""
 
+from math import isfinite
+
 from distinf.stages.basis.page.captions import Tables
 from distinf.stages.basis.page.findings import Findings
 from distinf.stages.page.columns import (
@@ -23,6 +25,11 @@ from distinf.stages.page.formats import (
 )
 
 TOP_SHOWN = 10
+OUTSIDE = {
+    "none": "nothing: the inverse is truncated to the pairs",
+    "damping": "damping λ alone",
+    "mean": "mean eigenvalue μ + damping λ",
+}
 
 
 def views(findings: Findings, rows: Tables) -> dict[str, View]:
@@ -69,6 +76,10 @@ def _summary(findings: Findings, rows: Tables) -> View | None:
             Column("won", lambda r: f"{r['vs_wins']} / {r['vs_pairs']}" if "vs_wins" in r else ""),
             Column(f"{name} of others [%]", value("non_target_mean_pct", signed)),
             Column("95 % interval", span("non_target_low_pct", "non_target_high_pct", signed)),
+            Column("under the same conditions [%]", blank("sibling_mean_pct", signed)),
+            Column("95 % interval", span("sibling_low_pct", "sibling_high_pct", signed)),
+            Column("drawn anew under them [%]", blank("fresh_mean_pct", signed)),
+            Column("95 % interval", span("fresh_low_pct", "fresh_high_pct", signed)),
         ],
     )
 
@@ -155,6 +166,7 @@ def _scores(rows: Tables) -> View | None:
             Column("min", value("min", number)),
             Column("median", value("median", number)),
             Column("max", value("max", number)),
+            Column("variance from outside the pairs [%]", blank("outside_share", _percent)),
             Column("non-finite", lambda r: count(r["nonfinite"]) if r["nonfinite"] else ""),
             Column(
                 "denominators ≤ 0",
@@ -164,6 +176,16 @@ def _scores(rows: Tables) -> View | None:
             ),
         ],
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _outside(findings: Findings) -> str:
+    """The least and the largest share over losses and targets."""
+    shares = [v for s in findings.scores for v in s.outside_shares.values() if isfinite(v)]
+    return f"{_percent(min(shares))} to {_percent(max(shares))} %" if shares else ""
 
 
 def _solves(rows: Tables) -> View | None:
@@ -220,7 +242,9 @@ def facts(findings: Findings) -> dict[str, list[tuple[str, str]]]:
             ("operator", pairs.operator),
             ("pairs kept", f"{count(pairs.kept)} of {count(len(pairs.values_K))}"),
             ("damping λ", f"{pairs.damping:g}"),
+            ("outside the pairs", OUTSIDE.get(pairs.complement, "")),
             ("mean eigenvalue of the rest μ", number(pairs.complement_mean)),
+            ("classic scores' variance from there", _outside(findings)),
             ("trace (estimated)", number(pairs.trace)),
             ("where θ + λ ≤ 0", pairs.policy),
             ("pairs that this acted on", count(pairs.dropped) if pairs.policy else "n/a"),

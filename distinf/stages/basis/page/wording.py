@@ -65,7 +65,8 @@ def answer(findings: Findings, rows: Tables) -> Answer:
         sentences.append(_capital(_closed(findings, opposite, full=False)) + ".")
     cards = _cards(findings, by_selection, versus)
     notes = _notes(ours, rows["summary"])
-    return Answer(verdict, _lead(verdict, findings), tuple(sentences), cards, notes)
+    lead = _lead(verdict, findings) + _price(findings, ours)
+    return Answer(verdict, lead, tuple(sentences), cards, notes)
 
 
 def describe(findings: Findings, selection: str) -> str:
@@ -122,6 +123,20 @@ def _lead(verdict: str, findings: Findings) -> str:
         "worse": f"In this run, influence picked worse {noun} than chance did.",
         "unknown": "This run has too few paired trials to compare influence with chance.",
     }[verdict]
+
+
+def _price(findings: Findings, row: dict[str, Any]) -> str:
+    """What the selection did to the rows that were no target; nothing where that is unknown."""
+    mean, low, high = (row[f"non_target_{k}_pct"] for k in ("mean", "low", "high"))
+    if missing(mean):
+        return ""
+    name, others = findings.metric.name, f"all other {findings.headline.noun}"
+    if not missing(low) and low <= 0 <= high:
+        span = f"{interval(low, high, signed)}{SPACE}%"
+        return f" The {name} of {others} did not change beyond chance ({span})."
+    rose = "rose" if mean > 0 else "fell"
+    verb = "At a price: the" if mean > 0 else "And the"
+    return f" {verb} {name} of {others} {rose} by {percent(abs(mean))}."
 
 
 def _closed(findings: Findings, row: dict[str, Any], full: bool) -> str:
@@ -183,7 +198,8 @@ def _cards(
         label = f"{findings.metric.name} of all others, after {chosen}"
         low, high = ours["non_target_low_pct"], ours["non_target_high_pct"]
         detail = "" if missing(low) else f"{interval(low, high, signed)}{SPACE}%; above 0 is worse"
-        cards.append(Card(label, value, "% change", detail))
+        harmed = "ink" if missing(low) or low <= 0 <= high else OPPOSITE if low > 0 else SELECTED
+        cards.append(Card(label, value, "% change", detail, harmed))
     return tuple(cards)
 
 

@@ -1,0 +1,50 @@
+"""What the page says of operators, arms and targets that are less than they seem."""
+
+import json
+
+import pytest
+
+from distinf.errors import InputError
+from tests.support.runs import POINTS, run_points
+
+
+def warnings(session) -> list[str]:
+    found: list[str] = json.loads(session.blobs.get("report/findings.json"))["warnings"]
+    return found
+
+
+def test_a_truncated_inverse_contradicts_a_refined_solve_before_anything_runs(tmp_path):
+    with pytest.raises(InputError, match=r"curvature.refine: .*scores.complement none truncates"):
+        run_points(
+            tmp_path / "run",
+            curvature={**POINTS["curvature"], "refine": 1},
+            scores={**POINTS["scores"], "complement": "none"},
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("scaling", "damping", "said"),
+    [("paper", 1e-3, "which turns the sign of their scores"),
+     ("mean", 1e-3, "which leaves them without a score"),
+     ("mean", 10.0, "")],
+)  # fmt: skip
+def test_newfluence_is_warned_of_where_denominators_are_not_positive(
+    tmp_path, scaling, damping, said
+):
+    scores = {**POINTS["scores"], "negative": "absolute"}
+    session = run_points(tmp_path / "run", scores=scores | {"scaling": scaling, "damping": damping})
+    found = [w for w in warnings(session) if "Newfluence" in w]
+    assert len(found) == bool(said)
+    assert all(said in w and "of 240 samples" in w for w in found)
+
+
+def test_arms_that_chose_the_same_rows_are_said_to_be_one_experiment(tmp_path):
+    also = {"all": {"variant": ["classic", "ell-relative", "newfluence"], "pool": 240,
+                    "batch_size": 20, "selections": ["helpful"]}}  # fmt: skip
+    session = run_points(tmp_path / "run", actions={**POINTS["actions"], "also": also})
+    found = [w for w in warnings(session) if "chose the same" in w]
+    assert len(found) == 1
+    for variant in ("classic", "ell-relative", "newfluence"):
+        assert f"cross-entropy {variant}" in found[0]
+    assert "one experiment, not 3" in found[0]
