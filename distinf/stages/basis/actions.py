@@ -61,7 +61,7 @@ def _cost(outline: Outline, arm: Arm, others: int) -> Cost:
     shapes = outline.shapes
     targets = outline.settings.targets.count if arm.aim == "multi-target" else 1
     trained = arm.steps * arm.batch_size
-    again = 2 * outline.settings.actions.fresh_draws * targets
+    again = outline.settings.actions.fresh_draws * targets
     guard = 0 if arm.stop is None else arm.steps * outline.settings.actions.guard
     measured = (arm.steps + 1) * targets + others + again + guard
     flops = shapes.flops_per_sample * (3 * trained + measured)
@@ -219,7 +219,8 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     model, arm, ranks = trained_model(session), arm_of(unit), job_ranks(unit)
     step = _stepper(session, unit, model)
     targets = chosen_targets(session).ids[ranks]
-    metric, around = [_metric(session, model, targets)], [_around(session, model, ranks)]
+    metric = [_metric(session, model, targets)]
+    before = session.cached(("around", *ranks), lambda: _around(session, model, ranks))
     guard = None if arm.stop is None else _Guard(session, model, arm.stop)
     for rows in job_rows(session, unit):
         step(session.batch("train", rows), rows)
@@ -228,10 +229,10 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
         metric.append(_metric(session, model, targets))
     taken = len(metric) - 1
     metric += [metric[-1]] * (arm.steps - taken)
-    around.append(_around(session, model, ranks))
+    after = _around(session, model, ranks)
     others = columns(session, model, non_target_ids(session))[session.task.metric]
     arrays = {"metric_by_step": np.stack(metric), "others": others}
-    arrays |= {name: np.array([found[name] for found in around]) for name in around[0]}
+    arrays |= {name: np.array([before[name], after[name]]) for name in before}
     return session.commit(
         unit, attempt, arrays, summary={"steps": taken}, may_hold_nan=list(arrays)
     )
@@ -263,7 +264,7 @@ def _around(session: Session, model: nn.Module, ranks: Sequence[int]) -> dict[st
     """By target: the mean metric of rows under its conditions, siblings and fresh draws."""
     found: dict[str, list[float]] = {"siblings": [], "fresh": []}
     for rank in ranks:
-        ids = sibling_ids(session, rank)
+        ids = session.cached(("siblings", rank), lambda rank=rank: sibling_ids(session, rank))
         values = _metric(session, model, ids) if len(ids) else np.array([np.nan])
         found["siblings"].append(float(values.mean()))
         found["fresh"].append(_fresh(session, model, int(chosen_targets(session).ids[rank])))
