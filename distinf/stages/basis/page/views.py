@@ -19,6 +19,7 @@ from distinf.stages.page.formats import (
     count,
     duration,
     identifier,
+    missing,
     number,
     signed,
     size,
@@ -49,6 +50,7 @@ def run_views(findings: Findings, rows: Tables) -> dict[str, View]:
     """The same for what every run is told by, the runs beside this one too."""
     made = {
         "summary": _summary(findings, rows),
+        "others": _others(findings, rows),
         "by_target": _by_target(rows),
         "targets": _targets(findings, rows),
     }
@@ -61,7 +63,6 @@ def _summary(findings: Findings, rows: Tables) -> View | None:
         r | {f"vs_{k}": v for k, v in joined.get(r["selection"], {}).items()}
         for r in rows["summary"]
     ]
-    name = findings.metric.name
     return view(
         "Gap closed by selection: mean ± sd over targets and seeds, 95 % bootstrap intervals",
         full,
@@ -74,14 +75,26 @@ def _summary(findings: Findings, rows: Tables) -> View | None:
             Column("minus random [points]", blank("vs_points", signed)),
             Column("95 % interval", span("vs_low_points", "vs_high_points", signed)),
             Column("won", lambda r: f"{r['vs_wins']} / {r['vs_pairs']}" if "vs_wins" in r else ""),
-            Column(f"{name} of others [%]", value("non_target_mean_pct", signed)),
-            Column("95 % interval", span("non_target_low_pct", "non_target_high_pct", signed)),
-            Column("under the same conditions [%]", blank("sibling_mean_pct", signed)),
-            Column("95 % interval", span("sibling_low_pct", "sibling_high_pct", signed)),
-            Column("drawn anew under them [%]", blank("fresh_mean_pct", signed)),
-            Column("95 % interval", span("fresh_low_pct", "fresh_high_pct", signed)),
         ],
     )
+
+
+def _others(findings: Findings, rows: Tables) -> View | None:
+    """What tuning did to samples that were no target; what is not known has no columns."""
+    groups = {
+        "non_target": "all others",
+        "sibling": "others under a target's conditions",
+        "fresh": "drawn anew under them",
+    }
+    known = [k for k in groups if any(not missing(r[f"{k}_mean_pct"]) for r in rows["summary"])]
+    columns = [Column("selection", text("selection"), False)]
+    for whose in known:
+        columns += [
+            Column(f"{groups[whose]} [%]", blank(f"{whose}_mean_pct", signed)),
+            Column("95 % interval", span(f"{whose}_low_pct", f"{whose}_high_pct", signed)),
+        ]
+    title = f"Change of the {findings.metric.name} of samples that were no target: above 0 is worse"
+    return view(title, rows["summary"], columns) if known else None
 
 
 def _by_target(rows: Tables) -> View | None:
