@@ -14,8 +14,9 @@ from torch.func import functional_call, hessian, jacrev
 from distinf.config import load
 from distinf.errors import InputError
 from distinf.run import reopen, rewrite_report, status, verify
+from distinf.runtime import Unit
 from distinf.stages import route
-from distinf.stages.basis import actions, curvature, evaluate, gradients, results, train
+from distinf.stages.basis import actions, curvature, evaluate, gradients, pools, results, train
 from distinf.stages.session import draw
 from distinf.store import open_root
 from tests.support.runs import all_scores, run_points, same_bits
@@ -163,7 +164,9 @@ def test_a_row_whose_gradient_is_not_finite_is_quarantined_by_id(tmp_path):
         assert np.isnan(values[:, 7]).all()
         assert np.isfinite(np.delete(values, 7, axis=1)).all()
     for job in actions.chosen_jobs(session):
-        assert 7 not in actions.pool_rows(session, job).rows
+        assert 7 not in pools.pool_rows(session, job).rows
+        many = {**job.job, "arm": {**job.job["arm"], "retain": 0.9, "steps": 300}}
+        assert 7 not in pools.job_rows(session, Unit("actions", "", job=many))
     assert all(np.isfinite(o.gap_reduction_pct) for o in results.headline_outcomes(session))
     assert "7" in session.blobs.get("report/index.html").decode()
 

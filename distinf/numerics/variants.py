@@ -93,13 +93,11 @@ def spectrum(
     absolute: negative values become their magnitude. drop: negative or unsafe pairs join the
     complement.
     """
-    if policy not in get_args(Policy):
-        raise InputError(f"policy {policy!r} is unknown; use one of {', '.join(get_args(Policy))}")
+    for name, value, kind in (("policy", policy, Policy), ("complement", complement, Complement)):
+        if value not in get_args(kind):
+            raise InputError(f"{name} {value!r} is unknown; use one of {', '.join(get_args(kind))}")
     if not (isfinite(damping) and damping >= 0):
         raise InputError(f"damping {damping} must be a finite number >= 0")
-    if complement not in get_args(Complement):
-        known = ", ".join(get_args(Complement))
-        raise InputError(f"complement {complement!r} is unknown; use one of {known}")
     if complement == "damping":
         trace = nan
     values_K = values_K.detach().to("cpu", torch.float64)

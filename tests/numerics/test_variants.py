@@ -45,6 +45,18 @@ def placed(case, keep, complement_from_trace=True):
     return Coordinates.of(train, query, basis), damped, inverse
 
 
+def dense_variants(train, query, inverse):
+    """Every variant's scores under a dense inverse, for 1,000 training samples."""
+    classic = query @ inverse @ train.T
+    self_influence = (train @ inverse * train).sum(1)
+    return {
+        "classic": classic,
+        "theta-relative": classic / (train @ inverse).norm(dim=1),
+        "ell-relative": classic / self_influence.sqrt(),
+        "newfluence": classic / (1 - self_influence / 1000),
+    }
+
+
 @pytest.mark.parametrize("keep", [0, 5, DIM])
 def test_every_variant_matches_dense_algebra(case, keep):
     train, query, matrix = case
@@ -54,21 +66,14 @@ def test_every_variant_matches_dense_algebra(case, keep):
         torch.testing.assert_close(inverse, exact)
     else:
         assert damped.complement > 0
-    classic = query @ inverse @ train.T
-    self_influence = (train @ inverse * train).sum(1)
-    expected = {
-        "classic": classic,
-        "theta-relative": classic / (train @ inverse).norm(dim=1),
-        "ell-relative": classic / self_influence.sqrt(),
-        "newfluence": classic / (1 - self_influence / 1000),
-    }
+    expected = dense_variants(train, query, inverse)
     for variant, dense in expected.items():
         found = scores(coordinates, damped, variant, count=1000)
         torch.testing.assert_close(found.scores_QN, dense)
         assert found.nonpositive == 0
     torch.testing.assert_close(
         scores(coordinates, damped, "newfluence", scaling="paper").scores_QN,
-        classic / (1 - self_influence),
+        expected["classic"] / (1 - (train @ inverse * train).sum(1)),
     )
 
 
@@ -87,19 +92,11 @@ def test_without_a_complement_the_inverse_is_truncated_in_every_variant(case, da
     coordinates = Coordinates.of(train, query, basis)
     truncated = spectrum(values, damping, dim=DIM, trace=float(matrix.trace()), complement="none")
     inverse = (basis.T / (values + damping)) @ basis
-    classic = query @ inverse @ train.T
-    self_influence = (train @ inverse * train).sum(1)
-    expected = {
-        "classic": classic,
-        "theta-relative": classic / (train @ inverse).norm(dim=1),
-        "ell-relative": classic / self_influence.sqrt(),
-        "newfluence": classic / (1 - self_influence / 1000),
-    }
-    for variant, dense in expected.items():
+    for variant, dense in dense_variants(train, query, inverse).items():
         found = scores(coordinates, truncated, variant, count=1000).scores_QN
         torch.testing.assert_close(found, dense)
     inside, outside = split_dots(coordinates, truncated)
-    torch.testing.assert_close(inside, classic)
+    torch.testing.assert_close(inside, query @ inverse @ train.T)
     assert not outside.any()
     torch.testing.assert_close(damped_inverse(train[0], basis, truncated), inverse @ train[0])
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distinf.errors import InputError
-from distinf.stages.basis import actions, evaluate, results, scores
+from distinf.stages.basis import actions, evaluate, pools, results, scores
 from distinf.stages.basis.arms import ALL_TARGETS, arm_of, families, family_jobs, jobs
 from distinf.stages.basis.settings import ActionSettings
 from tests.support.runs import POINTS, run_points
@@ -68,6 +68,7 @@ def test_what_plays_no_part_in_an_arm_does_not_tell_it_from_another():
         ({"t": {"steps": [3, 0]}}, r"actions.also.t: steps: 0 must be at least 1"),
         ({"t": {"selections": ["group"]}}, r"actions.also.t: .*multi-target"),
         ({"t": {"adapter": 4, "update": "second-order"}}, r"adapter.*first-order"),
+        ({"t": {"retain": 0.2, "update": "ascent"}}, r"actions.also.t: retain: .*first-order"),
         ({"t": {"non_targets": 3}}, r"unknown key 'actions.also.t.non_targets'"),
     ],
 )
@@ -110,15 +111,15 @@ def test_pools_are_what_their_selections_say(finished):
     scores_TN = scores.stored_scores(finished, "cross-entropy", "ell-relative")
     by_name = {f.name: f for f in results.run_families(finished)}
     several = results.chosen_jobs(finished, by_name["several"])
-    pools = {arm_of(j).selection: actions.pool_rows(finished, j) for j in several}
+    drawn = {arm_of(j).selection: pools.pool_rows(finished, j) for j in several}
     tops = [set(np.argsort(-row)[:30].tolist()) for row in scores_TN]
-    assert set(pools["helpful"].rows.tolist()) == tops[0] | tops[1]
-    assert len(pools["group"].rows) == 60
+    assert set(drawn["helpful"].rows.tolist()) == tops[0] | tops[1]
+    assert len(drawn["group"].rows) == 60
     joint_N = (scores_TN / np.sqrt((scores_TN**2).mean(1, keepdims=True))).sum(0)
-    assert joint_N[pools["group"].rows].sum() == pytest.approx(np.sort(joint_N)[-60:].sum())
-    assert len(pools["random"].rows) == 240
+    assert joint_N[drawn["group"].rows].sum() == pytest.approx(np.sort(joint_N)[-60:].sum())
+    assert len(drawn["random"].rows) == 240
     orders = results.chosen_jobs(finished, by_name["orders"])
-    rows = {arm_of(j).order: actions.job_rows(finished, j).ravel() for j in orders}
+    rows = {arm_of(j).order: pools.job_rows(finished, j).ravel() for j in orders}
     best = np.argsort(-scores_TN[orders[-1].job["target"]])[:30]
     assert rows["rank"].tolist() == best[:20].tolist()
     assert set(rows["weighted"]) < set(best)
@@ -137,7 +138,7 @@ def test_second_order_steps_lower_the_loss_from_either_side_and_ascent_raises_it
         batch = finished.batch("evaluation", ids[[rank]])
         before = float(loss(model, batch).detach())
         step = actions._stepper(finished, job, model)
-        rows = actions.job_rows(finished, job)[0]
+        rows = pools.job_rows(finished, job)[0]
         step(finished.batch("train", rows), rows)
         return float(loss(model, batch).detach()) - before
 
@@ -159,7 +160,7 @@ def test_the_second_order_step_is_the_damped_inverse_times_the_signed_mean(finis
         if arm_of(j).update == "second-order"
     )  # fmt: skip
     pairs, spectrum = actions.stored_pairs(finished), actions.damped_spectrum(finished)
-    rows = actions.job_rows(finished, job)[0]
+    rows = pools.job_rows(finished, job)[0]
     model = actions.trained_model(finished)
     layout = actions.Layout.of(model)
     start_P = layout.gather(model).double()
@@ -194,10 +195,9 @@ def test_a_second_order_row_takes_the_signs_of_the_targets_it_was_chosen_for(fin
         chosen[np.argsort(-row)[:30]] = True
     assert (chosen_TN.sum(0) == 1).sum() > 0  # rows in one pool and not in the other
     assert (
-        actions._signs(finished, jobs_of["chosen"]).tolist()
-        == (signs_TN * chosen_TN).sum(0).tolist()
+        pools.signs(finished, jobs_of["chosen"]).tolist() == (signs_TN * chosen_TN).sum(0).tolist()
     )
-    assert actions._signs(finished, jobs_of["all"]).tolist() == signs_TN.sum(0).tolist()
+    assert pools.signs(finished, jobs_of["all"]).tolist() == signs_TN.sum(0).tolist()
 
 
 @pytest.mark.parametrize("solves", ["fresh", "stored"])
@@ -211,9 +211,9 @@ def test_a_second_order_step_takes_gradients_anew_or_those_of_the_trained_weight
     model = actions.trained_model(finished)
     layout = actions.Layout.of(model)
     trained_P, step = layout.gather(model), actions._stepper(finished, job, model)
-    weights_N = torch.from_numpy(actions._signs(finished, job))
+    weights_N = torch.from_numpy(pools.signs(finished, job))
     pairs, spectrum = actions.stored_pairs(finished), actions.damped_spectrum(finished)
-    for rows in actions.job_rows(finished, job):
+    for rows in pools.job_rows(finished, job):
         batch, before_P = finished.batch("train", rows), layout.gather(model)
         at_P = before_P if solves == "fresh" else trained_P
         other = actions.trained_model(finished)
@@ -230,11 +230,11 @@ def test_a_second_order_step_takes_gradients_anew_or_those_of_the_trained_weight
 def test_a_share_of_random_rows_takes_the_place_of_rows_of_the_pool(finished):
     by_name = {f.name: f for f in results.run_families(finished)}
     kept = {arm_of(j).retain: j for j in results.chosen_jobs(finished, by_name["retaining"])}
-    pool = set(actions.pool_rows(finished, kept[0.0]).rows.tolist())
-    assert set(actions.job_rows(finished, kept[0.0]).ravel().tolist()) <= pool
-    rows = actions.job_rows(finished, kept[0.5])
+    pool = set(pools.pool_rows(finished, kept[0.0]).rows.tolist())
+    assert set(pools.job_rows(finished, kept[0.0]).ravel().tolist()) <= pool
+    rows = pools.job_rows(finished, kept[0.5])
     own, random = rows[:, :5], rows[:, 5:]
-    assert np.array_equal(own, actions.job_rows(finished, kept[0.0])[:, :5])
+    assert np.array_equal(own, pools.job_rows(finished, kept[0.0])[:, :5])
     assert not set(random.ravel().tolist()) <= pool
     assert rows.shape == (2, 10)
 

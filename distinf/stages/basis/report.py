@@ -1,7 +1,6 @@
 """Stage report: from the run's committed arrays to one page, its tables and its raw numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,11 @@ from distinf.stages.basis import (
     train,
     trajectory,
 )
-from distinf.stages.basis.arms import arm_of
 from distinf.stages.basis.page import findings as page
 from distinf.stages.basis.page.page import render
 from distinf.stages.basis.page.tables import tables
 from distinf.stages.basis.session import Session
+from distinf.stages.basis.warnings import deviations, quarantined, warnings
 from distinf.stages.page.provenance import provenance_of
 from distinf.stages.task import Wording
 
@@ -41,7 +40,6 @@ OPERATORS = {
 WORKING = (
     data, train, evaluate, curvature, queries, gradients, scores, trajectory, attribution, actions,
 )  # fmt: skip
-MOST_NONPOSITIVE = 0.01  # of the rows, before Newfluence's denominators are warned of
 TOP = 5  # most helpful and most harmful rows listed per target
 
 
@@ -96,9 +94,9 @@ def findings(session: Session) -> page.Findings:
         label=f"{session.outline.training_rows:,} {words.noun}",
         beside={name: findings(inner) for name, inner in session.beside.items()},
         published=() if session.name else words.published,
-        deviations=[*words.deviations, *_deviations(session)],
-        warnings=_warnings(session),
-        quarantined=_quarantined(session),
+        deviations=[*words.deviations, *deviations(session)],
+        warnings=warnings(session),
+        quarantined=quarantined(session),
         provenance=provenance_of(session),
     )  # fmt: skip
 
@@ -281,121 +279,3 @@ def _costs(session: Session) -> list[page.StageCost]:
             )
         )
     return found
-
-
-def _quarantined(session: Session) -> dict[str, list[int]]:
-    rows = {*gradients.quarantined_rows(session), *trajectory.quarantined_rows(session)}
-    return {"train": sorted(rows)} if rows else {}
-
-
-def _deviations(session: Session) -> list[str]:
-    """From what is published of the methods that were chosen."""
-    settings = session.settings
-    found = trajectory.deviations(session)
-    if settings.scores.complement != "none":
-        found.append(
-            "The inverse curvature does not end at the Ritz pairs "
-            f"(scores.complement: {settings.scores.complement}); Schioppa et al. (2022, Eq. 7 of "
-            "Tuononen et al.) truncate it."
-        )
-    arms = [arm for family in results.run_families(session) for arm, _, _ in family.members]
-    if any(arm.newton_solves == "fresh" for arm in arms):
-        found.append(
-            "A second-order step takes the rows' gradients anew and keeps the curvature; Tuononen "
-            "et al. (8.2) keep both (actions.newton_solves: stored)."
-        )
-    return found
-
-
-def _warnings(session: Session) -> list[str]:
-    found, words = [], results.wording(session)
-    asked, chosen = session.settings.targets.count, len(evaluate.chosen_targets(session).ids)
-    if chosen < asked:
-        alike = session.settings.targets.per_condition
-        most = f", at most {alike} under the same conditions" if alike else ""
-        found.append(f"Only {chosen} of the {asked} targets asked for were eligible{most}.")
-    metric = evaluate.evaluation(session)[session.task.metric]
-    unknown = np.flatnonzero(~np.isfinite(metric)).tolist()
-    if unknown:
-        found.append(
-            f"The metric of {len(unknown)} of {len(metric)} evaluation rows is not finite, and "
-            f"they are left out of all means: {', '.join(map(str, unknown[:10]))}."
-        )
-    found += _shared_conditions(session)
-    left_out = curvature.left_out_rows(session)
-    if left_out:
-        found.append(
-            f"The curvature leaves out {len(left_out)} drawn rows whose loss is not finite: "
-            f"{', '.join(map(str, left_out[:10]))}{' …' if len(left_out) > 10 else ''}."
-        )
-    found += _turned_signs(session, words)
-    found += _same_rows(session, words)
-    failed = [s for s in _solves(session) if s.status != "converged"]
-    if failed:
-        found.append(
-            f"{len(failed)} refined solves did not converge; their targets are scored from the "
-            "Ritz pairs alone."
-        )
-    return found
-
-
-def _shared_conditions(session: Session) -> list[str]:
-    targets = evaluate.chosen_targets(session)
-    alike = [
-        ", ".join(map(str, targets.ids[targets.conditions == number].tolist()))
-        for number in dict.fromkeys(targets.conditions.tolist())
-        if (targets.conditions == number).sum() > 1
-    ]
-    if not alike:
-        return []
-    distinct = len(np.unique(targets.conditions))
-    return [
-        f"Targets {' and '.join(alike)} have the same conditions and may be one draw of them (one "
-        f"frame): {len(targets.ids)} targets are evidence like {distinct} independent ones."
-    ]
-
-
-def _turned_signs(session: Session, words: Wording) -> list[str]:
-    """Newfluence's denominator, 1 - self-influence, where it is not positive for many rows."""
-    rows, scaling = gradients.scored_rows(session.outline), session.settings.scores.scaling
-    counts = scores.nonpositive_counts(session)
-    found = []
-    for loss in session.outline.losses:
-        count = counts[f"{loss}.newfluence"]
-        if count <= MOST_NONPOSITIVE * rows:
-            continue
-        does = (
-            "which turns the sign of their scores: what it calls helpful is harmful there"
-            if scaling == "paper"
-            else "which leaves them without a score"
-        )
-        found.append(
-            f"Newfluence ({loss}, scores.scaling {scaling}): the denominator is not positive for "
-            f"{count:,} of {rows:,} {words.noun}, {does}. Believe its arms only with a larger "
-            "scores.damping" + (", or scores.scaling: mean." if scaling == "paper" else ".")
-        )
-    return found
-
-
-def _same_rows(session: Session, words: Wording) -> list[str]:
-    """Arms of one family that chose the same rows for every target: one experiment, not two."""
-    found: dict[str, None] = {}
-    for family in results.run_families(session):
-        pools: dict[tuple[str, str, str, str], dict[int, frozenset[int]]] = {}
-        for job in results.chosen_jobs(session, family):
-            arm = arm_of(job)
-            if arm.variant and not job.job["seed"]:
-                key = (arm.selection, str(arm.pool), arm.aim, f"{arm.loss} {arm.variant}")
-                rows = actions.pool_rows(session, job).rows.tolist()
-                pools.setdefault(key, {})[job.job["target"]] = frozenset(rows)
-        alike: dict[tuple[Any, ...], list[str]] = {}
-        for (selection, pool, aim, scored), rows_of in pools.items():
-            alike.setdefault((selection, pool, aim, *rows_of.items()), []).append(scored)
-        for (selection, pool, aim, *_), names in alike.items():
-            if len(names) > 1:
-                line = (
-                    f"{' and '.join(names)} chose the same {words.noun} ({selection}, pool of "
-                    f"{pool}, {aim}): their outcomes are one experiment, not {len(names)}."
-                )
-                found[line] = None
-    return list(found)

@@ -8,6 +8,7 @@ from distinf.runtime import Unit
 from distinf.stages.basis import actions, evaluate
 from distinf.stages.basis.arms import Arm, Family, arm_of, families, family_jobs
 from distinf.stages.basis.page import findings as page
+from distinf.stages.basis.pools import job_ranks
 from distinf.stages.basis.session import Session
 from distinf.stages.task import Wording
 
@@ -98,7 +99,7 @@ def _of(session: Session, job: Unit) -> list[page.Outcome]:
     others, before = stored["others"], actions.non_targets_before(session)
     reference = finite_mean(_reference(session, actions.non_target_ids(session)))
     found = []
-    for column, rank in enumerate(actions.job_ranks(job)):
+    for column, rank in enumerate(job_ranks(job)):
         metric = stored["metric_by_step"][:, column]
         genie = _reference(session, targets.ids[[rank]])[0]
         found.append(

@@ -342,6 +342,8 @@ class ActionSettings:
         at_least("guard", self.guard, 1)
         if not 0 <= self.retain <= 1:
             raise ValueError(f"retain: {self.retain} must lie between 0 and 1")
+        if self.retain and self.update != "first-order":
+            raise ValueError("retain: its rows are learned by descent; set update to first-order")
         if self.stop is not None:
             not_negative("stop", self.stop)
         for name in ("adapter", "targets", "non_targets", "fresh_draws"):
