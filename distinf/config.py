@@ -139,10 +139,13 @@ class RunConfig(BaseModel):
         made.__dict__.pop("variations", None)
         return made
 
-    def context(self, root: str, name: str = "") -> dict[str, Any]:
-        """What a worker needs to know of this run, as JSON; `name` is a variation's."""
-        beside = {n: config.context(root, n) for n, config in self.variations.items()}
-        own = self.SESSIONS.bases(self.task, self.settings, self.identity, self.seed, self.decided)
+    def context(
+        self, root: str, name: str = "", run: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What a worker needs to know of this run, as JSON; of a variation, its name and what it
+        shares with the run."""
+        own, shared = self._bases(run or {})
+        beside = {n: config.context(root, n, shared) for n, config in self.variations.items()}
         if beside:
             shown = {n: context["basis"]["report"] for n, context in beside.items()}
             own["report"] = digest([own["report"], shown])
@@ -156,7 +159,13 @@ class RunConfig(BaseModel):
             "settings": dataclasses.asdict(self.decided),
             "basis": own,
             "seen": self.seen,
+            **shared,
         }
+
+    def _bases(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The digests of the stages, and what a variation may have of its run, or had of `run`."""
+        identity = self.task, self.settings, self.identity, self.seed, self.decided
+        return self.SESSIONS.bases(*identity), {}
 
 
 class BasisConfig(RunConfig):
@@ -186,6 +195,11 @@ class BasisConfig(RunConfig):
     @property
     def decided(self) -> Any:
         return dataclasses.replace(self.stages, curvature=self.product)
+
+    def _bases(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        identity = self.task, self.settings, self.identity, self.seed, self.decided
+        found, chosen_in = basis_session.bases(*identity, run.get("chosen_in"))
+        return found, {"chosen_in": chosen_in}
 
 
 class GramConfig(RunConfig):

@@ -91,8 +91,8 @@ def columns(session: Session, model: nn.Module, ids: np.ndarray) -> dict[str, np
 
 def evaluated(session: Session) -> bool:
     """Every evaluation unit is committed, so that the targets are known."""
-    wanted = [unit for unit, _ in units(session.outline)]
-    return len(session.done(wanted)) == len(wanted)
+    wanted = [*(unit for unit, _ in units(session.outline)), *_choosing_units(session)]
+    return len(session.done(wanted)) == len({unit.id for unit in wanted})
 
 
 def evaluation(session: Session) -> dict[str, np.ndarray]:
@@ -101,8 +101,39 @@ def evaluation(session: Session) -> dict[str, np.ndarray]:
     return session.cached("evaluation", lambda: session.rows(wanted).columns())
 
 
+def _choosing_units(session: Session) -> list[Unit]:
+    """The evaluation in which the targets are chosen, which a variation may have of its run."""
+    rows, where = session.outline.rows["evaluation"], session.context["chosen_in"]
+    ranges = row_ranges(rows, where["rows_per_unit"])
+    return [Unit(NAME, where["evaluate"], a, b) for a, b in ranges]
+
+
 def chosen_targets(session: Session) -> Targets:
-    return choose_targets(evaluation(session), session.task, session.settings.targets)
+    """The targets: in a variation the run's, less those without a usable gap in its own model.
+
+    InputError if none is left.
+    """
+    task, settings = session.task, session.settings.targets
+    chosen, own = _chosen_in_the_run(session), evaluation(session)
+    usable = eligible_rows(own, task, settings)[chosen.ids]
+    if not usable.any():
+        raise InputError(
+            f"beside.{session.name}: {_listed(chosen.ids.tolist())} without a usable gap in this "
+            "model, and the run has no other targets; give the variation targets.ids of its own"
+        )
+    gaps = gap(own, task, settings.criterion)[chosen.ids]
+    return Targets(chosen.ids[usable], gaps[usable], chosen.conditions[usable])
+
+
+def unusable_targets(session: Session) -> list[int]:
+    """The run's targets that a variation leaves out."""
+    return sorted({*_chosen_in_the_run(session).ids.tolist()} - {*chosen_targets(session).ids})
+
+
+def _chosen_in_the_run(session: Session) -> Targets:
+    wanted = _choosing_units(session)
+    columns = session.cached("choosing", lambda: session.rows(wanted).columns())
+    return choose_targets(columns, session.task, session.settings.targets)
 
 
 def check(outline: Outline) -> None:

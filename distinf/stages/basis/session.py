@@ -53,12 +53,19 @@ class Outline:
 
 
 def bases(
-    name: str, task_settings: Mapping[str, Any], task: Task, seed: int, settings: StageSettings
-) -> dict[str, str]:
+    name: str,
+    task_settings: Mapping[str, Any],
+    task: Task,
+    seed: int,
+    settings: StageSettings,
+    run: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, str], Mapping[str, Any]]:
     """Digest chain: each stage's basis covers its own settings and what it reads from.
 
     What cannot change a result is left out (cache sizes, checkpoint intervals), and so is what a
     unit's own id already says (how many seeds, which selections): asking for more keeps the rest.
+    The second is in which evaluation the targets are chosen: that of the `run` whose variation this
+    is, if both have the same rows and settings of targets.
     """
     per_unit = (
         {split: task.rows_per_unit(split) for split in SPLITS}
@@ -81,16 +88,24 @@ def bases(
     )
     found["evaluate"] = digest([found["train"], s["evaluate"]])
     found["curvature"] = digest([found["train"], s["curvature"]])
+    chosen_in = {
+        "evaluate": found["evaluate"],
+        "rows_per_unit": settings.evaluate.rows_per_unit,
+        "choice": digest([found["data"], s["targets"]]),
+    }
+    if run and run["choice"] == chosen_in["choice"]:
+        chosen_in = dict(run)
+    targets = [chosen_in["evaluate"], chosen_in["choice"]]
     operator = [s["scores"][k] for k in ("damping", "negative", "complement")]
     solved = [refine, *operator] if refine["refine"] else []
     s["gradients"].pop("check")  # it changes no number
     method = s["gradients"]["method"]
-    found["queries"] = digest([found["evaluate"], found["curvature"], s["targets"], solved, method])
+    found["queries"] = digest([found["evaluate"], found["curvature"], targets, solved, method])
     found["gradients"] = digest([found["queries"], s["gradients"]])
     found["scores"] = digest([found["gradients"], s["scores"]])
     passes = {k: s["gradients"][k] for k in ("chunk", "method", "precision")}
     found["trajectory"] = digest(
-        [found["evaluate"], s["targets"], passes, s["curvature"]["blocks"]]
+        [found["evaluate"], targets, passes, s["curvature"]["blocks"]]
     )
     # Which checkpoints TracIn sums over: their units name them one by one.
     chosen = [s["trajectory"], s["train"]["checkpoint_every"]]
@@ -104,7 +119,7 @@ def bases(
     found["actions"] = digest([found["scores"], s["evaluate"], measured])
     read = [found[name] for name in ("actions", "tracin", "attribution")]
     found["report"] = digest([read, s["actions"], s["attribution"], s["report"]])
-    return found
+    return found, chosen_in
 
 
 class Session(stages_session.Session):

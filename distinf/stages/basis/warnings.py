@@ -48,7 +48,13 @@ def deviations(session: Session) -> list[str]:
 def warnings(session: Session) -> list[str]:
     found, words = [], results.wording(session)
     asked, chosen = session.settings.targets.count, len(evaluate.chosen_targets(session).ids)
-    if chosen < asked:
+    without = evaluate.unusable_targets(session)
+    if without:
+        found.append(
+            f"The run's targets {', '.join(map(str, without))} have no usable gap in this model "
+            "and are left out of it."
+        )
+    elif chosen < asked:
         alike = session.settings.targets.per_condition
         most = f", at most {alike} under the same conditions" if alike else ""
         found.append(f"Only {chosen} of the {asked} targets asked for were eligible{most}.")

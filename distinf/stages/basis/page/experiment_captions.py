@@ -116,5 +116,8 @@ def truncation_caption(findings: Findings, rows: Tables) -> str:
     return text
 
 
-def variations_caption() -> str:
-    return f"{BARS}. Every run has its own targets, so compare differences, not levels."
+def variations_caption(findings: Findings) -> str:
+    runs = [findings, *findings.beside.values()]
+    if len({tuple(t.id for t in run.targets) for run in runs}) == 1:
+        return f"{BARS}. Every run improves the same targets, each in its own model."
+    return f"{BARS}. The runs' targets are not all the same: compare differences, not levels."

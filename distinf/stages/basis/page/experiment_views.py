@@ -188,7 +188,7 @@ def variations_view(findings: Findings, rows: Tables) -> Grid | None:
     name = findings.metric.name
     closed, others = "gap closed [%]", f"others' {name}"
     return grid(
-        "The runs beside each other, each with its own model, targets and scores",
+        "The runs beside each other, each with its own model and scores",
         rows.get("variations", []),
         [("run", text("label")), ("fine-tuning", _tuning)],
         [

@@ -203,6 +203,9 @@ def table_1_targets(rows: Tables) -> str:
     """Which target each training set's cells are about."""
     ours = [r for r in rows.get("table_1", []) if r["source"] == "measured"]
     told = dict.fromkeys((r["column"], r["target_ids"]) for r in ours)
+    every = {ids for _, ids in told}
+    if len(told) > 1 and len(every) == 1:
+        return f"Improved here: target {every.pop()} in every column."
     each = "; ".join(f"{ids} on {column}" for column, ids in told)
     return f"Improved here: target {each}." if told else ""
 

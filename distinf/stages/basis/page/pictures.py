@@ -73,7 +73,7 @@ def drawings(findings: Findings, rows: Tables) -> Iterator[Drawing]:
         "variations",
         f"{findings.metric.name} and gap closed, by run",
         partial(variations_figure, rows.get("variations", []), findings.metric.name),
-        words.variations_caption,
+        lambda: words.variations_caption(findings),
     )
     yield from usual("targets", "scores")
     yield Drawing(
