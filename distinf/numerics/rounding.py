@@ -21,7 +21,7 @@ ROOTS = 3.0  # relative error that is allowed, in square roots of the epsilon: 1
 FLOOR = 1e-2  # of the whole gradient: a parameter's error is relative to no less
 ABSOLUTE, MOST_ABSOLUTE = 100.0, 0.1  # epsilons of a loss that is the difference of larger numbers
 AGAIN = 0.05  # of all that, between two calls that are the very same
-JITTERS = 4
+JITTERS = 16  # a loss at its very minimum can be the same by chance after several
 NOISE = 4.0  # a difference of so many times what the last bits do is still rounding
 
 

@@ -352,7 +352,7 @@ def test_small_gradients_in_float16_do_not_overflow_the_check():
     assert per_sample_gradients(mlp().half(), small, data(dtype=torch.float16))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 2, 13, 54, 399])
 def test_rounding_that_a_loss_multiplies_is_no_mixing(seed):
     def far(model, batch):
         return functional.huber_loss(model(batch["x"])[:, 0] * 1e6, batch["t"], reduction="none")
