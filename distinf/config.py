@@ -50,7 +50,7 @@ class RunConfig(BaseModel):
     settings  the task's own; they may stand outside of it too, where no other key is called so
     beside    variations by name, each a mapping of dotted keys to other values. A variation shares
               all work that its keys do not change, lies in the same folder, and is shown in the
-              same report
+              same report. It improves the run's targets, unless it sets targets otherwise
     provenance  written into a run's folder; never read back
     """
 
