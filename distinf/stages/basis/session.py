@@ -104,9 +104,7 @@ def bases(
     found["gradients"] = digest([found["queries"], s["gradients"]])
     found["scores"] = digest([found["gradients"], s["scores"]])
     passes = {k: s["gradients"][k] for k in ("chunk", "method", "precision")}
-    found["trajectory"] = digest(
-        [found["evaluate"], targets, passes, s["curvature"]["blocks"]]
-    )
+    found["trajectory"] = digest([found["evaluate"], targets, passes, s["curvature"]["blocks"]])
     # Which checkpoints TracIn sums over: their units name them one by one.
     chosen = [s["trajectory"], s["train"]["checkpoint_every"]]
     found["tracin"] = digest([found["trajectory"], chosen])
