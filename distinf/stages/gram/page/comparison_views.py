@@ -5,8 +5,9 @@ from collections.abc import Callable
 from functools import partial
 
 from distinf.stages.gram import comparison
-from distinf.stages.gram.page.findings import Findings
-from distinf.stages.gram.page.summaries import Row, datasets, spoken
+from distinf.stages.gram.page.findings import BASELINES, Findings
+from distinf.stages.gram.page.method_tables import TRACIN_WE
+from distinf.stages.gram.page.summaries import Row, datasets, estimators, spoken
 from distinf.stages.gram.page.tables import Tables
 from distinf.stages.page.columns import Column, View, blank, text, value, view
 from distinf.stages.page.formats import SPACE, count, fixed, missing, number, signed
@@ -47,36 +48,40 @@ def _part(some: list[Row], every: list[Row]) -> str:
 
 
 def _unmatched(findings: Findings, rows: Tables) -> list[Row]:
-    measured = {r["configuration"] for r in rows.get("methods", []) if r["source"] == MEASURED}
+    """Published rows of the run's estimators and datasets that it did not train again."""
+    every = rows.get("methods", [])
+    measured = {r["configuration"] for r in every if r["source"] == MEASURED}
+    asked = {*estimators(findings), *BASELINES}
     return [
         r
-        for r in rows.get("methods", [])
+        for r in every
         if r["source"] != MEASURED
-        and (not set(datasets(findings)) & _told(r) or r["configuration"] not in measured)
+        and r["estimator"] in asked
+        and r["configuration"] not in measured
+        and any(f"{name}_mean_pct" in r for name in datasets(findings))
     ]
-
-
-def _told(row: Row) -> set[str]:
-    return {key.removesuffix("_mean_pct") for key in row if key.endswith("_mean_pct")}
 
 
 def _methods(findings: Findings, shown: list[Row], rows: Tables, title: str) -> Grid | None:
     published = {r["configuration"]: r for r in rows.get("methods", []) if r["source"] != MEASURED}
     columns = [
-        GridColumn("", "front", lambda r: Entry(str(r.get("rank") or ""))),
+        GridColumn("", "front", partial(_method_front, published)),
         GridColumn("", "win rate", partial(_win_rate, published)),
     ]
-    names = datasets(findings)
-    names = [*names, *sorted({d for r in shown for d in _told(r)} - set(names))]
-    for name in names:
+    for name in datasets(findings):
         columns.append(GridColumn("test accuracy [%]", name, partial(_score, name, published)))
     stubs = [("method", lambda r: spoken(r["configuration"]))]
     return grid(title, shown, stubs, columns)
 
 
+def _method_front(published: dict[str, Row], row: Row) -> Entry:
+    theirs = published.get(row["configuration"], {})
+    return Entry(str(row.get("rank") or ""), str(theirs.get("rank") or ""))
+
+
 def _win_rate(published: dict[str, Row], row: Row) -> Entry:
     theirs = published.get(row["configuration"])
-    detail = fixed(theirs["win_rate"], 2) if theirs else ""
+    detail = _pair(theirs["win_rate"], theirs["win_rate_sd"], 2) if theirs else ""
     return Entry(_pair(row["win_rate"], row.get("win_rate_sd", math.nan), 2), detail)
 
 
@@ -107,8 +112,9 @@ def _layers(rows: Tables) -> Grid | None:
     lines = [{"layer": layer, "rows": [r for r in every if r["layer"] == layer]} for layer in order]
     columns = [GridColumn("", family, partial(_front, family)) for family in families]
     paper = "; below, the paper's" if len(ours) < len(every) else ""
+    same = f"; {TRACIN_WE} is TracIn on the embedding, token by token" if TRACIN_WE in order else ""
     return grid(
-        f"Layer groups: front (win rate) within each estimator, mean scores{paper}",
+        f"Layer groups: front (win rate) within each estimator, mean scores{paper}{same}",
         lines,
         [("layers", _layer_name)],
         columns,
@@ -116,7 +122,7 @@ def _layers(rows: Tables) -> Grid | None:
 
 
 def _layer(row: Row) -> tuple[int, str]:
-    known = ("tracin-we-top10", "tracin-we", "embedding")
+    known = ("tracin-we-top10", TRACIN_WE, "embedding")
     if row["layer"] in known:
         return (known.index(row["layer"]), "")
     return (9, "") if row["layer"] == "head" else (5, row["layer"])

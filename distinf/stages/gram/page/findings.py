@@ -195,7 +195,10 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class PublishedMethod:
-    """A row of the paper's Tables 4 to 6; accuracy: dataset -> mean and sd, in percent."""
+    """A row of the paper's Tables 4 to 6; accuracy: dataset -> mean and sd, in percent.
+
+    A number that could not be read is NaN, a front (`rank`) None.
+    """
 
     source: str
     model: str
@@ -204,6 +207,8 @@ class PublishedMethod:
     group: str
     win_rate: float
     accuracy: Mapping[str, tuple[float, float]]
+    rank: int | None = None
+    win_rate_sd: float = float("nan")
 
     @property
     def name(self) -> str:

@@ -41,6 +41,7 @@ from distinf.stages.gram.page.summaries import (
 from distinf.stages.page.intervals import estimate
 
 FEWEST_TRIALS = 2  # one trial gives neither win rates nor fronts
+TRACIN_WE = "tracin-we"  # a row of Table 3
 UNFILTERED, ALL_OF = "all rows", "every estimator"
 Table = dict[str, dict[Key, float]]
 
@@ -107,7 +108,8 @@ def methods(findings: Findings) -> list[Row]:
         rows.append(row)
     for p in findings.methods_published:
         row = {"configuration": p.name, "estimator": p.estimator, "how": p.how, "group": p.group}
-        row |= {"source": p.source, "model": p.model, "win_rate": p.win_rate}
+        row |= {"source": p.source, "model": p.model, "rank": p.rank}
+        row |= {"win_rate": p.win_rate, "win_rate_sd": p.win_rate_sd}
         for dataset, (mean, sd) in p.accuracy.items():
             row |= {f"{dataset}_mean_pct": mean, f"{dataset}_sd_pct": sd}
         rows.append(row)
@@ -115,7 +117,11 @@ def methods(findings: Findings) -> list[Row]:
 
 
 def layer_ranks(findings: Findings) -> list[Row]:
-    """The paper's Table 3: layer groups against each other, per estimator family, mean scores."""
+    """The paper's Table 3: layer groups against each other, per estimator family, mean scores.
+
+    TracIn-WE pairs the embedding's gradients token by token: the same scores as TracIn on the
+    embedding, so that its row repeats that one and does not compete.
+    """
     found = accuracies(findings)
     made = {name: Configuration.of(name) for name in found}
     means = {name: c for name, c in made.items() if c is not None and c.how == "mean"}
@@ -131,6 +137,8 @@ def layer_ranks(findings: Findings) -> list[Row]:
             slot = slots[c.group] if c.estimator == family else c.estimator
             row: Row = {"layer": slot, "group": c.group, "estimator": family, "source": "measured"}
             rows.append(row | {"rank": placed.rank, "win_rate": placed.win_rate})
+            if placed.name == Configuration("tracin", EMBEDDING, "mean").name:
+                rows.append(rows[-1] | {"layer": TRACIN_WE})
     for p in findings.layers_published:
         row = {"layer": p.group, "estimator": p.estimator, "source": p.source, "model": p.model}
         rows.append(row | {"rank": p.rank, "win_rate": p.win_rate})

@@ -1,5 +1,6 @@
 """The page: findings to one HTML file that needs nothing else."""
 
+import math
 from collections.abc import Callable
 
 from markupsafe import Markup
@@ -48,6 +49,7 @@ def render(findings: Findings) -> str:
         right_known=any(c.correct_queries is not None for c in findings.cells),
         flips_known=any(c.flips for c in findings.cells),
         sources=_sources(findings),
+        unread=_unread(findings),
         facts=facts(findings),
         draws=count(RESAMPLES),
     )
@@ -68,3 +70,18 @@ def figures(findings: Findings, rows: Tables) -> dict[str, Picture]:
 def _sources(findings: Findings) -> list[str]:
     named = {p.source for p in findings.methods_published}
     return sorted(named | {p.source for p in findings.layers_published})
+
+
+def _unread(findings: Findings) -> str:
+    """How much of the published methods' table is empty, being unreadable; "" if nothing is."""
+    every = findings.methods_published
+    numbers = [v for p in every for pair in p.accuracy.values() for v in pair]
+    numbers += [v for p in every for v in (p.win_rate, p.win_rate_sd)]
+    numbers_lost = sum(math.isnan(v) for v in numbers)
+    fronts_lost = sum(p.rank is None for p in every)
+    if not numbers_lost + fronts_lost:
+        return ""
+    return (
+        f"{count(numbers_lost)} of {count(len(numbers))} numbers and {count(fronts_lost)} of "
+        f"{count(len(every))} fronts"
+    )
