@@ -9,9 +9,11 @@ import pytest
 import torch
 from scipy.integrate import quad
 from scipy.special import erfc, j0
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from distinf.errors import InputError
 from distinf.studies.receiver import detectors, link, pilots, qam
+from distinf.studies.receiver.deeprx import DeepRx, DeepRxConfig, deeprx_inputs
 from distinf.studies.receiver.scenario import CHANNEL_MODELS, ScenarioConfig
 
 pytest.importorskip("sionna.phy", reason="needs distinf[wireless]")
@@ -260,3 +262,40 @@ def test_the_mmse_estimate_is_that_of_dense_algebra_and_better_than_interpolatio
     plain = detectors.estimate_channel(received, sent, pattern)
     errors = [(estimate - channel).abs().square().mean() for estimate in (found, plain)]
     assert errors[0] < 0.5 * errors[1]
+
+
+def blind_ber(snr_db: float, channel: torch.Tensor, held_out: int = 200) -> torch.Tensor:
+    """[B]: BER, on the last slots, of a small network that saw no pilot of the channels [N, A, S, F].
+
+    A phase that it does not know leaves 16-QAM's first two bits, the signs, to chance; the others
+    say how large a symbol is, and that it can see.
+    """
+    rng = np.random.default_rng(1)
+    bits, sent = link.transmit(SMALL, 0, len(channel), rng)
+    data = pilots.patterns(SMALL)[0].data_symbols
+    grid = link.receive(sent, channel, snr_db, rng)[:, :, data]
+    bits = bits[:, :, data].float()
+    inputs = deeprx_inputs(grid, torch.zeros_like(sent[:, data]))
+    torch.manual_seed(0)
+    model = DeepRx(DeepRxConfig(widths=(16, 32, 16)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(40):
+        some = (torch.arange(32) + 32 * step) % (len(channel) - held_out)
+        optimizer.zero_grad()
+        binary_cross_entropy_with_logits(model(inputs[some]), bits[some]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        wrong = (model.eval()(inputs[-held_out:]) > 0) != bits[-held_out:].bool()
+    return wrong.float().mean((0, 2, 3))
+
+
+@pytest.mark.slow
+def test_a_receiver_without_pilots_learns_no_channel_s_phase():
+    tr38901 = link.sionna_channels()
+    frame = link.Frame(CHANNEL_MODELS.index("CDL-E"), 0.0, 100.0, 100.0, 0)
+    ours = blind_ber(0.0, link.channel_response(tr38901, SMALL, frame, 1200, torch_seed=31))
+    assert ours[:2].min() >= 0.47
+    assert ours.mean() >= 0.45
+    paths_NASP, steering_PF = link._paths(tr38901, SMALL, frame, 1200, torch_seed=31)
+    one_phase = blind_ber(0.0, paths_NASP @ steering_PF)  # as Sionna has it
+    assert one_phase[:2].max() < 0.25
