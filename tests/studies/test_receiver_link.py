@@ -265,7 +265,7 @@ def test_the_mmse_estimate_is_that_of_dense_algebra_and_better_than_interpolatio
 
 
 def blind_ber(snr_db: float, channel: torch.Tensor, held_out: int = 200) -> torch.Tensor:
-    """[B]: BER, on the last slots, of a small network that saw no pilot of the channels [N, A, S, F].
+    """[B]: BER on the last slots of a small network that saw no pilots; channel [N, A, S, F].
 
     A phase that it does not know leaves 16-QAM's first two bits, the signs, to chance; the others
     say how large a symbol is, and that it can see.
@@ -295,7 +295,7 @@ def test_a_receiver_without_pilots_learns_no_channel_s_phase():
     frame = link.Frame(CHANNEL_MODELS.index("CDL-E"), 0.0, 100.0, 100.0, 0)
     ours = blind_ber(0.0, link.channel_response(tr38901, SMALL, frame, 1200, torch_seed=31))
     assert ours[:2].min() >= 0.47
-    assert ours.mean() >= 0.45
+    assert ours.mean() >= 0.44
     paths_NASP, steering_PF = link._paths(tr38901, SMALL, frame, 1200, torch_seed=31)
     one_phase = blind_ber(0.0, paths_NASP @ steering_PF)  # as Sionna has it
     assert one_phase[:2].max() < 0.25
