@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from distinf.errors import InputError
+from distinf.stages.basis.scores import stored_scores
 from tests.support.runs import POINTS, run_points
 
 
@@ -37,6 +39,34 @@ def test_newfluence_is_warned_of_where_denominators_are_not_positive(
     found = [w for w in warnings(session) if "Newfluence" in w]
     assert len(found) == bool(said)
     assert all(said in w and "of 240 samples" in w for w in found)
+
+
+def test_rows_without_a_relative_score_are_warned_of(tmp_path):
+    scores = {"complement": "none", "damping": 0.0, "negative": "keep"}
+    some = {"kind": "hessian", "keep": 8}
+    session = run_points(
+        tmp_path / "run", scores=scores, curvature=some, train={"steps": 60, "lr": 0.3}
+    )
+    found = [w for w in warnings(session) if w.startswith("Ell-relative")]
+    assert len(found) == 1
+    assert "which leaves them without a score" in found[0]
+    lost = int(found[0].split(" for ")[1].split()[0])
+    assert lost == int(np.isnan(stored_scores(session, variant="ell-relative")[0]).sum()) > 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"curvature": {"probes": 0}}, r"scores.complement: mean .*curvature.probes to 1 or more"),
+        ({"scores": {"complement": "damping", "damping": 0.0}}, r"divides by 0 outside the Ritz"),
+    ],
+)
+def test_a_complement_that_is_unknown_or_zero_is_refused_before_anything_runs(
+    tmp_path, changes, message
+):
+    with pytest.raises(InputError, match=message):
+        run_points(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
 
 
 def test_arms_that_chose_the_same_rows_are_said_to_be_one_experiment(tmp_path):

@@ -13,7 +13,7 @@ REFINED = {
 POISONED = {
     "task": "tests.support.blobs_task:poisoned",
     "train": {"steps": 0},
-    "curvature": {"steps": 2, "keep": 2, "probes": 0},
+    "curvature": {"steps": 2, "keep": 2, "probes": 1},
 }
 LOW = {"precision": "bfloat16"}
 VMAP = {"method": "vmap"}

@@ -79,7 +79,7 @@ def test_targets_without_a_gap_in_the_variations_model_are_left_out_and_named(tm
 
 def test_a_variation_without_a_usable_target_is_one_line(tmp_path):
     finished = run(tmp_path / "first", targets={"count": 60}, beside={"other": {"train.rows": 40}},
-                   train={"steps": 40}, curvature={"probes": 0})  # fmt: skip
+                   train={"steps": 40}, curvature={"probes": 1})  # fmt: skip
     right = evaluate.unusable_targets(finished.beside["other"])
     with pytest.raises(InputError, match=r"beside.other: row .* usable gap .*targets.ids"):
         run(tmp_path / "second", targets={"ids": right[:1]}, beside={"other": {"train.rows": 40}},

@@ -86,7 +86,20 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 def check(outline: Outline) -> None:
     """InputError for settings that contradict each other."""
     settings = outline.settings
-    if settings.curvature.refine and settings.scores.complement == "none":
+    complement, known = settings.scores.complement, settings.curvature.probes > 0
+    whole = settings.curvature.keep >= outline.shapes.parameters  # nothing is outside the pairs
+    if complement == "mean" and not known and not whole:
+        raise InputError(
+            "scores.complement: mean is the mean eigenvalue outside the Ritz pairs, which "
+            "curvature.probes 0 leaves unknown; set curvature.probes to 1 or more, or "
+            "scores.complement to damping or none"
+        )
+    if complement == "damping" and not settings.scores.damping and not whole:
+        raise InputError(
+            "scores.complement: damping with scores.damping 0 divides by 0 outside the Ritz "
+            "pairs; set scores.damping above 0, or scores.complement to mean or none"
+        )
+    if settings.curvature.refine and complement == "none":
         raise InputError(
             "curvature.refine: a refined solve is of the whole operator, and scores.complement "
             "none truncates the inverse to the Ritz pairs; set curvature.refine to 0, or "

@@ -18,7 +18,7 @@ from distinf.stages.basis.pools import pool_rows
 from distinf.stages.basis.session import Session
 from distinf.stages.task import Wording
 
-MOST_NONPOSITIVE = 0.01  # of the rows, before Newfluence's denominators are warned of
+MOST_NONPOSITIVE = 0.01  # of the rows, before a variant's denominators are warned of
 
 
 def quarantined(session: Session) -> dict[str, list[int]]:
@@ -72,7 +72,7 @@ def warnings(session: Session) -> list[str]:
             f"The curvature leaves out {len(left_out)} drawn rows whose loss is not finite: "
             f"{', '.join(map(str, left_out[:10]))}{' …' if len(left_out) > 10 else ''}."
         )
-    found += _turned_signs(session, words)
+    found += _not_positive(session, words)
     found += _same_rows(session, words)
     ends = [record["summary"]["status"] for record in queries.solves(session).values()]
     failed = sum(end != "converged" for end in ends)
@@ -100,24 +100,26 @@ def _shared_conditions(session: Session) -> list[str]:
     ]
 
 
-def _turned_signs(session: Session, words: Wording) -> list[str]:
-    """Newfluence's denominator, 1 - self-influence, where it is not positive for many rows."""
+def _not_positive(session: Session, words: Wording) -> list[str]:
+    """Variants whose denominator is not positive for many rows: signs turn, or scores are lost."""
     rows, scaling = gradients.scored_rows(session.outline), session.settings.scores.scaling
-    counts = scores.nonpositive_counts(session)
     found = []
-    for loss in session.outline.losses:
-        count = counts[f"{loss}.newfluence"]
+    for name, count in scores.nonpositive_counts(session).items():
+        loss, variant = name.rsplit(".", 1)
         if count <= MOST_NONPOSITIVE * rows:
             continue
-        does = (
-            "which turns the sign of their scores: what it calls helpful is harmful there"
-            if scaling == "paper"
-            else "which leaves them without a score"
-        )
+        does = "which leaves them without a score"
+        remedy = "a larger scores.damping"
+        if variant != "newfluence":
+            remedy += ", or scores.negative: absolute"
+        elif scaling == "paper":
+            does = "which turns the sign of their scores: what it calls helpful is harmful there"
+            remedy += ", or scores.scaling: mean"
+        label = f"{variant[:1].upper()}{variant[1:]}"
+        told = f"{loss}, scores.scaling {scaling}" if variant == "newfluence" else loss
         found.append(
-            f"Newfluence ({loss}, scores.scaling {scaling}): the denominator is not positive for "
-            f"{count:,} of {rows:,} {words.noun}, {does}. Believe its arms only with a larger "
-            "scores.damping" + (", or scores.scaling: mean." if scaling == "paper" else ".")
+            f"{label} ({told}): the denominator is not positive for {count:,} of {rows:,} "
+            f"{words.noun}, {does}. Believe its arms only with {remedy}."
         )
     return found
 
