@@ -130,8 +130,21 @@ def spearman(first_N: Tensor, second_N: Tensor) -> float:
     return float(first @ second / (first.norm() * second.norm()))
 
 
+def spearman_matrix(values_MN: Tensor) -> Tensor:
+    """fp64 [M, M]: `spearman` of every pair of rows; nan where a row is constant."""
+    if values_MN.ndim != 2 or values_MN.shape[1] < 2:
+        raise InputError(
+            "spearman_matrix compares rows of length >= 2 in an [M, N] matrix, not "
+            f"{tuple(values_MN.shape)}"
+        )
+    ranks_MN = torch.stack([_mean_ranks(row_N) for row_N in values_MN])
+    ranks_MN = ranks_MN - ranks_MN.mean(1, keepdim=True)
+    norms_M = ranks_MN.norm(dim=1)
+    return ranks_MN @ ranks_MN.T / torch.outer(norms_M, norms_M)
+
+
 def _mean_ranks(values_N: Tensor) -> Tensor:
-    values_N = values_N.detach().to("cpu", torch.float64)
+    values_N = values_N.detach().to("cpu", torch.float64).contiguous()
     if not bool(torch.isfinite(values_N).all()):
         raise InputError("spearman needs finite values; drop the samples without a score first")
     ordered_N, _ = values_N.sort()

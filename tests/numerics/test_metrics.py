@@ -119,6 +119,22 @@ def test_spearman_is_scipys(pairs):
         assert ours == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
 
 
+@given(st.integers(1, 6), st.integers(2, 20), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_matrix_of_spearmans_is_every_pairs(rows, entries, seed):
+    values = np.random.default_rng(seed).integers(-2, 3, (rows, entries)).astype(float)
+    found = metrics.spearman_matrix(torch.from_numpy(values).T.contiguous().T)
+    for i, first in enumerate(values):
+        for j, second in enumerate(values):
+            if np.ptp(first) and np.ptp(second):
+                pair = stats.spearmanr(first, second).statistic
+                assert found[i, j].item() == pytest.approx(pair, abs=1e-12)
+            else:
+                assert math.isnan(found[i, j])
+    with pytest.raises(InputError, match=r"rows of length >= 2 .* not \(3,\)"):
+        metrics.spearman_matrix(torch.ones(3))
+
+
 # -- cancellation --------------------------------------------------------------------------
 
 

@@ -130,14 +130,20 @@ def wilcoxon(first_T: np.ndarray, second_T: np.ndarray) -> float:
     return float(stats.wilcoxon(difference_T).pvalue)
 
 
+def relative_changes(base_T: np.ndarray, other_T: np.ndarray) -> np.ndarray:
+    """[T] in % of `base`; nan where that is 0, or where either is missing."""
+    base, other = (np.asarray(v, dtype=np.float64).ravel() for v in (base_T, other_T))
+    return 100 * (other - base) / np.where(base == 0, math.nan, base)
+
+
 def change(base_T: np.ndarray, other_T: np.ndarray) -> Change:
     """How `other` changes accuracy against `base`, in % of `base`, over trials that both have."""
     base, other = _paired(base_T, other_T)
     if not base.size:
         return Change(0, math.nan, math.nan)
-    relative = (other - base) / np.where(base == 0, math.nan, base)
+    relative = relative_changes(base, other)
     mean = float(np.nanmean(relative)) if np.isfinite(relative).any() else math.nan
-    return Change(base.size, 100 * mean, wilcoxon(other, base))
+    return Change(base.size, mean, wilcoxon(other, base))
 
 
 def agreement(proxy_T: np.ndarray, accuracy_T: np.ndarray) -> Agreement:

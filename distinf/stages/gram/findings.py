@@ -7,10 +7,19 @@ import numpy as np
 import torch
 
 from distinf.numerics.cancellation import cancellation, norm_cancellation
-from distinf.numerics.metrics import ndr, ndr_auc, noise_histogram, noise_shares, spearman
-from distinf.stages.gram import actions, data, gradients, gram, scores, tiles, train
+from distinf.numerics.metrics import ndr, ndr_auc, noise_histogram, noise_shares
+from distinf.stages.gram import (
+    actions,
+    data,
+    gradients,
+    gram,
+    score_correlations,
+    scores,
+    tiles,
+    train,
+)
 from distinf.stages.gram.actions import flipped_rows, lowest_first
-from distinf.stages.gram.blocks import ALL, SPARSE, layer
+from distinf.stages.gram.blocks import SPARSE, layer
 from distinf.stages.gram.free_rankings import SUGGESTED, free_rankings, own_columns, suggested
 from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
@@ -44,7 +53,8 @@ def findings(session: Session) -> page.Findings:
         free=[found for cell in cells for found in _free(session, cell)],
         blocks=[found for cell in cells for found in _blocks(session, cell)],
         cancellation=[found for cell in cells for found in _cancelled(session, cell)],
-        correlations=_correlations(session, cells),
+        correlations=score_correlations.correlations(session, cells),
+        joint=score_correlations.joint(session, cells),
         retrained=list(_retrained(session)),
         ranking=[row for cell in cells for row in _top(session, cell)],
         conditioning=[found for cell in cells for found in _conditioning(session, cell)],
@@ -175,49 +185,6 @@ def _cancelled(session: Session, cell: Cell) -> Iterator[page.Cancelled]:
             cell.name, group, found.l1, norm_cancellation(norms_N, sum_P), found.least,
             found.median, found.most,
         )  # fmt: skip
-
-
-def _correlations(session: Session, cells: Sequence[Cell]) -> list[page.Correlation]:
-    """Between estimators over all blocks, and between groups for each estimator; means of cells."""
-    found = []
-    for how in ("mean", "vote"):
-        names = list(session.settings.scores.estimators)
-        found.append(
-            _correlation(
-                session,
-                cells,
-                f"estimators, all layers, {how}",
-                [(e, ALL, how) for e in names],
-                names,
-            )
-        )
-    groups = list(cells[0].groups)
-    for estimator in session.settings.scores.estimators:
-        keys = [(estimator, g, "mean") for g in groups]
-        found.append(_correlation(session, cells, f"layer groups, {estimator}, mean", keys, groups))
-    return [c for c in found if c is not None]
-
-
-def _correlation(
-    session: Session,
-    cells: Sequence[Cell],
-    title: str,
-    keys: Sequence[tuple[str, str, str]],
-    names: Sequence[str],
-) -> page.Correlation | None:
-    first = scores.all_scores(session, cells[0])
-    kept = [k for k, key in enumerate(keys) if key in first]
-    if len(kept) < 2:
-        return None
-    per_cell = []
-    for cell in cells:
-        every = scores.all_scores(session, cell)
-        if any(keys[k] not in every for k in kept):
-            continue
-        usable = np.isfinite(np.stack([every[keys[k]] for k in kept])).all(0)
-        columns = [torch.from_numpy(every[keys[k]][usable]) for k in kept]
-        per_cell.append([[spearman(a, b) for b in columns] for a in columns])
-    return page.Correlation(title, [names[k] for k in kept], np.nanmean(per_cell, axis=0))
 
 
 def _retrained(session: Session) -> Iterator[page.Retrained]:

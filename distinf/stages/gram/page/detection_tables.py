@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distinf.stages.gram.page.findings import Configuration, Findings
+from distinf.stages.gram.page.findings import BETWEEN, Configuration, Findings
 from distinf.stages.gram.page.summaries import (
     Row,
     areas,
@@ -154,6 +154,19 @@ def correlations(findings: Findings) -> list[Row]:
             for j, second in enumerate(c.names[:i]):
                 pair = {"of": c.title, "first": second, "second": first}
                 rows.append(pair | {"rho": float(values_MM[i, j])})
+    return rows
+
+
+def joint_correlations(findings: Findings) -> list[Row]:
+    """The matrix of Spearman's correlations between the mean scores of every estimator in every
+    layer group, a row and a column each, mean over cells (Vitel and Chhabra, Figure 12)."""
+    if findings.joint is None:
+        return []
+    rows = []
+    for name, values_M in zip(findings.joint.names, findings.joint.values_MM, strict=True):
+        estimator, group = name.split(BETWEEN, 1)
+        row: Row = {"estimator": estimator, "group": group}
+        rows.append(row | dict(zip(findings.joint.names, values_M.tolist(), strict=True)))
     return rows
 
 

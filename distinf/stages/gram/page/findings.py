@@ -243,6 +243,7 @@ class Findings:
     blocks: Sequence[BlockScore] = ()
     cancellation: Sequence[Cancelled] = ()
     correlations: Sequence[Correlation] = ()
+    joint: Correlation | None = None  # of every estimator in every group, "tracin/00-05"
     retrained: Sequence[Retrained] = ()
     ranking: Sequence[RankedRow] = ()
     conditioning: Sequence[Conditioning] = ()

@@ -158,45 +158,6 @@ def family_of(estimator: str) -> str:
     return "tracin" if estimator.startswith("tracin") else estimator
 
 
-def gains(findings: Findings) -> list[Row]:
-    """Rank and vote against mean, per dataset, estimator and group (the paper's Figure 3)."""
-    found = accuracies(findings)
-    rows = []
-    for name in found:
-        made = Configuration.of(name)
-        base = found.get(Configuration(made.estimator, made.group, "mean").name) if made else None
-        if made is None or made.how == "mean" or base is None:
-            continue
-        for place_, dataset in enumerate(datasets(findings)):
-            trials = sorted(k for k in base if k in found[name] and k[0] == place_)
-            if trials:
-                change = comparison.change(
-                    np.array([base[k] for k in trials]), np.array([found[name][k] for k in trials])
-                )
-                row: Row = {"dataset": dataset, "estimator": made.estimator, "group": made.group}
-                row |= {"how": made.how, "pairs": change.pairs, "change_pct": change.change_pct}
-                rows.append(row | {"p": change.p, "marked": change.marked})
-    return rows
-
-
-def quartiles(findings: Findings) -> list[Row]:
-    """Accuracy after filtering by estimator, group and dataset (Figure 2), mean scores."""
-    rows = []
-    for name, trials in accuracies(findings).items():
-        made = Configuration.of(name)
-        if made is None or made.how != "mean":
-            continue
-        for place_, dataset in enumerate(datasets(findings)):
-            mine = comparison.quartiles(
-                np.array([v for (d, _), v in trials.items() if d == place_])
-            )
-            if mine.trials:
-                row: Row = {"estimator": made.estimator, "group": made.group, "dataset": dataset}
-                row |= {"trials": mine.trials, "mean_pct": mine.mean, "q1_pct": mine.q1}
-                rows.append(row | {"median_pct": mine.median, "q3_pct": mine.q3})
-    return rows
-
-
 def proxy_points(findings: Findings) -> list[Row]:
     """Per retrained configuration and trial: its accuracy, NDR, AUC and its group's C."""
     ndr, auc, trial = rates(findings), areas(findings), keys(findings)

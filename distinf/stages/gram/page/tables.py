@@ -1,6 +1,6 @@
 """Every number of the report as plain rows."""
 
-from distinf.stages.gram.page import detection_tables, method_tables
+from distinf.stages.gram.page import detection_tables, method_tables, spread_tables
 from distinf.stages.gram.page.findings import Findings
 from distinf.stages.gram.page.summaries import Row
 
@@ -26,13 +26,15 @@ def tables(findings: Findings) -> Tables:
         "query_loss": method_tables.query_loss(findings),
         "methods": method_tables.methods(findings),
         "layers": method_tables.layer_ranks(findings),
-        "gains": method_tables.gains(findings),
-        "quartiles": method_tables.quartiles(findings),
+        "gains": spread_tables.gains(findings),
+        "gain_trials": spread_tables.gain_trials(findings),
+        "quartiles": spread_tables.quartiles(findings),
         "proxies": method_tables.proxies(findings),
         "proxy_points": method_tables.proxy_points(findings),
         "retrained": method_tables.retrained(findings),
         "cancellation": _cancellation(findings),
         "correlations": detection_tables.correlations(findings),
+        "joint_correlations": detection_tables.joint_correlations(findings),
         "conditioning": detection_tables.conditioning(findings),
         "costs": detection_tables.costs(findings),
     }
