@@ -4,7 +4,11 @@ Source: Vitel and Chhabra, arXiv 2511.04715. Table 3 gives ranks and win rates o
 aggregation, Pareto threshold 0.5). Tables 4 to 6 give every method's front, win rate and best test
 accuracy after filtering 30 %, mean and sd over 10 seeds (threshold 0.75): published_methods.csv,
 one row a method in the paper's order, accuracies in percent. It was read from a text in which the
-tables' characters were recognised by machine: a number that can be read in two ways is empty.
+tables' characters were recognised by machine. Read were numbers of the tables' one form,
+dd.d ± d.d, also with points lost, with the sign lost or drawn as another mark (often 4), with l
+and I for 1, T for 7, and a letter beside the digit that it stands for (T76.0, O91.1). What can
+then still be read in two ways (T before 1, a mean of four digits, 1 for the sign) is empty. Where
+names and numbers stand apart (65 rows of Table 5, 13 of Table 4), they are paired by their order.
 """
 
 import csv
