@@ -11,6 +11,7 @@ from distinf.stages.basis.page.experiment_views import (
 )
 from distinf.stages.basis.page.experiment_words import table_1_reading, table_1_targets
 from distinf.stages.basis.page.findings import Findings
+from distinf.stages.basis.page.overlaps import overlaps_view
 from distinf.stages.basis.page.pictures import drawings
 from distinf.stages.basis.page.sections import experiment_sections, variation_sections
 from distinf.stages.basis.page.tables import tables
@@ -65,6 +66,7 @@ def _further(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
     made: dict[str, View | Grid | None] = {
         "effects": effects_view(findings, rows),
         "variations": variations_view(findings, rows),
+        "overlaps": overlaps_view(findings, rows.get("overlaps", [])),
     }
     for target in dict.fromkeys(a.target for a in findings.attributions):
         made[f"attribution {target}"] = attributions_view(target, rows)

@@ -3,6 +3,7 @@
 from distinf.stages.basis.page import headline_tables, machine_tables
 from distinf.stages.basis.page.experiment_tables import experiment_tables
 from distinf.stages.basis.page.findings import Findings
+from distinf.stages.basis.page.overlaps import overlaps
 from distinf.stages.basis.page.run_tables import beside_tables, effects, table_1_rows, variations
 from distinf.stages.basis.page.summaries import Row
 from distinf.stages.page.rows import plain
@@ -34,6 +35,7 @@ def tables(findings: Findings) -> dict[str, list[Row]]:
     some = {
         "table_1": table_1_rows(findings),
         "effects": effects(findings),
+        "overlaps": overlaps(findings),
         "truncation": machine_tables.truncation(findings),
         "attributions": machine_tables.attributions(findings),
         "attribution_sums": machine_tables.attribution_sums(findings),
