@@ -30,6 +30,7 @@ from distinf.saying import own_stderr
 from distinf.stages.basis import results
 from distinf.stages.gram import report as gram_report
 from distinf.stages.gram.free_rankings import OWN_LOSS, SUGGESTED
+from distinf.stages.gram.page.findings import EPOCHS
 from distinf.stages.session import Session
 
 POLL_S = 0.5
@@ -172,7 +173,8 @@ def _gram_summary(session: Any) -> list[Table | str]:
     accuracies = gram_report.accuracies(session)
     if accuracies:
         table = Table(title="Test accuracy after leaving rows out", title_justify="left")
-        for name in ("left out by", "best epoch", "epoch of lowest query loss", "runs"):
+        epoch = EPOCHS[session.settings.train.selected_epoch]
+        for name in ("left out by", "best epoch", epoch, "runs"):
             table.add_column(name, justify="left" if name == "left out by" else "right")
         for name, best, at_best, runs in accuracies:
             table.add_row(name, f"{best:.1%}", f"{at_best:.1%}", str(runs))

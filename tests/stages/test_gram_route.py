@@ -463,6 +463,8 @@ def test_a_job_is_the_fit_of_the_rows_that_it_keeps(acted):
         ({"gradients": {"exclude": "."}}, "leaves no block"),
         ({"gradients": {"method": "vmap"}}, "need hooks"),
         ({"train": {"lr_of": {"words": -1}}}, "lr_of.words: -1"),
+        ({"train": {"selected_epoch": "test_accuracy"}}, "train.selected_epoch: .*'last'"),
+        ({"train": {"clip": -1}}, "clip: -1.0 must be 0 or more"),
         ({"report": {"ranking": "datinf/all/vote"}}, "did you mean 'datainf/all/vote'"),
         ({"report": {"ranking": "vote"}}, "use one each of .*/ all, .*/ mean, rank, vote"),
     ],
@@ -470,6 +472,18 @@ def test_a_job_is_the_fit_of_the_rows_that_it_keeps(acted):
 def test_bad_settings_are_one_line(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         route.check(session_of(tmp_path / "run", **changes))
+
+
+def test_the_selected_epoch_is_part_of_the_key_of_all_that_follows_it(tmp_path):
+    one, other = (
+        session_of(tmp_path / rule, train={"epochs": 3, "selected_epoch": rule})
+        for rule in ("least_query_loss", "last")
+    )
+    for name, cell in one.outline.cells.items():
+        theirs = other.outline.cells[name].basis
+        assert cell.basis["data"] == theirs["data"]
+        for stage in ("train", "gradients", "gram", "scores", "actions"):
+            assert cell.basis[stage] != theirs[stage]
 
 
 def test_full_without_known_noise_and_layers_without_a_rule_are_refused_first(

@@ -223,6 +223,28 @@ def test_a_fit_that_is_none_is_one_line(fit, line):
         checked_fit(fit)
 
 
+COURSE = {"query_loss": [0.5, 0.4, 0.4, 0.6], "query_accuracy": [0.6, 0.8, 0.8, 0.8]}
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [("least_query_loss", {1, 2}), ("best_query_accuracy", {1, 2, 3}), ("last", {3})],
+)
+def test_a_fit_of_another_epoch_than_the_selected_one_is_one_line(rule, kept):
+    for epoch in range(4):
+        fit = Fit(COURSE, epoch, {})
+        if epoch in kept:
+            checked_fit(fit, rule)
+            continue
+        with pytest.raises(InputError, match=f"weights of epoch {epoch}, and .*{rule} asks for"):
+            checked_fit(fit, rule)
+
+
+def test_an_epoch_by_accuracy_needs_a_history_of_it():
+    with pytest.raises(InputError, match="best_query_accuracy needs query_accuracy in the history"):
+        checked_fit(Fit({"query_loss": LOSSES}, 1, {}), "best_query_accuracy")
+
+
 @pytest.mark.parametrize("weights", [{"scale": np.ones(3)}, {"weight": np.ones((4, 2))}])
 def test_weights_of_another_model_are_one_line(weights):
     with pytest.raises(InputError, match=r"fit\(\)'s weights have '(scale|weight)' \("):

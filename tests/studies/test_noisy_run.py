@@ -50,3 +50,6 @@ def test_five_named_classes_from_a_csv_to_a_ranking(tmp_path):
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "suggested label" in page
     assert all(name in page for name in QUEUES)
+    assert "Weight decay is 0; the text names none" in page
+    assert "train.epochs 4 (10)" in page
+    assert "277 rows" not in page  # of RTE, which this is not

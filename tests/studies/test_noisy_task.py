@@ -432,3 +432,72 @@ def test_a_quantised_model_is_trained_from_the_same_start(settings, tmp_path, qu
         torch.testing.assert_close(after[name], values, rtol=0, atol=0)
     fit = made.fit(np.arange(96), RECIPE, device)
     assert all(not np.array_equal(fit.weights[name], start[name]) for name in start)
+
+
+# -- which epoch's weights ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def courses(cell):
+    """The same training of five epochs, by each rule; its epochs are told apart by the queries."""
+    recipe = replace(RECIPE, epochs=5, lr=0.2)
+    return {
+        rule: cell.fit(np.arange(96), replace(recipe, selected_epoch=rule), CPU)
+        for rule in ("least_query_loss", "best_query_accuracy", "last")
+    }
+
+
+def test_the_selected_epoch_is_the_one_that_is_asked_for(courses):
+    histories = [fit.history for fit in courses.values()]
+    assert histories[0] == histories[1] == histories[2]
+    losses, right = histories[0]["query_loss"], histories[0]["query_accuracy"]
+    assert courses["least_query_loss"].best == losses.index(min(losses))
+    most = [k for k, value in enumerate(right) if value == max(right)]
+    assert courses["best_query_accuracy"].best == min(most, key=lambda k: losses[k])
+    assert courses["last"].best == 4
+    assert len({fit.best for fit in courses.values()}) > 1  # or the three rules say the same here
+
+
+def test_its_weights_give_that_epochs_numbers_on_queries_and_tests(cell, courses):
+    for fit in courses.values():
+        model = loaded(cell, fit)
+        for name, part in (("query", "evaluation"), ("test", "test")):
+            found = cell.evaluate(model, cell.batch(part, np.arange(24)))
+            loss = fit.history[f"{name}_loss"][fit.best]
+            assert loss == pytest.approx(found["loss"].mean().item(), rel=1e-5)
+            accuracy = fit.history[f"{name}_accuracy"][fit.best]
+            assert accuracy == pytest.approx(found["correct"].mean().item())
+
+
+def test_test_rows_choose_no_epoch(cell, courses):
+    """With other labels on every test row the same epoch and weights are kept."""
+    other = attached(cell.settings)
+    arrays = {**other._arrays, "test_labels": 1 - other._arrays["test_labels"]}
+    other.attach(arrays)
+    for rule in ("least_query_loss", "best_query_accuracy"):
+        recipe = replace(RECIPE, epochs=5, lr=0.2, selected_epoch=rule)
+        again = other.fit(np.arange(96), recipe, CPU)
+        assert again.history["test_accuracy"] != courses[rule].history["test_accuracy"]
+        assert again.best == courses[rule].best
+        for name, values in courses[rule].weights.items():
+            np.testing.assert_array_equal(again.weights[name], values)
+
+
+@pytest.mark.parametrize(
+    ("rule", "epoch"), [("least_query_loss", 1), ("best_query_accuracy", 2), ("last", 3)]
+)
+def test_equal_accuracies_go_by_the_loss_and_nan_is_never_chosen(rule, epoch):
+    history = {
+        "query_loss": [math.nan, 0.5, 0.6, 0.7],
+        "query_accuracy": [math.nan, 0.7, 0.8, 0.8],
+        "test_accuracy": [0.9, 0.1, 0.1, 0.1],
+    }
+    assert gram.selected_epoch(history, rule) == epoch
+
+
+def test_steps_are_clipped_at_the_norm_that_is_set(cell):
+    def course(clip):
+        return cell.fit(np.arange(96), replace(RECIPE, clip=clip), CPU).history["query_loss"]
+
+    assert course(0.0) == course(1e9)  # none, and a norm that no gradient has
+    assert course(0.0) != course(0.01)

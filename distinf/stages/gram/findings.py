@@ -24,11 +24,12 @@ from distinf.stages.gram.free_rankings import SUGGESTED, free_rankings, own_colu
 from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
-from distinf.stages.gram.task import METRICS, Numbered, described_rows
+from distinf.stages.gram.task import METRICS, Deviating, Numbered, described_rows
 from distinf.stages.gram.warnings import by_split, summary, warnings
 from distinf.stages.notes import beside
 from distinf.stages.page.provenance import provenance_of
 from distinf.stages.page.rows import array_summary
+from distinf.stages.task import telling
 
 WORKING = (data, train, gradients, gram, scores, actions)
 MODULES = ("query_key_value", "qkv_proj", "query", "value", "key", "dense", "q_proj", "k_proj",
@@ -48,6 +49,7 @@ def findings(session: Session) -> page.Findings:
         task=_sentence(session, cells),
         question=getattr(words, "question", ""),
         headline=page.Headline(estimator, group, how, settings.actions.fraction),
+        selected_epoch=settings.train.selected_epoch,
         cells=[_cell(session, cell) for cell in cells],
         scored=[found for cell in cells for found in _scored(session, cell)],
         free=[found for cell in cells for found in _free(session, cell)],
@@ -59,7 +61,7 @@ def findings(session: Session) -> page.Findings:
         ranking=[row for cell in cells for row in _top(session, cell)],
         conditioning=[found for cell in cells for found in _conditioning(session, cell)],
         costs=_costs(session),
-        deviations=list(getattr(words, "deviations", ())),
+        deviations=[*getattr(words, "deviations", ()), *_deviations(session, cells[0])],
         methods_published=list(published[0]),
         layers_published=list(published[1]),
         warnings=warnings(session, cells),
@@ -83,6 +85,15 @@ def _sentence(session: Session, cells: Sequence[Cell]) -> str:
         f"was computed from the gradients of {trained:,} parameters in {len(first.blocks.dense)} "
         f"blocks by {len(settings.scores.estimators)} estimators."
     )
+
+
+def _deviations(session: Session, cell: Cell) -> list[str]:
+    task = session.task(cell.name)
+    if not isinstance(task, Deviating):
+        return []
+    with telling("deviations()"):
+        entries = {block.name: block.entries for block in cell.blocks.dense}
+        return list(task.deviations(session.settings, entries))
 
 
 def _history(stored: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
@@ -197,7 +208,7 @@ def _retrained(session: Session) -> Iterator[page.Retrained]:
             configuration=filtered.configuration,
             test_accuracy=_largest(accuracy),
             accuracy_at_best=float(accuracy[best]),
-            query_loss=float(stored["query_loss"][int(stored["best"])]),
+            query_loss=float(np.nanmin(stored["query_loss"])),
             kept=len(filtered.kept),
             job=filtered.job.id,
             kept_flips=None if noise is None else int(noise[filtered.kept].sum()),

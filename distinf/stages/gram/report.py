@@ -112,7 +112,7 @@ def query_losses(session: Session) -> list[tuple[str, float, int]]:
 
 
 def accuracies(session: Session) -> list[tuple[str, float, float, int]]:
-    """(configuration, best test accuracy, that at the lowest query loss, cells): means over cells;
+    """(configuration, best test accuracy, that at the selected epoch, cells): means over cells;
     last the models trained on all rows."""
     found: dict[str, list[tuple[float, float]]] = {}
     named = [(filtered.configuration, stored) for filtered, stored in results(session)]

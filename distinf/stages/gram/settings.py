@@ -17,6 +17,7 @@ How = Literal["mean", "rank", "vote"]
 HOWS: tuple[How, ...] = ("mean", "rank", "vote")
 DAMPED = ("datainf", "fisher", "fisher-joint")
 OF_WORDS = ("tracin-we-top10", "tracin-we-both10")  # on the input embedding alone
+Epoch = Literal["least_query_loss", "best_query_accuracy", "last"]
 BASELINES = ("random", "full")
 GRID = "grid"
 
@@ -30,8 +31,12 @@ class TrainSettings:
     lr                  maximum
     lr_of               other values by dataset name
     weight_decay        of AdamW
+    clip                a step's gradient is scaled down to this norm (0: never)
     warmup              share of the steps over which the rate rises
     schedule            after it: cosine or linear to 0, or constant
+    selected_epoch      whose weights are kept and scored: that of least_query_loss, that of
+                        best_query_accuracy (of equal ones the least query loss), or the last; the
+                        test rows never choose
     precision           of the passes: float32, tf32 (CUDA) or bfloat16 (autocast)
     evaluation_batch    rows evaluated at once
     """
@@ -41,8 +46,10 @@ class TrainSettings:
     lr: float = 3e-4
     lr_of: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float = 0.0
+    clip: float = 1.0
     warmup: float = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    selected_epoch: Epoch = "least_query_loss"
     precision: Precision = "float32"
     evaluation_batch: int = 64
 
@@ -55,6 +62,7 @@ class TrainSettings:
         }.items():
             positive(name, rate)
         not_negative("weight_decay", self.weight_decay)
+        not_negative("clip", self.clip)
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: {self.warmup} is a share of the steps, from 0 to below 1")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.numerics.label_noise import check_probabilities
-from distinf.stages.gram.settings import TrainSettings
+from distinf.stages.gram.settings import Epoch, StageSettings, TrainSettings
 from distinf.stages.notes import described
 from distinf.stages.task import SPLITS, Batch, Task, telling
 
@@ -32,13 +32,28 @@ class Fit:
     """How a training went.
 
     history  METRICS by epoch, each [epochs]
-    best     the epoch of least query loss, from 0
+    best     the epoch that recipe.selected_epoch asks for, from 0: see `selected_epoch`
     weights  the trained parameters at that epoch, by name
     """
 
     history: Mapping[str, Sequence[float]]
     best: int
     weights: Mapping[str, np.ndarray]
+
+
+def selected_epoch(history: Mapping[str, Sequence[float]], rule: Epoch) -> int:
+    """The epoch whose weights are kept, from 0, of those measured so far; the first of equal ones.
+
+    It goes by the queries alone: test rows, which measure what filtering did, choose nothing.
+    """
+    losses = np.asarray(history["query_loss"], dtype=np.float64)
+    if rule == "last":
+        return len(losses) - 1
+    ranked = np.nan_to_num(losses, nan=np.inf)
+    if rule == "least_query_loss":
+        return int(np.argmin(ranked))
+    right = np.nan_to_num(np.asarray(history["query_accuracy"], dtype=np.float64), nan=-np.inf)
+    return int(np.lexsort((ranked, -right))[0])
 
 
 @runtime_checkable
@@ -67,7 +82,10 @@ class Trainable(Protocol):
     def fit(
         self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell = no_one
     ) -> Fit:
-        """Train on the rows `kept` [n] (int64, ascending), saying tell(share done) now and then."""
+        """Train on the rows `kept` [n] (int64, ascending), saying tell(share done) now and then.
+
+        The weights to return are those of recipe.selected_epoch.
+        """
 
 
 @runtime_checkable
@@ -132,6 +150,14 @@ class Summarised(Protocol):
         """Any of: by split truncated, empty, texts_shared_with_train (rows) and largest_class (its
         share) and absent_classes (names); vocabulary, the number of tokens kept; replaced, half
         characters now U+FFFD."""
+
+
+@runtime_checkable
+class Deviating(Protocol):
+    """A cell that carries out a published study, and can say where a run is not what it was."""
+
+    def deviations(self, settings: StageSettings, entries: Mapping[str, int]) -> Sequence[str]:
+        """A sentence each. entries: of every block whose gradients are taken, by its name."""
 
 
 def rehearse_probabilities(task: Task) -> None:

@@ -1,7 +1,7 @@
 """Stage train: one fine-tuning per cell, on its rows with whatever labels they have.
 
-The weights of the epoch of least loss on the queries are what everything after is about. A task
-that cannot be trained is taken as it is.
+The weights of the selected epoch (train.selected_epoch: by default that of least loss on the
+queries) are what everything after is about. A task that cannot be trained is taken as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.culprit import InHand
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
-from distinf.stages.gram.settings import TrainSettings
-from distinf.stages.gram.task import METRICS, Fit, Trainable
+from distinf.stages.gram.settings import Epoch, TrainSettings
+from distinf.stages.gram.task import METRICS, Fit, Trainable, selected_epoch
 
 NAME = "train"
 WEIGHT = "weight."
@@ -93,14 +93,15 @@ def fitted(session: Session, unit: Unit, rows: np.ndarray) -> Fit:
     queries = np.arange(session.cell(name).rows[QUERY])
     session.in_hand = [InHand(task, TRAIN, rows), InHand(task, QUERY, queries)]
     fit = task.fit(rows, session.settings.train, session.device, partial(session.tell, unit))
-    checked_fit(fit)
+    checked_fit(fit, session.settings.train.selected_epoch)
     if not np.isfinite(fit.history["query_loss"][fit.best]):
         raise InputError(f"train: the queries' loss of cell '{name}' is not finite; lower train.lr")
     return fit
 
 
-def checked_fit(fit: Any) -> None:
-    """InputError if what a task's fit returned is not as Fit has it."""
+def checked_fit(fit: Any, rule: Epoch = "least_query_loss") -> None:
+    """InputError if what a task's fit returned is not as Fit has it, or of another epoch than
+    `rule` asks for."""
     if not isinstance(fit, Fit):
         raise InputError(f"task: fit() returned a {type(fit).__name__}, not a Fit")
     if "query_loss" not in fit.history:
@@ -119,6 +120,24 @@ def checked_fit(fit: Any) -> None:
     if not 0 <= fit.best < epochs["query_loss"][0]:
         raise InputError(
             f"task: fit()'s best epoch is {fit.best}, of epochs 0 to {epochs['query_loss'][0] - 1}"
+        )
+    _check_epoch(fit, rule)
+
+
+def _check_epoch(fit: Fit, rule: Epoch) -> None:
+    """InputError if the weights are those of another epoch; of equally good ones any will do."""
+    if rule == "best_query_accuracy" and "query_accuracy" not in fit.history:
+        raise InputError(
+            "train.selected_epoch: best_query_accuracy needs query_accuracy in the history of the "
+            "task's fit(); take least_query_loss or last"
+        )
+    wanted = selected_epoch(fit.history, rule)
+    key = {"least_query_loss": "query_loss", "best_query_accuracy": "query_accuracy"}.get(rule)
+    equal = key is not None and fit.history[key][fit.best] == fit.history[key][wanted]
+    if fit.best != wanted and not equal:
+        raise InputError(
+            f"task: fit() kept the weights of epoch {fit.best}, and train.selected_epoch={rule} "
+            f"asks for epoch {wanted}; let it go by recipe.selected_epoch"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
-from distinf.stages.gram.settings import TrainSettings
+from distinf.stages.gram.settings import StageSettings, TrainSettings
 from distinf.stages.gram.task import Fit, Tell, no_one
 from distinf.stages.task import Batch, Shapes, Wording
 from distinf.studies.noisy_labels.cells import (
@@ -28,6 +28,7 @@ from distinf.studies.noisy_labels.cells import (
     prepare_cell,
 )
 from distinf.studies.noisy_labels.classes import PAIR
+from distinf.studies.noisy_labels.deviations import deviations
 from distinf.studies.noisy_labels.glue import Load
 from distinf.studies.noisy_labels.identity import file_digest, model_digests
 from distinf.studies.noisy_labels.known import paper_name
@@ -44,11 +45,6 @@ WORDING = Wording(
     question="Which training samples have wrong labels, and what if they are left out?",
     noun="samples",
     metric="loss",
-    deviations=(
-        "Queries and tests never share a row; for RTE the authors use the same 277 rows for both.",
-        "Training, query and test rows are drawn by the cell's seed, as are the flips, the "
-        "adapters' and the head's first weights and the order of training.",
-    ),
 )
 
 
@@ -74,9 +70,14 @@ class NoisyCell:
     def wording(self) -> Wording:
         return WORDING
 
+    def deviations(self, settings: StageSettings, entries: Mapping[str, int]) -> Sequence[str]:
+        """Where a run with these settings is not what the paper or its code did."""
+        name = paper_name(self.settings.model.name)
+        return deviations(self.settings, settings, name, entries)
+
     @property
     def published(self) -> tuple[Sequence[Any], Sequence[Any]]:
-        """The paper's (methods, layers) for this model; empty for another."""
+        """The numbers of Vitel and Chhabra (methods, layers) for this model; empty for another."""
         name = paper_name(self.settings.model.name)
         return (methods(name), layers(name)) if name else ((), ())
 

@@ -1,6 +1,7 @@
 """Fine-tuning adapters and head with the Hugging Face Trainer, in memory and without a word.
 
-The kept weights are those of the epoch of least loss on the queries (Vitel and Chhabra, app. A).
+The kept weights are those of one epoch, which the queries choose (Vitel and Chhabra, app. A: the
+least loss).
 """
 
 import math
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.numerics.precision import precision
-from distinf.stages.gram.settings import TrainSettings
-from distinf.stages.gram.task import METRICS, Fit, Tell, no_one
+from distinf.stages.gram.settings import Epoch, TrainSettings
+from distinf.stages.gram.task import METRICS, Fit, Tell, no_one, selected_epoch
 from distinf.studies.noisy_labels.models import trained_weights
 
 Collate = Callable[[Sequence[int]], dict[str, Tensor]]  # row numbers -> a padded batch
@@ -44,12 +45,12 @@ def fine_tune(
 ) -> Fit:
     """Train `model` where it lies, in place; `rows` by split: train, evaluation and test.
 
-    AdamW with gradients clipped at norm 1 (the Trainer's own). InputError names the epoch in which
-    the loss is no longer finite. tell(share of the steps done) is called after each.
+    AdamW. InputError names the epoch in which the loss is no longer finite. tell(share of the steps
+    done) is called after each.
     """
     device = next(model.parameters()).device
     steps = math.ceil(len(rows["train"].ids) / recipe.batch_size) * recipe.epochs
-    watch = _watch(tell)
+    watch = _watch(tell, recipe.selected_epoch)
     with tempfile.TemporaryDirectory() as folder, _own_randomness(device), _on(device):
         arguments = _arguments(recipe, lr, seed, steps, folder, device)
         trainer = _trainer(device)(
@@ -120,8 +121,8 @@ def pieces(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield {n: v[:, :longest] if v.dim() == 2 else v for n, v in piece.items()}
 
 
-def _watch(tell: Tell) -> Any:
-    """A callback that keeps the history, and the weights of the best epoch."""
+def _watch(tell: Tell, rule: Epoch) -> Any:
+    """A callback that keeps the history, and the weights of the selected epoch."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -142,9 +143,9 @@ def _watch(tell: Tell) -> Any:
             name = next(name for name in MEASURED if f"eval_{name}_mean" in metrics)
             self._note(f"{name}_loss", metrics[f"eval_{name}_mean"])
             self._note(f"{name}_accuracy", metrics[f"eval_{name}_accuracy"])
-            *before, last = self.history[f"{name}_loss"]
-            if name == "query" and last < min(before, default=math.inf):
-                self.best, self.weights = len(before), trained_weights(given["model"])
+            last = len(self.history[f"{name}_loss"]) - 1
+            if name == "query" and selected_epoch(self.history, rule) == last:
+                self.best, self.weights = last, trained_weights(given["model"])
 
         def _note(self, name: str, value: float) -> None:
             self.history[name].append(float(value))
@@ -170,6 +171,7 @@ def _arguments(
         per_device_eval_batch_size=recipe.evaluation_batch,
         learning_rate=lr,
         weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
         lr_scheduler_type=_schedule(recipe),
         warmup_steps=math.ceil(recipe.warmup * steps),
         optim="adamw_torch",

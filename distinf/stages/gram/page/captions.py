@@ -38,8 +38,7 @@ def captions(findings: Findings, rows: Tables) -> dict[str, str]:
         "proxies": _proxies(findings, rows),
         "correlations": "Spearman’s correlation, mean over cells: green where two agree, orange "
         "where they disagree, no colour at zero.",
-        "training": "On all training rows, before anything is filtered. Scores come from the epoch "
-        "of least query loss.",
+        "training": _training(findings),
     }
 
 
@@ -64,13 +63,21 @@ def _grid(findings: Findings, rows: Tables) -> str:
 
 def _accuracy(findings: Findings, rows: Tables) -> str:
     first = next(iter(rows.get("accuracy", [])), {"trials": 0})
-    text = "Best over epochs, as in the paper. "
+    text = "The best of all epochs on the test rows, as Vitel and Chhabra report it; that of the "
+    text += f"{findings.epoch}, which no test row chooses, is among the numbers. "
     if first["trials"] > 1:
         text += f"Bars: 95{SPACE}% bootstrap intervals over {_over(findings)}; the difference "
         text += "pairs trials of the same data and seed, and is the sharper comparison. "
     else:
         text += "One trial each, so there are no intervals. "
     return text.strip()
+
+
+def _training(findings: Findings) -> str:
+    text = "On all training rows, before anything is filtered. Scores come from the weights of the "
+    text += findings.epoch
+    chosen = findings.selected_epoch != "last"
+    return text + (": the queries choose it, never the test rows." if chosen else ".")
 
 
 def _trends(findings: Findings) -> str:

@@ -19,6 +19,11 @@ ALL, HEAD, EMBEDDING = "all", "head", "embedding"
 ESTIMATORS = ("tracin", "cosine", "datainf", "fisher", "fisher-joint", "tracin-we-top10")
 HOWS = ("mean", "rank", "vote")
 BETWEEN = "/"
+EPOCHS = {  # train.selected_epoch in words
+    "least_query_loss": "epoch of lowest query loss",
+    "best_query_accuracy": "epoch of highest query accuracy",
+    "last": "last epoch",
+}
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,8 @@ class Correlation:
 class Retrained:
     """One configuration's training on what it left; several may share a job.
 
-    test_accuracy: the best over epochs (the paper's metric); accuracy_at_best: at the epoch of
-    least query loss (NaN where no test rows are); query_loss: the least. configuration: "random",
+    test_accuracy: the best over epochs (what Vitel and Chhabra report); accuracy_at_best: at the
+    selected epoch (NaN where no test rows are); query_loss: the least. configuration: "random",
     "full", or as Configuration.name.
     """
 
@@ -237,6 +242,7 @@ class Findings:
     task: str  # one sentence: what was run
     question: str = ""
     headline: Headline = field(default_factory=Headline)
+    selected_epoch: str = "least_query_loss"  # one of EPOCHS: whose weights are scored
     cells: Sequence[CellFinding] = ()
     scored: Sequence[Scored] = ()
     free: Sequence[FreeRanking] = ()
@@ -254,6 +260,11 @@ class Findings:
     warnings: Sequence[str] = ()
     quarantined: Mapping[str, Sequence[int]] = field(default_factory=dict)  # "cell split" -> rows
     provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def epoch(self) -> str:
+        """The selected epoch in words."""
+        return EPOCHS.get(self.selected_epoch, self.selected_epoch)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, strict JSON: non-finite numbers are null, arrays their summaries."""

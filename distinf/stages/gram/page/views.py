@@ -34,7 +34,7 @@ def views(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
         "cells": _cells(rows),
         "detection": _detection(_beside(rows), share, "those that find the most"),
         "every detection": None,
-        "accuracy": _accuracy(rows.get("accuracy", [])),
+        "accuracy": _accuracy(rows.get("accuracy", []), findings.epoch),
         "query loss": _query_loss(rows),
         "conditioning": _conditioning(rows),
         "costs": _costs(rows),
@@ -109,7 +109,7 @@ def _spread(prefix: str, unit: str, digits: int) -> Callable[[Row], str]:
     return cell
 
 
-def _accuracy(rows: list[Row]) -> View | None:
+def _accuracy(rows: list[Row], epoch: str) -> View | None:
     return view(
         "Test accuracy of the models trained again",
         rows,
@@ -117,7 +117,7 @@ def _accuracy(rows: list[Row]) -> View | None:
             Column("configuration", lambda r: spoken(r["configuration"]), False),
             Column("trials", value("trials", count)),
             Column("best epoch [%]", _spread("", "_pct", 1)),
-            Column("epoch of lowest query loss [%]", blank("at_best_pct", fixed)),
+            Column(f"{epoch} [%]", blank("at_best_pct", fixed)),
             Column("minus random [points]", blank("vs_random_points", signed)),
             Column("95 % interval", span("vs_random_low_points", "vs_random_high_points", signed)),
             Column("higher", _wins),
