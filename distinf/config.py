@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from distinf.config_file import assign, merged, read, read_yaml
 from distinf.errors import InputError
+from distinf.naming import refuse_names
 from distinf.runtime import RuntimeSettings, digest
 from distinf.runtime.units import differences, flatten
 from distinf.stages.basis import curvature
@@ -106,6 +107,7 @@ class RunConfig(BaseModel):
     def variations(self) -> "dict[str, RunConfig]":
         """Each name of `beside` -> the run with those keys changed."""
         found = {}
+        refuse_names("beside", self.beside)
         for name, changes in self.beside.items():
             raw = self.model_dump(mode="json", exclude={"beside", "provenance"})
             for key, value in changes.items():

@@ -32,6 +32,7 @@ LEVELS = {
     "store": 1,
     "numerics": 1,
     "saying": 0,
+    "naming": 1,
     "errors": 0,
 }
 FACADE = 10  # distinf/__init__.py: the Python surface, which no module inside may use,

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from numbers import Integral, Real
 from typing import Any
 
@@ -66,9 +66,12 @@ def _in_words(value: Any) -> Any:
     return plain_value(str(value))
 
 
-def beside(own: Mapping[str, Any], notes: Mapping[Any, Any]) -> dict[str, Any]:
+def beside(
+    own: Mapping[str, Any], notes: Mapping[Any, Any], kept: Collection[str] = ()
+) -> dict[str, Any]:
     """Own columns and notes; a note that is called like one of ours is called note_<name>.
 
+    kept  names of ours, too, that are not there this time
     InputError for a note without a name.
     """
     found = dict(own)
@@ -76,7 +79,7 @@ def beside(own: Mapping[str, Any], notes: Mapping[Any, Any]) -> dict[str, Any]:
         name = str(plain_value(key))
         if not name.strip():
             raise InputError("task: a note has an empty name; give it one, as in {'text': texts}")
-        while name in found:
+        while name in found or name in kept:
             name = f"note_{name}"
         found[name] = plain_value(value)
     return found

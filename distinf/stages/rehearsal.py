@@ -5,7 +5,7 @@ What cannot be tried cheaply, a training, is checked where its first result come
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
+from distinf.naming import refuse_names
 from distinf.numerics.batches import rows as batch_rows
 from distinf.stages.identity import rows_of
-from distinf.stages.task import SPLITS, Shapes, Task, Wording, telling
+from distinf.stages.task import SPLITS, Shapes, Task, Wording, check_losses, kind_of, telling
 
 BY_SPLIT = ("truncated", "empty", "texts_shared_with_train", "largest_class")
 
@@ -35,7 +36,9 @@ def rehearse(task: Task) -> nn.Module:
     with telling("model()"):
         model = task.model()
     if not isinstance(model, nn.Module):
-        raise InputError(f"task: model() returned {_kind(model)}, not a torch.nn.Module")
+        raise InputError(f"task: model() returned {kind_of(model)}, not a torch.nn.Module")
+    if callable(getattr(task, "fit", None)):  # what it returns is stored by these names
+        refuse_names("task: model()'s parameters", dict(model.named_parameters()), cased=True)
     for split in SPLITS:
         rows = rows_of(task, split)
         for ids in ([0, 1], [rows - 1]):
@@ -43,7 +46,7 @@ def rehearse(task: Task) -> nn.Module:
     with telling("optimizer()"):
         optimizer = task.optimizer(model.parameters(), lr=1e-3, weight_decay=0.0)
     if not callable(getattr(optimizer, "step", None)):
-        raise InputError(f"task: optimizer() returned {_kind(optimizer)}, which has no step()")
+        raise InputError(f"task: optimizer() returned {kind_of(optimizer)}, which has no step()")
     rehearse_words(task)
     return model
 
@@ -54,6 +57,7 @@ def few_rows(task: Any) -> None:
         stop = min(2, rows_of(task, split))
         with telling(f"generate('{split}', 0, {stop})"):
             arrays = {k: np.asarray(v) for k, v in task.generate(split, 0, stop).items()}
+        refuse_names(f"task: generate()'s arrays of '{split}'", arrays)
         lengths = {name: len(values) for name, values in arrays.items()}
         if set(lengths.values()) != {stop}:
             raise InputError(
@@ -75,24 +79,17 @@ class _Few:
 
 
 def _check_names(task: Task) -> None:
-    losses = task.losses
-    if not isinstance(losses, Mapping) or not losses:
-        raise InputError(f"task: losses is {_kind(losses)}; make it a mapping of names to losses")
-    for name, loss in losses.items():
-        if not isinstance(name, str) or not callable(loss):
-            raise InputError(
-                f"task: losses[{name!r}] is {_kind(loss)}; a loss is a function of (model, batch)"
-            )
+    check_losses(task)
     if not isinstance(task.metric, str):
         raise InputError(f"task: metric is {task.metric!r}; name a column of evaluate()")
     words = getattr(task, "wording", None)
     if words is None:
         return
     if not isinstance(words, Wording):
-        raise InputError(f"task: wording is {_kind(words)}, not a distinf.stages.task.Wording")
+        raise InputError(f"task: wording is {kind_of(words)}, not a distinf.stages.task.Wording")
     for name in ("question", "noun", "metric"):
         if not isinstance(getattr(words, name), str):
-            raise InputError(f"task: wording.{name} is {_kind(getattr(words, name))}; say it")
+            raise InputError(f"task: wording.{name} is {kind_of(getattr(words, name))}; say it")
 
 
 def _try_rows(task: Task, model: nn.Module, split: str, ids: np.ndarray) -> None:
@@ -122,7 +119,8 @@ def _try_rows(task: Task, model: nn.Module, split: str, ids: np.ndarray) -> None
 
 def _check_columns(task: Task, columns: Any, rows: int) -> None:
     if not isinstance(columns, Mapping):
-        raise InputError(f"task: evaluate() returned {_kind(columns)}, not columns by name")
+        raise InputError(f"task: evaluate() returned {kind_of(columns)}, not columns by name")
+    refuse_names("task: evaluate()'s columns", columns)
     for name, values in columns.items():
         _check_rows(f"evaluate()'s column '{name}'", values, rows)
         if values.is_complex():
@@ -142,7 +140,7 @@ def _check_columns(task: Task, columns: Any, rows: int) -> None:
 
 def _check_rows(what: str, values: Any, rows: int) -> None:
     if not isinstance(values, Tensor):
-        raise InputError(f"task: {what} is {_kind(values)}, not a tensor [N]")
+        raise InputError(f"task: {what} is {kind_of(values)}, not a tensor [N]")
     if tuple(values.shape) != (rows,):
         told = "two rows" if rows > 1 else "one row"
         raise InputError(
@@ -184,7 +182,7 @@ def _check_summary(task: Any) -> None:
     with telling("summary()"):
         found = task.summary()
     if not isinstance(found, Mapping):
-        raise InputError(f"task: summary() returned {_kind(found)}, not a mapping")
+        raise InputError(f"task: summary() returned {kind_of(found)}, not a mapping")
     for name in BY_SPLIT:
         by_split = found.get(name) or {}
         numbers = isinstance(by_split, Mapping) and all(
@@ -210,16 +208,9 @@ def checked_shapes(task: Task) -> Shapes:
     with telling("shapes()"):
         found = task.shapes()
     if not isinstance(found, Shapes):
-        raise InputError(f"task: shapes() returned {_kind(found)}, not a distinf Shapes")
+        raise InputError(f"task: shapes() returned {kind_of(found)}, not a distinf Shapes")
     for part in fields(found)[:3]:
         value = getattr(found, part.name)
         if not isinstance(value, int | float | np.number) or not 0 <= value < math.inf:
             raise InputError(f"task: shapes().{part.name} is {value!r:.40}; give a number from 0")
     return found
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "None"
-    many = f" of {len(value)}" if isinstance(value, Sequence | Mapping) else ""
-    return f"a {type(value).__name__}{many}"

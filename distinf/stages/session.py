@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from distinf.errors import CorruptionError
+from distinf.naming import refuse_names
 from distinf.numerics.batches import mapped
 from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import dense_embeddings
@@ -129,6 +130,7 @@ class Session(ABC):
         may_hold_nan: Sequence[str] = (),
     ) -> Record:
         """Write the unit's group, verify it, put its record: after this it is done."""
+        refuse_names(f"{unit.stage}: arrays", arrays, cased=True)
         folder = f"jobs/{unit.id}" if unit.stage in JOBS else f"{unit.stage}.zarr/{unit.id}"
         manifest = write_group(
             self.blobs, f"{folder}/{attempt}", arrays,

@@ -6,7 +6,7 @@ A task is an import path plus settings. Every worker builds its own; none is eve
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from distinf.errors import DistinfError, InputError
+from distinf.naming import refuse_names
 from distinf.runtime import faults
 from distinf.runtime.worker import resolve
 
@@ -229,7 +230,29 @@ def build_task(name: str, settings: Mapping[str, Any], seed: int) -> Task:
     if not isinstance(task, Task):
         missing = [m for m in _members(Task) if not hasattr(task, m)]
         raise InputError(f"task: {name} returned an object without {', '.join(missing)}")
+    check_losses(task)
     return task
+
+
+def check_losses(task: Task) -> None:
+    """InputError for losses that are none, or whose names cannot be arrays' names."""
+    losses = task.losses
+    if not isinstance(losses, Mapping) or not losses:
+        raise InputError(f"task: losses is {kind_of(losses)}; make it a mapping of names to losses")
+    refuse_names("task: losses", losses)
+    for name, loss in losses.items():
+        if not callable(loss):
+            raise InputError(
+                f"task: losses[{name!r}] is {kind_of(loss)}; a loss is a function of (model, batch)"
+            )
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words: "a list of 3"."""
+    if value is None:
+        return "None"
+    many = f" of {len(value)}" if isinstance(value, Sequence | Mapping) else ""
+    return f"a {type(value).__name__}{many}"
 
 
 def _members(protocol: type) -> list[str]:

@@ -87,9 +87,13 @@ class TensorTask:
         if not hasattr(notes, "items"):
             kind = type(notes).__name__
             raise InputError(f"task: notes is a {kind}; give columns by name, {{name: values}}")
-        found = {str(name): placed(str(name), values) for name, values in notes.items()}
-        for name, values in found.items():
-            self._refuse_length(name, len(values))
+        found: dict[str, Sequence[Any]] = {}
+        for key, values in notes.items():
+            name = str(key)
+            if name in found:
+                raise InputError(f"task: two notes are called '{name}'; call each otherwise")
+            found[name] = placed(name, values)
+            self._refuse_length(name, len(found[name]))
         return found
 
     def _refuse_length(self, name: str, count: int) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from types import ModuleType
 
+from torch import nn
+
+from distinf.naming import refuse_names
 from distinf.stages.basis import (
     actions,
     attribution,
@@ -42,7 +45,9 @@ def check(session: Session) -> str:
     method = session.settings.gradients.chosen
     methods = methods_to_try(session.asked_method, method)
     if has_own_rows(session.task):
-        method = gradients.rehearsed(session, rehearse(session.task), methods)
+        model = rehearse(session.task)
+        _refuse_parameters(model)
+        method = gradients.rehearsed(session, model, methods)
     elif isinstance(session.task, GeneratingTask) and session.context["task"] not in STUDIES:
         _rehearse_made(session)
     evaluate.check(session.outline)
@@ -59,4 +64,9 @@ def _rehearse_made(session: Session) -> None:
     """On a few rows made here, of a task whose rows are made in the run."""
     other = build_task(session.context["task"], session.context["task_settings"], session.seed)
     few_rows(other)
-    rehearse(other)
+    _refuse_parameters(rehearse(other))
+
+
+def _refuse_parameters(model: nn.Module) -> None:
+    """InputError for a name among the model's state that cannot be an array's in a checkpoint."""
+    refuse_names("task: model()'s parameters and buffers", model.state_dict(), cased=True)

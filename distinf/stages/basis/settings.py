@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distinf.naming import refuse_names
 from distinf.numerics.capture import Method
 from distinf.numerics.curvature import Kind
 from distinf.numerics.precision import Precision
@@ -337,6 +338,7 @@ class ActionSettings:
     also: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        refuse_names("also", self.also)
         for name in ("pool", "steps", "batch_size", "seeds"):
             at_least(name, getattr(self, name), 1)
         at_least("guard", self.guard, 1)

@@ -20,7 +20,13 @@ from distinf.stages.gram import (
 )
 from distinf.stages.gram.actions import flipped_rows, lowest_first
 from distinf.stages.gram.blocks import SPARSE, layer
-from distinf.stages.gram.free_rankings import SUGGESTED, free_rankings, own_columns, suggested
+from distinf.stages.gram.free_rankings import (
+    FLIPPED,
+    SUGGESTED,
+    free_rankings,
+    own_columns,
+    suggested,
+)
 from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
@@ -236,9 +242,9 @@ def cell_ranking(session: Session, cell: Cell) -> list[dict[str, Any]]:
     for place, (row, told) in enumerate(zip(order.tolist(), described_rows(task, order)), 1):
         line = {"place": place, "score": float(scores_N[row])}
         line |= {name: float(values[row]) for name, values in own.items()}
-        line |= {} if noise is None else {"flipped": bool(noise[row])}
+        line |= {} if noise is None else {FLIPPED: bool(noise[row])}
         line |= {} if labels is None else {SUGGESTED: labels.labels[row]}
-        found.append(beside(line, told))
+        found.append(beside(line, told, kept=(FLIPPED, SUGGESTED)))
     return found
 
 

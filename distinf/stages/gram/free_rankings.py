@@ -18,7 +18,7 @@ from distinf.stages.gram.session import TRAIN, Cell, Session
 from distinf.stages.gram.task import Predicting
 
 OWN_LOSS, GRADIENT_NORM = "own_loss", "gradient_norm"
-SUGGESTED = "suggested_label"
+FLIPPED, SUGGESTED = "flipped", "suggested_label"
 
 
 @dataclass(frozen=True)

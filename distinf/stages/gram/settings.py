@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from distinf.naming import refuse_names
 from distinf.numerics.capture import Method
 from distinf.numerics.precision import Precision
 from distinf.stages.settings import at_least, not_negative, positive
@@ -151,6 +152,7 @@ class ScoreSettings:
             positive(f"damping.{name}", value)
         if not (0 < self.top < 1 or (self.top >= 1 and self.top == int(self.top))):
             raise ValueError(f"top: {self.top} must be a share in (0, 1) or a whole number of rows")
+        refuse_names("groups", self.groups)
 
 
 @dataclass(frozen=True)

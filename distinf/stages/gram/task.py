@@ -5,6 +5,7 @@ it returns. A task of several datasets or seeds has a cell for each; a cell that
 trained, and trained again on what is left after filtering.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
+from distinf.naming import refuse_names
 from distinf.numerics.label_noise import check_probabilities
 from distinf.stages.gram.settings import Epoch, StageSettings, TrainSettings
 from distinf.stages.notes import described
-from distinf.stages.task import SPLITS, Batch, Task, telling
+from distinf.stages.task import SPLITS, Batch, Task, check_losses, telling
 
 Tell = Callable[[float], None]
 METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
@@ -174,6 +176,9 @@ def rehearse_probabilities(task: Task) -> None:
         check_probabilities(found, torch.from_numpy(np.asarray(task.given()))[ids])
     except InputError as error:
         raise InputError(f"task: probabilities(): {error}") from None
+    twice = [name for name, count in Counter(map(str, names)).items() if count > 1]
+    if twice:
+        raise InputError(f"task: two classes are called '{twice[0]}'; call each otherwise")
     if found.shape[1] != len(names):
         raise InputError(
             f"task: probabilities() are of {found.shape[1]} classes, and {len(names)} are named "
@@ -183,7 +188,14 @@ def rehearse_probabilities(task: Task) -> None:
 
 def cells_of(task: Task) -> dict[str, Task]:
     """The task's cells; a plain task is its own only one, by the name ""."""
-    return dict(task.cells()) if isinstance(task, ManyCells) else {"": task}
+    if not isinstance(task, ManyCells):
+        return {"": task}
+    with telling("cells()"):
+        found = dict(task.cells())
+    refuse_names("task: cells()", found)
+    for cell in found.values():
+        check_losses(cell)
+    return found
 
 
 def described_rows(task: Task, rows: np.ndarray) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What a group of trials adds up to: means, spreads, paired differences, as columns of a table."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,9 +94,15 @@ def is_control(outcome: Outcome, aim: str, update: str) -> bool:
     return (outcome.selection, outcome.aim, outcome.update) == (CONTROL, aim, update)
 
 
-def extra(columns: Mapping[str, Any], own: Iterable[str]) -> Row:
-    """Columns from the data; one that would shadow ours gets a trailing underscore."""
-    return {f"{name}_" if name in own else str(name): value for name, value in columns.items()}
+def extra(columns: Mapping[str, Any], own: Collection[str]) -> Row:
+    """Columns from the data; one that would shadow ours, or another, gets a trailing underscore."""
+    found: Row = {}
+    for key, value in columns.items():
+        name = str(key)
+        while name in found or name in own:
+            name += "_"
+        found[name] = value
+    return found
 
 
 def _estimated(trials: Trials) -> Row:

@@ -20,6 +20,7 @@ from distinf.stages.gram.page.summaries import (
     rates,
     summary,
 )
+from distinf.stages.notes import beside
 from distinf.stages.page.intervals import estimate
 from distinf.stages.page.rows import plain
 
@@ -190,7 +191,7 @@ def ranking(findings: Findings) -> list[Row]:
     for r in findings.ranking:
         row: Row = {"cell": r.cell, "rank": r.rank, "row": r.row, "score": r.score}
         row |= {"label": r.label, "flipped": r.flipped, "text": r.text}
-        rows.append(row | {k: v for k, v in r.columns.items() if k not in row})
+        rows.append(beside(row, r.columns))
     return rows
 
 
