@@ -29,11 +29,13 @@ from distinf.stages.gram import settings as gram_route
 from distinf.stages.gram.task import cells_of
 from distinf.stages.identity import seen, seen_model, stated
 from distinf.stages.session import Session
+from distinf.stages.sources import sources
 from distinf.stages.task import (
     ROUTE_OF_STUDY,
     Task,
     build_task,
     settings_type,
+    task_path,
 )
 
 Settings = TypeVar("Settings")
@@ -96,6 +98,11 @@ class RunConfig(BaseModel):
     def identity(self) -> Task:
         """The task, for its digests and shapes; a session builds its own and attaches rows."""
         return build_task(self.task, self.settings, self.seed)
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """What every other process must have of the task's code as this one has it."""
+        return sources(task_path(self.task))
 
     @cached_property
     def seen(self) -> dict[str, dict[str, str]]:
@@ -161,6 +168,7 @@ class RunConfig(BaseModel):
             "settings": dataclasses.asdict(self.decided),
             "basis": own,
             "seen": self.seen,
+            "sources": self.sources,
             **shared,
         }
 

@@ -1,13 +1,9 @@
 """What a resumed run must agree on, and what a run's folder records of where it was carried out."""
 
-import hashlib
-import importlib
-import inspect
 import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from distinf import __version__
@@ -15,7 +11,6 @@ from distinf.config import BasisConfig, RunConfig
 from distinf.runtime.units import flatten
 from distinf.stages.checkpoint import content_digest
 from distinf.stages.identity import stated
-from distinf.stages.task import task_path
 
 NOT_FINGERPRINTED = (
     "runtime", "out", "provenance", "data.cache_mb", "report", "train.checkpoint", "gradients.check"
@@ -41,21 +36,7 @@ def fingerprint(config: RunConfig) -> dict[str, Any]:
     keys["runtime.threads"] = config.runtime.threads
     keys["runtime.device"] = "cuda" if config.runtime.num_gpus else "cpu"
     keys |= {f"version.{name}": _version(name) for name in BITWISE[config.ROUTE]}
-    keys["code.distinf"] = __version__
-    keys["code.task"] = _source_digest(task_path(config.task))
-    return keys
-
-
-def _source_digest(path: str) -> str:
-    module = importlib.import_module(path.partition(":")[0])
-    file = inspect.getsourcefile(module)
-    files = [Path(file)] if file else []
-    if file and module.__package__:  # what a task is made of lies beside it in its package
-        files = sorted(Path(file).parent.rglob("*.py"))
-    total = hashlib.sha256()
-    for source in files:
-        total.update(source.read_bytes())
-    return total.hexdigest()[:20]
+    return keys | {f"code.{name}": digest for name, digest in config.sources.items()}
 
 
 def provenance(config: RunConfig, accepted: Sequence[str] = ()) -> dict[str, Any]:

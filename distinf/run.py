@@ -71,6 +71,7 @@ def _write_config(session: Session, text: str | None) -> None:
         return
     try:
         session.blobs.put(CONFIG, text.encode())
+        session.forget_sources()
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"out: cannot write {session.blobs.root}: {reason}") from None
@@ -98,6 +99,7 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         _refuse_what_cannot_fit(session, config)
         return session, dump(config, provenance(config, accept))
     differing = differences(stored.get("fingerprint", {}), fingerprint(config))
+    differing = [*differing, *(f"code.{name}" for name in session.changed_sources())]
     refused = [key for key in differing if not _accepted(key, accept)]
     if refused:
         raise InputError(_refusal(config, blobs, refused))

@@ -6,6 +6,8 @@ which is the digest of all that the stage's results depend on.
 
 import contextlib
 import json
+import socket
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distinf.errors import CorruptionError
+from distinf.errors import CorruptionError, InputError
 from distinf.naming import refuse_names
 from distinf.numerics.batches import mapped
 from distinf.numerics.collective import Collective
@@ -25,9 +27,11 @@ from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.ledger import Record
 from distinf.stages.culprit import InHand, failing_row
 from distinf.stages.identity import needs_model, refuse_other, seen, seen_model, stated
-from distinf.stages.task import Batch, Task
+from distinf.stages.sources import digest_of, loaded_beyond, sources
+from distinf.stages.task import Batch, Task, task_path
 from distinf.store import Rows, open_root, read_group, write_group
 
+SOURCES = "sources"  # digests of modules beyond those that a task's files name
 TOLD = "told"  # what workers tell of the units that they are at
 TELL_S = 5.0  # seconds between two words on a unit's progress, at least
 JOBS = ("actions",)  # stages whose units are jobs, each with a folder of its own under jobs/
@@ -49,6 +53,7 @@ class Session(ABC):
         self.seed: int = context["seed"]
         self.basis: Mapping[str, str] = context["basis"]
         self._cache: dict[Any, Any] = {}
+        self._modules = 0  # how many this process had imported when their sources were noted
         self._told: dict[str, float] = {}
         self.in_hand: list[InHand] = []  # what was read last, to find the row that fails
 
@@ -77,7 +82,8 @@ class Session(ABC):
         """By cell, the tasks as this process built them."""
 
     def refuse_other_data(self) -> None:
-        """InputError if this process has other data or settings of a model than the driver."""
+        """InputError if this process has other code, data or model settings than the driver."""
+        _refuse_other_code(self.context["sources"], sources(task_path(self.context["task"])))
         for cell, task in self.built().items():
             drivers = {k: v for k, v in self.context["seen"][cell].items() if not needs_model(k)}
             refuse_other(drivers, seen(task, stated(task)))
@@ -131,6 +137,7 @@ class Session(ABC):
     ) -> Record:
         """Write the unit's group, verify it, put its record: after this it is done."""
         refuse_names(f"{unit.stage}: arrays", arrays, cased=True)
+        self._note_sources()
         folder = f"jobs/{unit.id}" if unit.stage in JOBS else f"{unit.stage}.zarr/{unit.id}"
         manifest = write_group(
             self.blobs, f"{folder}/{attempt}", arrays,
@@ -141,6 +148,25 @@ class Session(ABC):
         if self._told.pop(unit.id, None) is not None:
             self.blobs.delete(f"{TOLD}/{unit.stage}/{unit.id}")
         return record
+
+    def _note_sources(self) -> None:
+        """Store what code this process has imported that the task's files do not name."""
+        if len(sys.modules) == self._modules:
+            return
+        self._modules = len(sys.modules)
+        found = loaded_beyond(self.context["sources"])
+        if found:
+            self.blobs.put_if_absent(f"{SOURCES}/{digest(found)}.json", json.dumps(found).encode())
+
+    def changed_sources(self) -> list[str]:
+        """Of the code that was so noted, the modules whose source is now another."""
+        notes = [json.loads(self.blobs.get(name)) for name in self.blobs.names(SOURCES)]
+        return sorted({k for note in notes for k, v in note.items() if digest_of(k) != v})
+
+    def forget_sources(self) -> None:
+        """Of code that was accepted; what runs from now on is noted anew."""
+        for name in self.blobs.names(SOURCES):
+            self.blobs.delete(name)
 
     def tell(self, unit: Unit, share: float) -> None:
         """Say how much of a unit is done, 0 to 1, for people who wait for a long one.
@@ -208,6 +234,16 @@ class Session(ABC):
         """All notes of `note_time`, a variation's only in that variation."""
         notes = [json.loads(self.blobs.get(name)) for name in self.blobs.names("timing")]
         return [note for note in notes if note.get("run", "") == self.name]
+
+
+def _refuse_other_code(drivers: Mapping[str, str], here: Mapping[str, str]) -> None:
+    names = sorted(k for k in drivers.keys() | here.keys() if drivers.get(k) != here.get(k))
+    if names:
+        raise InputError(
+            f"task: the source of {', '.join(names[:3])} on {socket.gethostname()} is not what the "
+            "run was started with; every process must run the same code: undo the change, or stop "
+            "the run and start it again"
+        )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -124,7 +124,11 @@ class Task(Protocol):
         """The optimizer of training and of fine-tuning."""
 
     def digests(self) -> Mapping[str, str]:
-        """What identifies data and model; the fingerprint covers it."""
+        """What identifies data and model, as texts by name; a resumed run must have the same.
+
+        The source of every module that the task imports is covered without it; a file that a task
+        reads by itself (a table, weights) is not, unless its content's digest is among these.
+        """
 
     def shapes(self) -> Shapes:
         """Sizes and costs, from the settings alone."""

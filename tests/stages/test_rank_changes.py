@@ -100,7 +100,7 @@ def test_arnoldi_ends_in_the_same_pairs_from_two_ranks_to_one_and_back(
     shutil.copytree(f"{expected.blobs.root}", tmp_path / "run")
     for name in ("ledger/curvature", "curvature.zarr"):
         shutil.rmtree(tmp_path / "run" / name)
-    session = open_session(points_config(tmp_path / "run", **CHANGES), accept=["code.task"])
+    session = open_session(points_config(tmp_path / "run", **CHANGES), accept=["code"])
     session = session.beside.get(reduction, session)
     body = "distinf.stages.basis.curvature:body"
     assert not gang.run(body, session, 2, stop_at=22)
