@@ -27,6 +27,7 @@ from distinf.stages import route
 from distinf.stages.session import Session
 from distinf.store import Blobs, damage, open_root
 
+WHOLE = ("task", "route")  # where they differ, nothing is alike
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
 
 
@@ -118,6 +119,7 @@ def _refuse_what_cannot_fit(
 
 
 def _refusal(config: RunConfig, blobs: Blobs, keys: Sequence[str]) -> str:
+    keys = sorted(keys, key=lambda key: (key not in WHOLE, key.startswith(("code.", "digest."))))
     shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
     accept = " ".join(f"--accept {shlex.quote(key)}" for key in _prefixes(keys))
     code = [key for key in keys if key.startswith(("code.", "version."))]
@@ -126,7 +128,7 @@ def _refusal(config: RunConfig, blobs: Blobs, keys: Sequence[str]) -> str:
         f"out: {blobs.root} belongs to another run (differing: {shown}); choose another folder, "
         f"as by --out {shlex.quote(_free_folder(str(config.out)))}"
     )
-    if {"task", "route"} & set(keys):  # nothing to keep
+    if set(WHOLE) & set(keys):  # nothing to keep
         return line
     return f"{line}, or {accept} to go on and keep what does not depend on it{about}"
 

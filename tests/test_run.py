@@ -193,7 +193,7 @@ def test_a_row_that_is_not_finite_stops_training_with_one_line(tmp_path):
 def test_another_task_is_given_another_folder_and_no_way_to_go_on(finished, tmp_path):
     out = tmp_path / "changed"
     run_points(out)
-    with pytest.raises(InputError, match=r"differing: .*, task\); choose .* --out \S*changed-2$"):
+    with pytest.raises(InputError, match=r"differing: task, .* choose .* --out \S*changed-2$"):
         run_points(out, task="tests.test_run:hopeless")
 
 
