@@ -81,6 +81,61 @@ def test_verdict_compares_with_random_rankings(rate, verdict, words):
     assert words in told.lead.replace(formats.SPACE, " ")
 
 
+def test_a_rate_that_the_labels_alone_give_is_none():
+    """An acceptability task where nothing was learned: 57 % found, by one class being commoner."""
+    scored = [Scored("a", "datainf", "all", "vote", 0.57, 0.6, within_labels=0.56)]
+    found = replace(with_rate(0.57), scored=scored)
+    told = answer(found, tables(found))
+    assert told.verdict == "none"
+    assert "rows of the same labels, drawn at random: 56 %" in told.lead.replace(formats.SPACE, " ")
+    assert "of the same labels: 56" in told.cards[0].detail
+    alike = [replace(scored[0], within_labels=0.302)]  # labels that tell nothing are not told
+    found = replace(found, scored=alike)
+    assert answer(found, tables(found)).verdict == "better"
+    assert "same labels" not in answer(found, tables(found)).text
+
+
+def unlearned(name: str, nothing: bool) -> CellFinding:
+    return CellFinding(
+        name, "a", 0, 1_000, 100, correct_queries=52, flips=200, majority_queries=51,
+        learned_nothing=nothing,
+    )  # fmt: skip
+
+
+def test_a_model_no_better_than_one_class_is_told_before_any_rate():
+    found = replace(with_rate(0.9), cells=[unlearned("a", True)])
+    told = answer(found, tables(found))
+    assert told.verdict == "unknown"
+    assert told.lead.startswith("The model is no better than always saying the same class: it")
+    assert "52 of 100 queries right, and that class alone 51" in told.lead
+    assert "%" not in told.lead
+    assert told.sentences[0].startswith("The lowest")
+    text = said(Document(render(found)))
+    assert text.index("no better than always") < text.index("hold 90 %")
+    several = replace(found, cells=[unlearned("a", True), unlearned("b", False)])
+    told = answer(several, tables(several))
+    assert told.lead.startswith("In 1 of 2 cells (a) the model is no better than")
+    assert told.verdict == "better"  # the other cell's model did learn
+    learned = replace(found, cells=[unlearned("a", False)])
+    assert answer(learned, tables(learned)).lead.startswith("The lowest")
+
+
+def test_both_chances_stand_beside_every_rate():
+    scored = [Scored("a", "datainf", "all", how, 0.5, 0.6, within_labels=w)
+              for how, w in (("vote", 0.44), ("mean", 0.31))]  # fmt: skip
+    free = [FreeRanking("a", "own loss", 0.4, 0.6, within_labels=0.37)]
+    found = replace(with_rate(0.5), scored=scored, free=free)
+    rows = tables(found)
+    mine = {r["how"]: r for r in rows["detection"]}
+    assert [mine[how]["chance_within_labels_pct"] for how in ("vote", "mean")] == [44.0, 31.0]
+    assert {r["chance_pct"] for r in (*rows["detection"], *rows["free_rankings"])} == {30.0}
+    assert rows["free_rankings"][0]["chance_within_labels_pct"] == 37.0
+    document = Document(render(found))
+    printed = [tuple(cell.replace(formats.SPACE, " ") for cell in row) for row in document.rows]
+    (line,) = [p for p in printed if p[:3] == ("datainf", "all", "vote")]
+    assert line[-3:-1] == ("30.0", "44.0")
+
+
 def test_the_answer_quotes_the_tables(made, rows, document):
     text, found = said(document), {r["configuration"]: r for r in rows["accuracy"]}
     ndr = next(r for r in rows["detection"] if r["configuration"] == HEAD)["ndr_mean_pct"]

@@ -354,6 +354,31 @@ def test_rates_are_at_the_share_that_is_filtered(run, tmp_path, share):
     assert f"(random: {share:.0%})" in next(line for line in lines if "warning" not in line)
 
 
+def test_chance_within_the_given_label_is_that_of_flips_moved_within_it(run):
+    """Against flips that are moved among the rows of their own label, many times."""
+    share, rng = run.settings.actions.fraction, np.random.default_rng(0)
+    for name in run.outline.cells:
+        task = run.task(name)
+        labels, flipped = task.given(), task.flipped()
+        for found in [s for s in findings.findings(run).scored if s.cell == name][:2]:
+            scores_N = all_scores(run, run.cell(name))[found.estimator, found.group, found.how]
+            lowest = np.argsort(scores_N, kind="stable")[: int(share * len(scores_N))]
+            rates = []
+            for _ in range(2_000):
+                moved = flipped.copy()
+                for label in np.unique(labels):
+                    moved[labels == label] = rng.permutation(flipped[labels == label])
+                rates.append(moved[lowest].sum() / flipped.sum())
+            error = np.std(rates) / np.sqrt(len(rates))
+            assert found.within_labels == pytest.approx(np.mean(rates), abs=4 * error)
+    (cell,) = [c for c in findings.findings(run).cells if c.name == "words-1"]
+    assert cell.learned_nothing
+    assert cell.majority_queries == round(
+        run.task("words-1").summary()["largest_class"][QUERY] * 12
+    )
+    assert answer(findings.findings(run), tables(findings.findings(run))).lead.startswith("In ")
+
+
 def test_a_trained_embedding_is_among_all_that_is_trained(tmp_path, monkeypatch):
     cell = session_of(tmp_path / "run").cell("words-0")
     assert cell.blocks.embedding.name not in cell.groups["all"]

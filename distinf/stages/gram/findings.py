@@ -7,7 +7,14 @@ import numpy as np
 import torch
 
 from distinf.numerics.cancellation import cancellation, norm_cancellation
-from distinf.numerics.metrics import ndr, ndr_auc, noise_histogram, noise_shares
+from distinf.numerics.metrics import (
+    ndr,
+    ndr_auc,
+    ndr_of_labels,
+    ndr_within_labels,
+    noise_histogram,
+    noise_shares,
+)
 from distinf.stages.gram import (
     actions,
     data,
@@ -31,7 +38,14 @@ from distinf.stages.gram.page import findings as page
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
 from distinf.stages.gram.task import METRICS, Deviating, Numbered, described_rows
-from distinf.stages.gram.warnings import by_split, summary, warnings
+from distinf.stages.gram.warnings import (
+    by_split,
+    given_labels,
+    learned_nothing,
+    majority_queries,
+    summary,
+    warnings,
+)
 from distinf.stages.notes import beside
 from distinf.stages.page.provenance import provenance_of
 from distinf.stages.page.rows import array_summary
@@ -124,35 +138,49 @@ def _cell(session: Session, cell: Cell) -> page.CellFinding:
         history=_history(stored),
         best=int(stored["best"]) if "best" in stored else None,
         truncated=sum(by_split(task, "truncated").values()),
+        majority_queries=majority_queries(session, cell),
+        learned_nothing=learned_nothing(session, cell),
+        label_ndr=_by_label(session, cell),
     )
 
 
-def _rates(scores_N: np.ndarray, noise: np.ndarray | None, share: float) -> dict[str, Any]:
+def _by_label(session: Session, cell: Cell) -> float | None:
+    labels, noise = given_labels(session, cell), flipped_rows(session, cell.name)
+    if labels is None or noise is None or not noise.any():
+        return None
+    return ndr_of_labels(labels, torch.from_numpy(noise), session.settings.actions.fraction)
+
+
+def _rates(session: Session, cell: Cell, scores_N: np.ndarray) -> dict[str, Any]:
+    """What these scores find; {} where no wrong label is known."""
+    noise, labels = flipped_rows(session, cell.name), given_labels(session, cell)
     if noise is None or not noise.any():
         return {}
+    share = session.settings.actions.fraction
     ordered, flipped = torch.from_numpy(lowest_first(scores_N)), torch.from_numpy(noise)
     return {
         "ndr": ndr(ordered, flipped, share),
         "auc": ndr_auc(ordered, flipped),
+        "within_labels": None
+        if labels is None
+        else ndr_within_labels(ordered, labels, flipped, share),
         "deciles": noise_histogram(ordered, flipped, min(10, len(noise))).tolist(),
         "curve": noise_shares(ordered, flipped).tolist(),
     }
 
 
 def _scored(session: Session, cell: Cell) -> Iterator[page.Scored]:
-    noise = flipped_rows(session, cell.name)
     for (estimator, group, how), scores_N in scores.all_scores(session, cell).items():
-        rates = _rates(scores_N, noise, session.settings.actions.fraction)
+        rates = _rates(session, cell, scores_N)
         yield page.Scored(cell.name, estimator, group, how, scores=array_summary(scores_N), **rates)
 
 
 def _free(session: Session, cell: Cell) -> Iterator[page.FreeRanking]:
-    noise, share = flipped_rows(session, cell.name), session.settings.actions.fraction
-    if noise is None or not noise.any():
-        return
     for name, scores_N in free_rankings(session, cell).items():
-        rates = _rates(scores_N, noise, share)
-        yield page.FreeRanking(cell.name, name, rates["ndr"], rates["auc"], rates["curve"])
+        rates = _rates(session, cell, scores_N)
+        rates.pop("deciles", None)
+        if rates:
+            yield page.FreeRanking(cell.name, name, **rates)
 
 
 def _blocks(session: Session, cell: Cell) -> Iterator[page.BlockScore]:

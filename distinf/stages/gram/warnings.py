@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distinf.numerics.metrics import ndr_of_labels, ndr_within_labels
 from distinf.stages.gram import gradients, scores
@@ -26,35 +27,52 @@ def by_split(task: Any, key: str) -> Mapping[str, Any]:
     return found
 
 
+def majority_queries(session: Session, cell: Cell) -> int | None:
+    """How many queries always saying their most frequent class gets right; None where the task
+    does not say."""
+    most = by_split(session.task(cell.name), "largest_class").get(QUERY)
+    return None if most is None else round(most * cell.rows[QUERY])
+
+
+def learned_nothing(session: Session, cell: Cell) -> bool:
+    """The model is known to be no better at its queries than always saying one class: within two
+    standard errors of it."""
+    by_one_class = majority_queries(session, cell)
+    if by_one_class is None or not gradients.says_right(session, cell.name):
+        return False
+    queries = cell.rows[QUERY]
+    most = by_one_class / queries
+    by_chance = most + 2.0 * np.sqrt(most * (1.0 - most) / queries)
+    return bool(scores.right_queries(session, cell).sum() / queries <= by_chance)
+
+
 def chance_warnings(session: Session) -> list[str]:
     """A line for each cell whose model is no better at its queries than always saying one class."""
-    found = []
-    for cell in session.outline.cells.values():
-        most = by_split(session.task(cell.name), "largest_class").get(QUERY)
-        if most is None or not gradients.says_right(session, cell.name):
-            continue
-        queries = cell.rows[QUERY]
-        right = int(scores.right_queries(session, cell).sum())
-        by_chance = most + 2.0 * np.sqrt(most * (1.0 - most) / queries)  # two standard errors
-        if right / queries <= by_chance:
-            found.append(
-                f"{cell.name}: the model gets {right} of {queries} queries right, and always "
-                f"saying the same class {most * queries:.0f}: it has learned too little for its "
-                "gradients to tell rows apart; train longer (train.epochs), at another train.lr, "
-                "or on more rows"
-            )
-    return found
+    return [
+        f"{cell.name}: the model gets {int(scores.right_queries(session, cell).sum())} of "
+        f"{cell.rows[QUERY]} queries right, and always saying the same class "
+        f"{majority_queries(session, cell)}: it has learned too little for its gradients to tell "
+        "rows apart; train longer (train.epochs), at another train.lr, or on more rows"
+        for cell in session.outline.cells.values()
+        if learned_nothing(session, cell)
+    ]
+
+
+def given_labels(session: Session, cell: Cell) -> Tensor | None:
+    """int64 [N]: the class that each training row is labelled with; None where none is told."""
+    task = session.task(cell.name)
+    if not isinstance(task, Predicting) or task.classes() is None:
+        return None
+    return torch.from_numpy(np.asarray(task.given()))
 
 
 def label_chances(session: Session, cell: Cell) -> tuple[float, float] | None:
     """(NDR expected by the given label alone, of rows with the headline's labels at random); None
     where labels or which are wrong are not told."""
-    task, noise = session.task(cell.name), flipped_rows(session, cell.name)
-    if noise is None or not noise.any():
+    labels, noise = given_labels(session, cell), flipped_rows(session, cell.name)
+    if labels is None or noise is None or not noise.any():
         return None
-    if not isinstance(task, Predicting) or task.classes() is None:
-        return None
-    labels, flipped = torch.from_numpy(np.asarray(task.given())), torch.from_numpy(noise)
+    flipped = torch.from_numpy(noise)
     scores_N = scores.all_scores(session, cell)[scores.headline(session, cell)]
     ranked, share = torch.from_numpy(lowest_first(scores_N)), session.settings.actions.fraction
     return (

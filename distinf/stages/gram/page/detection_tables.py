@@ -1,12 +1,18 @@
 """Rows about what the scores found: rates, deciles, blocks, cancellation, conditioning."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from distinf.stages.gram.page.findings import BETWEEN, Configuration, Findings
+from distinf.stages.gram.page.findings import (
+    BETWEEN,
+    Configuration,
+    Findings,
+    FreeRanking,
+    Scored,
+)
 from distinf.stages.gram.page.summaries import (
     Row,
     areas,
@@ -31,7 +37,9 @@ def cells(findings: Findings) -> list[Row]:
     for c in findings.cells:
         row: Row = {"cell": c.name, "dataset": c.dataset, "seed": c.seed, "rows": c.rows}
         row |= {"queries": c.queries, "correct_queries": c.correct_queries, "flips": c.flips}
+        row |= {"majority_queries": c.majority_queries, "learned_nothing": c.learned_nothing}
         row |= {"suggested_wrong": c.suggested_wrong}
+        row |= {"label_ndr_pct": None if c.label_ndr is None else 100 * c.label_ndr}
         row |= {"truncated": c.truncated, "best_epoch": None if c.best is None else c.best + 1}
         for name, series in c.history.items():
             known = c.best is not None and c.best < len(series)
@@ -50,6 +58,7 @@ def detection(findings: Findings) -> list[Row]:
         row: Row = {"configuration": name, "estimator": made.estimator, "group": made.group}
         row |= {"how": made.how, "cells": len(trials)}
         row |= summary("ndr_", estimate(trials))
+        row |= _chances(findings, [s for s in findings.scored if s.name == name])
         row |= mean_sd("auc_", area.get(name, {}), "")
         rows.append(row)
     return sorted(
@@ -66,8 +75,17 @@ def free_rankings(findings: Findings) -> list[Row]:
         mine = [f for f in findings.free if f.name == name]
         row: Row = {"ranking": name, "cells": len(mine)}
         row |= summary("ndr_", estimate({trial[f.cell]: 100 * f.ndr for f in mine}))
+        row |= _chances(findings, mine)
         rows.append(row | mean_sd("auc_", {trial[f.cell]: f.auc for f in mine}, ""))
     return sorted(rows, key=lambda r: (falling(r["ndr_mean_pct"]), falling(r["auc_mean"])))
+
+
+def _chances(findings: Findings, mine: Sequence[Scored | FreeRanking]) -> Row:
+    """In percent: the NDR of rows at random, and of rows at random with the same given labels as
+    those removed, mean over cells (NaN where labels are not told)."""
+    within = [100 * s.within_labels for s in mine if s.within_labels is not None]
+    mean = float(np.mean(within)) if within else math.nan
+    return {"chance_pct": 100 * findings.headline.share, "chance_within_labels_pct": mean}
 
 
 def deciles(findings: Findings) -> list[Row]:
@@ -103,6 +121,7 @@ def scored(findings: Findings) -> list[Row]:
     for s in findings.scored:
         row: Row = {"cell": s.cell, "configuration": s.name, "estimator": s.estimator}
         row |= {"group": s.group, "how": s.how, "ndr": s.ndr, "auc": s.auc}
+        row |= {"within_labels": s.within_labels}
         rows.append(row | {f"score_{name}": v for name, v in s.scores.items()})
     return rows
 

@@ -64,6 +64,9 @@ class Headline:
 class CellFinding:
     """A dataset and seed. `flips` None: it is not known which labels are wrong.
 
+    majority_queries: how many of its queries always saying their most frequent class gets right;
+    learned_nothing: the model is no better than that. label_ndr: what removing rows by their given
+    label alone finds, the label that is most often wrong first.
     history: by name (train_loss, query_loss, query_accuracy, test_loss, test_accuracy) per epoch of
     the training on all rows; empty where the model came trained. best: the epoch scored, from 0.
     """
@@ -79,12 +82,17 @@ class CellFinding:
     best: int | None = None
     truncated: int = 0  # rows longer than the model allows
     suggested_wrong: int | None = None  # wrong labels, by the model's own predictions
+    majority_queries: int | None = None
+    learned_nothing: bool = False
+    label_ndr: float | None = None
 
 
 @dataclass(frozen=True)
 class Scored:
     """One configuration's scores in one cell; rates are None where no flips are known.
 
+    within_labels: the NDR expected if, of the rows that it removes, as many of every given label
+    were drawn at random; None where labels are not told.
     deciles: share of all flipped rows in each tenth of the ranking, lowest first. curve: share of
     them found at evenly spaced shares removed, 0 to 1. scores: a summary, such as `array_summary`.
     """
@@ -98,6 +106,7 @@ class Scored:
     deciles: Sequence[float] = ()
     curve: Sequence[float] = ()
     scores: Mapping[str, float | int | None] = field(default_factory=dict)
+    within_labels: float | None = None
 
     @property
     def name(self) -> str:
@@ -113,6 +122,7 @@ class FreeRanking:
     ndr: float
     auc: float
     curve: Sequence[float] = ()
+    within_labels: float | None = None  # as Scored has it
 
 
 @dataclass(frozen=True)

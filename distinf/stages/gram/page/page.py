@@ -48,6 +48,7 @@ def render(findings: Findings) -> str:
         headline=spoken(findings.headline.name),
         right_known=any(c.correct_queries is not None for c in findings.cells),
         flips_known=any(c.flips for c in findings.cells),
+        labels_told=any(s.within_labels is not None for s in findings.scored),
         sources=_sources(findings),
         unread=_unread(findings),
         facts=facts(findings),

@@ -73,6 +73,7 @@ def _cells(rows: Tables) -> View | None:
             Column("rows", value("rows", count)),
             Column("queries", value("queries", count)),
             Column("predicted right", value("correct_queries", count)),
+            Column("by one class", blank("majority_queries", count)),
             Column("wrong labels", value("flips", count)),
             Column("likely wrong, by the model", blank("suggested_wrong", count)),
             Column("rows cut", lambda r: count(r["truncated"]) if r["truncated"] else ""),
@@ -95,6 +96,8 @@ def _detection(rows: list[Row], share: str, which: str) -> View | None:
             Column("cells", value("cells", count)),
             Column(f"NDR@{share} [%]", _spread("ndr_", "_pct", 1)),
             Column("95 % interval", span("ndr_low_pct", "ndr_high_pct")),
+            Column("random [%]", value("chance_pct", fixed)),
+            Column("random, same labels [%]", blank("chance_within_labels_pct", fixed)),
             Column("AUC", _spread("auc_", "", 3)),
         ],
     )

@@ -54,6 +54,10 @@ def answer(findings: Findings, rows: Tables) -> Answer:
         verdict, lead = "unknown", _listed(rows)
         sentences = [_counted(findings)] if rows.get("scored") else []
     sentences += _suggested(findings)
+    unlearned = _learned_nothing(findings)
+    if unlearned:
+        lead, sentences = unlearned, [lead, *sentences]
+        verdict = "unknown" if all(c.learned_nothing for c in findings.cells) else verdict
     cards = (*_noise_cards(findings, noise), *_accuracy_cards(findings, trained))
     return Answer(verdict, lead, tuple(sentences), cards, _notes(findings, rows))
 
@@ -66,9 +70,38 @@ def _verdict(findings: Findings, noise: Row) -> str:
     by_chance = chance(findings)
     if by_chance is None:
         return "unknown"
-    if noise["ndr_mean_pct"] > by_chance[1]:
+    same_labels = _same_labels(noise)
+    apart = 0.0 if same_labels is None else same_labels - noise["chance_pct"]
+    if noise["ndr_mean_pct"] > by_chance[1] + max(apart, 0.0):
         return "better"
-    return "worse" if noise["ndr_mean_pct"] < by_chance[0] else "none"
+    return "worse" if noise["ndr_mean_pct"] < by_chance[0] + min(apart, 0.0) else "none"
+
+
+def _same_labels(noise: Row) -> float | None:
+    """The NDR in percent of rows at random with the labels of those removed, where it is known and
+    a point or more away from that of any rows."""
+    found: float = noise["chance_within_labels_pct"]
+    return None if missing(found) or abs(found - noise["chance_pct"]) < 1 else found
+
+
+def _learned_nothing(findings: Findings) -> str:
+    """What stands before any rate where a model has learned nothing; else ""."""
+    mine = [c for c in findings.cells if c.learned_nothing]
+    ending = "what its gradients say of the rows means little."
+    if not mine:
+        return ""
+    if len(findings.cells) == 1:
+        return (
+            "The model is no better than always saying the same class: it predicts "
+            f"{count(mine[0].correct_queries or 0)} of {count(mine[0].queries)} queries right, and "
+            f"that class alone {count(mine[0].majority_queries or 0)}; {ending}"
+        )
+    more = f" and {count(len(mine) - 3)} more" if len(mine) > 3 else ""
+    names = ", ".join(c.name for c in mine[:3])
+    return (
+        f"In {count(len(mine))} of {count(len(findings.cells))} cells ({names}{more}) the model is "
+        f"no better than always saying the same class; there {ending}"
+    )
 
 
 def _gain_verdict(after: Row) -> str:
@@ -84,12 +117,16 @@ def _detected(findings: Findings, noise: Row, verdict: str) -> str:
     text = f"The lowest {share(findings)} of the scores hold {percent(noise['ndr_mean_pct'])} of "
     text += f"the {count(flips)} rows whose label is known to be wrong"
     ending = {
-        "better": f"; chance would put {share(findings)} of them there.",
-        "none": ": no more than chance would put there.",
-        "worse": f", fewer than the {share(findings)} that chance would put there.",
-        "unknown": ".",
+        "better": f"; chance would put {share(findings)} of them there",
+        "none": ": no more than chance would put there",
+        "worse": f", fewer than the {share(findings)} that chance would put there",
+        "unknown": "",
     }
-    return text + ending[verdict]
+    same_labels = _same_labels(noise)
+    told = ""
+    if same_labels is not None:
+        told = f" (rows of the same labels, drawn at random: {percent(same_labels)})"
+    return f"{text}{ending[verdict]}{told}."
 
 
 def _listed(rows: Tables) -> str:
@@ -205,6 +242,8 @@ def _noise_cards(findings: Findings, noise: Row | None) -> list[Card]:
     detail = f"random: {share(findings)}"
     if by_chance is not None:
         detail += f", in 95{SPACE}% of cases {rounded(by_chance[0])} to {rounded(by_chance[1])}"
+    same_labels = _same_labels(noise)
+    detail += "" if same_labels is None else f"; of the same labels: {percent(same_labels)}"
     label = f"wrong labels in the lowest {share(findings)}"
     cards = [Card(label, rounded(noise["ndr_mean_pct"]), "%", detail, "helpful")]
     if not missing(noise["auc_mean"]):
