@@ -13,6 +13,7 @@ from distinf.stages.gram.page.findings import (
     Conditioning,
     Configuration,
     Correlation,
+    EstimatorTime,
     Findings,
     FreeRanking,
     Headline,
@@ -82,6 +83,10 @@ def findings(
                   StageCost("gradients", 36, 230.5, 455.0, 3_400_000_000),
                   StageCost("gram", 12, 8.1, 15.0, 610_000_000),
                   StageCost("scores", 6, 3.2, 6.0, 20_000_000)],
+        "estimator_times": [
+            EstimatorTime(c.name, e, g, 1.5 + k, 2.5 + k, 0.5)
+            for c in cells for k, e in enumerate(SMALL) for g in GROUPS
+        ],
         "deviations": ["The encoder is small and not the paper's."],
         "warnings": ["fisher-joint: the damping is small against the largest eigenvalue."],
         "quarantined": {"qnli-0 train": [17, 2204]},

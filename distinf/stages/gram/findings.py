@@ -27,6 +27,7 @@ from distinf.stages.gram import (
 )
 from distinf.stages.gram.actions import flipped_rows, lowest_first
 from distinf.stages.gram.blocks import SPARSE, layer
+from distinf.stages.gram.estimator_times import estimator_times
 from distinf.stages.gram.free_rankings import (
     FLIPPED,
     SUGGESTED,
@@ -81,6 +82,7 @@ def findings(session: Session) -> page.Findings:
         ranking=[row for cell in cells for row in _top(session, cell)],
         conditioning=[found for cell in cells for found in _conditioning(session, cell)],
         costs=_costs(session),
+        estimator_times=[found for cell in cells for found in estimator_times(session, cell)],
         deviations=[*getattr(words, "deviations", ()), *_deviations(session, cells[0])],
         methods_published=list(published[0]),
         layers_published=list(published[1]),

@@ -18,7 +18,7 @@ the products stored: who reads them multiplies by the scales of both rows.
 Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N training rows of a tile.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -35,6 +35,8 @@ from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import SPARSE, Block
 from distinf.stages.gram.gradients import dense_rows, finite_rows, sparse_rows
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.stages.gram.settings import OF_WORDS
+from distinf.stages.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.stages.gram.tiles import (
     NAME,
     PHASES,
@@ -117,62 +119,88 @@ def run(session: Session, runtime: Runtime) -> None:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
+    make: dict[str, Callable[[Session, Unit, Stopwatch], dict[str, np.ndarray]]]
     make = {"cross": _cross, "self": _self, "sums": _sums, "correction": _correction}
-    arrays = make[unit.job["phase"]](session, unit)
+    watch = Stopwatch(session.device)
+    arrays = make[unit.job["phase"]](session, unit, watch)
     at_once = queries_at_once(session.cell(unit.job["cell"]).rows[TRAIN])
-    return session.commit(unit, attempt, arrays, chunk_rows=at_once)
+    took = {TOOK: watch.notes()}
+    return session.commit(unit, attempt, arrays, summary=took, chunk_rows=at_once)
+
+
+def _needing(session: Session, *names: str) -> list[str]:
+    """Those of these estimators that the run has; without names, all that need `cross`."""
+    wanted = session.settings.scores.estimators
+    return [e for e in wanted if (e in names if names else e not in OF_WORDS)]
 
 
 # -- the phases ------------------------------------------------------------------------------
 
 
-def _cross(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+def _cross(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
-    queries = session.cell(name).rows[QUERY]
+    queries, blocks = session.cell(name).rows[QUERY], session.cell(name).blocks.of(slab)
     if slab == SPARSE:
-        train = sparse_rows(session, name, TRAIN, unit.start, unit.stop)
-        query = session.latest("words", name, lambda: sparse_rows(session, name, QUERY, 0, queries))
-        return _sparse_cross(session, query, train)
-    train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
-    query_QP = _query_slab(session, name, slab)
-    blocks = session.cell(name).blocks.of(slab)
-    rows, queries_of = _by_block(blocks, train_NP), _by_block(blocks, query_QP)
-    return {
-        **_blockwise("cross", queries_of, rows),
-        "sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in rows]),
-        "query_sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in queries_of]),
-    }
+        with watch.step(session.settings.scores.estimators, by_width(blocks)):
+            train = sparse_rows(session, name, TRAIN, unit.start, unit.stop)
+            query: SparseRows = session.latest(
+                "words", name, lambda: sparse_rows(session, name, QUERY, 0, queries)
+            )
+        return _sparse_cross(session, query, train, by_width(blocks), watch)
+    with watch.step(_needing(session), by_width(blocks)):
+        train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
+        query_QP = _query_slab(session, name, slab)
+        rows, queries_of = _by_block(blocks, train_NP), _by_block(blocks, query_QP)
+        return {
+            **_blockwise("cross", queries_of, rows),
+            "sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in rows]),
+            "query_sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in queries_of]),
+        }
 
 
-def _sparse_cross(session: Session, query: SparseRows, train: SparseRows) -> dict[str, np.ndarray]:
-    sqnorms = {"sqnorm": train.sqnorms()[None], "query_sqnorm": query.sqnorms()[None]}
-    query, train = _scaled_words(query), _scaled_words(train)
-    found = {key: values.numpy() for key, values in sqnorms.items()}
-    found[named("cross", 0)] = sparse_gram(query, train).float().numpy()
-    wanted = session.settings.scores.estimators
-    if any(name in wanted for name in WORD_CROSS):
-        top = train.top_rows(TOP_WORDS)
-        found[named("top.train", 0)] = sparse_gram(query, top).float().numpy()
-        both = sparse_gram(query.top_rows(TOP_WORDS), top)
-        found[named("top.both", 0)] = both.float().numpy()
+def _sparse_cross(
+    session: Session,
+    query: SparseRows,
+    train: SparseRows,
+    shares: Mapping[str, float],
+    watch: Stopwatch,
+) -> dict[str, np.ndarray]:
+    with watch.step(session.settings.scores.estimators, shares):
+        sqnorms = {"sqnorm": train.sqnorms()[None], "query_sqnorm": query.sqnorms()[None]}
+        query, train = _scaled_words(query), _scaled_words(train)
+        found = {key: values.numpy() for key, values in sqnorms.items()}
+    with watch.step(_needing(session), shares):
+        found[named("cross", 0)] = sparse_gram(query, train).float().numpy()
+    of_words = _needing(session, *WORD_CROSS)
+    if of_words:
+        with watch.step(of_words, shares):
+            top = train.top_rows(TOP_WORDS)
+            found[named("top.train", 0)] = sparse_gram(query, top).float().numpy()
+            both = sparse_gram(query.top_rows(TOP_WORDS), top)
+            found[named("top.both", 0)] = both.float().numpy()
     return found
 
 
-def _self(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+def _self(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
     ranges = ((unit.start, unit.stop), tuple(unit.job["columns"]))
-    if slab == SPARSE:
-        words = (_scaled_words(sparse_rows(session, name, TRAIN, a, b)) for a, b in ranges)
-        return {named("self", 0): sparse_gram(*words).float().numpy()}
     blocks = session.cell(name).blocks.of(slab)
-    rows, columns = (
-        _by_block(blocks, dense_rows(session, name, TRAIN, slab, a, b).to(session.device))
-        for a, b in ranges
-    )
-    return _blockwise("self", rows, columns)
+    if slab == SPARSE:
+        with watch.step(_needing(session, "datainf", "fisher", "fisher-joint"), by_width(blocks)):
+            words = (_scaled_words(sparse_rows(session, name, TRAIN, a, b)) for a, b in ranges)
+            return {named("self", 0): sparse_gram(*words).float().numpy()}
+    shares, cell = by_width(blocks), session.cell(name)
+    small = {b.name: shares.pop(b.name) for b in blocks if narrow(cell, b)}  # Fisher needs none
+    both, joint = (_needing(session, *e) for e in (("fisher", "fisher-joint"), ("fisher-joint",)))
+    with watch.step(both, shares), watch.step(joint, small):
+        rows, columns = (
+            _by_block(blocks, dense_rows(session, name, TRAIN, slab, a, b).to(session.device))
+            for a, b in ranges
+        )
+        return _blockwise("self", rows, columns)
 
 
-def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
     cell = session.cell(name)
     if slab == SPARSE:
@@ -184,22 +212,27 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     sum_P, abs_P = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
     damping_B = dampings(session, cell, slab) if datainf_wanted else []
     moments = _moments(session, cell, slab)
+    narrow_ones = [blocks[place] for place in moments]
     for tile in slab_units(session.settings, cell, "cross", slab):
-        train_NP = dense_rows(session, name, TRAIN, slab, tile.start, tile.stop).to(device)
+        with watch.step(_needing(session, "datainf", "fisher"), by_width(blocks)):
+            train_NP = dense_rows(session, name, TRAIN, slab, tile.start, tile.stop).to(device)
         sum_P += train_NP.sum(0, dtype=torch.float64)
         abs_P += train_NP.abs().sum(0, dtype=torch.float64)
-        for place, moment in moments.items():
-            moment.add(train_NP[:, blocks[place].span])
+        with watch.step(["fisher"], by_width(narrow_ones)):
+            for place, moment in moments.items():
+                moment.add(train_NP[:, blocks[place].span])
         if not datainf_wanted:
             continue
-        stored = session.arrays(tile)
-        for k, (block, rows) in enumerate(zip(blocks, _by_block(blocks, train_NP), strict=True)):
-            weights_QN = _weights(stored, k, damping_B[k]).float().to(device)
-            summed_QP[:, block.span] += weights_QN @ rows.scaled_NP
+        with watch.step(["datainf"], by_width(blocks)):
+            stored = session.arrays(tile)
+            for k, (block, rows) in enumerate(zip(blocks, _by_block(blocks, train_NP))):
+                weights_QN = _weights(stored, k, damping_B[k]).float().to(device)
+                summed_QP[:, block.span] += weights_QN @ rows.scaled_NP
     found = {"sum": sum_P, "abs_sum": abs_P}
     if datainf_wanted:
         found["weighted"] = summed_QP
-    found |= _preconditioned(session, cell, slab, moments)
+    with watch.step(["fisher"], by_width(narrow_ones)):
+        found |= _preconditioned(session, cell, slab, moments)
     return {key: value.cpu().numpy() for key, value in found.items()}
 
 
@@ -270,24 +303,29 @@ def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
     return {**found, "ids": ids_V.numpy()}
 
 
-def _correction(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+def _correction(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
-    if slab == SPARSE:
-        return {named("correction", 0): _sparse_correction(session, unit)}
     blocks = session.cell(name).blocks.of(slab)
+    if slab == SPARSE:
+        with watch.step(["datainf"], by_width(blocks)):
+            return {named("correction", 0): _sparse_correction(session, unit)}
     (sums,) = slab_units(session.settings, session.cell(name), "sums", slab)
-    stored = session.latest("sums", sums.id, lambda: session.arrays(sums))
-    train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
+    with watch.step(_needing(session, "datainf", "fisher"), by_width(blocks)):
+        stored = session.latest("sums", sums.id, lambda: session.arrays(sums))
+        train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
+        every = _by_block(blocks, train_NP)
     found: dict[str, np.ndarray] = {}
-    for place, rows in enumerate(_by_block(blocks, train_NP)):
+    for place, (block, rows) in enumerate(zip(blocks, every, strict=True)):
         if "weighted" in stored:
-            summed_QP = torch.from_numpy(stored["weighted"][:, blocks[place].span])
-            products_QN = summed_QP.to(session.device) @ rows.scaled_NP.T
-            found[named("correction", place)] = products_QN.cpu().numpy()
+            with watch.step(["datainf"], {block.name: 1.0}):
+                summed_QP = torch.from_numpy(stored["weighted"][:, block.span])
+                products_QN = summed_QP.to(session.device) @ rows.scaled_NP.T
+                found[named("correction", place)] = products_QN.cpu().numpy()
         key = named("fisher", place)
         if key in stored:
-            queries_QP = torch.from_numpy(stored[key]).to(session.device)
-            found[key] = (queries_QP @ rows.scaled_NP.T).cpu().numpy()
+            with watch.step(["fisher"], {block.name: 1.0}):
+                queries_QP = torch.from_numpy(stored[key]).to(session.device)
+                found[key] = (queries_QP @ rows.scaled_NP.T).cpu().numpy()
     return found
 
 

@@ -28,6 +28,7 @@ from distinf.stages.gram.gradients import columns, finite_rows
 from distinf.stages.gram.gram import solving
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
 from distinf.stages.gram.settings import HOWS, OF_WORDS, StageSettings
+from distinf.stages.gram.stopwatch import TOOK, Stopwatch, joint_name
 from distinf.stages.gram.tiles import (
     WORD_CROSS,
     dampings,
@@ -123,27 +124,34 @@ def _refuse_all_zero(session: Session, cell: Cell) -> None:
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Array "totals" fp64 [E, H, B, N]; NaN where a training row is quarantined."""
-    cell = session.cell(unit.job["cell"])
-    found = _joint(session, cell, unit) if "group" in unit.job else _slab(session, cell, unit)
-    totals, notes = found
-    summary = {"notes": notes, "queries": int(right_queries(session, cell).sum())}
+    cell, watch = session.cell(unit.job["cell"]), Stopwatch(session.device)
+    make = _joint if "group" in unit.job else _slab
+    totals, notes = make(session, cell, unit, watch)
+    queries = int(right_queries(session, cell).sum())
+    summary = {"notes": notes, "queries": queries, TOOK: watch.notes()}
     return session.commit(
         unit, attempt, {"totals": totals}, summary=summary, may_hold_nan=["totals"]
     )
 
 
-def _slab(session: Session, cell: Cell, unit: Unit) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def _slab(
+    session: Session, cell: Cell, unit: Unit, watch: Stopwatch
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
     slab = unit.job["slab"]
     wanted, blocks = blockwise(session.settings, slab), cell.blocks.of(slab)
     totals = np.full((len(wanted), len(HOWS), len(blocks), cell.rows[TRAIN]), np.nan)
     notes: list[dict[str, Any]] = []
+    products = [name for name in wanted if name not in OF_WORDS]
     for place, block in enumerate(blocks):
+        alone = {block.name: 1.0}
         parts = _Block(session, cell, slab, place)
         tallies = {name: _Tally(session, cell) for name in wanted}
         for start, stop in row_ranges(cell.rows[QUERY], queries_at_once(cell.rows[TRAIN])):
-            cross_QN = parts.cross(start, stop)
+            with watch.step(products, alone):
+                cross_QN = parts.cross(start, stop)
             for name, tally in tallies.items():
-                tally.add(parts.scores(name, cross_QN, start, stop), start, stop)
+                with watch.step([name], alone):
+                    tally.add(parts.scores(name, cross_QN, start, stop), start, stop)
         for e, (name, tally) in enumerate(tallies.items()):
             totals[e, :, place] = tally.result()
             if name in parts.notes:
@@ -151,8 +159,17 @@ def _slab(session: Session, cell: Cell, unit: Unit) -> tuple[np.ndarray, list[di
     return totals, notes
 
 
-def _joint(session: Session, cell: Cell, unit: Unit) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def _joint(
+    session: Session, cell: Cell, unit: Unit, watch: Stopwatch
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Fisher's inverse over all blocks of a group at once."""
+    with watch.step([JOINT], {joint_name(unit.job["group"]): 1.0}):
+        return _joint_totals(session, cell, unit)
+
+
+def _joint_totals(
+    session: Session, cell: Cell, unit: Unit
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
     members = set(unit.job["blocks"])
     finite_N = finite_rows(session, cell.name, TRAIN)
     total_NN = np.zeros((int(finite_N.sum()),) * 2)

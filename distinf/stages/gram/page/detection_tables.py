@@ -9,6 +9,7 @@ import numpy as np
 from distinf.stages.gram.page.findings import (
     BETWEEN,
     Configuration,
+    EstimatorTime,
     Findings,
     FreeRanking,
     Scored,
@@ -211,6 +212,21 @@ def ranking(findings: Findings) -> list[Row]:
         row: Row = {"cell": r.cell, "rank": r.rank, "row": r.row, "score": r.score}
         row |= {"label": r.label, "flipped": r.flipped, "text": r.text}
         rows.append(beside(row, r.columns))
+    return rows
+
+
+def estimator_times(findings: Findings) -> list[Row]:
+    """Per estimator and layer group: seconds of a cell, mean over cells."""
+    found: dict[tuple[str, str], list[EstimatorTime]] = {}
+    for t in findings.estimator_times:
+        found.setdefault((t.estimator, t.group), []).append(t)
+    every, order = groups(g for _, g in found), estimators(findings)
+    rows = []
+    for key in sorted(found, key=lambda k: (place(k[0], order), every.index(k[1]))):
+        row: Row = {"estimator": key[0], "group": key[1], "cells": len(found[key])}
+        for name in ("wall_s", "processor_s", "alone_s"):
+            row[name] = float(np.mean([getattr(t, name) for t in found[key]]))
+        rows.append(row)
     return rows
 
 

@@ -209,6 +209,19 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
+class EstimatorTime:
+    """What an estimator took in one layer group: all the steps that it needs, those that others
+    need too among them, but not the gradients. alone_s: of those that only it needs."""
+
+    cell: str
+    estimator: str
+    group: str
+    wall_s: float
+    processor_s: float
+    alone_s: float
+
+
+@dataclass(frozen=True)
 class PublishedMethod:
     """A row of the paper's Tables 4 to 6; accuracy: dataset -> mean and sd, in percent.
 
@@ -263,6 +276,7 @@ class Findings:
     retrained: Sequence[Retrained] = ()
     ranking: Sequence[RankedRow] = ()
     conditioning: Sequence[Conditioning] = ()
+    estimator_times: Sequence[EstimatorTime] = ()
     methods_published: Sequence[PublishedMethod] = ()
     layers_published: Sequence[PublishedLayer] = ()
     costs: Sequence[StageCost] = ()

@@ -36,6 +36,7 @@ def tables(findings: Findings) -> Tables:
         "correlations": detection_tables.correlations(findings),
         "joint_correlations": detection_tables.joint_correlations(findings),
         "conditioning": detection_tables.conditioning(findings),
+        "estimator_times": detection_tables.estimator_times(findings),
         "costs": detection_tables.costs(findings),
     }
     return {name: rows for name, rows in made.items() if rows}

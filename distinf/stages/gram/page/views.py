@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from distinf.stages.gram.page.comparison_views import comparison_views
 from distinf.stages.gram.page.findings import Findings
-from distinf.stages.gram.page.summaries import Row, falling, spoken
+from distinf.stages.gram.page.summaries import Row, falling, groups, spoken
 from distinf.stages.gram.page.tables import Tables
 from distinf.stages.page.columns import Column, View, blank, span, text, value, view
 from distinf.stages.page.formats import (
@@ -18,7 +19,7 @@ from distinf.stages.page.formats import (
     signed,
     size,
 )
-from distinf.stages.page.grids import Grid
+from distinf.stages.page.grids import Entry, Grid, GridColumn, grid
 
 MOST_PRINTED = 15
 CELLS_LISTED = 8
@@ -38,6 +39,7 @@ def views(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
         "query loss": _query_loss(rows),
         "conditioning": _conditioning(rows),
         "costs": _costs(rows),
+        "estimator times": _estimator_times(findings, rows),
         **comparison_views(findings, rows),
     }
     if len(detected) > MOST_PRINTED:
@@ -206,6 +208,29 @@ def _costs(rows: Tables) -> View | None:
             Column("stored", value("bytes", size)),
         ],
     )
+
+
+def _estimator_times(findings: Findings, rows: Tables) -> Grid | None:
+    """Estimators down, layer groups across."""
+    found: dict[str, Row] = {}
+    for r in rows.get("estimator_times", []):
+        found.setdefault(r["estimator"], {"estimator": r["estimator"]})[r["group"]] = r
+    columns = [
+        GridColumn("layers", name, partial(_took, name))
+        for name in groups({t.group for t in findings.estimator_times})
+    ]
+    many = ", mean over cells" if len(findings.cells) > 1 else ""
+    return grid(
+        f"Wall time of each estimator{many}; below it processor time",
+        list(found.values()),
+        [("estimator", text("estimator"))],
+        columns,
+    )
+
+
+def _took(group: str, line: Row) -> Entry:
+    took = line.get(group)
+    return Entry(duration(took["wall_s"]), duration(took["processor_s"])) if took else Entry()
 
 
 def facts(findings: Findings) -> list[tuple[str, str]]:
