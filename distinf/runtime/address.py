@@ -8,13 +8,22 @@ import time
 
 from distinf.errors import InputError
 
+# "0": Ray takes 127.0.0.1 for this machine's address, on every system, and listens there alone.
+LITERAL_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 ANSWER_S = 6.0  # a cluster that is just starting may need a moment
 
 
-def own_token() -> None:
-    """Token authentication for a cluster of our own, with a token that only this run knows."""
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+def close_to_others() -> None:
+    """The environment for a cluster of our own, whatever it says for another one: authentication
+    by a token that only this run knows, if none is given, and every server on 127.0.0.1."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ[LITERAL_LOOPBACK] = "0"
+    for name in TOKENS:
+        if not os.environ.get(name):  # an empty one is none
+            os.environ.pop(name, None)
+    if not os.environ.keys() & TOKENS:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 

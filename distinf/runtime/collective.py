@@ -3,12 +3,16 @@
 Numerics receive one of these and never see a process group. A gang of one is the same code.
 """
 
+import os
+import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LOOPBACK = "127.0.0.1"
 
 
 class Single:
@@ -95,11 +99,29 @@ def join_group(rank: int, size: int, address: str, *, backend: str, timeout_s: f
         return Single()
     import torch.distributed as dist
 
-    dist.init_process_group(
-        backend, init_method=f"tcp://{address}", rank=rank, world_size=size,
-        timeout=timedelta(seconds=timeout_s),
-    )  # fmt: skip
+    host, _, port = address.rpartition(":")
+    if host == LOOPBACK:
+        _stay_here()
+    wait = timedelta(seconds=timeout_s)
+    open_at = _listening(host, int(port)) if rank == 0 else None
+    store = dist.TCPStore(
+        host, int(port), size, is_master=rank == 0, timeout=wait, master_listen_fd=open_at
+    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     return ProcessGroup(rank, size)
+
+
+def _listening(host: str, port: int) -> int:
+    """A socket that the ranks meet at, open at this address; torch's own is at every address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family).detach()
+
+
+def _stay_here() -> None:
+    """Let gloo and NCCL, too, talk over the loopback interface, unless told of another."""
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if names else ():
+        os.environ.setdefault(variable, names[0])
 
 
 def leave_group() -> None:

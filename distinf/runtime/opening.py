@@ -4,6 +4,7 @@ import os
 import sys
 
 from distinf.errors import InputError
+from distinf.runtime.address import close_to_others
 from distinf.runtime.local import LocalRuntime
 from distinf.runtime.protocol import Runtime, RuntimeSettings
 
@@ -12,7 +13,9 @@ def open_runtime(settings: RuntimeSettings) -> Runtime:
     """The runtime that the settings name; nothing starts before its first work."""
     if settings.kind == "local":
         return LocalRuntime(settings)
-    if "ray" not in sys.modules:  # ray reads its mode once, when it is imported
+    if settings.starts_cluster:  # before Ray reads it, once, when it is imported
+        close_to_others()
+    elif "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         from distinf.runtime.ray import RayRuntime

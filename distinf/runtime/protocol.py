@@ -51,6 +51,11 @@ class RuntimeSettings:
     working_dir: str | None = None
     insecure: bool = False
 
+    @property
+    def starts_cluster(self) -> bool:
+        """Whether the run's cluster is its own, on this machine."""
+        return self.kind == "ray" and self.address in (None, "local")
+
     def __post_init__(self) -> None:
         if self.kind not in ("ray", "local"):
             raise ValueError(f"kind: '{self.kind}' is neither 'ray' nor 'local'")

@@ -14,10 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from distinf.errors import InputError, Interrupted
-from distinf.runtime.address import own_token, refuse_open, refuse_silent, resolved
+from distinf.runtime.address import close_to_others, refuse_open, refuse_silent, resolved
 from distinf.runtime.ledger import SEGMENT_RECORDS, Ledger
 from distinf.runtime.machine import Node, cpus_here, seen_on_node
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
@@ -294,8 +297,9 @@ class RayRuntime:
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if settings.working_dir:
             options["runtime_env"] = {"working_dir": settings.working_dir}
-        if settings.address in (None, "local"):
-            own_token()
+        if settings.starts_cluster:
+            close_to_others()
+            _read_environment()
             doing, what = "starting a Ray cluster here", "start a cluster here"
             options |= {
                 "address": "local",  # None would join any cluster that RAY_ADDRESS names
@@ -324,6 +328,17 @@ class RayRuntime:
                 raise InputError(f"runtime: cannot {what}: {reason[:400]}") from None
         LOG.info("starting workers")
         self._started = True
+
+
+def _read_environment() -> None:
+    """Of the environment what Ray read when it was imported, as a task may have done before us."""
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
+    if not is_token_auth_enabled():
+        raise InputError(
+            "runtime: this Ray starts no cluster with token authentication, and others could run "
+            "code in it; set runtime.kind=local, or install the Ray that distinf names"
+        )
 
 
 @contextlib.contextmanager

@@ -111,3 +111,9 @@ def visible_of_ranks(state: Mapping[str, Any], collective: Any, attempt: str) ->
     """A gang body: the device that each rank may see, in rank order; -1: none."""
     visible = int(os.environ.get("CUDA_VISIBLE_DEVICES") or -1)
     return [int(x) for x in collective.all_gather(torch.tensor([visible]).to(state["device"]))]
+
+
+def slow_gang(state: Mapping[str, Any], collective: Any, attempt: str) -> list[float]:
+    """A gang body that lasts two seconds: every rank adds one, and one."""
+    time.sleep(2.0)
+    return [float(n) for n in collective.all_reduce(torch.ones(2))]
