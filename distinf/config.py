@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from distinf.config_file import assign, merged, read, read_yaml
 from distinf.errors import InputError
+from distinf.masking import given_again, masked, unknown
 from distinf.naming import refuse_names
 from distinf.runtime import RuntimeSettings, digest
 from distinf.runtime.units import differences, flatten
@@ -50,7 +51,8 @@ class RunConfig(BaseModel):
     route     basis or gram; empty: the study's own, or basis
     seed      of all randomness
     out       folder or URL of the run; empty: runs/ and the configuration's name
-    settings  the task's own; they may stand outside of it too, where no other key is called so
+    settings  the task's own; they may stand outside of it too, where no other key is called so.
+              A secret (by its name: token, key, password, secret) is not kept in the run's folder
     beside    variations by name, each a mapping of dotted keys to other values. A variation shares
               all work that its keys do not change, lies in the same folder, and is shown in the
               same report. It improves the run's targets, unless it sets targets otherwise
@@ -172,9 +174,20 @@ class RunConfig(BaseModel):
             **shared,
         }
 
+    def stored_form(self) -> dict[str, Any]:
+        """As JSON, with a mask in place of each secret, and without provenance."""
+        plain = self.model_dump(mode="json", exclude={"provenance"})
+        hidden = {key: masked(plain[key], key) for key in ("settings", "beside")}
+        return {**plain, **hidden}
+
+    @property
+    def unknown_secrets(self) -> list[str]:
+        """Dotted keys of those that a run's folder has only the masks of."""
+        return [*unknown(self.settings), *unknown(self.beside, "beside")]
+
     def _bases(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The digests of the stages, and what a variation may have of its run, or had of `run`."""
-        identity = self.task, self.settings, self.identity, self.seed, self.decided
+        identity = self.task, masked(self.settings), self.identity, self.seed, self.decided
         return self.SESSIONS.bases(*identity), {}
 
 
@@ -207,7 +220,7 @@ class BasisConfig(RunConfig):
         return dataclasses.replace(self.stages, curvature=self.product)
 
     def _bases(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        identity = self.task, self.settings, self.identity, self.seed, self.decided
+        identity = self.task, masked(self.settings), self.identity, self.seed, self.decided
         found, chosen_in = basis_session.bases(*identity, run.get("chosen_in"))
         return found, {"chosen_in": chosen_in}
 
@@ -268,6 +281,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     raw = {key: value for key, value in raw.items() if value is not None}  # all commented out
     kind = route_class(raw, where)
     raw = _with_own_settings(raw, kind)
+    raw |= {key: given_again(raw[key], key) for key in ("settings", "beside") if key in raw}
     try:
         config = kind(**{**raw, "route": kind.ROUTE})
     except ValidationError as error:
@@ -351,5 +365,5 @@ def _field_names(root: Any, path: Sequence[str]) -> Iterator[str]:
 
 def dump(config: RunConfig, record: Mapping[str, Any]) -> str:
     """The resolved configuration and its provenance as YAML that `distinf run` replays."""
-    plain = config.model_dump(mode="json", exclude={"provenance"})
+    plain = config.stored_form()
     return yaml.safe_dump({**plain, "provenance": dict(record)}, sort_keys=False, width=100)

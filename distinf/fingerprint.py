@@ -24,7 +24,7 @@ PACKAGES = ("torch", "numpy", "zarr", "ray", "sionna-no-rt", "transformers", "pe
 
 def fingerprint(config: RunConfig) -> dict[str, Any]:
     """What a resumed run must agree on, by dotted key: config, data, model and code."""
-    plain = config.model_dump(mode="json")
+    plain = config.stored_form()
     keys = {
         key: value
         for key, value in flatten(plain).items()

@@ -100,7 +100,11 @@ def _stored(root: str, name: str) -> bytes | None:
 class Beating:
     """Keeps the file up to date while a run goes through the stages `titles`, in this order."""
 
-    def __init__(self, blobs: Any, titles: Sequence[str]):
+    def __init__(
+        self, blobs: Any, titles: Sequence[str], hidden: Callable[[str], str] = lambda why: why
+    ):
+        """`hidden` takes out of a failure's words what is not to be stored."""
+        self._hidden = hidden
         self._blobs = blobs
         self._titles = titles
         self._count: Callable[[], float] | None = None
@@ -121,7 +125,7 @@ class Beating:
             end["why"] = "by hand"
             raise
         except DistinfError as error:
-            end["why"] = str(error)
+            end["why"] = self._hidden(str(error))
             raise
         finally:
             self._stop.set()

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, pairwise
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from distinf.config_file import CONFIG
 from distinf.errors import CorruptionError, DistinfError, InputError
 from distinf.fingerprint import fingerprint, provenance
 from distinf.heartbeat import Beating, is_begun
+from distinf.masking import masked, variable, without
 from distinf.planning import joins, quick_plans, refuse_what_cannot_fit
 from distinf.runtime import Ledger, Node, open_runtime
 from distinf.runtime.units import differences
@@ -82,6 +84,7 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
     """The session, and the config.yaml to write (None: it stands); nothing is written here."""
     blobs = open_root(str(config.out))
     stored = _stored_provenance(blobs)
+    _refuse_unknown_secrets(config)
     config = config.settled(_stored_methods(stored))
     session = _session(config, blobs.root)
     if stored is None and blobs.names(""):
@@ -99,7 +102,8 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         LOG.info("estimating what the run will take")
         _refuse_what_cannot_fit(session, config)
         return session, dump(config, provenance(config, accept))
-    differing = differences(stored.get("fingerprint", {}), fingerprint(config))
+    before = masked(stored.get("fingerprint", {}), "")  # a secret as an earlier version kept it
+    differing = differences(before, fingerprint(config))
     differing = [*differing, *(f"code.{name}" for name in session.changed_sources())]
     refused = [key for key in differing if not _accepted(key, accept)]
     if refused:
@@ -108,6 +112,14 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         return session, None
     accepted = sorted({*stored.get("accepted", []), *differing})
     return session, dump(config, provenance(config, accepted))
+
+
+def _refuse_unknown_secrets(config: RunConfig) -> None:
+    for key in config.unknown_secrets:
+        raise InputError(
+            f"{key}: a run's folder does not keep secrets; give it in the environment, as "
+            f"{variable(key)}, or run the configuration that it was in"
+        )
 
 
 def _refuse_what_cannot_fit(
@@ -188,7 +200,8 @@ def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ())
         if text is not None and joins(config.runtime):
             _refuse_what_cannot_fit(session, config, runtime.nodes())
         _write_config(session, text)
-        beat = Beating(session.blobs, route.titles(session))
+        hidden = partial(without, settings=config.settings)
+        beat = Beating(session.blobs, route.titles(session), hidden)
         with beat.beating():
             route.run(session, runtime, beat.watching(watch))
     except DistinfError as error:
@@ -200,7 +213,8 @@ def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ())
 
 def _with_details(session: Session, error: DistinfError) -> DistinfError:
     """The same error, its worker's traceback put beside the run for whoever looks into it."""
-    details = "\n".join(getattr(error, "__notes__", []))
+    settings = session.context["task_settings"]
+    details = without("\n".join(getattr(error, "__notes__", [])), settings)
     if not details.strip():
         return error
     name = f"log/failure-{time.strftime('%Y%m%d-%H%M%S')}.txt"

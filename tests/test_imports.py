@@ -33,6 +33,7 @@ LEVELS = {
     "numerics": 1,
     "saying": 0,
     "naming": 1,
+    "masking": 1,
     "errors": 0,
 }
 FACADE = 10  # distinf/__init__.py: the Python surface, which no module inside may use,
