@@ -18,6 +18,7 @@ from distinf.numerics.collective import Alone, Collective
 from distinf.numerics.randomness import signs, uniform
 
 Matvec = Callable[[Tensor], Tensor]
+CONVERGED = 0.1  # largest residual of a pair that has converged, in units of its value
 
 
 @dataclass(frozen=True)
@@ -246,14 +247,10 @@ def ritz(state: ArnoldiState, keep: int, matvec: Matvec | None = None) -> RitzPa
     done = state.step
     if keep < 1 or not done:
         raise ValueError(f"keep={keep} pairs from {done} steps: both must be at least 1")
-    square_MM = state.hessenberg[:done, :done]
-    symmetric_MM = (square_MM + square_MM.T) / 2
-    values_M, vectors_MM = torch.linalg.eigh(symmetric_MM)
-    order = values_M.abs().argsort(descending=True, stable=True)[:keep]
-    values_K, weights_MK = values_M[order], vectors_MM[:, order]
+    values_M, weights_MM, residuals_M = projected_pairs(state.hessenberg[: done + 1, :done])
+    values_K, weights_MK, residuals_K = values_M[:keep], weights_MM[:, :keep], residuals_M[:keep]
     vectors_KD = state.basis.combine(_pad(weights_MK.T, state.basis.count))
-    skew_K = torch.linalg.vector_norm((square_MM - symmetric_MM) @ weights_MK, dim=0)
-    residuals_K = torch.hypot(skew_K, state.hessenberg[done, done - 1] * weights_MK[-1])
+    square_MM = state.hessenberg[:done, :done]
     if matvec is not None:
         residuals_K = _measured_residuals(matvec, values_K, vectors_KD)
     gram = state.basis.gram()
@@ -268,6 +265,29 @@ def ritz(state: ArnoldiState, keep: int, matvec: Matvec | None = None) -> RitzPa
         trace=float("nan"),
         hessenberg=state.hessenberg[: done + 1, :done].clone(),
     )
+
+
+def projected_pairs(hessenberg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [M], weights [M, M] (columns) and residuals [M] of (T + T^T) / 2, from [M + 1, M].
+
+    Largest magnitude first; the residuals are those of the Arnoldi relation (see `ritz`).
+    """
+    square_MM = hessenberg[:-1]
+    symmetric_MM = (square_MM + square_MM.T) / 2
+    values_M, weights_MM = torch.linalg.eigh(symmetric_MM)
+    order = values_M.abs().argsort(descending=True, stable=True)
+    values_M, weights_MM = values_M[order], weights_MM[:, order]
+    skew_M = torch.linalg.vector_norm((square_MM - symmetric_MM) @ weights_MM, dim=0)
+    return values_M, weights_MM, torch.hypot(skew_M, hessenberg[-1, -1] * weights_MM[-1])
+
+
+def has_converged(value: float, residual: float) -> bool:
+    """Whether an eigenvalue lies within a tenth of a Ritz value.
+
+    That of a symmetric H nearest to θ is at most ‖Hu − θu‖ from it (Parlett, The Symmetric
+    Eigenvalue Problem, Theorem 4.5.1).
+    """
+    return residual <= CONVERGED * abs(value)
 
 
 def _pad(weights_KM: Tensor, count: int) -> Tensor:

@@ -12,7 +12,9 @@ from distinf.numerics.krylov import (
     ArnoldiState,
     arnoldi,
     complement_trace,
+    has_converged,
     iterate,
+    projected_pairs,
     ritz,
 )
 from tests.numerics.cases import symmetric
@@ -118,6 +120,22 @@ def test_residuals_from_the_relation_are_the_true_ones_even_for_an_asymmetric_op
     cheap, measured = ritz(state, 6), ritz(state, 6, matvec=matrix.mv)
     torch.testing.assert_close(cheap.residuals, measured.residuals)
     assert cheap.residuals.max() > 1e-4
+
+
+def test_near_every_pair_that_has_converged_is_an_eigenvalue():
+    matrix = symmetric(DIM)
+    exact = torch.linalg.eigvalsh(matrix)
+    state = ArnoldiState.start(DIM, replace(SETTINGS, dtype="float64"))
+    list(iterate(matrix.mv, state))
+    pairs = ritz(state, SETTINGS.steps)
+    values, _, residuals = projected_pairs(state.hessenberg[: state.step + 1, : state.step])
+    torch.testing.assert_close(values, pairs.values)
+    torch.testing.assert_close(residuals, pairs.residuals)
+    gaps = (values[:, None] - exact).abs().amin(dim=1)
+    kept = torch.tensor([has_converged(*p) for p in zip(values.tolist(), residuals.tolist())])
+    assert 3 < int(kept.sum()) < SETTINGS.steps - 3
+    assert torch.all(gaps[kept] <= 0.1 * values[kept].abs())
+    assert torch.all(residuals[~kept] > 0.1 * values[~kept].abs())
 
 
 def test_an_exhausted_krylov_space_ends_early_and_cleanly():

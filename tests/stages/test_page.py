@@ -361,6 +361,49 @@ def test_a_value_that_has_no_name_is_shown_as_it_is(value, shown):
     assert _named(SimpleNamespace(task=task), "other", value) == value
 
 
+def drawn_pairs(made: Findings) -> int:
+    """How many Ritz pairs the picture has, in each of its two panels."""
+    picture = ritz_figure(made)
+    assert picture is not None
+    groups = re.findall(r"<g clip-path=[^>]*>(.*?)</g>", picture, re.DOTALL)
+    return sum(group.count("<use ") for group in groups)
+
+
+def test_ritz_values_that_have_not_converged_are_left_out_and_counted():
+    made = findings()
+    assert made.ritz is not None
+    sizes, residuals = np.abs(made.ritz.values_K), np.array(made.ritz.residuals_K)
+    out = int((residuals > 0.1 * sizes).sum())
+    assert 2 <= out < 10
+    ours = replace(made, ritz=replace(made.ritz, kept=20 - out + 2))
+    text = Document(render(ours)).text
+    assert f"Left out: {out} that have not converged" in text
+    assert "size; 2 of them are kept all the same." in text
+    assert f"pairs converged {20 - out} of 20" in text
+    exact = replace(made.ritz, residuals_K=[0.0] * 20)
+    assert drawn_pairs(replace(made, ritz=exact)) - drawn_pairs(made) == 2 * out
+    assert "All have converged" in Document(render(replace(made, ritz=exact))).text
+
+
+def test_where_no_ritz_value_has_converged_there_is_no_picture_but_a_word():
+    made = findings()
+    assert made.ritz is not None
+    none = replace(made, ritz=replace(made.ritz, residuals_K=made.ritz.values_K[:1] * 20))
+    document = Document(render(none))
+    assert "figure-ritz" not in document.values("id")
+    assert "pairs converged 0 of 20" in document.text
+
+
+def test_a_column_that_repeats_the_axis_is_not_printed_twice():
+    made = findings()
+    snr = [replace(t, columns={"snr_db": t.axis, "doppler": 7.0}) for t in made.targets]
+    text = Document(render(replace(made, targets=snr, top_samples=()))).text
+    assert "doppler" in text
+    assert "snr_db" not in text
+    snr[0] = replace(snr[0], columns={"snr_db": 0.5, "doppler": 7.0})
+    assert "snr_db" in Document(render(replace(made, targets=snr, top_samples=()))).text
+
+
 def test_lines_far_from_the_ritz_values_do_not_crowd_the_axis():
     """One decade of values over a damping four decades below: a label for each power of ten."""
     few = replace(findings().ritz, values_K=[17.0, 9.0, 5.0], residuals_K=[0.1] * 3, kept=3)

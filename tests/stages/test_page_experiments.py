@@ -134,7 +134,11 @@ def test_rate_rows_name_the_best_step(whole, rows):
 
 def test_truncation_rows_are_the_bounds(whole, rows):
     terms = rows["truncation"]
-    bounds = truncation_bound(whole.ritz.all_values)
+    values = whole.ritz.converged_values()
+    both = zip(whole.ritz.all_values, whole.ritz.all_residuals, strict=True)
+    assert values == [v for v, r in both if abs(r / v) <= 0.1]
+    assert 10 < len(values) < 60
+    bounds = truncation_bound(values)
     assert [r["bound_max"] for r in terms] == pytest.approx(bounds[1:].tolist())
     assert terms[0]["lowered_max_pct"] == pytest.approx(100 * float(1 - bounds[1] / bounds[0]))
     assert "truncation" not in tables(small())

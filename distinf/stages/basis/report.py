@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from distinf.numerics.krylov import projected_pairs
 from distinf.numerics.variants import VARIANTS
 from distinf.runtime import Runtime
 from distinf.stages import publishing
@@ -212,6 +211,7 @@ def _top_samples(session: Session, words: Wording) -> list[page.ScoredSample]:
 
 def _ritz(session: Session) -> page.Ritz:
     pairs, spectrum = curvature.stored_pairs(session), queries.damped_spectrum(session)
+    values_M, _, residuals_M = projected_pairs(pairs.hessenberg)
     return page.Ritz(
         values_K=pairs.values.tolist(),
         residuals_K=pairs.residuals.tolist(),
@@ -226,16 +226,9 @@ def _ritz(session: Session) -> page.Ritz:
         orthogonality=pairs.orthogonality,
         asymmetry=pairs.asymmetry,
         operator=OPERATORS[session.settings.curvature.kind],
-        all_values=_krylov_values(pairs.hessenberg),
+        all_values=values_M.tolist(),
+        all_residuals=residuals_M.tolist(),
     )
-
-
-def _krylov_values(hessenberg: Tensor) -> list[float]:
-    """Ritz values of every Krylov step, largest magnitude first."""
-    steps = hessenberg.shape[1]
-    square = hessenberg[:steps]
-    values = torch.linalg.eigvalsh((square + square.T) / 2)
-    return values[values.abs().argsort(descending=True)].tolist()
 
 
 def _kept(count: int, places: Sequence[int] | None) -> list[bool]:

@@ -87,8 +87,9 @@ def _targets(findings: Findings) -> str:
     if points.eligible_E is not None:
         rule = f" ({points.rule})" if points.rule else ""
         text += f"; {count(int(points.eligible_E.sum()))} eligible as targets{rule}"
-    text += ". Ringed: the targets, those with the largest gap. Where points are very many, an "
-    text += "evenly spaced part of them is drawn; gaps above the eligible range are cut off."
+    text += ". Ringed: the targets, those with the largest gap, named where there is room. Where "
+    text += "points are very many, an evenly spaced part of them is drawn; gaps above the eligible "
+    text += "range are cut off."
     return text + _draws(points.draws, int(points.ids_E.size), findings)
 
 
@@ -118,8 +119,13 @@ def _ritz(findings: Findings) -> str:
     text = f"{count(len(pairs.values_K))} Ritz pairs, {count(pairs.kept)} kept"
     negative = sum(v < 0 for k, v in enumerate(pairs.values_K) if pairs.is_kept(k))
     text += f", {count(negative)} of them negative. "
-    text += "A flat tail means that keeping more changes little; a residual near the value's own "
-    return text + "size means that the pair has not converged."
+    text += "A flat tail means that keeping more changes little. "
+    out = set(range(len(pairs.values_K))) - set(pairs.converged())
+    if not out:
+        return text + "All have converged: no residual is above a tenth of its value's size."
+    used = sum(pairs.is_kept(k) for k in out)
+    text += f"Left out: {count(len(out))} that have not converged, their residual above a tenth of "
+    return text + f"the value's size; {count(used)} of them are kept all the same."
 
 
 def _costs(rows: Tables) -> str:

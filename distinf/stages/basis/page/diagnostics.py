@@ -5,6 +5,7 @@ Shapes: N training samples, K Ritz values.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -90,49 +91,38 @@ def _histogram(axes: Axes, scores_N: np.ndarray, pool: int) -> None:
 
 
 def ritz_figure(findings: Findings) -> str | None:
-    """Sizes of the Ritz values and their residuals, most extreme first."""
+    """Sizes of the converged Ritz values and their residuals, most extreme first."""
     pairs = findings.ritz
-    if pairs is None or not len(pairs.values_K):
+    places = pairs.converged() if pairs is not None else []
+    if pairs is None or not places:
         return None
     with drawing("ritz", 3.5) as figure:
         left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-        values_K = np.array(pairs.values_K, dtype=float)
-        rank_K = np.arange(1, values_K.size + 1)
+        values_K = np.array(pairs.values_K, dtype=float)[places]
+        residuals_K = np.maximum(np.array(pairs.residuals_K, dtype=float)[places], 1e-18)
+        rank_K = np.array(places) + 1
         for mask, color, marker, label in (
             (values_K > 0, "accent", "o", "positive"),
             (values_K < 0, "harmful", "v", "negative (its size is drawn)"),
         ):
             if mask.any():
-                left.plot(
-                    rank_K[mask],
-                    np.abs(values_K[mask]),
-                    marker,
-                    color=COLOR[color],
-                    ms=4.2,
-                    mew=0,
-                    label=label,
-                )
-                residuals = np.maximum(np.array(pairs.residuals_K, dtype=float)[mask], 1e-18)
-                right.plot(rank_K[mask], residuals, marker, color=COLOR[color], ms=4.2, mew=0)
+                style: dict[str, Any] = {"color": COLOR[color], "ms": 4.2, "mew": 0}
+                left.plot(rank_K[mask], np.abs(values_K[mask]), marker, label=label, **style)
+                right.plot(rank_K[mask], residuals_K[mask], marker, **style)
         for value, color, label in _levels(pairs):
             left.axhline(value, color=COLOR[color], ls=DASH["reference"], lw=1.3, label=label)
         log_axis(left, "y", [*np.abs(values_K), *(value for value, *_ in _levels(pairs))])
-        log_axis(right, "y", [max(r, 1e-18) for r in pairs.residuals_K])
+        log_axis(right, "y", residuals_K.tolist())
         title(left, "size of the Ritz value |θ|")
         title(right, "residual ‖Hu − θu‖")
         for axes in (left, right):
-            for place in (k for k in range(values_K.size) if not pairs.is_kept(k)):
-                once = axes is left and place == _first_dropped(pairs)
-                named = {"label": "not kept"} if once else {}
+            for place in (k for k in places if not pairs.is_kept(k)):
+                named = {"label": "not kept"} if axes is left else {}
                 axes.axvline(place + 1, color=COLOR["muted"], lw=0.9, ls=":", **named)
             linear_axis(axes, "x", integer=True)
             axes.set_xlabel("rank")
         legend(figure, left)
         return export(figure, "ritz", titles(findings)["ritz"])
-
-
-def _first_dropped(pairs: Ritz) -> int | None:
-    return next((k for k in range(len(pairs.values_K)) if not pairs.is_kept(k)), None)
 
 
 def _levels(pairs: Ritz) -> list[tuple[float, str, str]]:
@@ -226,7 +216,7 @@ def score_runs_figure(findings: Findings, name: str, heading: str) -> str | None
         for axes, (label, target, scores_N) in zip(panels, found):
             _histogram(axes, scores_N, findings.headline.pool or 50)
             what = f"target {identifier(target)}, {label}"
-            title(axes, shortened(what, 96 // columns), strong=True)
+            title(axes, shortened(what, 60), strong=True)
         for axes in panels[len(found) :]:
             axes.set_visible(False)
         legend(figure, panels[0])

@@ -3,7 +3,7 @@
 from distinf.stages.basis.page.captions import Tables
 from distinf.stages.basis.page.dots import DIVERGED, MOST_ROWS
 from distinf.stages.basis.page.experiment_words import base_note
-from distinf.stages.basis.page.families import kind, table_1, varied
+from distinf.stages.basis.page.families import NAMES, kind, table_1, varied
 from distinf.stages.basis.page.findings import Family, Findings
 from distinf.stages.basis.page.run_tables import panels
 from distinf.stages.page.formats import count, fixed, identifier, number
@@ -42,7 +42,7 @@ def experiment_title(findings: Findings, family: Family) -> str:
         return f"{metric} of the targets over fine-tuning steps, by update"
     if shape == "rates":
         return f"{metric} of the targets over fine-tuning steps, by learning rate"
-    by = " and ".join(names) or "selection"
+    by = " and ".join(NAMES.get(n, n) for n in names) or "selection"
     return f"Gap closed, by {by.replace('_', ' ')}"
 
 
@@ -105,7 +105,10 @@ def truncation_caption(findings: Findings, rows: Tables) -> str:
     terms, pairs = rows["truncation"], findings.ritz
     kept = len(pairs.values_K) if pairs is not None else 0
     text = "The bound on what truncating to k terms loses, for ‖θ‖ = 1: a reconstruction of "
-    text += "Schioppa et al. 2022, Lemma 1, from the Ritz values of every Krylov step."
+    values = pairs.converged_values() if pairs is not None else []
+    steps = len(pairs.all_values) if pairs is not None else 0
+    text += f"Schioppa et al. 2022, Lemma 1, from the {count(len(values))} Ritz values of "
+    text += f"{count(steps)} Krylov steps that have converged."
     text += " They alone enter: where they end, the Frobenius norm has nothing left."
     after = [r["lowered_max_pct"] for r in terms if r["terms"] > kept]
     if after:

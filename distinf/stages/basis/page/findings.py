@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.numerics.krylov import has_converged
 from distinf.stages.page.provenance import Provenance, StageCost
 from distinf.stages.page.rows import plain
 
@@ -200,10 +201,21 @@ class Ritz:
     operator: str = "Hessian"
     kept_K: Sequence[bool] = ()  # which are kept, where it is not the first `kept`
     all_values: Sequence[float] = ()  # of every Krylov step, largest magnitude first
+    all_residuals: Sequence[float] = ()  # theirs
 
     def is_kept(self, place: int) -> bool:
         """Whether the pair at `place`, from 0, is among those that scores use."""
         return self.kept_K[place] if self.kept_K else place < self.kept
+
+    def converged(self) -> list[int]:
+        """Places of the pairs that have converged; the pictures leave the others out."""
+        both = zip(self.values_K, self.residuals_K, strict=True)
+        return [k for k, (v, r) in enumerate(both) if has_converged(v, r)]
+
+    def converged_values(self) -> list[float]:
+        """Those of all Krylov steps' values that have converged, largest magnitude first."""
+        both = zip(self.all_values, self.all_residuals, strict=True)
+        return [v for v, r in both if has_converged(v, r)]
 
 
 @dataclass(frozen=True)

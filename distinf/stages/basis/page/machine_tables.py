@@ -5,6 +5,7 @@ from typing import get_args
 
 import numpy as np
 
+from distinf.numerics.krylov import has_converged
 from distinf.numerics.truncation import Kind, marginal_reductions, truncation_bound
 from distinf.stages.basis.page.findings import Findings
 from distinf.stages.basis.page.summaries import Row, extra
@@ -45,6 +46,7 @@ def ritz(findings: Findings) -> list[Row]:
         last = k + 1 == len(sizes) or sizes[k] == 0
         drop = math.nan if last else 1 - sizes[k + 1] / sizes[k]
         row = {"rank": k + 1, "value": value, "residual": residual}
+        row |= {"converged": has_converged(value, residual)}
         rows.append(row | {"kept": pairs.is_kept(k), "drop": drop})
     return rows
 
@@ -68,15 +70,16 @@ def costs(findings: Findings) -> list[Row]:
 def truncation(findings: Findings) -> list[Row]:
     """Per term added, the bound on what is dropped and by how much the term lowered it.
 
-    From the values of every Krylov step, where more of them are known than were kept; see
-    numerics.truncation, which says what is reconstructed.
+    From the values of all Krylov steps that have converged, where more of them are known than were
+    kept; see numerics.truncation, which says what is reconstructed.
     """
     pairs = findings.ritz
-    if pairs is None or len(pairs.all_values) <= max(2, len(pairs.values_K)):
+    values = pairs.converged_values() if pairs is not None else []
+    if pairs is None or len(values) <= max(2, len(pairs.values_K)):
         return []
-    rows: list[Row] = [{"terms": k} for k in range(1, len(pairs.all_values))]
+    rows: list[Row] = [{"terms": k} for k in range(1, len(values))]
     for kind in get_args(Kind):
-        bounds = truncation_bound(list(pairs.all_values), kind)
+        bounds = truncation_bound(values, kind)
         lowered, share = marginal_reductions(bounds)
         for k, row in enumerate(rows):
             row[f"bound_{kind}"] = float(bounds[k + 1])

@@ -146,6 +146,7 @@ def _targets(findings: Findings, rows: Tables) -> View | None:
     metric = findings.metric
     own = ("id", "axis", "metric", "reference", "gap")
     extra = dict.fromkeys(k for r in rows["targets"] for k in r if k not in own)
+    told = [k for k in extra if any(r.get(k) != r["axis"] for r in rows["targets"])]
     gap = "relative gap" if metric.reference else "gap"
     return view(
         "The targets before fine-tuning",
@@ -156,7 +157,7 @@ def _targets(findings: Findings, rows: Tables) -> View | None:
             Column(metric.name, value("metric", number)),
             Column(metric.reference or "reference", value("reference", number)),
             Column(gap, value("gap", number)),
-            *(_extra_column(k, rows["targets"]) for k in extra),
+            *(_extra_column(k, rows["targets"]) for k in told),
         ],
     )
 
@@ -254,6 +255,7 @@ def facts(findings: Findings) -> dict[str, list[tuple[str, str]]]:
         curvature = [
             ("operator", pairs.operator),
             ("pairs kept", f"{count(pairs.kept)} of {count(len(pairs.values_K))}"),
+            ("pairs converged", f"{count(len(pairs.converged()))} of {count(len(pairs.values_K))}"),
             ("damping λ", f"{pairs.damping:g}"),
             ("outside the pairs", OUTSIDE.get(pairs.complement, "")),
             ("mean eigenvalue of the rest μ", number(pairs.complement_mean)),
