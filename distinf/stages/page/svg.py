@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from distinf.stages.page.fitting import fit
 from distinf.stages.page.formats import fixed, power, shortened
 
 ROLES = (
@@ -94,6 +95,7 @@ def drawing(name: str, height_in: float) -> Iterator[Figure]:
 
 def export(figure: Figure, name: str, title: str) -> str:
     """The figure as an <svg> element with an accessible title; ids start with `name`."""
+    fit(figure)
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
@@ -150,14 +152,18 @@ def linear_axis(axes: Axes, which: str, integer: bool = False) -> None:
 
 
 def legend(figure: Figure, *panels: Axes, columns: int = 5, most: int = 28) -> None:
-    """Above the panels, what is named in any of them, once."""
+    """Above the panels, what is named in any of them, once, in as many columns as fit."""
     named: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(shortened(label, most), handle)
     if named:
         place = {"loc": "outside upper left", "handlelength": 2.4, "borderpad": 0.2}
-        figure.legend(list(named.values()), list(named), ncols=columns, **place)
+        for many in range(columns, 0, -1):
+            made = figure.legend(list(named.values()), list(named), ncols=many, **place)
+            if many == 1 or made.get_window_extent().width <= figure.bbox.width:
+                break
+            made.remove()
 
 
 def _log_label(value: float, _: int = 0) -> str:

@@ -54,7 +54,7 @@ def axis_grid(findings: Findings, name: str, heading: str) -> str | None:
                 changes += _changes(below, curves)
                 what = f"({next(letters)}) {panel_label(of, experiment)}"
                 label = run_label(run, of) if len(runs) > 1 else ""
-                title(above, shortened(", ".join(filter(None, (what, label))), 60), strong=True)
+                title(above, shortened(", ".join(filter(None, (what, label))), 90), strong=True)
             if changes:
                 low, high = min([*changes, 0.0]), max([*changes, 0.0])
                 margin = 0.08 * (high - low) or 1.0

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from distinf.stages.basis.page.captions import titles
 from distinf.stages.basis.page.findings import SELECTED, EvaluationPoints, Findings
 from distinf.stages.basis.page.headline_tables import steps
+from distinf.stages.page.fitting import name_points
 from distinf.stages.page.formats import count, identifier, number, shortened
 from distinf.stages.page.svg import (
     COLOR,
@@ -151,6 +153,8 @@ def targets_figure(findings: Findings) -> str | None:
                 _reference_axis(axes, findings, points, side)
         title(panels[0], gap_label(findings))
         legend(figure, *panels)
+        for axes, side in zip(panels, shown, strict=True):
+            _name_targets(figure, axes, findings, points, side)
         return export(figure, "targets", titles(findings)["targets"])
 
 
@@ -172,10 +176,16 @@ def _gaps(axes: Axes, findings: Findings, points: EvaluationPoints, x_E: np.ndar
     at = np.flatnonzero(chosen_E & finite_E)
     ring: dict[str, Any] = {"color": COLOR["harmful"], "mfc": "none", "ms": 9, "mew": 1.8}
     axes.plot(x_E[at], points.gap_E[at], "o", label="target", **ring)
-    for k in at if at.size <= MOST_NAMED else ():
-        name = identifier(int(points.ids_E[k]))
-        where = (x_E[k], points.gap_E[k])
-        axes.annotate(name, where, (8, 0), textcoords="offset points", va="center")
+
+
+def _name_targets(
+    figure: Figure, axes: Axes, findings: Findings, points: EvaluationPoints, x_E: np.ndarray
+) -> None:
+    chosen_E = np.isin(points.ids_E, [t.id for t in findings.targets])
+    at = np.flatnonzero(chosen_E & np.isfinite(points.gap_E) & np.isfinite(x_E))
+    if 0 < at.size <= MOST_NAMED:
+        names = [identifier(int(points.ids_E[k])) for k in at]
+        name_points(figure, axes, names, [(x_E[k], points.gap_E[k]) for k in at])
 
 
 def _reference_axis(

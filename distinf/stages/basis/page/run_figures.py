@@ -14,6 +14,7 @@ from distinf.stages.basis.page.dots import (
     ROW_IN,
     Dot,
     draw,
+    limits,
     marker,
     stacked,
 )
@@ -43,6 +44,8 @@ def table_1_figure(rows: Tables, name: str, heading: str) -> str | None:
                 if row["selection"] == CONTROL and math.isfinite(row["mean_pct"]):
                     style = {"color": COLOR["random"], "ls": DASH["reference"], "lw": 1.3}
                     axes.axvline(row["mean_pct"], label="random, mean", **style)
+                    dots.append(Dot(0, row["mean_pct"]))
+            axes.set_xlim(*limits(dots, DIVERGED))
         legend(figure, *panels)
         return export(figure, name, heading)
 
@@ -83,7 +86,7 @@ def arms_figure(rows: list[Row], metric: str, name: str, heading: str) -> str | 
         ("gap closed [%]", ["mean_pct", "low_pct", "high_pct"], DIVERGED),
         (f"{minus} [points]", [f"{versus}_{k}points" for k in ("", "low_", "high_")], DIVERGED),
         (
-            f"{metric} of others [%]",
+            f"{metric} of others, change [%]",
             [f"non_target_{k}_pct" for k in ("mean", "low", "high")],
             -math.inf,
         ),

@@ -29,6 +29,7 @@ FREE_DASHES = ((0, (1, 1)), (0, (4, 1, 1, 1)))
 UNKNOWN_HUE = ("muted", "-", "o")
 STRENGTH = 0.72  # of a map's deepest colour, so that its numbers can be read
 MOST_NUMBERED = 16  # columns of a map whose cells carry numbers
+MOST_BESIDE = 26  # columns of all maps of one line, from which each gets a line of its own
 IN_CELL: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 8.5}
 MODULE_ORDER = ("query", "value", "key")
 
@@ -92,8 +93,9 @@ def grid_figure(findings: Findings, rows: Tables, name: str, heading: str) -> st
     columns = groups(r["group"] for r in detected)
     panels = [h for h in hows(findings) if any(r["how"] == h for r in detected)]
     names = [e for e in names if any(r["estimator"] == e for r in detected)]
-    with drawing(name, 0.85 + 0.34 * len(names)) as figure:
-        drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    down = len(panels) if len(panels) * len(columns) > MOST_BESIDE else 1
+    with drawing(name, down * (0.85 + 0.34 * len(names))) as figure:
+        drawn = figure.subplots(down, len(panels) // down, squeeze=False, sharey=True).ravel()
         for axes, how in zip(drawn, panels, strict=True):
             values = np.full((len(names), len(columns)), math.nan)
             for r in (r for r in detected if r["how"] == how):
@@ -173,7 +175,7 @@ def modules_figure(findings: Findings, rows: Tables, name: str, heading: str) ->
     parts = sorted({(r["module"], r["factor"]) for r in mine}, key=_module)
     layers = list(range(max(r["layer"] for r in mine) + 1))
     names = sorted({r["estimator"] for r in mine}, key=lambda e: place(e, estimators(findings)))
-    across = 1 if len(layers) > MOST_NUMBERED or len(names) == 1 else 2
+    across = 1 if 2 * len(layers) > MOST_BESIDE or len(names) == 1 else 2
     down = math.ceil(len(names) / across)
     with drawing(name, 0.35 + down * (0.55 + 0.27 * len(parts))) as figure:
         panels = figure.subplots(down, across, squeeze=False).ravel()

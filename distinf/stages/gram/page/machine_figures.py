@@ -4,12 +4,13 @@ Each function returns an inline <svg>, or None where the findings do not hold it
 """
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from distinf.stages.gram.page.detection_figures import IN_CELL, STRENGTH
-from distinf.stages.gram.page.findings import CellFinding, Findings
+from distinf.stages.gram.page.detection_figures import IN_CELL, MOST_BESIDE, STRENGTH
+from distinf.stages.gram.page.findings import Findings
 from distinf.stages.gram.page.tables import Tables
 from distinf.stages.page import maps
 from distinf.stages.page.formats import fixed, shortened
@@ -25,9 +26,9 @@ def correlations_figure(findings: Findings, _rows: Tables, name: str, heading: s
     matrices = [c for c in findings.correlations if len(c.names) > 1]
     if not matrices:
         return None
-    across = 1 if len(matrices) == 1 else 2
-    down = math.ceil(len(matrices) / across)
     most = max(len(c.names) for c in matrices)
+    across = 1 if len(matrices) == 1 or 2 * most > MOST_BESIDE else 2
+    down = math.ceil(len(matrices) / across)
     with drawing(name, down * (1.0 + 0.3 * max(3, most))) as figure:
         panels = figure.subplots(down, across, squeeze=False).ravel()
         for axes, c in zip(panels, matrices):
@@ -63,23 +64,16 @@ def training_figure(findings: Findings, _rows: Tables, name: str, heading: str) 
             length = min(len(s) for s in mine)
             mean = np.nanmean(np.array([s[:length] for s in mine], dtype=np.float64), axis=0)
             axes.plot(range(1, length + 1), mean, color=COLOR[color], label=words)
-        for place, best in enumerate(sorted({c.best for c in cells if c.best is not None})):
-            label = "epoch scored" if not place else None
+        scored = Counter(sorted(c.best for c in cells if c.best is not None))
+        times = ", ".join(f"{best + 1} ({many}×)" for best, many in scored.items())
+        label: str | None = f"epoch scored: {times}" if len(cells) > 1 else "epoch scored"
+        for best in scored:
             style: dict[str, Any] = {"color": COLOR["helpful"], "ls": DASH["reference"], "lw": 1.2}
             axes.axvline(best + 1, label=label, **style)
-            many = _times(cells, best)
-            if len(cells) > 1:
-                axes.annotate(
-                    f"{many}×", (best + 1, 0.97), (4, 0), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", color=COLOR["helpful"], fontsize=8.5, va="top",
-                )  # fmt: skip
+            label = None
         linear_axis(axes, "x", integer=True)
         linear_axis(axes, "y")
         axes.set_xlabel("epoch")
         title(axes, "loss, mean over cells" if len(cells) > 1 else "loss")
-        legend(figure, axes)
+        legend(figure, axes, most=60)
         return export(figure, name, heading)
-
-
-def _times(cells: list[CellFinding], best: int) -> int:
-    return sum(c.best == best for c in cells)

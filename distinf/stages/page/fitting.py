@@ -1,0 +1,96 @@
+"""Labels of a figure that would run into each other: titles are broken, ticks thinned, names moved.
+
+Widths are those of DejaVu Sans, wider than most fonts that a page is shown in.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from textwrap import wrap
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
+from matplotlib.transforms import Bbox
+
+APART = 8.0  # least distance of two titles or tick labels, in points
+MOST_LINES = 3
+SIDES: tuple[tuple[tuple[float, float], str, str], ...] = (  # offset in points, alignments
+    ((8, 0), "left", "center"),
+    ((-8, 0), "right", "center"),
+    ((0, 7), "center", "bottom"),
+    ((0, -7), "center", "top"),
+)
+
+
+def fit(figure: Figure) -> None:
+    """Break titles that are wider than their room, and leave out ticks whose labels overlap."""
+    figure.draw_without_rendering()
+    _break_titles(figure)
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            while axes.get_visible() and _crowded(axis, figure.dpi):
+                _halve(axis)
+
+
+def _break_titles(figure: Figure) -> None:
+    """A title may reach to the next one on its right, or to the picture's edge."""
+    apart = APART * figure.dpi / 72
+    boxes = {text: text.get_window_extent() for text in _titles(figure)}
+    for text, box in boxes.items():
+        beside = [b.x0 for b in boxes.values() if b.x0 > box.x0 and b.y0 < box.y1 and b.y1 > box.y0]
+        room = min([figure.bbox.x1, *beside]) - box.x0 - apart
+        if box.width > room:
+            letters = max(4, int(len(text.get_text()) * 0.95 * room / box.width))
+            lines = wrap(text.get_text(), letters, max_lines=MOST_LINES, placeholder="…")
+            text.set_text("\n".join(lines))
+
+
+def _titles(figure: Figure) -> Iterator[Text]:
+    for axes in (a for a in figure.axes if a.get_visible()):
+        for part in axes.get_children():
+            if isinstance(part, Text) and part.get_text() == axes.get_title(loc="left") != "":
+                yield part
+
+
+def _crowded(axis: Any, dpi: float) -> bool:
+    labels = [t for t in axis.get_majorticklabels() if t.get_visible() and t.get_text()]
+    if len(labels) < 3 or any(t.get_rotation() for t in labels):
+        return False
+    boxes = [t.get_window_extent() for t in labels]
+    if axis.axis_name == "x":
+        boxes = [Bbox.from_extents(b.x0 - APART * dpi / 144, b.y0, b.x1, b.y1) for b in boxes]
+    return any(a.overlaps(b) for a, b in pairwise(boxes))
+
+
+def _halve(axis: Any) -> None:
+    """Every second tick, with zero where it is one of them."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [t for t in axis.get_majorticklocs() if low <= t <= high]
+    axis.set_major_locator(FixedLocator(ticks[ticks.index(0.0) % 2 if 0.0 in ticks else 0 :: 2]))
+
+
+def name_points(
+    figure: Figure, axes: Axes, names: Sequence[str], places: Sequence[tuple[float, float]]
+) -> None:
+    """Each point's name on the first side where it touches no point and no name, if there is one.
+
+    To be called when all else is drawn.
+    """
+    figure.draw_without_rendering()
+    around = 6.0 * figure.dpi / 72
+    taken = [Bbox([at, at]).padded(around) for at in axes.transData.transform(places)]
+    inside = axes.bbox.padded(around)
+    for name, at in zip(names, places, strict=True):
+        for offset, across, up in SIDES:
+            made = axes.annotate(
+                name, at, offset, textcoords="offset points", ha=across, va=up, in_layout=False
+            )
+            box = made.get_window_extent()
+            within = inside.containsx(box.x0) and inside.containsx(box.x1)
+            within = within and inside.containsy(box.y0) and inside.containsy(box.y1)
+            if within and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            made.remove()
