@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distinf.runtime.activity import COLLECTIVE, HERE
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -63,12 +65,13 @@ class ProcessGroup(Single):
 
         lengths = torch.zeros(self.size, dtype=torch.int64, device=x.device)
         lengths[self.rank] = len(x)
-        dist.all_reduce(lengths)
-        longest = int(lengths.max())
-        padded = x.new_zeros((longest, *x.shape[1:]))
-        padded[: len(x)] = x
-        gathered = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(gathered, padded)
+        with HERE.doing(COLLECTIVE):
+            dist.all_reduce(lengths)
+            longest = int(lengths.max())
+            padded = x.new_zeros((longest, *x.shape[1:]))
+            padded[: len(x)] = x
+            gathered = [torch.empty_like(padded) for _ in range(self.size)]
+            dist.all_gather(gathered, padded)
         return torch.cat([g[: int(n)] for g, n in zip(gathered, lengths, strict=True)])
 
     def ordered_sum(self, parts_SX: Tensor) -> Tensor:
@@ -78,7 +81,8 @@ class ProcessGroup(Single):
         import torch.distributed as dist
 
         total = x.clone()
-        dist.all_reduce(total)
+        with HERE.doing(COLLECTIVE):
+            dist.all_reduce(total)
         return total
 
     def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -90,7 +94,8 @@ class ProcessGroup(Single):
     def barrier(self) -> None:
         import torch.distributed as dist
 
-        dist.barrier()
+        with HERE.doing(COLLECTIVE):
+            dist.barrier()
 
 
 def join_group(rank: int, size: int, address: str, *, backend: str, timeout_s: float) -> Any:

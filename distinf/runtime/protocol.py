@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from distinf.runtime.ledger import Ledger
+from distinf.runtime.liveness import Limits
 from distinf.runtime.machine import Node
 from distinf.runtime.units import Unit
 
@@ -31,6 +32,11 @@ class RuntimeSettings:
     address     of a cluster to join ("auto" finds one on this machine); null starts a local one
     attempts    at a unit, and at a gang, before the run stops
     timeout_s   for workers to start
+    silent_s    a worker that does not answer for so long is stopped as a process, and a sum that
+                all ranks are in for so long is hung: it is replaced, and its unit tried again
+    unit_s      without a report of progress a unit, or a shard of a gang, is hung after three times
+                the longest one so far, and not before this
+    first_unit_s  the same before there is a first one to go by
     collective_timeout_s  for the slowest rank to arrive at a sum; a rank's death is seen at once,
                 so this is for a rank that hangs, and must outlast one shard of one product
     dashboard   of a cluster started here, on localhost
@@ -46,6 +52,9 @@ class RuntimeSettings:
     address: str | None = None
     attempts: int = 3
     timeout_s: float = 120.0
+    silent_s: float = 30.0
+    unit_s: float = 60.0
+    first_unit_s: float = 7_200.0
     collective_timeout_s: float = 7_200.0
     dashboard: bool = True
     working_dir: str | None = None
@@ -65,6 +74,14 @@ class RuntimeSettings:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name}: {value} must be 0 or more")
+
+        for name in ("timeout_s", "silent_s", "unit_s", "first_unit_s", "collective_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.silent_s, self.unit_s, self.first_unit_s)
 
     @property
     def resources(self) -> Resources:

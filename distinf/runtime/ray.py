@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +21,10 @@ from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from distinf.errors import InputError, Interrupted
+from distinf.runtime.activity import HERE, Seen
 from distinf.runtime.address import close_to_others, refuse_open, refuse_silent, resolved
 from distinf.runtime.ledger import SEGMENT_RECORDS, Ledger
+from distinf.runtime.liveness import Answers
 from distinf.runtime.machine import Node, cpus_here, seen_on_node
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
 from distinf.runtime.units import Unit
@@ -35,6 +38,7 @@ from distinf.runtime.worker import (
 )
 
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
+PULSE, PULSE_S = "pulse", 5.0  # Ray's name for the thread that answers, and how often it is asked
 BUSY = "timed out during startup"  # Ray's words, where a machine does too much else
 
 
@@ -45,6 +49,11 @@ class NodeWorker(Worker):
 
     def free_address(self) -> str:
         return free_address(ray.util.get_node_ip_address())
+
+    @ray.method(concurrency_group=PULSE)
+    def pulse(self) -> Seen:
+        """Answered by a thread of its own, whatever the worker is at."""
+        return HERE.seen()
 
 
 class RayRuntime:
@@ -58,6 +67,7 @@ class RayRuntime:
         self._settings = settings
         self._actors: dict[Any, Resources] = {}  # not known to be dead
         self._started = False
+        self._pulses = _Pulses()
         self.busy_s = 0.0
 
     # -- verbs -----------------------------------------------------------------------------
@@ -78,6 +88,12 @@ class RayRuntime:
         attempts: dict[str, int] = {}
         failed: dict[str, Outcome] = {}  # how a unit failed last
         running: dict[Any, tuple[Any, Unit | None]] = {}  # future -> its actor and unit
+        longest_s: float | None = None
+
+        def allowed_s(unit: Unit | None, _: Seen) -> float:
+            return limits.unit(longest_s, attempts[unit.id] - 1) if unit else math.inf
+
+        limits = self._settings.limits
         room = self._room(resources)
         progressed = time.monotonic()
         finished = 0  # since records were last sealed
@@ -94,11 +110,13 @@ class RayRuntime:
                     progressed = time.monotonic()
                 elif time.monotonic() - progressed > self._settings.timeout_s:
                     raise self._none_started(waiting[0].describe())
-                for actor, unit, outcome in self._finished(running):
+                for actor, unit, outcome in self._finished(running, allowed_s):
                     if actor in self._actors:
                         idle.append(actor)
                     if unit is None or outcome.error is None:
-                        finished += unit is not None
+                        if unit is not None:
+                            finished += 1
+                            longest_s = max(longest_s or 0.0, outcome.seconds)
                         if finished == SEGMENT_RECORDS:
                             ledger.seal_full_segments()
                             finished = 0
@@ -127,7 +145,7 @@ class RayRuntime:
         while True:
             attempt += 1
             before = len(ledger.committed_ids()) if ledger else 0
-            outcome = self._run_gang(work, self._gang_actors(resources, ranks))
+            outcome = self._run_gang(work, self._gang_actors(resources, ranks), attempt - 1)
             if outcome.error is None:
                 return outcome.value
             if ledger and len(ledger.committed_ids()) > before:
@@ -187,8 +205,13 @@ class RayRuntime:
             for actor, _ in starting.values():
                 self._stop(actor)
 
-    def _run_gang(self, work: Work, actors: list[Any]) -> Outcome:
+    def _run_gang(self, work: Work, actors: list[Any], again: int) -> Outcome:
         """Rank 0's outcome, or a failure after which every rank was stopped."""
+
+        def allowed_s(_: int, seen: Seen) -> float:
+            others = [self._pulses.last(actor) for actor, _ in running.values()]
+            return self._settings.limits.rank(seen, others, again)
+
         asked = {actors[0].free_address.remote(): (actors[0], 0)}
         address = Outcome()
         while asked:
@@ -203,7 +226,7 @@ class RayRuntime:
         result = Outcome()
         failures: list[Outcome] = []
         while running and not failures:
-            for _, rank, outcome in self._finished(running):
+            for _, rank, outcome in self._finished(running, allowed_s):
                 if outcome.error is not None:
                     failures.append(outcome)
                 elif rank == 0:
@@ -218,8 +241,16 @@ class RayRuntime:
 
     # -- actors ----------------------------------------------------------------------------
 
-    def _finished(self, running: dict[Any, Any]) -> Iterator[tuple[Any, Any, Outcome]]:
-        """Calls that ended within a second, taken out of `running`; death is an outcome."""
+    def _finished(
+        self,
+        running: dict[Any, Any],
+        allowed_s: Callable[[Any, Seen], float] = lambda label, seen: math.inf,
+    ) -> Iterator[tuple[Any, Any, Outcome]]:
+        """Calls that ended within a second, taken out of `running`; death is an outcome.
+
+        So is hanging: `allowed_s` says how long a worker may be at the call with this label, when
+        it last said what it was at, without a report.
+        """
         ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
         if not ready:
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
@@ -238,7 +269,28 @@ class RayRuntime:
                         f"runtime: a worker did not start: {_one_line(error)}"
                     ) from None
                 outcome = Outcome(error="died", message=_one_line(error))
+            if label is None and outcome.error is None:
+                self._pulses.watch(actor)
             yield actor, label, outcome
+        yield from self._hung(running, allowed_s)
+
+    def _hung(
+        self, running: dict[Any, Any], allowed_s: Callable[[Any, Seen], float]
+    ) -> Iterator[tuple[Any, Any, Outcome]]:
+        """Calls that go on but will not end, taken out of `running`, their workers stopped."""
+        self._pulses.ask(actor for actor, _ in running.values())
+        hung = []
+        for future, (actor, label) in running.items():
+            unanswered_s, seen = self._pulses.unanswered_s(actor), self._pulses.last(actor)
+            if unanswered_s > self._settings.silent_s:
+                hung.append((future, f"it did not answer for {unanswered_s:.0f} s"))
+            elif seen.kind and seen.silent_s > allowed_s(label, seen):
+                hung.append((future, f"it was at one {seen.kind} for {seen.silent_s:.0f} s"))
+        for future, why in hung:
+            actor, label = running.pop(future)
+            self._stop(actor)
+            LOG.warning("warning: a worker hangs, another one takes its work: %s", why)
+            yield actor, label, Outcome(error="died", message=f"{why}; it was stopped")
 
     def _new_actor(self, resources: Resources) -> dict[Any, tuple[Any, None]]:
         """Starts one -> the call that ends when it is ready, and the actor."""
@@ -247,6 +299,7 @@ class RayRuntime:
             "num_gpus": resources.num_gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
+            "concurrency_groups": {PULSE: 1},
         }
         paths = [path for path in sys.path if path]
         remote = ray.remote(**options)(NodeWorker)
@@ -270,6 +323,7 @@ class RayRuntime:
 
     def _stop(self, actor: Any) -> None:
         self._actors.pop(actor, None)
+        self._pulses.forget(actor)
         with contextlib.suppress(RayError, ValueError):
             ray.kill(actor)
 
@@ -339,6 +393,51 @@ def _read_environment() -> None:
             "runtime: this Ray starts no cluster with token authentication, and others could run "
             "code in it; set runtime.kind=local, or install the Ray that distinf names"
         )
+
+
+class _Pulses:
+    """Asks workers every few seconds what they are at, without waiting for the answer."""
+
+    def __init__(self) -> None:
+        self._answers: dict[Any, Answers] = {}
+        self._open: dict[Any, Any] = {}  # question -> worker
+        self._asked: dict[Any, float] = {}
+        self._looked = time.monotonic()
+
+    def watch(self, actor: Any) -> None:
+        """From now on: it has started."""
+        self._answers.setdefault(actor, Answers())
+
+    def forget(self, actor: Any) -> None:
+        self._answers.pop(actor, None)
+        self._asked.pop(actor, None)
+        self._open = {question: asked for question, asked in self._open.items() if asked != actor}
+
+    def last(self, actor: Any) -> Seen:
+        return self._answers[actor].last if actor in self._answers else Seen()
+
+    def unanswered_s(self, actor: Any) -> float:
+        watched = self._answers.get(actor)
+        return watched.unanswered_s(time.monotonic()) if watched else 0.0
+
+    def ask(self, actors: Iterable[Any]) -> None:
+        """Take the answers that are there, and put the questions that are due."""
+        now = time.monotonic()
+        if now - self._looked > PULSE_S + 5.0:  # this process was stopped, not they
+            for watched in self._answers.values():
+                watched.asked = now if watched.asked is not None else None
+        self._looked = now
+        if self._open:
+            answered, _ = ray.wait(list(self._open), num_returns=len(self._open), timeout=0)
+            for question in answered:
+                watched = self._answers[self._open.pop(question)]
+                with contextlib.suppress(RayError):  # a death is told by the call that it ended
+                    watched.last, watched.asked = ray.get(question), None
+        for actor in actors:
+            due = now - self._asked.get(actor, 0.0) >= PULSE_S
+            if due and actor in self._answers and self._answers[actor].asked is None:
+                self._answers[actor].asked = self._asked[actor] = now
+                self._open[actor.pulse.remote()] = actor
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from distinf.errors import (
     Interrupted,
 )
 from distinf.runtime import faults
+from distinf.runtime.activity import HERE, UNIT
 from distinf.runtime.collective import Single, join_group, leave_group
 from distinf.runtime.protocol import Work
 from distinf.runtime.units import Unit, digest
@@ -122,7 +123,8 @@ class Worker:
     def run(self, work: Work, unit: Unit, attempt: int) -> Outcome:
         """The body on one unit, in a pool or grid."""
         name = f"{attempt}-{uuid.uuid4().hex[:8]}"
-        return self._guard(lambda: resolve(work.body)(self._prepared(work), unit, name))
+        with HERE.doing(UNIT):
+            return self._guard(lambda: resolve(work.body)(self._prepared(work), unit, name))
 
     def run_rank(self, work: Work, rank: int, size: int, address: str, timeout_s: float) -> Outcome:
         """The body as one rank of a gang."""
@@ -140,7 +142,9 @@ class Worker:
             finally:
                 leave_group()
 
-        return self._guard(call)
+        HERE.forget()
+        with HERE.doing(UNIT):
+            return self._guard(call)
 
     def _prepared(self, work: Work) -> Any:
         key = digest([work.prepare, dict(work.context)])

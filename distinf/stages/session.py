@@ -24,6 +24,7 @@ from distinf.numerics.batches import mapped
 from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import dense_embeddings
 from distinf.runtime import Ledger, Unit, Work, digest
+from distinf.runtime.activity import HERE
 from distinf.runtime.ledger import Record
 from distinf.stages.culprit import InHand, failing_row
 from distinf.stages.identity import needs_model, refuse_other, seen, seen_model, stated
@@ -101,6 +102,7 @@ class Session(ABC):
 
     def read(self, task: Task, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""
+        HERE.report()
         self.in_hand = [InHand(task, split, ids)]
         return to_device(task.batch(split, ids), self.device)
 
@@ -173,6 +175,7 @@ class Session(ABC):
 
         It may be said often: the first word and then one every few seconds is stored.
         """
+        HERE.report()
         now = time.monotonic()
         if now - self._told.get(unit.id, -TELL_S) >= TELL_S:
             self._told[unit.id] = now

@@ -11,6 +11,7 @@ import torch
 
 from distinf.errors import InputError
 from distinf.runtime import Ledger, Unit, Work
+from distinf.runtime.activity import COLLECTIVE, HERE
 from distinf.store import open_root, write_group
 
 
@@ -60,6 +61,15 @@ def _act(action: str | None) -> None:
         raise InputError("scripted bad input; change the script")
     if action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if action == "hang":  # in a sum that none leaves
+        with HERE.doing(COLLECTIVE):
+            time.sleep(1_000)
+    if action == "work":  # for long, and saying so
+        for _ in range(30):
+            time.sleep(0.5)
+            HERE.report()
     if action and action.startswith("sleep"):
         time.sleep(float(action.removeprefix("sleep")))
 

@@ -35,6 +35,7 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.second_derivatives import passing_kind
 from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime.activity import HERE, SHARD
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.settings import CurvatureSettings
 from distinf.stages.basis.train import trained_model
@@ -247,7 +248,7 @@ def mean_product(
         exact = hessian_product(model, loss, batches, layout, settings.kind)
 
         def matvec(vector_P: Tensor) -> Tensor:
-            with precision(settings.precision, session.device):
+            with HERE.doing(SHARD), precision(settings.precision, session.device):
                 return exact(vector_P)
 
         return matvec

@@ -24,6 +24,7 @@ from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import per_sample
 from distinf.numerics.precision import float_edges, precision
 from distinf.runtime import Cost, Lever, Runtime, Unit, digest
+from distinf.runtime.activity import HERE, SHARD
 from distinf.stages import checkpoint
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.settings import TrainSettings
@@ -243,7 +244,7 @@ def _step(
         for name, value in buffers.items():
             value.copy_(start[name])
         model.zero_grad()
-        with _seeded(session, step, shard):
+        with HERE.doing(SHARD), _seeded(session, step, shard):
             batch = session.batch("train", rows[shard])
             with precision(settings.precision, session.device), float_edges(model):
                 total = per_sample(loss(model, batch), batch).sum() / settings.batch_size
