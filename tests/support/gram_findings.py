@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.numerics.separation import LEVELS, Separations
 from distinf.stages.gram.page.findings import (
     ESTIMATORS,
     HOWS,
@@ -23,6 +24,7 @@ from distinf.stages.gram.page.findings import (
     RankedRow,
     Retrained,
     Scored,
+    Separated,
     StageCost,
 )
 
@@ -83,6 +85,11 @@ def findings(
                   StageCost("gradients", 36, 230.5, 455.0, 3_400_000_000),
                   StageCost("gram", 12, 8.1, 15.0, 610_000_000),
                   StageCost("scores", 6, 3.2, 6.0, 20_000_000)],
+        "separated": [
+            Separated(c.name, theta, w, Separations(level, 1024, 300 - k, 290 - k, 900, 500, 600))
+            for c in cells for theta, w in (("00-01", "head"), ("head", "embedding"))
+            for k, level in enumerate(LEVELS)
+        ],
         "estimator_times": [
             EstimatorTime(c.name, e, g, 1.5 + k, 2.5 + k, 0.5)
             for c in cells for k, e in enumerate(SMALL) for g in GROUPS

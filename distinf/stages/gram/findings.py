@@ -36,6 +36,7 @@ from distinf.stages.gram.free_rankings import (
     suggested,
 )
 from distinf.stages.gram.page import findings as page
+from distinf.stages.gram.paired import separated
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.stages.gram.settings import HOWS
 from distinf.stages.gram.task import METRICS, Deviating, Numbered, described_rows
@@ -76,6 +77,7 @@ def findings(session: Session) -> page.Findings:
         free=[found for cell in cells for found in _free(session, cell)],
         blocks=[found for cell in cells for found in _blocks(session, cell)],
         cancellation=[found for cell in cells for found in _cancelled(session, cell)],
+        separated=[found for cell in cells for found in _separated(session, cell)],
         correlations=score_correlations.correlations(session, cells),
         joint=score_correlations.joint(session, cells),
         retrained=list(_retrained(session)),
@@ -232,6 +234,10 @@ def _cancelled(session: Session, cell: Cell) -> Iterator[page.Cancelled]:
             cell.name, group, found.l1, norm_cancellation(norms_N, sum_P), found.least,
             found.median, found.most,
         )  # fmt: skip
+
+
+def _separated(session: Session, cell: Cell) -> Iterator[page.Separated]:
+    return separated(session, cell, flipped_rows(session, cell.name))
 
 
 def _retrained(session: Session) -> Iterator[page.Retrained]:

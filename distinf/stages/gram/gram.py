@@ -5,8 +5,8 @@ self        per block [rows, columns] of training rows with training rows; only 
             needs it, and only the tiles on and below the diagonal
 sums        over all training rows of a slab: DataInf's U = W T [Q, P] (W = cross / (lambda +
             |g|^2), see estimators/datainf.py); Fisher's (F + lambda)^-1 g_q [Q, P] of the blocks
-            that are narrower than there are rows (the others go through self); and the sums that
-            the cancellation effect needs
+            that are narrower than there are rows (the others go through self); the sums that the
+            cancellation effect needs; and a few rows' products with each other (paired.py)
 correction  per block [Q, rows], U T^T, and the narrow blocks' Fisher scores; for the embedding,
             whose U would be as wide as the vocabulary, W K_tt from the tiles of self
 
@@ -34,6 +34,7 @@ from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.stages.gram.blocks import SPARSE, Block
 from distinf.stages.gram.gradients import dense_rows, finite_rows, sparse_rows
+from distinf.stages.gram.paired import EACH, QUERIES, SELF, chosen
 from distinf.stages.gram.session import QUERY, TRAIN, Cell, Outline, Session
 from distinf.stages.gram.settings import OF_WORDS
 from distinf.stages.gram.stopwatch import TOOK, Stopwatch, by_width
@@ -88,6 +89,11 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         flops += sum(2.0 * (rows + queries) * p**2 + p**3 / 3.0 for p in sides)
         held += 4.0 * sum(p**2 for p in sides) + 16.0 * max(sides, default=0) ** 2
         made *= 2
+    if phase == "sums":
+        few, asked = min(2 * EACH, rows), min(QUERIES, queries)
+        flops += 2.0 * width * few * (few + asked)
+        held += 4.0 * width * (few + asked)
+        made += 8.0 * blocks * few * (few + asked)
     moved = slab != SPARSE  # the embedding's rows stay on the host
     computed = tiles * (2 if phase == "self" else 1)  # both of its sides are tiles
     parts = {"device" if moved else "host": computed, "staged": tiles}
@@ -124,8 +130,8 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     watch = Stopwatch(session.device)
     arrays = make[unit.job["phase"]](session, unit, watch)
     at_once = queries_at_once(session.cell(unit.job["cell"]).rows[TRAIN])
-    took = {TOOK: watch.notes()}
-    return session.commit(unit, attempt, arrays, summary=took, chunk_rows=at_once)
+    summary = {TOOK: watch.notes(), SELF: SELF in arrays}
+    return session.commit(unit, attempt, arrays, summary=summary, chunk_rows=at_once)
 
 
 def _needing(session: Session, *names: str) -> list[str]:
@@ -211,11 +217,13 @@ def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
     summed_QP = torch.zeros(cell.rows[QUERY] if datainf_wanted else 0, width, device=device)
     sum_P, abs_P = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
     damping_B = dampings(session, cell, slab) if datainf_wanted else []
-    moments = _moments(session, cell, slab)
+    moments, paired = _moments(session, cell, slab), chosen(session, cell, slab)
     narrow_ones = [blocks[place] for place in moments]
     for tile in slab_units(session.settings, cell, "cross", slab):
         with watch.step(_needing(session, "datainf", "fisher"), by_width(blocks)):
             train_NP = dense_rows(session, name, TRAIN, slab, tile.start, tile.stop).to(device)
+        if paired is not None:
+            paired.see(tile.start, train_NP)
         sum_P += train_NP.sum(0, dtype=torch.float64)
         abs_P += train_NP.abs().sum(0, dtype=torch.float64)
         with watch.step(["fisher"], by_width(narrow_ones)):
@@ -233,7 +241,8 @@ def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
         found["weighted"] = summed_QP
     with watch.step(["fisher"], by_width(narrow_ones)):
         found |= _preconditioned(session, cell, slab, moments)
-    return {key: value.cpu().numpy() for key, value in found.items()}
+    arrays = {key: value.cpu().numpy() for key, value in found.items()}
+    return arrays | (paired.products() if paired is not None else {})
 
 
 @dataclass
@@ -294,13 +303,17 @@ def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
     ids_V = torch.cat(every).unique()
     width = cell.blocks.width(SPARSE)
     sums = {key: torch.zeros(len(ids_V), width, dtype=torch.float64) for key in ("sum", "abs_sum")}
+    paired = chosen(session, cell, SPARSE)
     for tile in slab_units(session.settings, cell, "cross", SPARSE):
         words = sparse_rows(session, cell.name, TRAIN, tile.start, tile.stop)
+        if paired is not None:
+            paired.see(tile.start, words)
         places = torch.searchsorted(ids_V, words.ids)
         sums["sum"].index_add_(0, places, words.rows.double())
         sums["abs_sum"].index_add_(0, places, words.rows.double().abs())
     found = {key: value.float().numpy() for key, value in sums.items()}
-    return {**found, "ids": ids_V.numpy()}
+    found["ids"] = ids_V.numpy()
+    return found | (paired.products() if paired is not None else {})
 
 
 def _correction(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:

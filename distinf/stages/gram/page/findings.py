@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.numerics.separation import Separations
 from distinf.stages.page.provenance import Provenance, StageCost
 from distinf.stages.page.rows import plain
 
@@ -209,6 +210,16 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
+class Separated:
+    """Theorem 5.1 of Vitel and Chhabra on a cell's gradients, for two groups of layers."""
+
+    cell: str
+    theta: str
+    w: str
+    found: Separations
+
+
+@dataclass(frozen=True)
 class EstimatorTime:
     """What an estimator took in one layer group: all the steps that it needs, those that others
     need too among them, but not the gradients. alone_s: of those that only it needs."""
@@ -271,6 +282,7 @@ class Findings:
     free: Sequence[FreeRanking] = ()
     blocks: Sequence[BlockScore] = ()
     cancellation: Sequence[Cancelled] = ()
+    separated: Sequence[Separated] = ()
     correlations: Sequence[Correlation] = ()
     joint: Correlation | None = None  # of every estimator in every group, "tracin/00-05"
     retrained: Sequence[Retrained] = ()

@@ -3,6 +3,7 @@
 from distinf.stages.gram.page import detection_tables, method_tables, spread_tables
 from distinf.stages.gram.page.findings import Findings
 from distinf.stages.gram.page.summaries import Row
+from distinf.stages.gram.page.theorem import theorem_rows
 
 Tables = dict[str, list[Row]]
 
@@ -33,6 +34,7 @@ def tables(findings: Findings) -> Tables:
         "proxy_points": method_tables.proxy_points(findings),
         "retrained": method_tables.retrained(findings),
         "cancellation": _cancellation(findings),
+        "theorem": theorem_rows(findings),
         "correlations": detection_tables.correlations(findings),
         "joint_correlations": detection_tables.joint_correlations(findings),
         "conditioning": detection_tables.conditioning(findings),

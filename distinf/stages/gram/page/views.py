@@ -8,6 +8,7 @@ from distinf.stages.gram.page.comparison_views import comparison_views
 from distinf.stages.gram.page.findings import Findings
 from distinf.stages.gram.page.summaries import Row, falling, groups, spoken
 from distinf.stages.gram.page.tables import Tables
+from distinf.stages.gram.page.theorem import theorem_view
 from distinf.stages.page.columns import Column, View, blank, span, text, value, view
 from distinf.stages.page.formats import (
     SPACE,
@@ -40,6 +41,7 @@ def views(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
         "conditioning": _conditioning(rows),
         "costs": _costs(rows),
         "estimator times": _estimator_times(findings, rows),
+        "theorem": theorem_view(rows.get("theorem", [])),
         **comparison_views(findings, rows),
     }
     if len(detected) > MOST_PRINTED:
