@@ -26,8 +26,8 @@ def aggregate(
     mean: over queries and blocks. rank: sum over queries and blocks of the number of samples scored
     strictly lower (Vitel and Chhabra, Eq. 9). vote: minus the votes; each query and block gives k
     votes to its lowest sample, k - 1 to the next, and so on (Eq. 10), with k = `top` samples, or
-    that fraction of them if `top` < 1; both take scores rounded to 16 bits (`alike`). The paper
-    leaves out queries that the model gets wrong: select rows first. Raises InputError for scores
+    that fraction of them if `top` < 1; both take scores rounded to 16 bits (`alike`). They
+    leave out queries that the model gets wrong: select rows first. Raises InputError for scores
     that are not finite, or no such tensors.
     """
     blocks = dict(scores) if isinstance(scores, Mapping) else {"scores": scores}

@@ -54,7 +54,8 @@ def noise_shares(scores_N: Tensor, flipped_N: Tensor, places: int = 101) -> Tens
 def ndr(scores_N: Tensor, flipped_N: Tensor, share: float = 0.3) -> float:
     """Noise detection rate: the share of all flipped samples among the lowest `share` of scores.
 
-    Exactly the samples that a filter of that share removes; the paper's code counts one more.
+    Exactly the samples that a filter of that share removes; Vitel and Chhabra's code counts one
+    more.
     """
     curve = noise_curve(scores_N, flipped_N)
     return float(curve[removed(len(scores_N), share)]) / float(curve[-1])
@@ -100,8 +101,9 @@ def _places(labels_N: Tensor) -> Tensor:
 def ndr_auc(scores_N: Tensor, flipped_N: Tensor) -> float:
     """Area under the noise curve over that of a perfect ranking, by the trapezoid rule.
 
-    Perfect is 1; with 20 % flipped a random ranking gives 0.556 and the worst 0.111. The paper's
-    code sums the curve instead, which adds 0.5 / (flipped / 2 + clean): 0.0001 at 4,500 samples.
+    Perfect is 1; with 20 % flipped a random ranking gives 0.556 and the worst 0.111. Vitel
+    and Chhabra's code sums the curve instead, which adds 0.5 / (flipped / 2 + clean): 0.0001 at
+    4,500 samples.
     """
     curve = noise_curve(scores_N, flipped_N).double()
     flipped = float(curve[-1])

@@ -62,8 +62,9 @@ class Shapes:
 class Wording:
     """How the report speaks of a task. Labels are for people; `baseline` is a column's name.
 
-    deviations: what is reconstructed or differs from the paper, one sentence each.
-    published: the paper's own numbers, as the page's Published, to print beside a run's.
+    deviations: what is reconstructed or differs from the paper that the task follows, one sentence
+    each.
+    published: that paper's own numbers, as the page's Published, to print beside a run's.
     columns: stored per-row columns worth showing beside a row; category columns name their values
     in the task's `labels`.
     """

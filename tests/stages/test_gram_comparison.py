@@ -1,4 +1,4 @@
-"""The paper's pairwise comparison against loops, scipy and cases worked out by hand."""
+"""Vitel and Chhabra's pairwise comparison against loops, scipy and cases worked out by hand."""
 
 import math
 

@@ -181,7 +181,7 @@ def test_a_large_scatter_is_thinned_and_a_small_one_is_not():
 
 
 def test_the_papers_numbers_are_whole():
-    """Counts, and digits of rows that were read from the paper's tables."""
+    """Counts, and digits of rows that were read from the tables of Vitel and Chhabra."""
     models = ("roberta-large", "llama-3.2-1b", "qwen-2.5-1.5b", "mistral-7b")
     assert [len(published.layers(m)) for m in models] == [19] * 4
     best = next(m for m in published.methods("mistral-7b") if m.name == "datainf/00-07/vote")

@@ -65,7 +65,7 @@ def test_the_share_of_variance_outside_the_pairs_is_that_of_dense_algebra(whole)
 
 
 def test_memory_of_a_unit_does_not_grow_with_the_training_set():
-    """What plan says of 800k rows at the paper's settings: no unit takes more than 100 MB."""
+    """What plan says of 800k rows at the settings of Tuononen et al.: 100 MB a unit at most."""
     config = load(str(ROOT / "configs" / "receiver" / "paper-800k.yaml"))
     planned = scores.units(Session(config.context("nowhere"), torch.device("cpu")).outline)
     assert sum(unit.stop - unit.start for unit, _ in planned) == 799_968

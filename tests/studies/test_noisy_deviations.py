@@ -1,4 +1,4 @@
-"""Where a run is not the paper's: said where its settings make it so, and only there."""
+"""Where a run is not what Vitel and Chhabra did: said where settings make it so, and only there."""
 
 import re
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_deviations_of_the_data_and_of_the_model_are_told():
     assert "The data are a file" in text
     assert "277 rows" not in text
     assert "seeds 2 (10)" in text
-    assert "none of the paper's four" in text
+    assert "none of the four of Vitel and Chhabra" in text
 
 
 def test_the_paper_configurations_deviate_in_no_number():

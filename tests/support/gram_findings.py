@@ -44,7 +44,7 @@ PUBLISHED = "Vitel and Chhabra, Tables 4 to 6"
 def findings(
     seeds: int = 3, datasets: tuple[str, ...] = DATASETS, small: bool = False, **changes: Any
 ) -> Findings:
-    """A study like the paper's on `datasets`; `changes` replace whole fields.
+    """A study like that of Vitel and Chhabra on `datasets`; `changes` replace whole fields.
 
     `small`: two estimators and three layer groups, which are drawn faster.
     """
@@ -94,7 +94,7 @@ def findings(
             EstimatorTime(c.name, e, g, 1.5 + k, 2.5 + k, 0.5)
             for c in cells for k, e in enumerate(SMALL) for g in GROUPS
         ],
-        "deviations": ["The encoder is small and not the paper's."],
+        "deviations": ["The encoder is small and not the published one."],
         "warnings": ["fisher-joint: the damping is small against the largest eigenvalue."],
         "quarantined": {"qnli-0 train": [17, 2204]},
         "provenance": Provenance(

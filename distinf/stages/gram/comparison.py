@@ -1,4 +1,5 @@
-"""Which configurations filter better: the paper's pairwise comparison of retrained models.
+"""Which configurations filter better: the pairwise comparison of retrained models of
+Vitel and Chhabra.
 
 A trial is one task and seed; accuracies are nan where a configuration was not retrained.
 Shape legend: C configurations, T trials.
@@ -40,7 +41,7 @@ class Change:
 
     @property
     def marked(self) -> bool:
-        """As the paper marks it: p < 0.1 and a mean change of more than 1 %."""
+        """As Vitel and Chhabra mark it: p < 0.1 and a mean change of more than 1 %."""
         return self.p < MARK_P and abs(self.change_pct) > MARK_CHANGE_PCT
 
 
@@ -84,7 +85,7 @@ def win_matrix(accuracy_CT: np.ndarray) -> np.ndarray:
 
 
 def win_rates(won_CC: np.ndarray) -> np.ndarray:
-    """[C]: each row's mean, its own zero included, as in the paper's tables."""
+    """[C]: each row's mean, its own zero included, as in their tables."""
     return np.nanmean(won_CC, axis=1) if len(won_CC) else np.zeros(0)
 
 

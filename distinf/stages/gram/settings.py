@@ -133,8 +133,8 @@ class ScoreSettings:
                 of a group together); tracin-we-top10 (Vitel and Chhabra: the shared words among the
                 ten of largest gradient in the training row) and tracin-we-both10 (in both rows)
     damping     lambda by estimator; the default is each estimator's own, documented there
-    top         share of the training rows (or their number) that a vote ranks; the paper's text
-                takes the number to be filtered, 0.3, the authors' code 0.2
+    top         share of the training rows (or their number) that a vote ranks; the text of
+                Vitel and Chhabra takes the number to be filtered, 0.3, their code 0.2
     groups      regex on block names, by group; empty: all, head, four of layers, embedding
     """
 

@@ -36,7 +36,7 @@ ALWAYS = (
 def deviations(
     ours: NoisyLabelSettings, stages: StageSettings, model: str, entries: Mapping[str, int]
 ) -> list[str]:
-    """A sentence each. model: the paper's name for it, "" for another; entries: of each block
+    """A sentence each. model: their name for it, "" for another; entries: of each block
     whose gradients are taken, by name."""
     return [
         *_of_data(ours),
@@ -51,7 +51,7 @@ def _of_data(ours: NoisyLabelSettings) -> Iterator[str]:
     if ours.data.path:
         yield "The data are a file, not GLUE."
     if "mnli" in ours.data.datasets and ours.data.classes:
-        yield "MNLI has its three classes; the paper leaves out the rows of one."
+        yield "MNLI has its three classes; Vitel and Chhabra leave out the rows of one."
     if "rte" in ours.data.datasets:
         yield (
             "Queries and tests never share a row; for RTE the authors use the same 277 rows for "
@@ -73,8 +73,8 @@ def _of_training(stages: StageSettings) -> Iterator[str]:
     if train.selected_epoch != "least_query_loss":
         told = {"best_query_accuracy": "of highest query accuracy", "last": "that comes last"}
         yield (
-            f"The epoch {told[train.selected_epoch]} is scored; the paper takes that of least "
-            "validation loss, which it found better."
+            f"The epoch {told[train.selected_epoch]} is scored; Vitel and Chhabra take that of "
+            "least validation loss, which they found better."
         )
 
 
@@ -89,8 +89,8 @@ def _of_scores(stages: StageSettings, entries: Mapping[str, int]) -> Iterator[st
         )
     if "datainf" in wanted and stages.gradients.embeddings:
         yield (
-            "DataInf is computed on the embedding too, through sparse rows; the paper calls it "
-            "infeasible there."
+            "DataInf is computed on the embedding too, through sparse rows; Vitel and Chhabra "
+            "call it infeasible there."
         )
     if any(name.startswith("tracin-we") for name in wanted):
         yield (
@@ -99,12 +99,12 @@ def _of_scores(stages: StageSettings, entries: Mapping[str, int]) -> Iterator[st
         )
     if stages.scores.top != stages.actions.fraction:
         yield (
-            f"A query votes on {stages.scores.top:g} of the rows; the paper's text takes the "
-            f"share that is filtered, {stages.actions.fraction:g}, and the authors' code 0.2."
+            f"A query votes on {stages.scores.top:g} of the rows; the text takes the share "
+            f"that is filtered, {stages.actions.fraction:g}, and the authors' code 0.2."
         )
     if stages.gradients.projection:
         yield (
-            "Gradients of large layers are random projections; the paper takes them as they are."
+            "Gradients of large layers are random projections; Vitel and Chhabra take them whole."
         )
 
 
@@ -123,7 +123,7 @@ def _other_settings(ours: NoisyLabelSettings, stages: StageSettings, model: str)
     if model:
         told += _rates(ours.data.datasets, stages, model)
     else:
-        yield f"The model is {ours.model.name}, which is none of the paper's four."
+        yield f"The model is {ours.model.name}, which is none of the four of Vitel and Chhabra."
     if told:
         yield f"Settings beside the published ones (in brackets): {', '.join(told)}."
 

@@ -1,4 +1,4 @@
-"""Shapes of the paper's models, from their published configs: a plan needs no network."""
+"""Shapes of Vitel and Chhabra's models, from their published configs: a plan needs no network."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ _MISTRAL = {
     "sliding_window": None, "max_position_embeddings": 32768,
 }  # fmt: skip
 
-# hub id -> (model type, configuration, the paper's name for it)
+# hub id -> (model type, configuration, their name for it)
 KNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
     "FacebookAI/roberta-large": ("roberta", _ROBERTA, "roberta-large"),
     "meta-llama/Llama-3.2-1B": ("llama", _LLAMA, "llama-3.2-1b"),
@@ -33,5 +33,5 @@ KNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def paper_name(model: str) -> str:
-    """What Vitel and Chhabra calls the model; "" for any other."""
+    """What Vitel and Chhabra call the model; "" for any other."""
     return KNOWN[model][2] if model in KNOWN else ""

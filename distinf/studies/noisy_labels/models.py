@@ -158,7 +158,7 @@ def _refuse_other_sizes(settings: ModelSettings, told: Mapping[str, Any]) -> Non
 
 
 def shapes_config(settings: ModelSettings, classes: int = len(PAIR)) -> Any:
-    """The model's configuration; of the paper's models also without a network (known.py)."""
+    """The model's configuration; of Vitel and Chhabra's also without a network (known.py)."""
     if settings.name not in KNOWN:
         return load_config(settings, classes)
     import transformers

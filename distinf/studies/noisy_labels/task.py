@@ -71,7 +71,7 @@ class NoisyCell:
         return WORDING
 
     def deviations(self, settings: StageSettings, entries: Mapping[str, int]) -> Sequence[str]:
-        """Where a run with these settings is not what the paper or its code did."""
+        """Where a run with these settings is not what Vitel and Chhabra or their code did."""
         name = paper_name(self.settings.model.name)
         return deviations(self.settings, settings, name, entries)
 

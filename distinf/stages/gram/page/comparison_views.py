@@ -1,4 +1,4 @@
-"""The paper's tables as the page prints them, its own numbers as a second line in a cell."""
+"""Vitel and Chhabra's tables as the page prints them, their numbers the second line in a cell."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def comparison_views(findings: Findings, rows: Tables) -> dict[str, View | Grid 
     short = [r for k, r in enumerate(ranked) if k < MOST_PRINTED or r["configuration"] in kept]
     named = bool(findings.methods_published)
     title = "Methods by Pareto front, then win rate" if _fronts(ranked) else "Methods by accuracy"
-    title += "; below each number the paper's" if named else ""
+    title += "; below each number the published one" if named else ""
     others = _unmatched(findings, rows)
     return {
         "methods": _methods(findings, short, rows, f"{title}{_part(short, ranked)}"),
@@ -102,7 +102,7 @@ def _pair(mean: float, sd: float, digits: int) -> str:
 
 
 def _layers(rows: Tables) -> Grid | None:
-    """Layer groups down, estimator families across: front and win rate; the paper's below."""
+    """Layer groups down, estimator families across: front and win rate; the published below."""
     every = rows.get("layers", [])
     ours = [r for r in every if r["source"] == MEASURED]
     if not ours:
@@ -111,7 +111,7 @@ def _layers(rows: Tables) -> Grid | None:
     order = list(dict.fromkeys(r["layer"] for r in sorted(ours, key=_layer)))
     lines = [{"layer": layer, "rows": [r for r in every if r["layer"] == layer]} for layer in order]
     columns = [GridColumn("", family, partial(_front, family)) for family in families]
-    paper = "; below, the paper's" if len(ours) < len(every) else ""
+    paper = "; below, the published ones" if len(ours) < len(every) else ""
     same = f"; {TRACIN_WE} is TracIn on the embedding, token by token" if TRACIN_WE in order else ""
     return grid(
         f"Layer groups: front (win rate) within each estimator, mean scores{paper}{same}",

@@ -145,7 +145,7 @@ def modules(findings: Findings) -> list[Row]:
 
 
 def cancellation(findings: Findings) -> list[Row]:
-    """Per group, as the paper's Table 1: C in both forms, and over single parameters."""
+    """Per group, as Vitel and Chhabra's Table 1: C in both forms, and over single parameters."""
     rows = []
     for group in groups(c.group for c in findings.cancellation):
         mine = [c for c in findings.cancellation if c.group == group]

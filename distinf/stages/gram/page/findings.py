@@ -234,7 +234,7 @@ class EstimatorTime:
 
 @dataclass(frozen=True)
 class PublishedMethod:
-    """A row of the paper's Tables 4 to 6; accuracy: dataset -> mean and sd, in percent.
+    """A row of Vitel and Chhabra's Tables 4 to 6; accuracy: dataset -> mean and sd, in percent.
 
     A number that could not be read is NaN, a front (`rank`) None.
     """
@@ -258,7 +258,7 @@ class PublishedMethod:
 
 @dataclass(frozen=True)
 class PublishedLayer:
-    """A cell of the paper's Table 3. group: embedding, attention-1 to -4, head."""
+    """A cell of Vitel and Chhabra's Table 3. group: embedding, attention-1 to -4, head."""
 
     source: str
     model: str

@@ -1,4 +1,5 @@
-"""Rows about retraining: accuracies, the paper's pairwise comparison of methods, its proxies.
+"""Rows about retraining: accuracies, the pairwise comparison of methods and the proxies
+of Vitel and Chhabra.
 
 Shape legend: C configurations, T trials (dataset and seed).
 """
@@ -92,7 +93,7 @@ def accuracy(findings: Findings) -> list[Row]:
 
 
 def methods(findings: Findings) -> list[Row]:
-    """The layout of the paper's Tables 4 to 6: front, win rate, then mean and sd by dataset."""
+    """As Vitel and Chhabra's Tables 4 to 6: front, win rate, then mean and sd by dataset."""
     found = accuracies(findings)
     rows: list[Row] = []
     for placed in _ranked(found, comparison.PARETO_METHODS):
@@ -117,7 +118,7 @@ def methods(findings: Findings) -> list[Row]:
 
 
 def layer_ranks(findings: Findings) -> list[Row]:
-    """The paper's Table 3: layer groups against each other, per estimator family, mean scores.
+    """Vitel and Chhabra's Table 3: layer groups against each other, per estimator family, by mean.
 
     TracIn-WE pairs the embedding's gradients token by token: the same scores as TracIn on the
     embedding, so that its row repeats that one and does not compete.
@@ -177,7 +178,7 @@ def proxy_points(findings: Findings) -> list[Row]:
 
 
 def proxies(findings: Findings) -> list[Row]:
-    """The paper's Table 2: Spearman of C, NDR and AUC with accuracy, over groups and trials."""
+    """Vitel and Chhabra's Table 2: Spearman of C, NDR, AUC with accuracy over groups and trials."""
     points = proxy_points(findings)
     rows = []
     for how in sorted({p["how"] for p in points}, key=lambda h: place(h, HOWS)):

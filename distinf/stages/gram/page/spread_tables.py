@@ -30,8 +30,8 @@ def quartiles(findings: Findings) -> list[Row]:
 
 def gains(findings: Findings) -> list[Row]:
     """What rank and vote change against mean, per dataset, estimator and group: the mean change in
-    % of the accuracy by mean, its quartiles over seeds, Wilcoxon's p, and whether the paper would
-    draw it in full colour (Vitel and Chhabra, Figures 3, 17 and 18)."""
+    % of the accuracy by mean, its quartiles over seeds, Wilcoxon's p, and whether it would be
+    drawn in full colour (Vitel and Chhabra, Figures 3, 17 and 18)."""
     rows = []
     for dataset, made, _, base_T, other_T in _pairs(findings):
         change = comparison.change(base_T, other_T)
