@@ -484,13 +484,13 @@ def test_test_rows_choose_no_epoch(cell, courses):
 
 
 @pytest.mark.parametrize(
-    ("rule", "epoch"), [("least_query_loss", 1), ("best_query_accuracy", 2), ("last", 3)]
+    ("rule", "epoch"), [("least_query_loss", 1), ("best_query_accuracy", 3), ("last", 4)]
 )
 def test_equal_accuracies_go_by_the_loss_and_nan_is_never_chosen(rule, epoch):
     history = {
-        "query_loss": [math.nan, 0.5, 0.6, 0.7],
-        "query_accuracy": [math.nan, 0.7, 0.8, 0.8],
-        "test_accuracy": [0.9, 0.1, 0.1, 0.1],
+        "query_loss": [math.nan, 0.5, 0.7, 0.6, 0.8],
+        "query_accuracy": [math.nan, 0.7, 0.8, 0.8, 0.6],
+        "test_accuracy": [0.9, 0.1, 0.1, 0.1, 0.1],
     }
     assert gram.selected_epoch(history, rule) == epoch
 
