@@ -8,13 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from distinf.stages.basis.page.axis_figures import axis_grid
 from distinf.stages.basis.page.diagnostics import score_runs_figure, scores_figure
 from distinf.stages.basis.page.figures import targets_figure
-from distinf.stages.basis.page.findings import EvaluationPoints, Findings, ScoreSet, Target
+from distinf.stages.basis.page.findings import (
+    AxisCurves,
+    EvaluationPoints,
+    Findings,
+    ScoreSet,
+    Target,
+)
 from distinf.stages.basis.page.page import render
 from distinf.stages.basis.page.run_figures import table_1_figure, variations_figure
 from distinf.stages.basis.page.tables import tables
@@ -23,14 +29,16 @@ from distinf.stages.gram.page.detection_figures import grid_figure
 from distinf.stages.gram.page.machine_figures import correlations_figure, training_figure
 from distinf.stages.gram.page.page import render as render_gram
 from distinf.stages.gram.page.tables import tables as gram_tables
+from distinf.stages.page.formats import shortened
 from distinf.stages.page.svg import drawing, export, legend, title
 from tests.stages.test_page import BROWSER
 from tests.support import gram_findings
 from tests.support.experiments import study
 from tests.support.labels import labels, outside, overlapping
 
-FEW = settings(max_examples=8, deadline=None, phases=[Phase.generate])
+FEW = settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])
 WHOLE = study()
+FIRST = WHOLE.families[:1]  # Table 1's, without curves
 NAMES = st.text("abcdefgh ,:50", min_size=1, max_size=70).map(str.strip).filter(bool)
 
 
@@ -81,6 +89,7 @@ def test_no_text_of_a_page_lies_on_another(pages, name):
         min_size=1, max_size=8, unique_by=lambda t: t[0],
     )
 )  # fmt: skip
+@example([(27, 3.0, 100.0), (92, 3.2, 99.98), (692, 3.0, 95.4), (5293, 19.9, 99.71)])
 def test_the_names_of_targets_near_each_other_do_not_meet(rows):
     ids, snr, gap = (np.array(column) for column in zip(*rows, strict=True))
     points = EvaluationPoints(ids, gap, snr, reference_E=np.full(ids.size, 0.01))
@@ -106,15 +115,22 @@ def test_names_of_runs_do_not_meet(names):
 
 @FEW
 @given(st.integers(-14, 14), st.integers(1, 8))
-def test_the_ticks_of_scores_of_any_size_do_not_meet(exponent, many):
+@example(4, 3)
+def test_ticks_of_any_size_do_not_meet(exponent, many):
     rng = np.random.default_rng(0)
     scores = {1: 10.0**exponent * rng.standard_t(3, 500)}
     sets = [ScoreSet("bce", f"variant {k}", scores) for k in range(many)]
     read(scores_figure(Findings("t", "t", scores=sets)))
+    x = [3.0 * k * 10.0**exponent for k in range(10)]
+    curves = AxisCurves(x, [1] * 10, {"before": [0.1] * 10, "random": [0.2] * 10})
+    runs = {str(k): replace(WHOLE, axis_curves=curves, families=FIRST) for k in range(2)}
+    found = replace(WHOLE, axis_curves=curves, families=FIRST, beside=runs)
+    read(axis_grid(found, "axis", "t"))
 
 
 @FEW
 @given(st.integers(1, 27), st.integers(1, 3))
+@example(22, 3)
 def test_layer_groups_of_any_number_do_not_meet(many, hows):
     groups = [f"{k:02}-{k + 1:02}" for k in range(0, 2 * many, 2)]
     scored = [
@@ -145,6 +161,7 @@ def test_epochs_near_each_other_do_not_meet(best):
 
 @FEW
 @given(st.lists(NAMES, min_size=1, max_size=12, unique=True), st.lists(NAMES, max_size=4))
+@example([f"one name of ten of some length, {k}" for k in range(10)], [])
 def test_a_legend_and_titles_stay_in_the_picture(names, titles):
     with drawing("any", 4.0) as figure:
         panels = figure.subplots(1, max(1, len(titles)), squeeze=False)[0]
@@ -152,8 +169,9 @@ def test_a_legend_and_titles_stay_in_the_picture(names, titles):
             title(axes, text, strong=True)
         for name in names:
             panels[0].plot([0, 1], [0, 1], label=name)
-        legend(figure, *panels, columns=8)
-        read(export(figure, "any", "t"))
+        legend(figure, *panels, columns=8, most=40)
+        drawn = read(export(figure, "any", "t"))
+    assert {shortened(name, 40) for name in names} <= {x.text for x in labels(drawn)}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH to open the page in")

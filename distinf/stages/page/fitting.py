@@ -81,7 +81,8 @@ def name_points(
     figure.draw_without_rendering()
     around = 6.0 * figure.dpi / 72
     taken = [Bbox([at, at]).padded(around) for at in axes.transData.transform(places)]
-    inside = axes.bbox.padded(around)
+    left, low, right, high = axes.bbox.extents  # beyond them are the ticks' labels
+    inside = Bbox.from_extents(left, low, right, high + around)
     for name, at in zip(names, places, strict=True):
         for offset, across, up in SIDES:
             made = axes.annotate(

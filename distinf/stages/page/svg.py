@@ -40,6 +40,7 @@ MARKER = {"helpful": "o", "random": "s", "harmful": "v", "baseline": "D", "refer
 UPDATE_DASH = {"first-order": "-", "second-order": (0, (4, 1.6)), "ascent": (0, (1.2, 1.2))}
 DASH = {"reference": (0, (5, 2)), "baseline": (0, (1, 1.6)), "before": (0, (3, 1.5, 1, 1.5))}
 WIDTH_IN = 9.0
+LEGEND_WIDTH = 0.96  # of the figure's, at most: it stands a little in from the left
 SHORT_DECADES, NARROW_DECADES = 0.6, 0.3
 
 STYLE = {
@@ -161,7 +162,7 @@ def legend(figure: Figure, *panels: Axes, columns: int = 5, most: int = 28) -> N
         place = {"loc": "outside upper left", "handlelength": 2.4, "borderpad": 0.2}
         for many in range(columns, 0, -1):
             made = figure.legend(list(named.values()), list(named), ncols=many, **place)
-            if many == 1 or made.get_window_extent().width <= figure.bbox.width:
+            if many == 1 or made.get_window_extent().width <= LEGEND_WIDTH * figure.bbox.width:
                 break
             made.remove()
 
