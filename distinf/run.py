@@ -21,6 +21,7 @@ from distinf.config_file import CONFIG
 from distinf.errors import CorruptionError, DistinfError, InputError
 from distinf.fingerprint import fingerprint, provenance
 from distinf.heartbeat import Beating, is_begun
+from distinf.lease import held, is_lease
 from distinf.masking import masked, variable, without
 from distinf.planning import joins, quick_plans, refuse_what_cannot_fit
 from distinf.runtime import Ledger, Node, open_runtime
@@ -87,7 +88,7 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
     _refuse_unknown_secrets(config)
     config = config.settled(_stored_methods(stored))
     session = _session(config, blobs.root)
-    if stored is None and blobs.names(""):
+    if stored is None and not all(map(is_lease, blobs.names(""))):
         raise InputError(
             f"out: {blobs.root} is not empty and holds no {CONFIG}; choose another --out"
         )
@@ -163,6 +164,13 @@ def _accepted(key: str, accept: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in accept)
 
 
+def _raw_config(blobs: Blobs) -> bytes | None:
+    try:
+        return blobs.get(CONFIG)
+    except KeyError:
+        return None
+
+
 def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
     try:
         stored = yaml.safe_load(blobs.get(CONFIG))
@@ -191,8 +199,24 @@ def _session(config: RunConfig, root: str) -> Session:
 
 
 def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ()) -> Session:
-    """Carry the run out, from wherever it stands, and close what it started."""
+    """Carry the run out, from wherever it stands, and close what it started.
+
+    InputError if another driver that lives works in its folder.
+    """
+    before = _raw_config(open_root(str(config.out)))
     session, text = checked_session(config, accept)
+    with held(session.blobs):
+        if _raw_config(session.blobs) != before:
+            raise InputError(
+                f"out: another command wrote {session.blobs.root}/{CONFIG} meanwhile; run yours "
+                "again, or choose another --out"
+            )
+        return _carried_out(config, session, text, watch)
+
+
+def _carried_out(
+    config: RunConfig, session: Session, text: str | None, watch: route.Watcher
+) -> Session:
     runtime = open_runtime(config.runtime)
     try:
         if config.runtime.address and "://" not in session.blobs.root:

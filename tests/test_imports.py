@@ -26,6 +26,7 @@ LEVELS = {
     "config": 4,
     "studies": 3,
     "heartbeat": 3,
+    "lease": 3,
     "config_file": 2,
     "stages": 2,
     "runtime": 1,
