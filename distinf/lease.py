@@ -84,7 +84,10 @@ class Lease:
 
     def claim(self) -> bool:
         """Take the number -> False if another driver was faster."""
-        return self._blobs.put_if_absent(self._name, _packed(self._driver))
+        try:
+            return self._blobs.put_if_absent(self._name, _packed(self._driver))
+        except FileNotFoundError:  # the folder went with another's release
+            return self._blobs.put_if_absent(self._name, _packed(self._driver))
 
     def renew(self) -> bool:
         """Say that this driver lives -> False if another one has taken its place."""
@@ -98,6 +101,8 @@ class Lease:
         """The folder is free; a failure to say so is no harm, as the process will be gone."""
         with contextlib.suppress(OSError):
             self._blobs.delete(self._name)
+            if "://" not in self._blobs.root:
+                os.rmdir(os.path.join(self._blobs.root, FOLDER))
 
 
 def _take(blobs: Blobs) -> Lease:
