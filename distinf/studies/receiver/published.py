@@ -8,7 +8,7 @@ slots, 3 steps, the target of largest gap), and section 4.2 for random slots.
 from distinf.stages.basis.page.findings import CONTROL, SELECTED, Published
 
 SOURCE = "Tuononen et al., Table 1 and section 4.2"
-# training set in the paper -> the run it stands beside ("": this one)
+# training set of Tuononen et al. -> the run it stands beside ("": this one)
 COLUMNS = {"200k": "reduced", "800k": ""}
 TABLE_1 = (
     ("ber", "classic", 16.3, 11.5, 25.2, 14.5),
