@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from distinf.errors import DistinfError, InputError, Interrupted
+from distinf.errors import ClusterEnded, DistinfError, InputError, Interrupted
 from distinf.saying import Voice
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.voice = voice = Voice()
     try:
         return int(options.call(options) or 0)
+    except ClusterEnded as error:
+        code = _fail(f"error: {error}", error.exit_code)
+        voice.rest()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     except DistinfError as error:
         if os.environ.get("DISTINF_TRACE"):
             raise

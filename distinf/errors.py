@@ -31,6 +31,11 @@ class Interrupted(DistinfError):
     exit_code = 4
 
 
+class ClusterEnded(Interrupted):
+    """The cluster that this process started is dead, and so is what of it lives in this process:
+    leave by `os._exit`, as Ray's own end would wait for it or crash."""
+
+
 def install_command(extra: str) -> str:
     """What installs the packages of an extra, from any folder and however distinf was installed."""
     from importlib import metadata  # a tenth of a second, for errors alone

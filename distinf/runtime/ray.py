@@ -1,5 +1,6 @@
 """The Ray runtime: one set of warm actors for pools, gangs and grids. The only `import ray`."""
 
+import atexit
 import contextlib
 import logging
 import math
@@ -16,11 +17,12 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
-from distinf.errors import InputError, Interrupted
+from distinf.errors import ClusterEnded, InputError, Interrupted
 from distinf.runtime.activity import HERE, Seen
 from distinf.runtime.address import close_to_others, refuse_open, refuse_silent, resolved
 from distinf.runtime.ledger import SEGMENT_RECORDS, Ledger
@@ -38,6 +40,7 @@ from distinf.runtime.worker import (
 )
 
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
+PARTS = ("gcs_server", "raylet")
 PULSE, PULSE_S = "pulse", 5.0  # Ray's name for the thread that answers, and how often it is asked
 BUSY = "timed out during startup"  # Ray's words, where a machine does too much else
 
@@ -175,10 +178,13 @@ class RayRuntime:
     def close(self) -> None:
         if not self._started:
             return
+        self._started = False
+        if _dead_part() is not None:
+            _leave_ruins()
+            return
         for actor in list(self._actors):
             self._stop(actor)
         ray.shutdown()
-        self._started = False
 
     # -- gangs -----------------------------------------------------------------------------
 
@@ -251,6 +257,7 @@ class RayRuntime:
         So is hanging: `allowed_s` says how long a worker may be at the call with this label, when
         it last said what it was at, without a report.
         """
+        _refuse_ruins()
         ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
         if not ready:
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
@@ -335,6 +342,7 @@ class RayRuntime:
 
     def _room(self, resources: Resources) -> int:
         """How many workers of this shape the cluster holds, at most `workers` of them."""
+        _refuse_ruins()
         rooms = [_fits(node["Resources"], resources) for node in _alive()]
         room = sum(rooms)
         if room < 1:
@@ -354,6 +362,7 @@ class RayRuntime:
         if settings.starts_cluster:
             close_to_others()
             _read_environment()
+            ray_worker.print_to_stdstream = _unsaid
             doing, what = "starting a Ray cluster here", "start a cluster here"
             options |= {
                 "address": "local",  # None would join any cluster that RAY_ADDRESS names
@@ -382,6 +391,41 @@ class RayRuntime:
                 raise InputError(f"runtime: cannot {what}: {reason[:400]}") from None
         LOG.info("starting workers")
         self._started = True
+
+
+def _unsaid(*_: Any, **__: Any) -> None:
+    """In the place of what prints the last lines of a dead part's log on this screen."""
+
+
+def _dead_part() -> str | None:
+    """Of a cluster that this process started, the part that is dead and that it cannot be without.
+
+    Ray itself would wait for it, and then end this process with a line of C++.
+    """
+    node = ray_worker._global_node
+    parts = node.all_processes if node is not None else {}
+    for name in PARTS:
+        if any(part.process.poll() is not None for part in parts.get(name, ())):
+            return name
+    return None
+
+
+def _refuse_ruins() -> None:
+    part = _dead_part()
+    if part is not None:
+        raise ClusterEnded(
+            f"runtime: the Ray cluster of this run has ended ({part} died); run the same command "
+            "to resume"
+        )
+
+
+def _leave_ruins() -> None:
+    """End what is left of a cluster; Ray's own ways would wait for the dead part."""
+    node = ray_worker._global_node
+    if node is not None:
+        atexit.unregister(ray_worker.shutdown)
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+        ray_worker._global_node = None
 
 
 def _read_environment() -> None:

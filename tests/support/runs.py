@@ -82,19 +82,20 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def workers_of(driver: int) -> list[int]:
-    """Workers among the descendants of the driver, which started the cluster."""
+def workers_of(driver: int, title: bytes = b"ray::NodeWorker") -> list[int]:
+    """Workers (or what else has this in its command line) among the descendants of the driver,
+    which started the cluster."""
     parents, found = {}, []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             stat = (folder / "stat").read_text()
-            title = (folder / "cmdline").read_bytes()
+            words = (folder / "cmdline").read_bytes()
         except OSError:
             continue
         parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-        if title.startswith(b"ray::NodeWorker"):
+        if title in words.partition(b"\0")[0]:
             found.append(int(folder.name))
     return [pid for pid in found if driver in _ancestors(pid, parents)]
 
