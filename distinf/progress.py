@@ -28,6 +28,7 @@ from distinf.run import StageStatus, page_path, status
 from distinf.runtime import Unit
 from distinf.saying import own_stderr
 from distinf.stages.basis import results
+from distinf.stages.basis.page.wording import no_better
 from distinf.stages.gram import report as gram_report
 from distinf.stages.gram.free_rankings import OWN_LOSS, SUGGESTED
 from distinf.stages.gram.page.findings import EPOCHS
@@ -144,7 +145,7 @@ def summary(session: Session, seconds: float, console: Console | None = None) ->
     out.print(report, highlight=False, markup=False, soft_wrap=True)
 
 
-def _basis_summary(session: Any) -> list[Table]:
+def _basis_summary(session: Any) -> list[Table | str]:
     """What each selection did to its targets and to the other rows."""
     trials = results.headline_outcomes(session)
     words = results.wording(session)
@@ -164,7 +165,10 @@ def _basis_summary(session: Any) -> list[Table]:
             )
             paid = f"{np.mean(price):+.1f} %" if price else ""
             table.add_row(f"{selection} {words.noun}", mean, deviation, paid, str(len(found)))
-    return [table]
+    means = results.non_target_means(session)
+    baseline = means.get("baseline")
+    said = no_better(words.metric, means["before"], baseline, words.baseline_label)
+    return [said, table] if said else [table]
 
 
 def _gram_summary(session: Any) -> list[Table | str]:

@@ -232,3 +232,12 @@ def test_a_browser_opens_the_whole_page_without_complaint(page, tmp_path):
     assert rendered.text.startswith("Targeted fine-tuning of a neural receiver")
     drawn = len([tag for tag, _ in rendered.tags if tag == "svg"])
     assert drawn == len([tag for tag, _ in Document(page).tags if tag == "svg"])
+
+
+def test_a_model_no_better_than_the_baseline_is_said_first():
+    made = study()
+    beaten = replace(made, non_target_before=0.2, non_target_baseline=0.121)
+    lead = answer(beaten, tables(beaten)).lead
+    assert lead.startswith("The trained model is no better than the ")
+    assert "(BER 0.2 against 0.121)" in lead
+    assert "yet to learn" not in answer(made, tables(made)).lead

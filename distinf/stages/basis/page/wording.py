@@ -9,6 +9,7 @@ from distinf.stages.page.formats import (
     SPACE,
     count,
     missing,
+    number,
     percent,
     rounded,
     signed,
@@ -65,7 +66,7 @@ def answer(findings: Findings, rows: Tables) -> Answer:
         sentences.append(_capital(_closed(findings, opposite, full=False)) + ".")
     cards = _cards(findings, by_selection, versus)
     notes = _notes(ours, rows["summary"])
-    lead = _lead(verdict, findings) + _price(findings, ours)
+    lead = _no_better(findings) + _lead(verdict, findings) + _price(findings, ours)
     return Answer(verdict, lead, tuple(sentences), cards, notes)
 
 
@@ -123,6 +124,24 @@ def _lead(verdict: str, findings: Findings) -> str:
         "worse": f"In this run, influence picked worse {noun} than chance did.",
         "unknown": "This run has too few paired trials to compare influence with chance.",
     }[verdict]
+
+
+def no_better(metric: str, before: float, baseline: float | None, label: str | None) -> str:
+    """That the trained model does no better than what needs no training; "" where it does."""
+    if baseline is None or not before >= baseline:
+        return ""
+    return (
+        f"The trained model is no better than the {label or 'baseline'} on all other rows "
+        f"({metric} {number(before)} against {number(baseline)}): what follows is about a model "
+        "that has yet to learn its task."
+    )
+
+
+def _no_better(findings: Findings) -> str:
+    before, baseline = findings.non_target_before, findings.non_target_baseline
+    metric = findings.metric
+    said = "" if before is None else no_better(metric.name, before, baseline, metric.baseline)
+    return f"{said} " if said else ""
 
 
 def _price(findings: Findings, row: dict[str, Any]) -> str:
