@@ -239,5 +239,5 @@ def test_a_model_no_better_than_the_baseline_is_said_first():
     beaten = replace(made, non_target_before=0.2, non_target_baseline=0.121)
     lead = answer(beaten, tables(beaten)).lead
     assert lead.startswith("The trained model is no better than the ")
-    assert "(BER 0.2 against 0.121)" in lead
+    assert "(BER 0.200 against 0.121)" in lead
     assert "yet to learn" not in answer(made, tables(made)).lead
