@@ -416,3 +416,10 @@ def test_where_nothing_changed_the_effects_axis_is_of_points():
     still = [replace(o, gap_reduction_pct=0.0) for o in findings().outcomes]
     drawn = gap_figure(findings(outcomes=still))
     assert not re.search("10⁻|10<", drawn)
+
+
+def test_targets_of_one_condition_are_said_to_have_no_interval_over_others():
+    trials = outcomes({"helpful": 45.0, "random": 3.0}, np.random.default_rng(3))
+    made = findings(outcomes=[replace(o, condition=4) for o in trials])
+    notes = " ".join(answer(made, tables(made)).notes)
+    assert "Targets of one condition: the intervals cover the seeds; there is none over" in notes

@@ -244,7 +244,10 @@ def _span(low: float, high: float, unit: str) -> str:
 def _notes(ours: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[str, ...]:
     notes = []
     if ours["targets"] == 1:
-        notes.append("One target: the intervals cover the seeds, and say nothing of other targets.")
+        one = "One target" if len(findings.targets) < 2 else "Targets of one condition"
+        notes.append(
+            f"{one}: the intervals cover the seeds; there is none over other targets or conditions."
+        )
     elif ours["targets"] < FEW_TARGETS:
         many = ours["targets"]
         notes.append(f"Only {many} targets: a bootstrap over so few makes intervals too narrow.")
