@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from distinf.errors import ClusterEnded, DistinfError, InputError, Interrupted
+from distinf.printable import one_line
 from distinf.saying import Voice
 
 if TYPE_CHECKING:
@@ -63,8 +64,13 @@ def _told(error: BaseException) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
+    _print(line, file=sys.stderr)
     return code
+
+
+def _print(line: str, file: TextIO | None = None) -> None:
+    """One line of text, whatever names and paths are in it."""
+    print(one_line(line), file=file)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -275,7 +281,7 @@ def _init(options: argparse.Namespace) -> None:
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; name another FILE") from None
     verb = "score" if options.route == "gram" and function else "run"
-    print(f"{file}: every key at its default; next: distinf {verb} {shlex.quote(file)}")
+    _print(f"{file}: every key at its default; next: distinf {verb} {shlex.quote(file)}")
 
 
 def _import_tfrecord(options: argparse.Namespace) -> None:
@@ -287,8 +293,8 @@ def _import_tfrecord(options: argparse.Namespace) -> None:
     made = import_records(load_settings(options.config, TfrecordImport), options.out, Reporter())
     for split, rates in made.rates.items():
         shown = "".join(f", mean {name} {rate:.3g}" for name, rate in rates.items())
-        print(f"{split}: {made.rows[split]} slots{shown}")
-    print(f"dataset: {made.root}; use it with --set settings.dataset={made.root}")
+        _print(f"{split}: {made.rows[split]} slots{shown}")
+    _print(f"dataset: {made.root}; use it with --set settings.dataset={made.root}")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -350,7 +356,7 @@ def _report(options: argparse.Namespace) -> None:
     _look_for_run(options)
     from distinf.run import reopen, rewrite_report
 
-    print(rewrite_report(reopen(options.run)))
+    _print(rewrite_report(reopen(options.run)))
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -364,13 +370,13 @@ def _verify(options: argparse.Namespace) -> int:
     blobs = open_root(options.run)
     found = verify_stages(blobs, STAGES) if is_import(blobs) else verify(reopen(options.run))
     for problem in found.problems:
-        print(problem, file=sys.stderr)
+        _print(problem, file=sys.stderr)
     counted = f"{found.records} records, {found.files} files, {found.bytes / 1e6:.1f} MB"
     if found.problems:
         count = len(found.problems)
-        print(f"{count} problem{'s' if count > 1 else ''} in {counted}", file=sys.stderr)
+        _print(f"{count} problem{'s' if count > 1 else ''} in {counted}", file=sys.stderr)
         return CorruptionError.exit_code
-    print(f"intact: {counted}")
+    _print(f"intact: {counted}")
     return 0
 
 

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,6 +22,7 @@ from rich.text import Text
 
 from distinf.heartbeat import FINISHED, RUNNING, STOPPED, last_heartbeat
 from distinf.planning import Plan
+from distinf.printable import printable
 from distinf.run import StageStatus, page_path, status
 from distinf.runtime import Unit
 from distinf.saying import own_stderr
@@ -33,6 +32,7 @@ from distinf.stages.gram import report as gram_report
 from distinf.stages.gram.free_rankings import OWN_LOSS, SUGGESTED
 from distinf.stages.gram.page.findings import EPOCHS
 from distinf.stages.session import Session
+from distinf.terminal import Terminal
 
 POLL_S = 0.5
 SOON_S = 2.0  # the first plain line of a stage that takes longer
@@ -63,8 +63,8 @@ class Reporter:
     """Shows each stage as the ledger fills up: the units that it counts are committed. A share
     beside them is what workers tell of those that they are at."""
 
-    def __init__(self, console: Console | None = None):
-        self._console = console or Console(file=own_stderr())
+    def __init__(self, console: Terminal | None = None):
+        self._console = console or Terminal(file=own_stderr())
 
     @contextmanager
     def __call__(
@@ -85,16 +85,18 @@ class Reporter:
         seconds = time.monotonic() - began
         kept = f", {int(start)} were done before" if start >= 1 else ""
         self._console.print(
-            f"[green]done[/] {escape(f'{described(stage):<26}')} {count} "
-            f"unit{'s' if count != 1 else ''} in {seconds:.1f} s{kept}",
-            highlight=False,
+            Text.assemble(
+                ("done", "green"),
+                printable(f" {described(stage):<26} {count} unit{'s' if count != 1 else ''}"),
+                f" in {seconds:.1f} s{kept}",
+            )
         )
 
     def _live(
         self, stage: str, total: int, start: float, done: Callable[[], float], stop: threading.Event
     ) -> None:
         columns = (
-            TextColumn("     {task.description:<26}"),
+            TextColumn("     {task.description:<26}", markup=False),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -102,7 +104,7 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(escape(described(stage)), total=total, completed=int(start))
+            task = bar.add_task(printable(described(stage)), total=total, completed=int(start))
             while not stop.wait(POLL_S):
                 bar.update(task, completed=done())
 
@@ -118,8 +120,7 @@ class Reporter:
             left = (total - now) * elapsed / (now - start) if now > start else None
             about = f", about {left:.0f} s left" if left is not None else ""
             self._console.print(
-                f"     {escape(described(stage))}: {_of(now, total)} after {elapsed:.0f} s{about}",
-                highlight=False,
+                f"     {described(stage)}: {_of(now, total)} after {elapsed:.0f} s{about}",
                 soft_wrap=True,
             )
 
@@ -135,14 +136,14 @@ def described(stage: str) -> str:
     return f"{run}: {DESCRIPTIONS.get(name, name)}" if run else DESCRIPTIONS.get(name, name)
 
 
-def summary(session: Session, seconds: float, console: Console | None = None) -> None:
+def summary(session: Session, seconds: float, console: Terminal | None = None) -> None:
     """The answer in a few lines, and where the report is."""
-    out = console or Console()
+    out = console or Terminal()
     for line in SUMMARIES[session.ROUTE](session):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
-    out.print(f"finished in {seconds:.0f} s", highlight=False)
+        out.print(line, soft_wrap=True)
+    out.print(f"finished in {seconds:.0f} s")
     report = f"report: {page_path(session)}"
-    out.print(report, highlight=False, markup=False, soft_wrap=True)
+    out.print(report, soft_wrap=True)
 
 
 def _basis_summary(session: Any) -> list[Table | str]:
@@ -222,7 +223,7 @@ def _one_line(value: Any) -> Text:
     if isinstance(value, float):
         return Text(f"{value:.3g}")
     spaced = " ".join(str(value)[:MOST_LETTERS].split())
-    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in spaced))
+    return Text(printable(spaced))
 
 
 SUMMARIES: Mapping[str, Callable[[Any], Sequence[Table | str]]] = {
@@ -231,9 +232,9 @@ SUMMARIES: Mapping[str, Callable[[Any], Sequence[Table | str]]] = {
 }
 
 
-def plan_table(plan: Plan, console: Console | None = None) -> None:
+def plan_table(plan: Plan, console: Terminal | None = None) -> None:
     """What each stage will take, the sums, and what the times rest on; nothing is cut off."""
-    out = console or Console()
+    out = console or Terminal()
     table = Table(title=f"Plan for {plan.where}", title_justify="left")
     table.add_column("stage", overflow="fold")
     sharing = "GPUs" if plan.workers == plan.gpus else "workers"
@@ -266,9 +267,9 @@ def plan_table(plan: Plan, console: Console | None = None) -> None:
     total = f"{hours:.3g} h, {hours * summed[0]:.3g} {summed[1]}-hours"
     if plan.idle_seconds and plan.idle_seconds < 0.9 * plan.seconds:
         total += f"; about {_duration(plan.idle_seconds)} on an idle machine"
-    out.print(total, highlight=False)
+    out.print(total)
     for note in plan.notes:
-        out.print(note, highlight=False, soft_wrap=not out.is_terminal)
+        out.print(note, soft_wrap=not out.is_terminal)
 
 
 def _bytes(count: float) -> str:
@@ -336,14 +337,14 @@ def _place(stages: Sequence[StageStatus]) -> str:
     return f"at {described(begun[0].stage)}, {units}"
 
 
-def status_table(found: RunStatus, console: Console | None = None) -> None:
+def status_table(found: RunStatus, console: Terminal | None = None) -> None:
     """How far each stage is, and what follows from it."""
-    out = console or Console()
+    out = console or Terminal()
     table = Table("stage", title="Status", title_justify="left")
     for name in ("done", "of", "retries", "left"):
         table.add_column(name, justify="right")
     for s in found.stages:
         left = "" if s.left_s is None else f"{s.left_s:.0f} s"
-        table.add_row(escape(s.stage), str(s.done), str(s.total), str(s.retries), left)
+        table.add_row(s.stage, str(s.done), str(s.total), str(s.retries), left)
     out.print(table)
-    out.print(found.words, highlight=False, markup=False, soft_wrap=True)
+    out.print(found.words, soft_wrap=True)

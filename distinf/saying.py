@@ -6,6 +6,8 @@ import threading
 import time
 from typing import TextIO
 
+from distinf.printable import one_line
+
 AGAIN_S = 10.0
 
 
@@ -23,6 +25,7 @@ class Voice:
 
     def say(self, line: str, again: bool = True) -> None:
         self._over.set()
+        line = one_line(line)
         print(line, file=self._out, flush=True)
         if again and not self._rests:
             self._over = threading.Event()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
 from distinf.cli import main
 from distinf.config import resolve
@@ -19,6 +18,7 @@ from distinf.planning.speeds import Rate, Speeds
 from distinf.progress import plan_table
 from distinf.runtime import Cost
 from distinf.stages.basis.session import Session
+from distinf.terminal import Terminal
 from tests.support.blobs_task import Points, points
 from tests.support.blobs_task import task as points_task
 from tests.support.runs import POINTS, merged
@@ -284,7 +284,7 @@ def test_a_gpu_that_is_not_here_cannot_be_measured(tmp_path):
 def test_nothing_is_cut_off_however_narrow_the_output(tmp_path):
     found = plan(configured(tmp_path), gpu="h100", gpus=8)
     out = io.StringIO()
-    plan_table(found, Console(file=out, width=30))
+    plan_table(found, Terminal(file=out, width=30))
     text = out.getvalue()
     assert "…" not in text
     assert "Plan for 8 x h100" in text

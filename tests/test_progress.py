@@ -6,13 +6,13 @@ import sys
 import time
 
 from rich.cells import cell_len
-from rich.console import Console
 
 from distinf import progress
 from distinf.runtime import RuntimeSettings, open_runtime
 from distinf.stages import route
 from distinf.stages import session as sessions
 from distinf.stages.gram import data, train
+from distinf.terminal import Terminal
 from tests.stages.test_gram_route import session_of
 
 
@@ -46,7 +46,7 @@ def test_the_worst_rows_are_shown_and_nothing_in_their_texts_is_obeyed(monkeypat
     ]  # fmt: skip
     monkeypatch.setattr(progress.gram_report, "worst_rows", lambda _: rows)
     out = io.StringIO()
-    Console(file=out, width=100, force_terminal=False).print(progress._worst_table(None))
+    Terminal(file=out, width=100, force_terminal=False).print(progress._worst_table(None))
     told = out.getvalue()
     assert "[red]not markup[/red]" in told
     assert "\\x1b[31mred\\x07 bell" in told
@@ -88,7 +88,7 @@ def test_the_lines_count_committed_units_and_show_the_share_of_all(monkeypatch):
     monkeypatch.setattr(progress, "PLAIN_S", 0.01)
     out = io.StringIO()
     done = iter([0.0, *[1.5] * 1_000_000])
-    with progress.Reporter(Console(file=out, width=40))("train", [None] * 6, lambda: next(done)):
+    with progress.Reporter(Terminal(file=out, width=40))("train", [None] * 6, lambda: next(done)):
         while "left" not in out.getvalue():
             time.sleep(0.01)
     assert "train: 1 of 6 units (25% with those begun) after" in out.getvalue()

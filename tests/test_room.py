@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from distinf.config import load, resolve
 from distinf.errors import InputError
 from distinf.planning import plan, plans, room
 from distinf.progress import plan_table
 from distinf.runtime import Node, Resources, RuntimeSettings, machine
+from distinf.terminal import Terminal
 from tests.support.runs import POINTS, merged
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -230,11 +230,11 @@ def test_more_workers_than_cpus_are_counted_where_they_are_asked_for(tmp_path, m
 def test_a_plan_shows_host_and_gpu_apart(tmp_path):
     config = resolve({**merged(POINTS, {}), "out": str(tmp_path / "run")})
     out = io.StringIO()
-    plan_table(plan(config, gpu="h100"), Console(file=out, width=200))
+    plan_table(plan(config, gpu="h100"), Terminal(file=out, width=200))
     assert "host/worker" in out.getvalue()
     assert "GPU/worker" in out.getvalue()
     out = io.StringIO()
-    plan_table(plan(config, gflops=10), Console(file=out, width=200))
+    plan_table(plan(config, gflops=10), Terminal(file=out, width=200))
     assert "peak/worker" in out.getvalue()
 
 

@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from distinf.printable import printable
+
 Whose = Literal["user", "ours", "passing"]
 
 OURS = f"{Path(__file__).resolve().parents[1]}{os.sep}"
@@ -103,7 +105,7 @@ def text(error: BaseException, most: int = MOST) -> str:
         words = " ".join(str(error).split())
     except Exception:
         return "(its text cannot be had)"
-    words = "".join(letter if letter.isprintable() else "?" for letter in words)
+    words = printable(words)
     return words if len(words) <= most else f"{words[:most]}…"
 
 

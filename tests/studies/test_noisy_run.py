@@ -9,11 +9,10 @@ import pytest
 
 pytest.importorskip("peft", reason="needs distinf[llm]")
 
-from rich.console import Console
-
 from distinf.config import resolve
 from distinf.progress import summary
 from distinf.run import execute
+from distinf.terminal import Terminal
 from tests.support.noisy import tiny_model, write_classes
 
 QUEUES = ("billing", "delivery", "other", "praise", "returns")
@@ -41,7 +40,7 @@ def test_five_named_classes_from_a_csv_to_a_ranking(tmp_path):
     assert all(row["suggested_label"] in set(QUEUES) - {row["label"]} for row in rows)
     assert np.isfinite([float(row["own_loss"]) for row in rows]).all()
     out = io.StringIO()
-    summary(session, 1.0, Console(file=out, width=100))
+    summary(session, 1.0, Terminal(file=out, width=100))
     told = out.getvalue()
     assert "The most detrimental training rows" in told
     assert rows[0]["text"][:20] in told

@@ -4,18 +4,26 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
+from distinf.printable import printable
+
 Row = dict[str, Any]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formulas begin
+FORMULA = re.compile("[\t\r\n ]*[-=+@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")  # of a spreadsheet
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Rows as CSV with the union of their columns; missing and non-finite values are empty."""
+    """Rows as CSV with the union of their columns; missing and non-finite values are empty.
+
+    Texts are shown, not obeyed: what begins like a formula has an apostrophe before it, and what
+    turns the direction or moves the cursor is escaped. JSON has them as they are.
+    """
     out = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.writer(out, lineterminator="\n")
@@ -27,20 +35,12 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula gets an apostrophe before it."""
     if value is None:
         return ""
-    if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value):
-        return f"'{value}"
-    return value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    if not isinstance(value, str | list | dict):
+        return value
+    text = printable(str(value))
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text.strip()) else text
 
 
 def json_text(rows: Sequence[Row]) -> str:

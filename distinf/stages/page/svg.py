@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from distinf.printable import printable
 from distinf.stages.page.fitting import fit
 from distinf.stages.page.formats import fixed, power, shortened
 
@@ -112,7 +113,7 @@ def export(figure: Figure, name: str, title: str) -> str:
     body = re.sub(r"font: (.*?)([\d.]+px) [^;\"]*", _font, body)
     label = f'<title id="{name}-title">{escape(title)}</title>'
     opening = f'<svg class="plot" {view} role="img" aria-labelledby="{name}-title">'
-    return opening + label + re.sub(r"\n\s*", "\n", body).strip()
+    return printable(opening + label + re.sub(r"\n\s*", "\n", body).strip())
 
 
 def _font(match: re.Match[str]) -> str:

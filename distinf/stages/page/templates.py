@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
+
+from distinf.printable import printable
 
 SHARED = "distinf.stages.page"
 
@@ -22,15 +25,21 @@ class Picture:
 
 
 def page_template(package: str) -> Template:
-    """The package's template.html.jinja; whatever text it is given is escaped."""
+    """The package's template.html.jinja; whatever text it is given is escaped, and what in it would
+    be obeyed is shown."""
     environment = Environment(
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         loader=FunctionLoader(partial(source, package)),
     )
     return environment.get_template("template.html.jinja")
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def source(package: str, name: str) -> str:
