@@ -65,7 +65,7 @@ def answer(findings: Findings, rows: Tables) -> Answer:
     if opposite is not None and not missing(opposite["mean_pct"]):
         sentences.append(_capital(_closed(findings, opposite, full=False)) + ".")
     cards = _cards(findings, by_selection, versus)
-    notes = _notes(ours, rows["summary"])
+    notes = _notes(findings, ours, rows["summary"])
     lead = _no_better(findings) + _lead(verdict, findings) + _price(findings, ours)
     return Answer(verdict, lead, tuple(sentences), cards, notes)
 
@@ -241,7 +241,7 @@ def _span(low: float, high: float, unit: str) -> str:
     return f"{interval(low, high)}{SPACE}{unit} (95{SPACE}% interval)"
 
 
-def _notes(ours: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[str, ...]:
+def _notes(findings: Findings, ours: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[str, ...]:
     notes = []
     if ours["targets"] == 1:
         one = "One target" if len(findings.targets) < 2 else "Targets of one condition"
