@@ -244,7 +244,8 @@ def _span(low: float, high: float, unit: str) -> str:
 def _notes(findings: Findings, ours: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[str, ...]:
     notes = []
     if ours["targets"] == 1:
-        one = "One target" if len(findings.targets) < 2 else "Targets of one condition"
+        many = len({o.target for o in findings.headline_outcomes()}) > 1
+        one = "Targets of one condition" if many else "One target"
         notes.append(
             f"{one}: the intervals cover the seeds; there is none over other targets or conditions."
         )
