@@ -231,3 +231,14 @@ def test_stored_float32_coordinates_lose_little(case):
     for variant in ("classic", "ell-relative", "theta-relative"):
         first, second = (scores(c, damped, variant).scores_QN[0] for c in (exact, stored))
         assert spearman(first, second) > 0.999
+
+
+def test_a_truncated_inverse_without_damping_stays_in_the_span_of_the_pairs():
+    torch.manual_seed(3)
+    vectors_KP = torch.linalg.qr(torch.randn(9, 4, dtype=torch.float64)).Q.T
+    truncated = spectrum(torch.tensor([3.0, 2.0, 1.0, 0.5]), 0.0, dim=9, complement="none")
+    v_P = torch.randn(9, dtype=torch.float64)
+    found = damped_inverse(v_P, vectors_KP, truncated)
+    dense = vectors_KP.T @ ((vectors_KP @ v_P) / truncated.values_K)  # Eq. 7
+    torch.testing.assert_close(found, dense)
+    torch.testing.assert_close(vectors_KP.T @ (vectors_KP @ found), found)

@@ -7,6 +7,7 @@ import pytest
 
 from distinf.errors import InputError
 from distinf.stages.basis.scores import stored_scores
+from tests.support import blobs_task
 from tests.support.runs import POINTS, run_points
 
 
@@ -78,3 +79,41 @@ def test_arms_that_chose_the_same_rows_are_said_to_be_one_experiment(tmp_path):
     for variant in ("classic", "ell-relative", "newfluence"):
         assert f"cross-entropy {variant}" in found[0]
     assert "one experiment, not 3" in found[0]
+
+
+def test_warnings_of_a_run_beside_this_one_are_on_the_page_with_its_name(tmp_path):
+    scaled = {"other": {"scores.scaling": "paper", "scores.damping": 1e-3}}
+    session = run_points(tmp_path / "run", scores={"damping": 10.0}, beside=scaled)
+    said = [w for w in warnings(session) if w.startswith("other: Newfluence")]
+    assert len(said) == 1
+    page = session.blobs.get("report/index.html").decode()
+    assert page.index(said[0]) < page.index('id="targets"')  # at its head
+
+
+def test_targets_of_one_condition_and_too_few_of_them_are_warned_of(tmp_path):
+    rows = {"task": "tests.stages.test_operator_warnings:alike"}
+    named = run_points(tmp_path / "named", **rows, targets={"ids": [0, 2, 4]})
+    assert any("Targets 0, 2, 4 have the same conditions" in w for w in warnings(named))
+    assert any("3 targets are evidence like 1 independent ones" in w for w in warnings(named))
+    few = run_points(tmp_path / "few", **rows, targets={"count": 3})
+    said = "Only 2 of the 3 targets asked for were eligible, at most 1 under the same conditions."
+    assert said in warnings(few)
+
+
+class Alike:
+    """The points task, whose rows of one parity were measured under one condition."""
+
+    conditions = ("parity",)
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def evaluate(self, model, batch):
+        return {**self._inner.evaluate(model, batch), "parity": batch["label"].float()}
+
+
+def alike(settings: blobs_task.Points, seed: int) -> Alike:
+    return Alike(blobs_task.task(settings, seed))

@@ -94,10 +94,15 @@ def findings(session: Session) -> page.Findings:
         beside={name: findings(inner) for name, inner in session.beside.items()},
         published=() if session.name else words.published,
         deviations=[*words.deviations, *deviations(session)],
-        warnings=warnings(session),
+        warnings=[*warnings(session), *_beside(session)],
         quarantined=quarantined(session),
         provenance=provenance_of(session),
     )  # fmt: skip
+
+
+def _beside(session: Session) -> list[str]:
+    """The warnings of the runs beside this one, each with the run's name."""
+    return [f"{name}: {text}" for name, inner in session.beside.items() for text in warnings(inner)]
 
 
 def _sentence(session: Session, words: Wording) -> str:

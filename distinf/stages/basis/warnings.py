@@ -111,10 +111,10 @@ def _not_positive(session: Session, words: Wording) -> list[str]:
         does = "which leaves them without a score"
         remedy = "a larger scores.damping"
         if variant != "newfluence":
-            remedy += ", or scores.negative: absolute"
+            remedy = f"scores.negative: absolute, or {remedy}"
         elif scaling == "paper":
             does = "which turns the sign of their scores: what it calls helpful is harmful there"
-            remedy += ", or scores.scaling: mean"
+            remedy = f"scores.scaling: mean, or {remedy}"
         label = f"{variant[:1].upper()}{variant[1:]}"
         told = f"{loss}, scores.scaling {scaling}" if variant == "newfluence" else loss
         found.append(

@@ -1,4 +1,4 @@
-"""The paper's own gap reductions, to print beside a run's: facts to compare with, not to meet.
+"""Gap reductions as Tuononen et al. published them: to compare a run's with, not to meet.
 
 Source: Tuononen, Penttinen and Hautamäki, "Targeted fine-tuning of DNN-based receivers via
 influence functions", Table 1 (percent, mean and sd over 10 seeds; first order, the 50 most helpful

@@ -35,9 +35,9 @@ class ScenarioConfig:
     evaluation_models          of the evaluation slots
     dmrs_types                 configuration types of TS 38.211 section 6.4.1.1
     dmrs_additional_positions  0 or 1 is 1 or 2 pilot symbols in a slot
-    frame_slots                slots that share one draw; 24 divides both numbers of slots, and the
-                               influence paper fine-tunes on 24 a step; DeepRx itself has 10
-    train_slots                799,968 in the influence paper (Tuononen et al.), section 4.1
+    frame_slots                slots that share one draw; 24 divides both numbers of slots, and
+                               Tuononen et al. fine-tune on 24 a step; DeepRx itself has 10
+    train_slots                799,968 in Tuononen et al., section 4.1
     evaluation_slots           41,112 likewise
     frames_per_unit            made together: 40 are 960 slots, about 36 MB at the full width; not
                                part of what identifies the data

@@ -42,7 +42,8 @@ def captions(findings: Findings, rows: Tables) -> dict[str, str]:
 
 def _gap(findings: Findings, rows: Tables) -> str:
     text = "One dot per target and seed, targets in separate lanes; right of 0 is better. "
-    text += "Diamond and bar: mean and 95 % bootstrap interval over targets, then seeds. "
+    text += "Diamond and bar: mean and 95 % bootstrap interval over targets, those of one "
+    text += "condition together, then seeds. "
     text += "Arrows at an edge count the trials beyond it."
     failed = sum(r["failed"] for r in rows["summary"])
     if failed:
@@ -72,7 +73,7 @@ def _axis(findings: Findings) -> str:
     text += "samples elsewhere on the axis."
     curves = findings.axis_curves
     if curves is not None:
-        text += _draws(curves.draws, sum(curves.counts), findings)
+        text += distinct(curves.draws, sum(curves.counts), findings)
     empty = curves is not None and any(not y > 0 for c in curves.curves.values() for y in c)
     if findings.metric.log and empty:
         text += f" Bins with {findings.metric.name} 0 cannot be drawn on a log scale."
@@ -90,10 +91,10 @@ def _targets(findings: Findings) -> str:
     text += ". Ringed: the targets, those with the largest gap, named where there is room. Where "
     text += "points are very many, an evenly spaced part of them is drawn; gaps above the eligible "
     text += "range are cut off."
-    return text + _draws(points.draws, int(points.ids_E.size), findings)
+    return text + distinct(points.draws, int(points.ids_E.size), findings)
 
 
-def _draws(draws: int | None, samples: int, findings: Findings) -> str:
+def distinct(draws: int | None, samples: int, findings: Findings) -> str:
     if draws is None or draws == samples:
         return ""
     return f" The {count(samples)} {findings.headline.noun} are {count(draws)} distinct conditions."

@@ -1,6 +1,6 @@
 """Titles and captions of the pictures of experiments and of runs beside this one."""
 
-from distinf.stages.basis.page.captions import Tables
+from distinf.stages.basis.page.captions import Tables, distinct
 from distinf.stages.basis.page.dots import DIVERGED, MOST_ROWS
 from distinf.stages.basis.page.experiment_words import base_note
 from distinf.stages.basis.page.families import NAMES, kind, table_1, varied
@@ -29,6 +29,10 @@ def table_1_caption(findings: Findings) -> str:
 def axis_caption(findings: Findings) -> str:
     text = "Above: the mean of every bin. Below: its change against before, in %; under 0 is "
     text += "better. The samples are the non-targets, which every trial measured."
+    if findings.axis_curves is not None:
+        text += distinct(
+            findings.axis_curves.draws, int(sum(findings.axis_curves.counts)), findings
+        )
     drawn = [y for *_, curves in panels(findings) for c in curves.curves.values() for y in c]
     if findings.metric.log and any(not y > 0 for y in drawn):
         text += f" Bins with {findings.metric.name} 0 cannot be drawn on a log scale."
