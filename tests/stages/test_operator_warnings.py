@@ -4,15 +4,37 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from distinf.errors import InputError
 from distinf.stages.basis.scores import stored_scores
+from distinf.stages.tensor_task import TensorTask
 from tests.support import blobs_task
 from tests.support.runs import POINTS, run_points
 
 
-def warnings(session) -> list[str]:
-    found: list[str] = json.loads(session.blobs.get("report/findings.json"))["warnings"]
+class OneFrame:
+    """The points task; all of its evaluation rows were measured under the same conditions."""
+
+    conditions = ("snr",)
+
+    def __init__(self, inner: TensorTask):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def evaluate(self, model, batch):
+        found = self._inner.evaluate(model, batch)
+        return found | {"snr": torch.full_like(found[self._inner.metric], 3.0)}
+
+
+def one_frame(settings: blobs_task.Points, seed: int) -> OneFrame:
+    return OneFrame(blobs_task.task(settings, seed))
+
+
+def warnings(session, of: str = "warnings") -> list[str]:
+    found: list[str] = json.loads(session.blobs.get("report/findings.json"))[of]
     return found
 
 
@@ -117,3 +139,35 @@ class Alike:
 
 def alike(settings: blobs_task.Points, seed: int) -> Alike:
     return Alike(blobs_task.task(settings, seed))
+
+
+def test_an_evaluation_set_of_one_condition_is_said_to_give_no_interval_over_conditions(tmp_path):
+    task = "tests.stages.test_operator_warnings:one_frame"
+    session = run_points(tmp_path / "run", task=task, targets={"per_condition": 0})
+    assert any(w.startswith("All 64 evaluation rows have the same") for w in warnings(session))
+    other = warnings(run_points(tmp_path / "other"))
+    assert not any("same conditions" in w for w in other)
+
+
+def test_where_an_operator_is_not_the_published_one_is_a_deviation(tmp_path):
+    second = {"also": {"both": {"update": "second-order", "variant": "newfluence"}}}
+    curved = {"keep": 8}
+    scores = {"damping": 1e-3, "negative": "absolute"}
+    ours = warnings(
+        run_points(
+            tmp_path / "ours", task="tests.stages.test_operator_warnings:one_frame",
+            scores=scores, curvature=curved, actions=second, train={"steps": 60, "lr": 0.3},
+        ),
+        "deviations",
+    )  # fmt: skip
+    said = [
+        "at most 1 can be targets", "raised by 0.001", "count by their size", "1 - self / rows",
+        "scores.complement: mean", "the mean over its rows", "newton_solves: stored",
+    ]  # fmt: skip
+    for words in said:
+        assert sum(words in line for line in ours) == 1, words
+    scores = {"damping": 0.0, "complement": "none", "scaling": "paper"}
+    curved = {"keep": 2}
+    also = {"also": {"one": {"variant": "newfluence"}}}
+    theirs = run_points(tmp_path / "theirs", scores=scores, curvature=curved, actions=also)
+    assert warnings(theirs, "deviations") == []

@@ -119,6 +119,15 @@ def test_a_run_beside_is_told_by_its_own_guided_selection(whole, rows):
     assert "help all targets together" in said.text
 
 
+def test_a_run_beside_tells_the_deviations_that_are_its_own():
+    made = study()
+    reduced = replace(made.beside["reduced"], deviations=[*made.deviations, "Mean."])
+    page = render(replace(made, beside={**made.beside, "reduced": reduced}))
+    section = page.split('id="variation-1"')[1].split('id="variation-2"')[0]
+    assert "<li>Mean.</li>" in section
+    assert made.deviations[0] not in section
+
+
 def test_rate_rows_name_the_best_step(whole, rows):
     (row,) = [r for r in rows["rates"] if r["rate"] == 0.001]
     paths = [o.metric_by_step for f in whole.families for o in f.outcomes

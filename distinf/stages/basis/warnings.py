@@ -28,15 +28,19 @@ def quarantined(session: Session) -> dict[str, list[int]]:
 
 def deviations(session: Session) -> list[str]:
     """From what is published of the methods that were chosen."""
-    settings = session.settings
-    found = trajectory.deviations(session)
-    if settings.scores.complement != "none":
+    families = results.run_families(session)
+    arms = [arm for family in families for arm, _, _ in family.members]
+    found = [*trajectory.deviations(session), *_of_targets(session), *_of_inverse(session)]
+    if session.settings.scores.scaling != "paper" and any(a.variant == "newfluence" for a in arms):
         found.append(
-            "The inverse curvature does not end at the Ritz pairs "
-            f"(scores.complement: {settings.scores.complement}); Schioppa et al. (2022, Eq. 7 of "
-            "Tuononen et al.) truncate it."
+            "Newfluence divides by 1 - self / rows, the leave-one-out factor of a mean curvature "
+            "(scores.scaling: mean); Eq. 6 of Tuononen et al. divides by 1 - self."
         )
-    arms = [arm for family in results.run_families(session) for arm, _, _ in family.members]
+    if any(arm.update == "second-order" for arm in arms):
+        found.append(
+            "A second-order step is eta times the mean over its rows; Eq. 16 of Tuononen et al. is "
+            "a sum, and their eta is not known: how small its steps are says little."
+        )
     if any(arm.newton_solves == "fresh" for arm in arms):
         found.append(
             "A second-order step takes the rows' gradients anew and keeps the curvature; Tuononen "
@@ -45,8 +49,42 @@ def deviations(session: Session) -> list[str]:
     return found
 
 
+def _of_targets(session: Session) -> list[str]:
+    settings, words = session.settings.targets, results.wording(session)
+    if settings.ids or not settings.per_condition or not getattr(session.task, "conditions", ()):
+        return []
+    return [
+        f"Of {words.noun} under the same conditions at most {settings.per_condition} can be "
+        "targets (targets.per_condition); Tuononen et al. take those of largest gap."
+    ]
+
+
+def _of_inverse(session: Session) -> list[str]:
+    settings, found = session.settings.scores, []
+    if settings.complement != "none":
+        found.append(
+            "The inverse curvature does not end at the Ritz pairs "
+            f"(scores.complement: {settings.complement}); Schioppa et al. (2022, Eq. 7 of "
+            "Tuononen et al.) truncate it."
+        )
+    if settings.damping:
+        found.append(
+            f"Every eigenvalue is raised by {settings.damping:g} (scores.damping); Eq. 7 of "
+            "Tuononen et al. has no damping."
+        )
+    report = queries.damped_spectrum(session).report
+    if report.changed or report.dropped:
+        found.append(
+            f"Of the Ritz values, {report.changed} were negative and count by their size, and "
+            f"{report.dropped} were left out (scores.negative: {report.policy}); Tuononen et al. "
+            "do not say what they do with such."
+        )
+    return found
+
+
 def warnings(session: Session) -> list[str]:
-    found, words = [], results.wording(session)
+    words = results.wording(session)
+    found = _not_positive(session, words)
     asked, chosen = session.settings.targets.count, len(evaluate.chosen_targets(session).ids)
     without = evaluate.unusable_targets(session)
     if without:
@@ -72,7 +110,6 @@ def warnings(session: Session) -> list[str]:
             f"The curvature leaves out {len(left_out)} drawn rows whose loss is not finite: "
             f"{', '.join(map(str, left_out[:10]))}{' …' if len(left_out) > 10 else ''}."
         )
-    found += _not_positive(session, words)
     found += _same_rows(session, words)
     ends = [record["summary"]["status"] for record in queries.solves(session).values()]
     failed = sum(end != "converged" for end in ends)
@@ -86,17 +123,25 @@ def warnings(session: Session) -> list[str]:
 
 def _shared_conditions(session: Session) -> list[str]:
     targets = evaluate.chosen_targets(session)
+    every = evaluate.conditions(evaluate.evaluation(session), session.task)
+    found = []
+    if len(every) > 1 and len(np.unique(every)) == 1:
+        found.append(
+            f"All {len(every)} evaluation rows have the same conditions and may be one draw of "
+            "them: there is no interval over conditions, and those shown say nothing of others."
+        )
     alike = [
         ", ".join(map(str, targets.ids[targets.conditions == number].tolist()))
         for number in dict.fromkeys(targets.conditions.tolist())
         if (targets.conditions == number).sum() > 1
     ]
     if not alike:
-        return []
+        return found
     distinct = len(np.unique(targets.conditions))
     return [
+        *found,
         f"Targets {' and '.join(alike)} have the same conditions and may be one draw of them (one "
-        f"frame): {len(targets.ids)} targets are evidence like {distinct} independent ones."
+        f"frame): {len(targets.ids)} targets are evidence like {distinct} independent ones.",
     ]
 
 

@@ -44,6 +44,14 @@ SCENARIO = (
     "The scenario is DeepRx's (arXiv 2005.01494, Table II); Tuononen et al. take theirs from a "
     "table that was not at hand."
 )
+BOOST = "Pilots have the power of data (no 3 dB boost), and there is no interference."
+LEAKAGE = "The channel is constant over a symbol: no leakage between subcarriers."
+PHASE = (
+    "Each slot has a channel phase of its own; Sionna's CDL-D and CDL-E start the line of sight at "
+    "one phase."
+)
+# Not of slots that were made elsewhere.
+OF_GENERATED = (SCENARIO, BOOST, LEAKAGE, PHASE)
 IMPORTED = "The slots were imported from TFRecords, not generated here."
 TRUST = (
     "LAMB's trust ratio is 1 for biases and normalisation parameters: with the ratio on every "
@@ -58,7 +66,7 @@ WORDING = Wording(
     baseline_label="LMMSE estimate",
     axis="SNR [dB]",
     log=True,
-    columns=("snr_db", "delay_spread_ns", "doppler_hz", "model", "genie_errors", "baseline_ber"),
+    columns=("snr_db", "delay_spread_ns", "doppler_hz", "model", "genie_errors", *BASELINES),
     deviations=(
         SCENARIO,
         "The capacity-like cross-entropy weighs a slot by log2(1 + SNR), a reconstruction of "
@@ -69,7 +77,9 @@ WORDING = Wording(
         "ascent or second-order.",
         "Scores have the sign of their use, above 0 helps: the negative of Eq. 2 of Tuononen et "
         "al.",
-        "Pilots have the power of data (no 3 dB boost), and there is no interference.",
+        BOOST,
+        LEAKAGE,
+        PHASE,
         "BatchNorm is frozen for influence and fine-tuning.",
     ),
     published=published(),
@@ -338,7 +348,7 @@ class ImportedSlots(ReceiverTask):
             own,
             baseline="baseline_ber" if known else None,
             baseline_label="LS estimate + LMMSE" if known else None,
-            deviations=(IMPORTED, *(d for d in own.deviations if d != SCENARIO)),
+            deviations=(IMPORTED, *(d for d in own.deviations if d not in OF_GENERATED)),
         )
 
     def _data_digest(self) -> str:

@@ -35,11 +35,12 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Variation:
-    """A run beside this one: its own answer and tables."""
+    """A run beside this one: its own answer and tables, and deviations that are not this run's."""
 
     anchor: str
     heading: str
     task: str
+    deviations: tuple[str, ...]
     answer: Answer
     tables: tuple[View | Grid, ...]
     folded: tuple[View | Grid, ...]
@@ -91,6 +92,7 @@ def variation_sections(findings: Findings) -> list[Variation]:
                 f"variation-{place}",
                 run_label(name, run),
                 run.task,
+                tuple(d for d in run.deviations if d not in findings.deviations),
                 answer(run, rows),
                 tuple(printed[k] for k in ("summary", "targets") if k in printed),
                 (*(printed[k] for k in ("by_target",) if k in printed), *titled),
