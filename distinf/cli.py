@@ -1,6 +1,7 @@
 """The command line: parse, call, print. What a user can mend is one line and an exit code."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     sys.path.append(os.getcwd())  # a user's `task: module:function` lies where they are
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, _terminate)
     options.voice = voice = Voice()
     try:
         return int(options.call(options) or 0)
@@ -69,8 +72,9 @@ def _fail(line: str, code: int) -> int:
 
 
 def _print(line: str, file: TextIO | None = None) -> None:
-    """One line of text, whatever names and paths are in it."""
-    print(one_line(line), file=file)
+    """One line of text, whatever names and paths are in it, if there is a terminal to read it."""
+    with contextlib.suppress(OSError):
+        print(one_line(line), file=file, flush=True)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -332,8 +336,8 @@ def _status(options: argparse.Namespace) -> None:
 
 def _look_for_run(options: argparse.Namespace) -> None:
     """InputError at once where no run lies, before anything heavy is imported."""
-    from distinf.config_file import CONFIG
     from distinf.heartbeat import is_begun
+    from distinf.naming import CONFIG
 
     if not is_begun(options.run):
         raise InputError(f"{options.run}: no {CONFIG} there; give the folder of a run")

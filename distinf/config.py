@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from distinf.config_file import assign, merged, read, read_yaml
 from distinf.errors import InputError
 from distinf.masking import given_again, masked, unknown
-from distinf.naming import refuse_names
+from distinf.naming import refuse_names, shown
 from distinf.runtime import RuntimeSettings, digest
 from distinf.runtime.units import differences, flatten
 from distinf.stages.basis import curvature
@@ -246,8 +246,10 @@ ROUTES: dict[str, type[RunConfig]] = {"basis": BasisConfig, "gram": GramConfig}
 def route_class(raw: Mapping[str, Any], where: str) -> type[RunConfig]:
     """The kind of run: as the `route` key says, or the study's own, or the basis route."""
     named = raw.get("route") or ROUTE_OF_STUDY.get(str(raw.get("task", "receiver")), "basis")
-    if named not in ROUTES:
-        raise InputError(f"{where}: route: '{named}' is unknown; use one of {', '.join(ROUTES)}")
+    if not isinstance(named, str) or named not in ROUTES:
+        raise InputError(
+            f"{where}: route: {shown(named)} is unknown; use one of {', '.join(ROUTES)}"
+        )
     return ROUTES[named]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from distinf.errors import InputError
+from distinf.naming import CONFIG
 
-CONFIG = "config.yaml"  # in a run's folder: its resolved configuration
+MOST_NESTED, MOST_VALUES = 50, 1_000_000
 TASK_NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -126,7 +127,7 @@ def read_yaml(path: str, file: Path) -> dict[str, Any]:
 
 def _parsed(path: str, text: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(text)
+        raw = _loaded(text)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
@@ -140,12 +141,30 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
     return raw
 
 
+def _loaded(text: str) -> Any:
+    """The YAML's value; RecursionError or ValueError for one without an end, or nearly so: anchors
+    can put a value into itself, or make millions of a few lines."""
+    found = yaml.safe_load(text)
+    waiting, count = [(found, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if depth > MOST_NESTED:
+            raise RecursionError
+        if count > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values")
+        if isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+            waiting += [(each, depth + 1) for each in inner]
+    return found
+
+
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: write it as key=value, as in --set seed=1")
     try:
-        value = yaml.safe_load(text)
+        value = _loaded(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"--set {override}: the value is not valid YAML") from None
     assign(raw, key.strip(), value, f"--set {override}")

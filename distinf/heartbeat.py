@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distinf.config_file import CONFIG
 from distinf.errors import DistinfError
+from distinf.naming import CONFIG
 
 if TYPE_CHECKING:  # the stages are heavy to import
     from distinf.stages.route import Watcher
@@ -55,7 +55,7 @@ class Heartbeat:
     @property
     def is_alive(self) -> bool:
         """Whether its driver still works: looked up on this machine, elsewhere by its age."""
-        if self.state != RUNNING:
+        if self.state != RUNNING or self.process < 1:
             return False
         if self.host != socket.gethostname():
             return time.time() - self.at < SILENT_S
@@ -74,7 +74,7 @@ def last_heartbeat(root: str) -> Heartbeat | None:
     try:
         found = json.loads(data or b"")
         return Heartbeat(**{f.name: f.type(found[f.name]) for f in fields(Heartbeat)})  # type: ignore
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from distinf.errors import InputError
 
+CONFIG = "config.yaml"  # in a run's folder: its resolved configuration
 MOST_BYTES = 180  # of 255 that file systems take: ours has a prefix, a suffix and a draft beside it
 
 

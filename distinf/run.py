@@ -17,12 +17,12 @@ import torch
 import yaml
 
 from distinf.config import METHOD, RunConfig, dump, load
-from distinf.config_file import CONFIG
-from distinf.errors import CorruptionError, DistinfError, InputError
+from distinf.errors import CorruptionError, DistinfError, InputError, Interrupted
 from distinf.fingerprint import fingerprint, provenance
 from distinf.heartbeat import Beating, is_begun
 from distinf.lease import held, is_lease
 from distinf.masking import masked, variable, without
+from distinf.naming import CONFIG
 from distinf.planning import joins, quick_plans, refuse_what_cannot_fit
 from distinf.runtime import Ledger, Node, open_runtime
 from distinf.runtime.units import differences
@@ -172,13 +172,22 @@ def _raw_config(blobs: Blobs) -> bytes | None:
 
 
 def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
-    try:
-        stored = yaml.safe_load(blobs.get(CONFIG))
-        return stored["provenance"]
-    except KeyError:
+    data = _raw_config(blobs)
+    if data is None:
         return None
-    except (yaml.YAMLError, TypeError):
-        raise CorruptionError(f"{blobs.root}/{CONFIG} is not a run's configuration") from None
+    try:
+        stored = yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        stored = None
+    found = stored.get("provenance") if isinstance(stored, dict) else False
+    if found is None:
+        return None
+    kinds = {"fingerprint": dict, "accepted": list, "versions": dict, "machine": dict}
+    if not isinstance(found, dict) or any(
+        not isinstance(found.get(key, kind()), kind) for key, kind in kinds.items()
+    ):
+        raise CorruptionError(f"{blobs.root}/{CONFIG} is not a run's configuration")
+    return found
 
 
 def _stored_methods(stored: Mapping[str, Any] | None) -> dict[str, str]:
@@ -217,18 +226,27 @@ def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ())
 def _carried_out(
     config: RunConfig, session: Session, text: str | None, watch: route.Watcher
 ) -> Session:
-    runtime = open_runtime(config.runtime)
+    runtime, begun = open_runtime(config.runtime), False
     try:
         if config.runtime.address and "://" not in session.blobs.root:
             _refuse_unseen_folder(session, runtime)
         if text is not None and joins(config.runtime):
             _refuse_what_cannot_fit(session, config, runtime.nodes())
         _write_config(session, text)
+        session.blobs.require(CONFIG)
+        begun = True
         hidden = partial(without, settings=config.settings)
         beat = Beating(session.blobs, route.titles(session), hidden)
         with beat.beating():
             route.run(session, runtime, beat.watching(watch))
-    except DistinfError as error:
+    except (DistinfError, OSError) as error:
+        if begun and _raw_config(session.blobs) is None:
+            raise Interrupted(
+                f"out: {session.blobs.root} is gone, or its {CONFIG} (moved, deleted, unmounted); "
+                "put it back and run the same command to resume"
+            ) from None
+        if not isinstance(error, DistinfError):
+            raise
         raise _with_details(session, error) from None
     finally:
         runtime.close()

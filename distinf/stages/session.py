@@ -34,6 +34,7 @@ from distinf.store import Rows, open_root, read_group, write_group
 
 SOURCES = "sources"  # digests of modules beyond those that a task's files name
 TOLD = "told"  # what workers tell of the units that they are at
+TIMES, LONGEST_S = ("began", "seconds", "busy_s"), 1e12  # of a note; what is more is damage
 TELL_S = 5.0  # seconds between two words on a unit's progress, at least
 JOBS = ("actions",)  # stages whose units are jobs, each with a folder of its own under jobs/
 
@@ -179,15 +180,17 @@ class Session(ABC):
         now = time.monotonic()
         if now - self._told.get(unit.id, -TELL_S) >= TELL_S:
             self._told[unit.id] = now
-            self.blobs.put(f"{TOLD}/{unit.stage}/{unit.id}", f"{share:.4f}".encode())
+            with contextlib.suppress(OSError):  # a word the less
+                self.blobs.put(f"{TOLD}/{unit.stage}/{unit.id}", f"{share:.4f}".encode())
 
     def told(self, stage: str, unit_ids: Collection[str]) -> float:
         """The sum of the shares that were told of these units."""
         total = 0.0
         for name in self.blobs.names(f"{TOLD}/{stage}"):
             if name.rsplit("/", 1)[-1] in unit_ids:
-                with contextlib.suppress(KeyError):  # committed in between
-                    total += float(self.blobs.get(name))
+                with contextlib.suppress(KeyError, ValueError, OSError):  # committed, or damaged
+                    share = float(self.blobs.get(name))
+                    total += share if 0 <= share <= 1 else 0.0
         return total
 
     def done(self, units: Sequence[Unit]) -> dict[str, Record]:
@@ -231,12 +234,25 @@ class Session(ABC):
         """Remember what a stage took this time; a resumed run adds one note to the others."""
         note = {"stage": stage, "began": began, "seconds": seconds, "busy_s": busy_s}
         note["run"] = self.name
-        self.blobs.put(f"timing/{stage}-{int(began * 1e3)}.json", json.dumps(note).encode())
+        with contextlib.suppress(OSError):  # a full disk: the work is done all the same
+            self.blobs.put(f"timing/{stage}-{int(began * 1e3)}.json", json.dumps(note).encode())
 
     def times(self) -> list[dict[str, Any]]:
-        """All notes of `note_time`, a variation's only in that variation."""
-        notes = [json.loads(self.blobs.get(name)) for name in self.blobs.names("timing")]
-        return [note for note in notes if note.get("run", "") == self.name]
+        """All notes of `note_time` that can be read, a variation's only in that variation."""
+        found = []
+        for name in self.blobs.names("timing"):
+            with contextlib.suppress(KeyError, ValueError, OSError, RecursionError):
+                note = json.loads(self.blobs.get(name))
+                if _is_time(note) and note.get("run", "") == self.name:
+                    found.append(note)
+        return found
+
+
+def _is_time(note: Any) -> bool:
+    if not isinstance(note, dict) or not isinstance(note.get("stage"), str):
+        return False
+    numbers = [note.get(key) for key in TIMES]
+    return all(isinstance(n, int | float) and 0 <= n < LONGEST_S for n in numbers)
 
 
 def _refuse_other_code(drivers: Mapping[str, str], here: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ The whole store stands on these few verbs, so a local folder, s3:// and gs:// di
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -37,17 +38,24 @@ class Blobs(Protocol):
     def free_bytes(self) -> int | None:
         """Room left, or None where the backend has no such limit."""
 
+    def require(self, key: str) -> None:
+        """From now on no folder is made while this key is not there: one that was moved or
+        unmounted is a FileNotFoundError, and not begun anew."""
+
 
 class Folder:
     """A local or shared folder. A put is: temporary file, fsync, link or rename, fsync folder."""
 
     def __init__(self, root: str):
         self.root = str(Path(root).absolute())
+        self._required = ""
 
     def _path(self, key: str) -> Path:
         return Path(self.root, key)
 
     def _staged(self, path: Path, data: bytes) -> Path:
+        if self._required and not path.parent.exists() and not self._path(self._required).exists():
+            raise FileNotFoundError(errno.ENOENT, "the folder is gone", self.root)
         _make_durable_folder(path.parent)
         staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
         with open(staged, "xb") as file:
@@ -99,6 +107,9 @@ class Folder:
             folder = folder.parent
         return shutil.disk_usage(folder).free
 
+    def require(self, key: str) -> None:
+        self._required = key
+
 
 class Bucket:
     """An object store through obstore: a put is atomic and durable by the service's contract."""
@@ -148,6 +159,9 @@ class Bucket:
 
     def free_bytes(self) -> int | None:
         return None
+
+    def require(self, key: str) -> None:
+        """A bucket has no folders, and needs nothing."""
 
 
 _memory: dict[str, Bucket] = {}  # memory:// roots live as long as the process, for tests

@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from distinf.naming import CONFIG
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Unit, digest
 from distinf.stages import session as stages_session
@@ -193,6 +194,7 @@ class Session(stages_session.Session):
 def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
     """What a worker holds for as long as it works on one run."""
     session = Session(context, device)
+    session.blobs.require(CONFIG)
     session.refuse_other_data()
     return session
 

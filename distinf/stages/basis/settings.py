@@ -63,7 +63,7 @@ class TrainSettings:
         at_least("steps", self.steps, 0)
         at_least("rows", self.rows, 0)
         at_least("checkpoint_every", self.checkpoint_every, 1)
-        if self.steps / self.checkpoint_every > MOST_UNITS:
+        if self.steps > MOST_UNITS * self.checkpoint_every:
             raise ValueError(
                 f"steps: {self.steps} in pieces of checkpoint_every {self.checkpoint_every} are "
                 f"more than {MOST_UNITS} commits; raise checkpoint_every"

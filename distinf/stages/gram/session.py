@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from distinf.errors import InputError
+from distinf.naming import CONFIG
 from distinf.numerics.hooks import known_layers
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Unit, digest
@@ -218,5 +219,6 @@ def data_unit(cell: str, basis: Basis) -> Unit:
 def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
     """What a worker holds for as long as it works on one run."""
     session = Session(context, device)
+    session.blobs.require(CONFIG)
     session.refuse_other_data()
     return session

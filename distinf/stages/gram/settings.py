@@ -150,7 +150,7 @@ class ScoreSettings:
             if name not in DAMPED:
                 raise ValueError(f"damping: '{name}' has none; it is for {', '.join(DAMPED)}")
             positive(f"damping.{name}", value)
-        if not (0 < self.top < 1 or (self.top >= 1 and self.top == int(self.top))):
+        if not (0 < self.top < 1 or (self.top >= 1 and float(self.top).is_integer())):
             raise ValueError(f"top: {self.top} must be a share in (0, 1) or a whole number of rows")
         refuse_names("groups", self.groups)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from distinf.naming import CONFIG
 from distinf.stages.session import Session
 from distinf.stages.task import STUDIES
 
@@ -38,15 +39,15 @@ class Provenance:
 
 def provenance_of(session: Session) -> Provenance:
     """From the run's own config.yaml."""
-    text = session.blobs.get("config.yaml").decode()
+    text = session.blobs.get(CONFIG).decode()
     stored: dict[str, Any] = yaml.safe_load(text) or {}
     record = stored.get("provenance") or {}
-    machine = {key: str(value) for key, value in record.get("machine", {}).items()}
+    machine = {key: str(value) for key, value in (record.get("machine") or {}).items()}
     return Provenance(
         config_yaml=text,
         command=_replay(session),
         fingerprint=session.basis["report"],
-        versions=record.get("versions", {}),
+        versions=record.get("versions") or {},
         machine={**machine, "processor": platform.machine()},
         seeds={"run": session.seed},
     )
