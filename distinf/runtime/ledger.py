@@ -43,12 +43,24 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
         check = content.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CorruptionError(f"{name} is not a commit record; see `distinf verify`") from None
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     if hashlib.sha256(body.encode()).hexdigest() != check:
         raise CorruptionError(f"{name} was altered after it was written; see `distinf verify`")
+    if "manifest" in content and not _is_manifest(content["manifest"]):
+        raise CorruptionError(f"{name} has no manifest of its files; see `distinf verify`")
     return content
+
+
+def _is_manifest(value: Any) -> bool:
+    """Of the shape that a group's has: anyone can compute a checksum."""
+    if not isinstance(value, dict):
+        return False
+    kinds = {"group": str, "files": dict, "bytes": int}
+    if not all(isinstance(value.get(key), kind) for key, kind in kinds.items()):
+        return False
+    return all(isinstance(text, str) for pair in value["files"].items() for text in pair)
 
 
 class Ledger:

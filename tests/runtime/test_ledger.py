@@ -138,3 +138,20 @@ def test_arbitrary_bytes_never_pass_for_a_record(data):
 def test_digest_refuses_nan():
     with pytest.raises(ValueError):
         digest([float("nan")])
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [None, [], 3, {}, {"group": None, "files": None, "bytes": None},
+     {"group": "g", "files": {"a": None}, "bytes": 1}],
+)  # fmt: skip
+def test_a_record_with_a_right_checksum_and_no_manifest_is_damaged(manifest):
+    whole = {"manifest": {"group": "g", "files": {"a": "b"}, "bytes": 1}}
+    assert unseal(seal(whole), "a record") == whole
+    with pytest.raises(CorruptionError, match="a record has no manifest of its files"):
+        unseal(seal({"manifest": manifest}), "a record")
+
+
+def test_a_record_of_brackets_is_damaged():
+    with pytest.raises(CorruptionError, match="a record is not a commit record"):
+        unseal(b"[" * 100_000, "a record")
