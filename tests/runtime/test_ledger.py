@@ -37,15 +37,15 @@ def test_a_units_id_depends_on_what_it_computes_alone():
 
 def test_the_first_commit_wins_and_the_late_one_is_told_so(blobs):
     unit = units(1)[0]
-    first = Ledger(blobs, "s").commit(unit, 1, {"manifest": "first"})
-    late = Ledger(blobs, "s").commit(unit, 2, {"manifest": "late"})
-    assert first["manifest"] == late["manifest"] == "first"
-    assert Ledger(blobs, "s").read([unit])[unit.id]["manifest"] == "first"
+    first = Ledger(blobs, "s").commit(unit, 1, {"word": "first"})
+    late = Ledger(blobs, "s").commit(unit, 2, {"word": "late"})
+    assert first["word"] == late["word"] == "first"
+    assert Ledger(blobs, "s").read([unit])[unit.id]["word"] == "first"
 
 
 def test_an_altered_record_is_refused_by_name(blobs):
     unit = units(1)[0]
-    Ledger(blobs, "s").commit(unit, 1, {"manifest": {"bytes": 10}})
+    Ledger(blobs, "s").commit(unit, 1, {"word": {"bytes": 10}})
     name = f"ledger/s/{unit.id}.json"
     blobs.put(name, blobs.get(name).replace(b'"bytes": 10', b'"bytes": 11'))
     with pytest.raises(CorruptionError, match=f"{unit.id}.json was altered"):
@@ -91,10 +91,10 @@ def test_a_late_commit_beside_a_segment_changes_nothing(blobs, monkeypatch):
     wanted = units(2)
     ledger = Ledger(blobs, "s")
     for unit in wanted:
-        ledger.commit(unit, 1, {"manifest": "sealed"})
+        ledger.commit(unit, 1, {"word": "sealed"})
     ledger.seal_full_segments()
-    Ledger(blobs, "s").commit(wanted[0], 9, {"manifest": "zombie"})
-    assert Ledger(blobs, "s").read()[wanted[0].id]["manifest"] == "sealed"
+    Ledger(blobs, "s").commit(wanted[0], 9, {"word": "zombie"})
+    assert Ledger(blobs, "s").read()[wanted[0].id]["word"] == "sealed"
 
 
 def test_an_altered_segment_is_refused(blobs, monkeypatch):
