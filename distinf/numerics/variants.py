@@ -113,9 +113,9 @@ def spectrum(
     changed_K = values_K.abs() if policy == "absolute" else values_K
     unsafe_K = changed_K + damping <= floor
     if bool(unsafe_K.any()) and policy in ("refuse", "absolute"):
-        needed = max(
-            -float(changed_K.min()) / (1 - 2 * SAFE_FRACTION), 2 * RITZ_PRECISION * largest
-        )
+        least = float(changed_K.min())
+        # A little more than `floor` asks for, so that two digits of it are enough.
+        needed = max(-least / (1 - 2 * SAFE_FRACTION), 1.2 * (RITZ_PRECISION * largest - least))
         raise InputError(
             f"{int(unsafe_K.sum())} of {len(values_K)} Ritz values are too negative or too small "
             f"for damping {damping:.3g} (smallest {smallest:.3g}); set damping to {needed:.2g} or "
@@ -123,6 +123,13 @@ def spectrum(
         )
     dropped_K = (unsafe_K | negative_K) & (policy == "drop")
     kept = torch.nonzero(~dropped_K).view(-1)
+    if not len(kept) and complement == "none":
+        raise InputError(
+            f"policy 'drop' drops all {len(values_K)} Ritz values (largest "
+            f"{float(values_K.max()):.3g}), "
+            "and complement 'none' leaves no operator; set policy to 'absolute', or complement to "
+            "'mean' or 'damping'"
+        )
     final_K = changed_K[kept]
     report = PolicyReport(
         policy=policy,

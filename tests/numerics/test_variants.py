@@ -242,3 +242,8 @@ def test_a_truncated_inverse_without_damping_stays_in_the_span_of_the_pairs():
     dense = vectors_KP.T @ ((vectors_KP @ v_P) / truncated.values_K)  # Eq. 7
     torch.testing.assert_close(found, dense)
     torch.testing.assert_close(vectors_KP.T @ (vectors_KP @ found), found)
+
+
+def test_an_operator_of_which_nothing_is_left_is_refused():
+    with pytest.raises(InputError, match=r"drops all 2 Ritz values .*leaves no operator"):
+        spectrum(torch.tensor([-1.0, -2.0]), 0.0, dim=9, policy="drop", complement="none")

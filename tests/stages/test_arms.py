@@ -8,6 +8,7 @@ from distinf.errors import InputError
 from distinf.stages.basis import actions, evaluate, pools, results, scores
 from distinf.stages.basis.arms import ALL_TARGETS, arm_of, families, family_jobs, jobs
 from distinf.stages.basis.settings import ActionSettings
+from distinf.stages.basis.warnings import warnings
 from tests.support.runs import POINTS, run_points
 
 LOSSES = ("bce", "ber")
@@ -289,3 +290,14 @@ def test_a_variation_shares_what_it_does_not_change_and_is_in_the_report(finishe
     assert '"reduced"' in found
     records = finished.ledger("train").committed_ids()
     assert len(records) == 8  # four checkpoints of each
+
+
+def test_fine_tunings_that_were_stopped_are_counted_at_the_head(finished):
+    early = [w for w in warnings(finished) if w.startswith("actions.stop ended")]
+    assert len(early) == 1
+    assert "harmful" in early[0]
+
+
+def test_less_than_one_row_to_retain_is_refused():
+    with pytest.raises(ValueError, match=r"retain: 0.01 of a step's 24 rows .* less than one row"):
+        ActionSettings(retain=0.01)

@@ -167,11 +167,20 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
 
 
 class _Guard:
-    """Takes back the step after which the guard rows' mean metric is too high, and stops there."""
+    """Takes back the step after which the guard rows' mean metric is too high, or no number, and
+    stops there."""
 
     def __init__(self, session: Session, model: nn.Module, percent: float):
-        self._session, self._model, self._ids = session, model, guard_ids(session)
-        self._most = (1 + percent / 100) * self._mean()
+        ids = guard_ids(session)
+        self._session, self._model = session, model
+        self._ids = ids[np.isfinite(_metric(session, model, ids))]
+        if not len(self._ids):
+            raise InputError(
+                f"actions.stop: the {session.task.metric} of none of {len(ids)} rows that decide "
+                "it is finite; raise actions.guard, or set actions.stop to null"
+            )
+        before = self._mean()
+        self._most = before + percent / 100 * abs(before)
         self._keep()
 
     def stops(self) -> bool:
@@ -185,7 +194,7 @@ class _Guard:
         self._kept = {name: t.clone() for name, t in self._model.state_dict().items()}
 
     def _mean(self) -> float:
-        return float(np.nanmean(_metric(self._session, self._model, self._ids)))
+        return float(_metric(self._session, self._model, self._ids).mean())
 
 
 def _around(session: Session, model: nn.Module, ranks: Sequence[int]) -> dict[str, list[float]]:

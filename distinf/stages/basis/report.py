@@ -91,6 +91,7 @@ def findings(session: Session) -> page.Findings:
         non_target_reference=others.get("reference"),
         non_target_baseline=others.get("baseline"),
         label=f"{session.outline.training_rows:,} {words.noun}",
+        data=session.basis["data"],
         beside={name: findings(inner) for name, inner in session.beside.items()},
         published=() if session.name else words.published,
         deviations=[*words.deviations, *deviations(session)],
@@ -112,15 +113,22 @@ def _sentence(session: Session, words: Wording) -> str:
     scored = "each of them" if rows == every else f"{rows:,} of the training {words.noun}"
     criterion = settings.targets.criterion
     largest = "with the largest gap" + (f" ({criterion})" if criterion != "relative" else "")
+    most = settings.targets.per_condition
+    if most and hasattr(session.task, "conditions"):
+        largest += f", at most {most} under the same conditions"
+    if session.name and session.context["chosen_in"]["evaluate"] != session.basis["evaluate"]:
+        largest = "that the run improves"
     chosen = "named in the settings" if settings.targets.ids else largest
+    pairs = len(queries.damped_spectrum(session).values_K)
+    limit = "" if settings.actions.stop is None else "at most "
     return (
         f"A {model} {type(session.fresh_model()).__name__} was trained for "
         f"{settings.train.steps:,} steps on {every:,} {words.noun}; the influence "
         f"of {scored} on the "
         f"{len(evaluate.chosen_targets(session).ids)} evaluation {words.noun} {chosen} "
-        f"was estimated from {settings.curvature.keep} Ritz pairs of the "
+        f"was estimated from {pairs} Ritz pair{'' if pairs == 1 else 's'} of the "
         f"{OPERATORS[settings.curvature.kind]}, "
-        f"and the model was fine-tuned for {settings.actions.steps} steps of "
+        f"and the model was fine-tuned for {limit}{settings.actions.steps} steps of "
         f"{settings.actions.batch_size} {words.noun} on what the scores chose."
     )
 

@@ -290,8 +290,8 @@ class ActionSettings:
                    trained weights, as 8.2 of that paper reuses them)
     adapter        rank of low-rank adapters, all that is then trained (0: every parameter)
     seeds          repetitions, each with its own draws from the pools
-    retain         share of each step's rows that are random ones, not of the pool, to keep what the
-                   model can do elsewhere (0 to 1)
+    retain         share of each step's rows that are random ones in place of the pool's, to keep
+                   what the model can do elsewhere (0 to 1)
     stop           percent by which the metric of `guard` rows may rise (null: any): the step that
                    goes beyond is taken back, and none follows
     guard          evaluation rows, neither targets nor measured, that decide the stop
@@ -344,6 +344,11 @@ class ActionSettings:
         at_least("guard", self.guard, 1)
         if not 0 <= self.retain <= 1:
             raise ValueError(f"retain: {self.retain} must lie between 0 and 1")
+        if self.retain and not round(self.retain * self.batch_size):
+            raise ValueError(
+                f"retain: {self.retain} of a step's {self.batch_size} rows (actions.batch_size) is "
+                "less than one row; raise it, or set it to 0"
+            )
         if self.retain and self.update != "first-order":
             raise ValueError("retain: its rows are learned by descent; set update to first-order")
         if self.stop is not None:

@@ -1,5 +1,6 @@
 """What a reader of the report should know before believing it, a line each."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,7 @@ def warnings(session: Session) -> list[str]:
             f"{', '.join(map(str, left_out[:10]))}{' …' if len(left_out) > 10 else ''}."
         )
     found += _same_rows(session, words)
+    found += _stopped(session)
     ends = [record["summary"]["status"] for record in queries.solves(session).values()]
     failed = sum(end != "converged" for end in ends)
     if failed:
@@ -167,6 +169,24 @@ def _not_positive(session: Session, words: Wording) -> list[str]:
             f"{words.noun}, {does}. Believe its arms only with {remedy}."
         )
     return found
+
+
+def _stopped(session: Session) -> list[str]:
+    """How many fine-tunings actions.stop ended early, by selection."""
+    jobs = {j.id: j for f in results.run_families(session) for j in results.chosen_jobs(session, f)}
+    limited = [job for job in jobs.values() if arm_of(job).stop is not None]
+    taken = [(arm_of(job), session.record(job)["summary"]["steps"]) for job in limited]
+    early = [(arm, steps) for arm, steps in taken if steps < arm.steps]
+    if not early:
+        return []
+    every, some = (Counter(arm.selection for arm, _ in of) for of in (taken, early))
+    told = ", ".join(f"{some[name]} of {every[name]} {name}" for name in some)
+    none = sum(not steps for _, steps in early)
+    return [
+        f"actions.stop ended {len(early)} of {len(taken)} fine-tunings before their last step "
+        f"({told}), {none} of them before the first: the selections are not compared after equally "
+        "many steps, and one that was held back shows less of what it does."
+    ]
 
 
 def _same_rows(session: Session, words: Wording) -> list[str]:

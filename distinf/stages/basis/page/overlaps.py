@@ -18,12 +18,16 @@ Key = tuple[str, str, str]  # run, loss, variant
 def overlaps(findings: Findings) -> list[Row]:
     """Per target and pair of scores: how many rows are in both pools of highest scores.
 
-    Pairs are of one run, or of one loss and variant in this run and one beside it.
+    Pairs are of one run, or of one loss and variant in this run and one beside it that has the
+    same rows.
     """
     pool, pools = findings.headline.pool, dict(_pools(findings))
+    data = {"": findings.data, **{name: run.data for name, run in findings.beside.items()}}
     found = []
     for one, other in combinations(pools, 2):
         if one[0] != other[0] and (one[0] or one[1:] != other[1:]):
+            continue
+        if data[one[0]] != data[other[0]]:
             continue
         names = dict(zip(("run", "loss", "variant"), one, strict=True))
         names |= dict(zip(("other_run", "other_loss", "other_variant"), other, strict=True))

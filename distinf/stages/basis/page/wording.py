@@ -57,7 +57,8 @@ def answer(findings: Findings, rows: Tables) -> Answer:
     if control is not None and not missing(control["mean_pct"]):
         claims.append(_closed(findings, control, full=False))
     steps = findings.headline.steps
-    spent = f" for {count(steps)} step{'' if steps == 1 else 's'}" if steps else ""
+    limit = "at most " if any(o.value("stop") is not None for o in findings.outcomes) else ""
+    spent = f" for {limit}{count(steps)} step{'' if steps == 1 else 's'}" if steps else ""
     sentences = [f"Fine-tuning{spent} on {', '.join(claims)}."]
     if versus is not None and versus["pairs"]:
         sentences.append(_comparison(verdict, versus))
