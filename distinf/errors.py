@@ -2,6 +2,8 @@
 
 import re
 
+SEE = "see `distinf verify`"
+
 
 class DistinfError(Exception):
     """An error with one clear line for the user; `exit_code` is what the command line returns."""
@@ -34,6 +36,13 @@ class Interrupted(DistinfError):
 class ClusterEnded(Interrupted):
     """The cluster that this process started is dead, and so is what of it lives in this process:
     leave by `os._exit`, as Ray's own end would wait for it or crash."""
+
+
+def in_one_line(error: DistinfError | OSError, name: str) -> str:
+    """One line on what is wrong with `name`."""
+    if isinstance(error, OSError):
+        return f"{error.filename or name} cannot be read: {error.strerror or error}"
+    return str(error)
 
 
 def install_command(extra: str) -> str:

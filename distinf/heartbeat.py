@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distinf.errors import DistinfError
+from distinf.errors import CorruptionError, DistinfError
 from distinf.naming import CONFIG
+from distinf.store.regular import open_regular, read_whole
 
 if TYPE_CHECKING:  # the stages are heavy to import
     from distinf.stages.route import Watcher
 
 HEARTBEAT = "heartbeat.json"
+MOST_BYTES = 64 << 20  # of a configuration
 BEAT_S = 10.0
 SILENT_S = 60.0  # without a word for this long, a driver on another machine counts as gone
 
@@ -70,11 +72,10 @@ class Heartbeat:
 
 def last_heartbeat(root: str) -> Heartbeat | None:
     """What the driver of the run in this folder or bucket last said; None if there is nothing."""
-    data = _stored(root, HEARTBEAT)
     try:
-        found = json.loads(data or b"")
+        found = json.loads(_stored(root, HEARTBEAT) or b"")
         return Heartbeat(**{f.name: f.type(found[f.name]) for f in fields(Heartbeat)})  # type: ignore
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, CorruptionError):
         return None
 
 
@@ -92,7 +93,8 @@ def _stored(root: str, name: str) -> bytes | None:
         except KeyError:
             return None
     try:
-        return Path(root.removeprefix("file://"), name).read_bytes()
+        with open_regular(Path(root.removeprefix("file://"), name)) as file:
+            return read_whole(file, name, MOST_BYTES)
     except (OSError, ValueError):
         return None
 

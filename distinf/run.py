@@ -24,12 +24,13 @@ from distinf.lease import held, is_lease
 from distinf.masking import masked, variable, without
 from distinf.naming import CONFIG
 from distinf.planning import joins, quick_plans, refuse_what_cannot_fit
-from distinf.runtime import Ledger, Node, open_runtime
+from distinf.runtime import Ledger, Node, faults, open_runtime
 from distinf.runtime.units import differences
 from distinf.stages import route
 from distinf.stages.session import Session
 from distinf.store import Blobs, damage, open_root
 
+NOTHING = {"group": "", "files": {}, "bytes": 0}  # the manifest of a unit without arrays
 WHOLE = ("task", "route")  # where they differ, nothing is alike
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
 
@@ -324,11 +325,10 @@ def verify_stages(blobs: Blobs, stages: Sequence[str]) -> Verification:
     """As `verify`, for the stages of any ledger."""
     found = Verification()
     for stage in stages:
-        ledger = Ledger(blobs, stage)
-        found.problems += ledger.damaged()
-        for record in ledger.intact().values():
-            manifest = record["manifest"]
-            where = f"ledger/{stage}/{record['unit']}.json"
+        examined = Ledger(blobs, stage).examine()
+        found.problems += examined.problems.values()
+        for unit_id, record in examined.records.items():
+            manifest, where = record.get("manifest", NOTHING), examined.places[unit_id]
             found.problems += [
                 f"{problem} (its record: {where})" for problem in damage(blobs, manifest)
             ]
@@ -339,7 +339,22 @@ def verify_stages(blobs: Blobs, stages: Sequence[str]) -> Verification:
 
 
 def rewrite_report(session: Session) -> str:
-    """Make the report anew from what is committed -> where its page is."""
+    """Make the report anew from what is committed -> where its page is.
+
+    CorruptionError if that is not what a run commits: a checksum says nothing of who made it.
+    """
+    try:
+        return _rewritten(session)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as e:
+        if isinstance(e, DistinfError) or faults.whose(e) == "user":
+            raise
+        raise CorruptionError(
+            f"report: {session.blobs.root} does not hold what a run commits ({faults.told(e)}); if "
+            "nobody changed it, this is a bug of distinf: DISTINF_TRACE=1 shows where"
+        ) from e
+
+
+def _rewritten(session: Session) -> str:
     for each in route.together(session):
         for stage in route.stages_of(session)[:-1]:
             if not route.is_done(each, stage, route.wanted_units(each, stage)):

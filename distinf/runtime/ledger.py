@@ -7,60 +7,43 @@ segments is fast where reading a hundred thousand files is not. What a segment s
 stands, whatever a late writer puts beside it.
 """
 
+import contextlib
 import hashlib
-import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from distinf.errors import CorruptionError
+from distinf.errors import SEE, CorruptionError, in_one_line
+from distinf.runtime.records import RECORD_BYTES, Record, believed, seal, unseal
 from distinf.runtime.units import Unit
 
 SEGMENT_RECORDS = 1_000
+SEGMENT_BYTES = 1 << 30
+SEGMENT = "segment-"
 
 
 class Records(Protocol):
     """The four verbs that the ledger needs of a store."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool: ...
-    def get(self, key: str) -> bytes: ...
+    def get(self, key: str, most: int | None = None) -> bytes: ...
     def names(self, prefix: str) -> list[str]: ...
     def delete(self, key: str) -> None: ...
 
 
-Record = dict[str, Any]
+@dataclass
+class Examined:
+    """All that lies in a ledger.
 
+    records   those that stand, by unit id
+    places    the file that each is in
+    problems  one line by file, for each that cannot be believed
+    """
 
-def seal(content: Mapping[str, Any]) -> bytes:
-    """JSON of `content` with the sha256 of its canonical form added."""
-    body = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    check = hashlib.sha256(body.encode()).hexdigest()
-    return json.dumps({**content, "sha256": check}, sort_keys=True).encode()
-
-
-def unseal(data: bytes, name: str) -> dict[str, Any]:
-    """The content of sealed JSON; CorruptionError naming `name` if a byte of it changed."""
-    try:
-        content = json.loads(data)
-        check = content.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise CorruptionError(f"{name} is not a commit record; see `distinf verify`") from None
-    body = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    if hashlib.sha256(body.encode()).hexdigest() != check:
-        raise CorruptionError(f"{name} was altered after it was written; see `distinf verify`")
-    if "manifest" in content and not _is_manifest(content["manifest"]):
-        raise CorruptionError(f"{name} has no manifest of its files; see `distinf verify`")
-    return content
-
-
-def _is_manifest(value: Any) -> bool:
-    """Of the shape that a group's has: anyone can compute a checksum."""
-    if not isinstance(value, dict):
-        return False
-    kinds = {"group": str, "files": dict, "bytes": int}
-    if not all(isinstance(value.get(key), kind) for key, kind in kinds.items()):
-        return False
-    return all(isinstance(text, str) for pair in value["files"].items() for text in pair)
+    records: dict[str, Record] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 class Ledger:
@@ -70,8 +53,10 @@ class Ledger:
         self.stage = stage
         self._records = records
         self._prefix = f"ledger/{stage}"
-        self._sealed: dict[str, dict[str, Record]] = {}  # segment name -> records by unit id
-        self._loose: dict[str, Record] = {}
+        self._segments: dict[str, list[Record]] = {}
+        self._numbers: dict[str, tuple[int, str]] = {}  # the order of the segments, by name
+        self._sealed: dict[str, Record] = {}  # what they say, by unit id
+        self._loose: dict[str, Record] = {}  # what stands beside them
 
     def commit(self, unit: Unit, attempt: int, content: Mapping[str, Any]) -> Record:
         """Put the unit's record if there is none -> the record that stands (maybe another's)."""
@@ -82,119 +67,142 @@ class Ledger:
             "committed": time.time(),
             **content,
         }
-        if not self._records.put_if_absent(f"{self._prefix}/{unit.id}.json", seal(record)):
-            standing = self.read([unit]).get(unit.id)
-            if standing is not None:
-                return standing
-        return record
+        name = self._name(unit.id)
+        is_loose = self._records.put_if_absent(name, seal(record))
+        standing = self.get(unit)
+        if is_loose and unit.id in self._sealed:  # it came after its unit's record was sealed
+            self._records.delete(name)
+        return record if standing is None else standing
 
     def read(self, units: Iterable[Unit] | None = None) -> dict[str, Record]:
         """Records by unit id, of the given units or of all."""
-        if units is not None:
-            units = list(units)
-            known = {u.id: record for u in units if (record := self._known(u.id)) is not None}
-            if len(known) == len({u.id for u in units}):
-                return known
-        names = self._records.names(self._prefix)
-        merged: dict[str, Record] = {}
-        self._read_segments(names)
-        for records in self._sealed.values():
-            for unit_id, record in records.items():
-                merged.setdefault(unit_id, record)
         wanted = None if units is None else {unit.id for unit in units}
-        for name in names:
-            found = _unit_of(name)
-            if found is None or found in merged or (wanted is not None and found not in wanted):
-                continue
-            loose = self._read_loose(name, found)
-            if loose is None:  # sealed between the listing and the reading
-                return self.read(units)
-            merged[found] = loose
-        return merged if wanted is None else {k: v for k, v in merged.items() if k in wanted}
+        if wanted is None or not wanted <= self._loose.keys() | self._sealed.keys():
+            names = self._names()
+            self._read_segments(names)
+            listed = {unit_id for unit_id in map(self._unit_of, names) if unit_id}
+            self._read_loose(listed if wanted is None else listed & wanted)
+        standing = {**self._loose, **self._sealed}
+        return {k: r for k, r in standing.items() if wanted is None or k in wanted}
 
     def get(self, unit: Unit) -> Record | None:
         """One unit's record by its key, so that a listing that lags behind cannot hide it."""
-        record = self._known(unit.id) or self._read_loose(f"{self._prefix}/{unit.id}.json", unit.id)
-        return record or self.read([unit]).get(unit.id)
+        if unit.id not in self._sealed:
+            self._read_loose({unit.id})
+        return self._sealed.get(unit.id) or self._loose.get(unit.id)
 
-    def _known(self, unit_id: str) -> Record | None:
-        """A record that was read before; records never change."""
-        for records in self._sealed.values():
-            if unit_id in records:
-                return records[unit_id]
-        return self._loose.get(unit_id)
-
-    def damaged(self) -> list[str]:
-        """One line for each record or segment that cannot be believed."""
-        found = []
-        for name in self._records.names(self._prefix):
+    def examine(self) -> Examined:
+        """Every record and segment, read anew; what cannot be believed is told, not raised."""
+        found, loose = Examined(), {}
+        fresh = Ledger(self._records, self.stage)
+        for name in self._names():
             try:
-                unseal(self._records.get(name), name)
-            except CorruptionError as error:
-                found.append(str(error))
-        return found
-
-    def intact(self) -> dict[str, Record]:
-        """Like `read`, leaving out what `damaged` lists."""
-        found: dict[str, Record] = {}
-        for name in sorted(self._records.names(self._prefix), key=lambda n: "/segment-" not in n):
-            try:
-                content = unseal(self._records.get(name), name)
-            except CorruptionError:
+                if _is_segment(name):
+                    fresh._read_segment(name)
+                else:
+                    loose[name] = self._loose_record(name)
+            except KeyError:  # sealed meanwhile
                 continue
-            for record in content["records"] if "/segment-" in name else [content]:
-                found.setdefault(record["unit"], record)
+            except (CorruptionError, OSError) as error:
+                found.problems[name] = in_one_line(error, name)
+        parts = [(name, fresh._segments[name]) for name in fresh._order()]
+        for name, records in [*parts, *((name, [record]) for name, record in loose.items())]:
+            for record in records:
+                found.records.setdefault(record["unit"], record)
+                found.places.setdefault(record["unit"], name)
         return found
 
     def committed_ids(self) -> set[str]:
         """Ids of committed units, without parsing the loose records (for progress)."""
-        names = self._records.names(self._prefix)
+        names = self._names()
         self._read_segments(names)
-        sealed = {unit_id for records in self._sealed.values() for unit_id in records}
-        return sealed | {unit_id for unit_id in map(_unit_of, names) if unit_id}
+        return self._sealed.keys() | {u for u in map(self._unit_of, names) if u}
 
     def seal_full_segments(self) -> int:
         """Seal whole thousands of loose records -> how many segments. One caller: the driver."""
         sealed = 0
         while True:
-            standing = {k for records in self._sealed.values() for k in records}
-            names = self._records.names(self._prefix)
+            names = self._names()
             self._read_segments(names)
-            loose = sorted(u for u in map(_unit_of, names) if u and u not in standing)
+            listed = sorted(u for u in map(self._unit_of, names) if u)
+            for late in self._sealed.keys() & listed:
+                self._records.delete(self._name(late))
+            loose = [u for u in listed if u not in self._sealed]
             if len(loose) < SEGMENT_RECORDS:
                 return sealed
-            chosen = loose[:SEGMENT_RECORDS]
-            found = [self._read_loose(f"{self._prefix}/{u}.json", u) for u in chosen]
-            records = [record for record in found if record is not None]
-            data = seal({"stage": self.stage, "records": records})
-            name = f"{self._prefix}/segment-{hashlib.sha256(data).hexdigest()[:20]}.json"
-            self._records.put_if_absent(name, data)
-            for unit_id in chosen:
-                self._records.delete(f"{self._prefix}/{unit_id}.json")
-            self._read_segments([name])
+            self._seal(loose[:SEGMENT_RECORDS])
             sealed += 1
+
+    def _seal(self, unit_ids: Collection[str]) -> None:
+        self._read_loose(unit_ids)
+        records = [self._loose[u] for u in unit_ids if u in self._loose]
+        number = max((number for number, _ in self._numbers.values()), default=0) + 1
+        data = seal({"stage": self.stage, "number": number, "records": records})
+        name = f"{self._prefix}/{SEGMENT}{hashlib.sha256(data).hexdigest()[:20]}.json"
+        self._records.put_if_absent(name, data)
+        self._read_segments([name])  # read back, before what is in it goes
+        for record in records:
+            self._records.delete(self._name(record["unit"]))
+
+    def _names(self) -> list[str]:
+        return self._records.names(self._prefix)
+
+    def _name(self, unit_id: str) -> str:
+        return f"{self._prefix}/{unit_id}.json"
+
+    def _unit_of(self, name: str) -> str | None:
+        stem = name.removeprefix(f"{self._prefix}/").removesuffix(".json")
+        return stem if self._name(stem) == name and not _is_segment(name) else None
 
     def _read_segments(self, names: Iterable[str]) -> None:
         for name in names:
-            if "/segment-" in name and name not in self._sealed:
-                content = unseal(self._records.get(name), name)
-                self._sealed[name] = {record["unit"]: record for record in content["records"]}
+            if _is_segment(name) and name not in self._segments:
+                self._read_segment(name)
+                if name == self._order()[-1]:
+                    self._add(name)
+                else:
+                    self._sealed = {}
+                    for each in self._order():
+                        self._add(each)
 
-    def _read_loose(self, name: str, unit_id: str) -> Record | None:
-        if unit_id not in self._loose:
-            try:
-                data = self._records.get(name)
-            except KeyError:
-                return None
-            record = unseal(data, name)
-            if record.get("unit") != unit_id:
-                raise CorruptionError(f"{name} holds the record of unit {record.get('unit')}")
-            self._loose[unit_id] = record
-        return self._loose[unit_id]
+    def _read_segment(self, name: str) -> None:
+        content = unseal(self._records.get(name, most=SEGMENT_BYTES), name)
+        number, records = content.get("number", 0), content.get("records")
+        if type(number) is not int or not isinstance(records, list):
+            raise CorruptionError(f"{name} is no segment of commit records; {SEE}")
+        self._segments[name] = [believed(record, self.stage, name) for record in records]
+        self._numbers[name] = number, name
+
+    def _order(self) -> list[str]:
+        """The segments as they were sealed. What the first says of a unit stands."""
+        return sorted(self._segments, key=lambda name: self._numbers[name])
+
+    def _add(self, segment: str) -> None:
+        for record in self._segments[segment]:
+            self._sealed.setdefault(record["unit"], record)
+
+    def _read_loose(self, unit_ids: Iterable[str]) -> None:
+        """Read those of the records that are not known yet.
+
+        Segments are looked for after that: one that was sealed before a record was read has the
+        unit's record, and what was read came late.
+        """
+        found: dict[str, Record | None] = {}
+        for unit_id in unit_ids:
+            if unit_id not in self._loose and unit_id not in self._sealed:
+                found[unit_id] = None
+                with contextlib.suppress(KeyError):
+                    found[unit_id] = self._loose_record(self._name(unit_id))
+        if found:
+            self._read_segments(self._names())
+        self._loose |= {u: r for u, r in found.items() if r is not None and u not in self._sealed}
+
+    def _loose_record(self, name: str) -> Record:
+        record = unseal(self._records.get(name, most=RECORD_BYTES), name)
+        if record.get("unit") != self._unit_of(name):
+            raise CorruptionError(f"{name} holds the record of unit {record.get('unit')!r:.40}")
+        return believed(record, self.stage, name)
 
 
-def _unit_of(name: str) -> str | None:
-    stem = name.rsplit("/", 1)[-1]
-    if not stem.endswith(".json") or stem.startswith("segment-"):
-        return None
-    return stem.removesuffix(".json")
+def _is_segment(name: str) -> bool:
+    return f"/{SEGMENT}" in name

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from distinf.errors import CorruptionError, InputError
+from distinf.errors import SEE, CorruptionError, InputError
 from distinf.naming import refuse_names
 from distinf.numerics.batches import mapped
 from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import dense_embeddings
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.activity import HERE
-from distinf.runtime.ledger import Record
+from distinf.runtime.records import JOBS, Record
 from distinf.stages.culprit import InHand, failing_row
 from distinf.stages.identity import needs_model, refuse_other, seen, seen_model, stated
 from distinf.stages.sources import digest_of, loaded_beyond, sources
@@ -36,7 +36,7 @@ SOURCES = "sources"  # digests of modules beyond those that a task's files name
 TOLD = "told"  # what workers tell of the units that they are at
 TIMES, LONGEST_S = ("began", "seconds", "busy_s"), 1e12  # of a note; what is more is damage
 TELL_S = 5.0  # seconds between two words on a unit's progress, at least
-JOBS = ("actions",)  # stages whose units are jobs, each with a folder of its own under jobs/
+OF_JOBS = ("actions",)  # stages whose units are jobs, each with a folder of its own under jobs/
 
 
 class Session(ABC):
@@ -141,7 +141,7 @@ class Session(ABC):
         """Write the unit's group, verify it, put its record: after this it is done."""
         refuse_names(f"{unit.stage}: arrays", arrays, cased=True)
         self._note_sources()
-        folder = f"jobs/{unit.id}" if unit.stage in JOBS else f"{unit.stage}.zarr/{unit.id}"
+        folder = f"{JOBS}/{unit.id}" if unit.stage in OF_JOBS else f"{unit.stage}.zarr/{unit.id}"
         manifest = write_group(
             self.blobs, f"{folder}/{attempt}", arrays,
             chunk_rows=chunk_rows, may_hold_nan=may_hold_nan,
@@ -199,7 +199,11 @@ class Session(ABC):
 
     def arrays(self, unit: Unit, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """A committed unit's arrays; CorruptionError if it has no record."""
-        return read_group(self.blobs, self.record(unit)["manifest"], names)
+        return read_group(self.blobs, self.manifest(unit), names)
+
+    def manifest(self, unit: Unit) -> Mapping[str, Any]:
+        """Which files are a committed unit's; CorruptionError if it has no record."""
+        return _manifest(self.record(unit))
 
     def record(self, unit: Unit) -> Record:
         """A unit's commit record; CorruptionError if it has none."""
@@ -214,7 +218,7 @@ class Session(ABC):
         missing = [unit for unit in units if unit.id not in records]
         if missing:
             raise CorruptionError(f"{missing[0].describe()} has no commit record; run again")
-        return Rows(self.blobs, [(u.start, u.stop, records[u.id]["manifest"]) for u in units])
+        return Rows(self.blobs, [(u.start, u.stop, _manifest(records[u.id])) for u in units])
 
     def cached(self, key: Any, make: Any) -> Any:
         """The value made once per process for this key."""
@@ -246,6 +250,12 @@ class Session(ABC):
                 if _is_time(note) and note.get("run", "") == self.name:
                     found.append(note)
         return found
+
+
+def _manifest(record: Record) -> Mapping[str, Any]:
+    if "manifest" not in record:
+        raise CorruptionError(f"the commit record of {record['unit']} names no files; {SEE}")
+    return record["manifest"]  # type: ignore[no-any-return]
 
 
 def _is_time(note: Any) -> bool:

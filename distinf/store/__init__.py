@@ -1,13 +1,32 @@
 """Arrays on disk or in a bucket: one Zarr group per attempt at a unit, verified on every read."""
 
-from distinf.store.blobs import Blobs, open_root
-from distinf.store.groups import damage, open_group, read_group, verify_group, write_group
-from distinf.store.rows import CachedRows, Rows
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distinf.store.blobs import Blobs, open_root
+    from distinf.store.groups import array_of, open_group, read_group, write_group
+    from distinf.store.objects import damage, verify_group
+    from distinf.store.rows import CachedRows, Rows
+
+_HOMES = {
+    "Blobs": "blobs",
+    "CachedRows": "rows",
+    "Rows": "rows",
+    "array_of": "groups",
+    "damage": "objects",
+    "open_group": "groups",
+    "open_root": "blobs",
+    "read_group": "groups",
+    "verify_group": "objects",
+    "write_group": "groups",
+}
 
 __all__ = [
     "Blobs",
     "CachedRows",
     "Rows",
+    "array_of",
     "damage",
     "open_group",
     "open_root",
@@ -15,3 +34,12 @@ __all__ = [
     "verify_group",
     "write_group",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used: who only looks at a run needs neither zarr nor numpy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'distinf.store' has no attribute {name!r}")
+    value = getattr(import_module(f"distinf.store.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -10,9 +10,10 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from distinf.errors import InputError
+from distinf.errors import CorruptionError, InputError
+from distinf.store.regular import open_regular, read_whole, too_large
 
 
 class Blobs(Protocol):
@@ -26,8 +27,12 @@ class Blobs(Protocol):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write durably unless the key exists, atomically; True if this call wrote it."""
 
-    def get(self, key: str) -> bytes:
-        """The bytes; KeyError if there are none."""
+    def get(self, key: str, most: int | None = None) -> bytes:
+        """The bytes; KeyError if there are none, CorruptionError if they are more than `most`, or
+        if it is no regular file in the folder."""
+
+    def size(self, key: str) -> int:
+        """How many bytes there are; errors as in `get`."""
 
     def names(self, prefix: str) -> list[str]:
         """Sorted keys below `prefix/` (all depths), as keys relative to the root."""
@@ -51,7 +56,12 @@ class Folder:
         self._required = ""
 
     def _path(self, key: str) -> Path:
-        return Path(self.root, key)
+        """Where the key lies; CorruptionError if that is outside of the folder."""
+        path = Path(self.root, key)
+        folder = os.path.realpath(self.root)
+        if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
+            raise CorruptionError(f"{key} lies outside of {self.root}, by a link or by its name")
+        return path
 
     def _staged(self, path: Path, data: bytes) -> Path:
         if self._required and not path.parent.exists() and not self._path(self._required).exists():
@@ -81,17 +91,25 @@ class Folder:
         _sync_folder(path.parent)
         return True
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
+        with self._opened(key) as file:
+            return read_whole(file, key, most)
+
+    def size(self, key: str) -> int:
+        with self._opened(key) as file:
+            return os.fstat(file.fileno()).st_size
+
+    def _opened(self, key: str) -> BinaryIO:
         try:
-            return self._path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+            return open_regular(self._path(key))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             raise KeyError(key) from None
 
     def names(self, prefix: str) -> list[str]:
         return sorted(self._walk(prefix))
 
     def _walk(self, prefix: str) -> Iterator[str]:
-        for folder, _, files in os.walk(self._path(prefix)):
+        for folder, _, files in os.walk(self._path(prefix), onerror=_raise_unless_absent):
             inside = os.path.relpath(folder, self.root)
             for name in files:
                 if not name.endswith(".partial"):
@@ -133,12 +151,24 @@ class Bucket:
             return False
         return True
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         import obstore
         from obstore.exceptions import NotFoundError
 
         try:
-            return bytes(obstore.get(self._store, key).bytes())
+            found = obstore.get(self._store, key)
+            if most is not None and found.meta["size"] > most:
+                raise too_large(key, found.meta["size"], most)
+            return bytes(found.bytes())
+        except (NotFoundError, FileNotFoundError):
+            raise KeyError(key) from None
+
+    def size(self, key: str) -> int:
+        import obstore
+        from obstore.exceptions import NotFoundError
+
+        try:
+            return int(obstore.head(self._store, key)["size"])
         except (NotFoundError, FileNotFoundError):
             raise KeyError(key) from None
 
@@ -186,6 +216,12 @@ def open_root(root: str) -> Blobs:
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"out: cannot open {root}: {reason}; check the URL and its keys") from None
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    """A folder that may not be read is no empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _make_durable_folder(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 zarr encodes and decodes; the bytes travel through `Blobs`. A reader is given the manifest from a
 commit record, never a listing: an object that the manifest names must be there with its sha256
-(plain zarr would read a missing chunk as zeros), and one that it does not name is not read.
+(plain zarr would read a missing chunk as zeros), and one that it does not name is not read. What
+the objects may be is checked first (see `layout`), so nothing else reaches zarr.
 """
 
 import hashlib
@@ -15,11 +16,12 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import MemoryStore
 
-from distinf.errors import CorruptionError
+from distinf.errors import SEE, CorruptionError
 from distinf.store.blobs import Blobs
+from distinf.store.layout import ITEM_BYTES, Manifest
+from distinf.store.objects import checked_layouts, chunk_sizes, intact, verify_group
 
 Arrays = Mapping[str, np.ndarray]
-Manifest = Mapping[str, Any]  # {"group": prefix, "files": {key: sha256}, "bytes": int}
 
 CHUNK_BYTES = 8 << 20
 LEAST_BYTES = 64 << 10  # a column of 4 bytes a row would else be hundreds of tiny files
@@ -38,6 +40,8 @@ def encode(
     group = zarr.create_group(memory, attributes=dict(attributes or {}))
     for name, values in arrays.items():
         values = np.asarray(values, order="C")
+        if str(values.dtype.newbyteorder("=")) not in ITEM_BYTES or "/" in name:
+            raise ValueError(f"array '{name}' of {values.dtype}: only numbers are stored")
         chunks = _chunks(values, chunk_rows) if values.ndim else ()
         target = group.create_array(
             name, shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=None,
@@ -81,58 +85,52 @@ def write_group(
     return manifest
 
 
-def verify_group(blobs: Blobs, manifest: Manifest) -> None:
-    """Read every object the manifest names; CorruptionError for the first that is not intact."""
-    for key in manifest["files"]:
-        _intact(blobs, manifest, key)
-
-
-def damage(blobs: Blobs, manifest: Manifest) -> list[str]:
-    """One line for every object that the manifest names and that is not intact."""
-    found = []
-    for key in manifest["files"]:
-        try:
-            _intact(blobs, manifest, key)
-        except CorruptionError as error:
-            found.append(str(error))
-    return found
-
-
 def read_group(blobs: Blobs, manifest: Manifest, names: Sequence[str] | None = None) -> dict:
     """Whole arrays of a committed group by name (all of them where `names` is None)."""
     group = open_group(blobs, manifest)
     wanted = sorted(dict(group.arrays())) if names is None else names
-    return {name: np.asarray(group[name][...]) for name in wanted}
+    return {name: np.asarray(array_of(group, name)[...]) for name in wanted}
 
 
 def open_group(blobs: Blobs, manifest: Manifest) -> zarr.Group:
-    """A read-only Zarr group whose every chunk is verified as it is read."""
-    return zarr.open_group(_Committed(blobs, manifest), mode="r", use_consolidated=False)
+    """A read-only Zarr group whose every chunk is verified as it is read.
+
+    CorruptionError before anything is allocated if it is not such a group as `write_group` writes.
+    """
+    metadata: dict[str, bytes] = {}
+    sizes = chunk_sizes(checked_layouts(blobs, manifest, metadata))
+    if not metadata:
+        raise CorruptionError(f"{manifest['group'] or 'a group'} has no arrays; {SEE}")
+    store = _Committed(blobs, manifest, sizes, metadata)
+    return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
 
 
-def _intact(blobs: Blobs, manifest: Manifest, key: str) -> bytes:
-    name = f"{manifest['group']}/{key}"
+def array_of(group: zarr.Group, name: str) -> zarr.Array:
+    """An array of an opened group; CorruptionError if it was not committed."""
     try:
-        data = blobs.get(name)
+        return group[name]
     except KeyError:
-        raise CorruptionError(
-            f"{name} is missing but was committed; move its commit record away and run again"
-        ) from None
-    if hashlib.sha256(data).hexdigest() != manifest["files"][key]:
-        raise CorruptionError(
-            f"{name} is not what was committed (sha256 differs); to compute it again, move its "
-            "commit record away and run again"
-        )
-    return data
+        raise CorruptionError(f"{group.store} has no array '{name}'; {SEE}") from None
 
 
 class _Committed(Store):
     """A zarr store that serves exactly the manifest's objects."""
 
-    def __init__(self, blobs: Blobs, manifest: Manifest):
+    def __init__(
+        self,
+        blobs: Blobs,
+        manifest: Manifest,
+        sizes: Mapping[str, int],
+        metadata: Mapping[str, bytes],
+    ):
         super().__init__(read_only=True)
+        self._metadata = metadata
         self._blobs = blobs
         self._manifest = manifest
+        self._sizes = sizes
+
+    def __str__(self) -> str:
+        return str(self._manifest["group"])
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -143,7 +141,11 @@ class _Committed(Store):
             return None
         if byte_range is not None:
             raise ValueError("a committed chunk is read whole, so that its sha256 can be checked")
-        return prototype.buffer.from_bytes(_intact(self._blobs, self._manifest, key))
+        if key in self._metadata:
+            return prototype.buffer.from_bytes(self._metadata[key])
+        return prototype.buffer.from_bytes(
+            intact(self._blobs, self._manifest, key, self._sizes.get(key))
+        )
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from distinf.errors import CorruptionError
+from distinf.errors import SEE, CorruptionError
 from distinf.store.blobs import Blobs
-from distinf.store.groups import open_group, read_group
+from distinf.store.groups import open_group
 
 OPEN_UNITS = 1_024  # units whose arrays stay open, about 11 kB each: no metadata is read twice
 
@@ -21,6 +21,7 @@ class Rows:
         self._blobs = blobs
         self._units = sorted(units, key=lambda unit: unit[0])
         self._open: dict[int, dict[str, Any]] = {}
+        self._kinds: Any = None  # of the first unit's arrays, by name: a row's shape, and its dtype
         expected = 0
         for start, stop, _ in self._units:
             if start != expected:
@@ -35,8 +36,10 @@ class Rows:
     def columns(self, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Whole arrays [rows, ...] by name, in row order; no row is in memory twice."""
         found: dict[str, np.ndarray] = {}
-        for start, stop, manifest in self._units:
-            for name, values in read_group(self._blobs, manifest, names).items():
+        for owner, (start, stop, _) in enumerate(self._units):
+            arrays = self._arrays(owner)
+            for name in sorted(arrays) if names is None else names:
+                values = np.asarray(self._named(arrays, name)[...])
                 if name not in found:
                     found[name] = np.empty((self._count, *values.shape[1:]), dtype=values.dtype)
                 found[name][start:stop] = values
@@ -64,8 +67,29 @@ class Rows:
         if owner not in self._open:
             if len(self._open) == OPEN_UNITS:
                 del self._open[next(iter(self._open))]
-            self._open[owner] = dict(open_group(self._blobs, self._units[owner][2]).arrays())
+            self._open[owner] = self._checked(owner)
         return self._open[owner]
+
+    @staticmethod
+    def _named(arrays: Mapping[str, Any], name: str) -> Any:
+        if name not in arrays:
+            raise CorruptionError(f"no array '{name}' was committed; {SEE}")
+        return arrays[name]
+
+    def _checked(self, owner: int) -> dict[str, Any]:
+        """The unit's arrays; CorruptionError unless they are its rows of what the first has."""
+        start, stop, manifest = self._units[owner]
+        arrays = dict(open_group(self._blobs, manifest).arrays())
+        rows = {name: array.shape[:1] for name, array in arrays.items()}
+        kinds = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
+        if self._kinds is None:
+            self._kinds = kinds
+        if kinds != self._kinds or any(count != (stop - start,) for count in rows.values()):
+            raise CorruptionError(
+                f"{manifest['group']} does not hold rows {start}:{stop} of the arrays that its "
+                f"commit record says; {SEE}"
+            )
+        return arrays
 
 
 class CachedRows:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from distinf.errors import CorruptionError
 from distinf.runtime import Ledger, Unit
 from distinf.runtime import ledger as module
-from distinf.runtime.ledger import seal, unseal
+from distinf.runtime.records import believed, seal, unseal
 from distinf.runtime.units import digest
 from distinf.store import open_root
 
@@ -145,11 +145,13 @@ def test_digest_refuses_nan():
     [None, [], 3, {}, {"group": None, "files": None, "bytes": None},
      {"group": "g", "files": {"a": None}, "bytes": 1}],
 )  # fmt: skip
-def test_a_record_with_a_right_checksum_and_no_manifest_is_damaged(manifest):
-    whole = {"manifest": {"group": "g", "files": {"a": "b"}, "bytes": 1}}
-    assert unseal(seal(whole), "a record") == whole
+def test_a_record_with_a_right_checksum_and_no_manifest_is_damaged(blobs, manifest):
+    unit = units(1)[0]
+    content = {"unit": unit.id, **unit.as_json(), "attempt": 1, "committed": 0.0}
+    whole = {"manifest": {"group": f"s.zarr/{unit.id}/1", "files": {"a": "b"}, "bytes": 1}}
+    assert believed({**content, **whole}, "s", "a record")
     with pytest.raises(CorruptionError, match="a record has no manifest of its files"):
-        unseal(seal({"manifest": manifest}), "a record")
+        believed({**content, "manifest": manifest}, "s", "a record")
 
 
 def test_a_record_of_brackets_is_damaged():

@@ -15,7 +15,7 @@ from distinf.stages.gram.gradients import finite_rows
 from distinf.stages.gram.session import TRAIN, Cell, Session
 from distinf.stages.gram.settings import StageSettings
 from distinf.stages.session import row_ranges
-from distinf.store import open_group
+from distinf.store import array_of, open_group
 
 NAME = "gram"
 PHASES = ("cross", "self", "sums", "correction")
@@ -102,8 +102,8 @@ def rows_of(
     """[stop - start, N]: some rows of a block's array, its tiles side by side."""
     parts = []
     for unit in slab_units(session.settings, cell, phase, slab):
-        group = open_group(session.blobs, session.record(unit)["manifest"])
-        parts.append(np.asarray(group[key][start:stop]))
+        group = open_group(session.blobs, session.manifest(unit))
+        parts.append(np.asarray(array_of(group, key)[start:stop]))
     return np.concatenate(parts, axis=-1)
 
 

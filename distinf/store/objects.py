@@ -1,0 +1,95 @@
+"""The objects of a committed group, each verified as it is read. No array is decoded here."""
+
+import hashlib
+from collections.abc import Mapping
+
+from distinf.errors import CorruptionError, in_one_line
+from distinf.store.blobs import Blobs
+from distinf.store.layout import METADATA_BYTES, ArrayLayout, Manifest, layouts
+
+LARGE_BYTES = 64 << 20  # an array of more is allocated once all its chunks are seen to be there
+
+
+def verify_group(blobs: Blobs, manifest: Manifest) -> None:
+    """Read every object the manifest names; CorruptionError for the first that is not intact."""
+    sizes = chunk_sizes(checked_layouts(blobs, manifest))
+    for key in manifest["files"]:
+        intact(blobs, manifest, key, sizes.get(key))
+
+
+def damage(blobs: Blobs, manifest: Manifest) -> list[str]:
+    """One line for every object that the manifest names and that is not intact."""
+    try:
+        sizes = chunk_sizes(checked_layouts(blobs, manifest))
+    except (CorruptionError, OSError) as error:
+        return [in_one_line(error, manifest["group"])]
+    found = []
+    for key in manifest["files"]:
+        try:
+            intact(blobs, manifest, key, sizes.get(key))
+        except (CorruptionError, OSError) as error:
+            found.append(in_one_line(error, f"{manifest['group']}/{key}"))
+    return found
+
+
+def checked_layouts(
+    blobs: Blobs, manifest: Manifest, metadata: dict[str, bytes] | None = None
+) -> dict[str, ArrayLayout]:
+    """The group's arrays, all of whose bytes are there: of large ones every chunk's size.
+
+    What was read for it is put into `metadata`, by key.
+    """
+    seen = {} if metadata is None else metadata
+
+    def read(key: str) -> bytes:
+        seen[key] = intact(blobs, manifest, key, METADATA_BYTES, most=True)
+        return seen[key]
+
+    found = layouts(manifest, read)
+    for name, array in found.items():
+        if array.bytes > LARGE_BYTES:
+            for key in array.chunk_keys():
+                _refuse_other_size(blobs, f"{manifest['group']}/{name}/{key}", array.chunk_bytes)
+    return found
+
+
+def chunk_sizes(found: Mapping[str, ArrayLayout]) -> dict[str, int]:
+    """The bytes of each chunk by its key."""
+    return {
+        f"{name}/{key}": array.chunk_bytes
+        for name, array in found.items()
+        for key in array.chunk_keys()
+    }
+
+
+def _refuse_other_size(blobs: Blobs, name: str, size: int) -> None:
+    try:
+        found = blobs.size(name)
+    except KeyError:
+        raise _missing(name) from None
+    if found != size:
+        raise CorruptionError(f"{name} has {found} bytes instead of {size}; run `distinf verify`")
+
+
+def _missing(name: str) -> CorruptionError:
+    return CorruptionError(
+        f"{name} is missing but was committed; move its commit record away and run again"
+    )
+
+
+def intact(
+    blobs: Blobs, manifest: Manifest, key: str, size: int | None = None, most: bool = False
+) -> bytes:
+    """The object's bytes, as they were committed; `size` is what it has to be, or may at most."""
+    name = f"{manifest['group']}/{key}"
+    try:
+        data = blobs.get(name, most=size)
+    except KeyError:
+        raise _missing(name) from None
+    right = size is None or most or len(data) == size
+    if not right or hashlib.sha256(data).hexdigest() != manifest["files"][key]:
+        raise CorruptionError(
+            f"{name} is not what was committed (sha256 differs); to compute it again, move its "
+            "commit record away and run again"
+        )
+    return data

@@ -1,0 +1,38 @@
+"""Reading what lies under a name, if it is a regular file: a pipe would never end, nor a device."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from distinf.errors import CorruptionError
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file at `path`, open to read; CorruptionError if it is none, OSError as `open`'s."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):  # links in a ring, a socket
+            raise CorruptionError(f"{path} is no regular file") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CorruptionError(f"{path} is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_whole(file: BinaryIO, name: str, most: int | None = None) -> bytes:
+    """All of an open file; CorruptionError if it is larger than `most`, or than memory."""
+    size = os.fstat(file.fileno()).st_size
+    if most is not None and size > most:
+        raise too_large(name, size, most)
+    try:
+        return file.read()
+    except MemoryError:
+        raise CorruptionError(f"{name} has {size} bytes, more than this memory holds") from None
+
+
+def too_large(name: str, size: int, most: int) -> CorruptionError:
+    return CorruptionError(f"{name} has {size} bytes; no more than {most} were written")
