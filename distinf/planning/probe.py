@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from distinf.errors import DistinfError
+from distinf.naming import CONFIG
 from distinf.numerics.capture import finite_rows, flat_gradients
 from distinf.numerics.curvature import hessian_product
 from distinf.numerics.parameters import Layout
@@ -282,6 +283,7 @@ def _start(job: Mapping[str, Any]) -> Probe:
     worker = Worker(job["threads"], gpus=job["gpus"])
     worker.ready()
     session = prepare(job["context"], worker.device())
+    session.blobs.put(CONFIG, b"")  # no unit is committed to a folder without one
     probe = Probe(session, job["batches"], job["seconds"], job["threads"])
     _ = session.task
     return probe

@@ -6,6 +6,7 @@ that all nodes see.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,22 +15,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from distinf.errors import InputError
+from distinf.errors import CorruptionError, InputError
 from distinf.store import open_root
 
 OURS = "distinf"  # the one metadata key: safetensors writes several in no fixed order
 
 
 def read(path: str) -> bytes:
-    """The file's bytes; InputError if there is none."""
-    folder, _, name = path.rpartition("/")
+    """The file's bytes, links followed; InputError if there is none."""
+    local = "://" not in path
+    folder, _, name = ("/", "", os.path.abspath(path)) if local else path.rpartition("/")
     try:
-        return open_root(folder or "/").get(name)
-    except (KeyError, OSError) as error:
-        reason = "there is no such file" if isinstance(error, KeyError) else error.strerror
-        raise InputError(
-            f"train.checkpoint: {path}: {reason}; give a safetensors file that every worker sees"
-        ) from None
+        return open_root(folder).get(name)
+    except KeyError:
+        reason = "there is no such file"
+    except CorruptionError:
+        reason = "this is no regular file"
+    except OSError as error:
+        reason = str(error.strerror)
+    raise InputError(
+        f"train.checkpoint: {path}: {reason}; give a safetensors file that every worker sees"
+    )
 
 
 def content_digest(path: str) -> str:

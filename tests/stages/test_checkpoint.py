@@ -204,8 +204,14 @@ def test_a_file_that_is_not_there_or_is_something_else_is_refused(tmp_path):
         )
     absent = points_config(tmp_path / "run", train={"checkpoint": str(tmp_path / "absent")})
     refused(absent, r"absent: there is no such file; give a safetensors file")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "linked").symlink_to(tmp_path / "text")  # as download caches do
+    linked = points_config(
+        tmp_path / "run", train={"checkpoint": str(tmp_path / "snapshot" / "linked")}
+    )
+    refused(linked, r"linked is not a safetensors file")
     folder = points_config(tmp_path / "run", train={"checkpoint": str(tmp_path)})
-    refused(folder, r"Is a directory; give a safetensors file")
+    refused(folder, r"this is no regular file; give a safetensors file")
 
 
 def test_another_width_of_the_receiver_names_the_setting(tmp_path):
