@@ -28,7 +28,7 @@ from distinf.runtime import Unit
 from distinf.runtime.worker import Worker
 from distinf.stages.basis.session import Session, prepare
 from distinf.stages.task import SPLITS, Batch, GeneratingTask
-from distinf.store import Rows
+from distinf.store import Rows, open_root
 
 ROWS_AT_ONCE = 24  # of a read, and of a batch that is made
 
@@ -282,8 +282,8 @@ def _answers() -> Iterator[dict[str, Any]]:
 def _start(job: Mapping[str, Any]) -> Probe:
     worker = Worker(job["threads"], gpus=job["gpus"])
     worker.ready()
+    open_root(job["context"]["root"]).put(CONFIG, b"")  # a folder without one is no run's
     session = prepare(job["context"], worker.device())
-    session.blobs.put(CONFIG, b"")  # no unit is committed to a folder without one
     probe = Probe(session, job["batches"], job["seconds"], job["threads"])
     _ = session.task
     return probe
