@@ -100,6 +100,7 @@ def test_siblings_are_the_other_slots_of_the_target_s_frame(finished):
         first = target // slots * slots
         expected = [i for i in range(first, first + slots) if i not in targets]
         assert actions.sibling_ids(finished, rank).tolist() == expected
+        assert not set(expected) & set(actions.guard_ids(finished).tolist())
     job = results.chosen_jobs(finished, results.run_families(finished)[0])[0]
     columns = evaluate.evaluation(finished)
     expected = columns["ber"][actions.sibling_ids(finished, job.job["target"])].mean()

@@ -122,9 +122,12 @@ def non_target_ids(session: Session) -> np.ndarray:
 
 
 def guard_ids(session: Session) -> np.ndarray:
-    """Evaluation rows, neither targets nor `non_target_ids`, that decide the stop; sorted."""
-    settings = session.settings.actions
-    return np.sort(_other_ids(session)[settings.non_targets :][: settings.guard])
+    """Evaluation rows that decide the stop and measure nothing: neither targets, nor rows under
+    their conditions, nor `non_target_ids`; sorted."""
+    settings, targets = session.settings.actions, chosen_targets(session)
+    alike = np.isin(conditions(evaluation(session), session.task), targets.conditions)
+    rest = _other_ids(session)[settings.non_targets :]
+    return np.sort(rest[~alike[rest]][: settings.guard])
 
 
 def sibling_ids(session: Session, rank: int) -> np.ndarray:
@@ -176,8 +179,9 @@ class _Guard:
         self._ids = ids[np.isfinite(_metric(session, model, ids))]
         if not len(self._ids):
             raise InputError(
-                f"actions.stop: the {session.task.metric} of none of {len(ids)} rows that decide "
-                "it is finite; raise actions.guard, or set actions.stop to null"
+                f"actions.stop: the {session.task.metric} of none of the {len(ids)} rows that may "
+                "decide it is finite; raise actions.guard, lower actions.non_targets, or set "
+                "actions.stop to null"
             )
         before = self._mean()
         self._most = before + percent / 100 * abs(before)

@@ -294,7 +294,8 @@ class ActionSettings:
                    what the model can do elsewhere (0 to 1)
     stop           percent by which the metric of `guard` rows may rise (null: any): the step that
                    goes beyond is taken back, and none follows
-    guard          evaluation rows, neither targets nor measured, that decide the stop
+    guard          evaluation rows that decide the stop: neither targets, nor under the conditions
+                   of one, nor measured
     targets        how many of the targets, first ones first (0: all)
     non_targets    other evaluation rows, drawn by the seed, that measure side effects (0: all)
     fresh_draws    rows drawn anew under each target's conditions, where the task can do so, that
