@@ -14,13 +14,15 @@ from contextlib import AbstractContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from distinf.errors import ClusterEnded, DistinfError, InputError, Interrupted
+from distinf.errors import ClusterEnded, CorruptionError, DistinfError, InputError, Interrupted
 from distinf.printable import one_line
 from distinf.saying import Voice
 
 if TYPE_CHECKING:
     from distinf.config import RunConfig
     from distinf.runtime import Unit
+    from distinf.store import Blobs
+    from distinf.verifying import Verification
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(call=call)
         if name == "status":
             command.add_argument("--json", action="store_true", help="print JSON, not a table")
+        if name == "verify":
+            command.add_argument(
+                "--repair", action="store_true",
+                help="set aside what is damaged and make it again, with what depends on it",
+            )  # fmt: skip
     return parser
 
 
@@ -216,10 +223,13 @@ class _Spoken(logging.Handler):
 
 
 def _carry_out(config: "RunConfig", accept: Sequence[str], began: float, voice: Voice) -> None:
+    from distinf.heartbeat import is_begun
     from distinf.progress import Reporter, summary
     from distinf.run import execute
 
     log, spoken, reporter = logging.getLogger("distinf"), _Spoken(voice), Reporter()
+    out = str(config.out)
+    resumed = is_begun(out)
 
     def watch(
         stage: str, units: Sequence["Unit"], done: Callable[[], float]
@@ -234,6 +244,8 @@ def _carry_out(config: "RunConfig", accept: Sequence[str], began: float, voice: 
     finally:
         log.removeHandler(spoken)
     summary(session, time.monotonic() - began)
+    if resumed:
+        _print(f"what was done before was not read again: distinf verify {shlex.quote(out)} does")
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -324,10 +336,10 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     _look_for_run(options)
-    from distinf.progress import status_of, status_table
-    from distinf.run import reopen
+    from distinf.standing import status_of, status_table
+    from distinf.store import open_root
 
-    found = status_of(options.run, reopen(options.run))
+    found = status_of(options.run, open_root(options.run))
     if options.json:
         print(json.dumps(found.as_json(), indent=1))
     else:
@@ -364,15 +376,49 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    if not _holds_import(options.run):
-        _look_for_run(options)
-    from distinf.errors import CorruptionError
-    from distinf.run import reopen, verify, verify_stages
+    if _holds_import(options.run):
+        return _verify_import(options)
+    _look_for_run(options)
     from distinf.store import open_root
-    from distinf.studies.receiver.dataset import STAGES, is_import
+    from distinf.verifying import verify
 
     blobs = open_root(options.run)
-    found = verify_stages(blobs, STAGES) if is_import(blobs) else verify(reopen(options.run))
+    found = verify(blobs)
+    if not options.repair or not found.problems:
+        return _told_verification(found)
+    _told_verification(found)
+    _repair(options, blobs, found)
+    return _told_verification(verify(blobs))
+
+
+def _verify_import(options: argparse.Namespace) -> int:
+    from distinf.store import open_root
+    from distinf.studies.receiver.dataset import STAGES
+    from distinf.verifying import verify_stages
+
+    if options.repair:
+        raise InputError(f"{options.run}: no run; import the records again, into another folder")
+    return _told_verification(verify_stages(open_root(options.run), STAGES))
+
+
+def _repair(options: argparse.Namespace, blobs: "Blobs", found: "Verification") -> None:
+    """Set aside what is damaged, then carry the run out: it makes that again, and no more."""
+    options.voice.say("loading torch and the task")
+    from distinf.config import load
+    from distinf.lease import held
+    from distinf.run import checked_session
+    from distinf.verifying import set_aside
+
+    config = load(options.run)
+    checked_session(config)  # nothing is moved that cannot be made again
+    with held(blobs):
+        count = set_aside(blobs, found)
+    units = f"{count} unit{'s' if count != 1 else ''}"
+    _print(f"set aside under {options.run}/damaged: {units}, and files that are no unit's")
+    _carry_out(config, [], time.monotonic(), options.voice)
+
+
+def _told_verification(found: "Verification") -> int:
     for problem in found.problems:
         _print(problem, file=sys.stderr)
     counted = f"{found.records} records, {found.files} files, {found.bytes / 1e6:.1f} MB"

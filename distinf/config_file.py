@@ -4,14 +4,16 @@ Imports nothing heavy, so that a command can say within a moment what it is abou
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distinf.errors import InputError
+from distinf.errors import CorruptionError, InputError
 from distinf.naming import CONFIG
+from distinf.runtime import Agenda
+from distinf.store import open_root
 
 MOST_NESTED, MOST_VALUES = 50, 1_000_000
 TASK_NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
@@ -65,14 +67,12 @@ def _task_of(path: str) -> tuple[str, str] | None:
 def _given(path: str) -> tuple[dict[str, Any], str]:
     """The keys, and the folder or URL that they lie in."""
     if "://" in path:
-        from distinf.store import open_root
-
         root = path.removesuffix(f"/{CONFIG}")
         try:
             data = open_root(root).get(CONFIG)
         except KeyError:
             raise InputError(f"{path}: no {CONFIG} there; give the URL of a run") from None
-        return _parsed(path, data.decode(errors="replace")), root
+        return _of_run(root, lambda: _parsed(path, data.decode(errors="replace"))), root
     if _task_of(path) is not None:
         return {"task": path}, "."
     file = Path(path)
@@ -81,9 +81,21 @@ def _given(path: str) -> tuple[dict[str, Any], str]:
             f"{path}: No such file or directory; give the path of a YAML file, a run's folder, or "
             "a task, as in mine:task"
         )
-    if file.is_dir():
-        file = file / CONFIG
-    return _extended(path, file), str(file.parent)
+    if not file.is_dir():
+        return _extended(path, file), str(file.parent)
+    return _of_run(path, lambda: _extended(path, file / CONFIG)), path
+
+
+def _of_run(root: str, reading: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A run's configuration; where it is torn, as it was when it was written."""
+    try:
+        return reading()
+    except InputError:
+        try:
+            return _parsed(root, Agenda(open_root(root)).config())
+        except (KeyError, OSError, CorruptionError):
+            pass
+        raise
 
 
 def _extended(path: str, file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

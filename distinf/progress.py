@@ -1,11 +1,9 @@
 """What a person sees while a run works: a live line in a terminal, plain lines elsewhere."""
 
-import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,10 +18,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from distinf.heartbeat import FINISHED, RUNNING, STOPPED, last_heartbeat
 from distinf.planning import Plan
 from distinf.printable import printable
-from distinf.run import StageStatus, page_path, status
+from distinf.run import page_path
 from distinf.runtime import Unit
 from distinf.saying import own_stderr
 from distinf.stages.basis import results
@@ -32,6 +29,7 @@ from distinf.stages.gram import report as gram_report
 from distinf.stages.gram.free_rankings import OWN_LOSS, SUGGESTED
 from distinf.stages.gram.page.findings import EPOCHS
 from distinf.stages.session import Session
+from distinf.standing import described
 from distinf.terminal import Terminal
 
 POLL_S = 0.5
@@ -39,24 +37,6 @@ SOON_S = 2.0  # the first plain line of a stage that takes longer
 PLAIN_S = 10.0
 MOST_CELLS = 20  # columns of the terminal for a label
 MOST_LETTERS = 300  # of a text, before it is fitted into the terminal
-
-DESCRIPTIONS = {
-    "index": "count records",
-    "pilots": "pilot patterns",
-    "import": "import records",
-    "data": "generate data",
-    "train": "train",
-    "evaluate": "evaluate, choose targets",
-    "curvature": "curvature (Arnoldi)",
-    "queries": "target gradients",
-    "gradients": "per-sample gradients",
-    "gram": "products of gradients",
-    "scores": "influence scores",
-    "trajectory": "gradients at checkpoints",
-    "attribution": "what drives a row",
-    "actions": "fine-tune",
-    "report": "report",
-}
 
 
 class Reporter:
@@ -128,12 +108,6 @@ class Reporter:
 def _of(done: float, total: int) -> str:
     share = "" if done == int(done) else f" ({done / total:.0%} with those begun)"
     return f"{int(done)} of {total} unit{'s' if total != 1 else ''}{share}"
-
-
-def described(stage: str) -> str:
-    """A stage's title in words: "reduced: train"."""
-    run, _, name = stage.rpartition(": ")
-    return f"{run}: {DESCRIPTIONS.get(name, name)}" if run else DESCRIPTIONS.get(name, name)
 
 
 def summary(session: Session, seconds: float, console: Terminal | None = None) -> None:
@@ -283,68 +257,3 @@ def _duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.3g} min" if seconds < 5940 else f"{seconds / 3600:.3g} h"
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """How a run stands.
-
-    state   finished, running, stopped, or begun (nobody said more)
-    report  where its page is, None where there is none yet
-    words   the same in a sentence, with what to do next
-    """
-
-    run: str
-    state: str
-    words: str
-    report: str | None
-    stages: Sequence[StageStatus]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def status_of(folder: str, session: Session) -> RunStatus:
-    """By the ledger what is done, by the driver's last word who works on it.
-
-    folder: the run's, as its user names it.
-    """
-    stages = status(session)
-    names = session.blobs.names("report")
-    page = page_path(session) if "report/index.html" in names else None
-    last = last_heartbeat(session.blobs.root)
-    named = shlex.quote(folder)
-    if stages[-1].is_complete:
-        words = f"report at {page}" if page else f"its page is gone: distinf report {named}"
-        return RunStatus(folder, FINISHED, f"finished: {words}", page, stages)
-    place = _place(stages)
-    so_far = f"an earlier report at {page}" if page else "no report yet"
-    if last is not None and last.is_alive:
-        who = f"process {last.process} on {last.host}, seen {time.time() - last.at:.0f} s ago"
-        words = f"running: {place}; {so_far} ({who})"
-        return RunStatus(folder, RUNNING, words, page, stages)
-    why = f" ({last.why})" if last is not None and last.why else ""
-    words = f"stopped {place}; {so_far}{why}; to go on: distinf run {named}"
-    return RunStatus(folder, STOPPED, words, page, stages)
-
-
-def _place(stages: Sequence[StageStatus]) -> str:
-    """The first stage that is not done; one of 0 units does not know yet what it has to do."""
-    begun = [stage for stage in stages if stage.total and not stage.is_complete]
-    if not begun:
-        return "between two stages"
-    units = f"{begun[0].done} of {begun[0].total} unit{'s' if begun[0].total != 1 else ''}"
-    return f"at {described(begun[0].stage)}, {units}"
-
-
-def status_table(found: RunStatus, console: Terminal | None = None) -> None:
-    """How far each stage is, and what follows from it."""
-    out = console or Terminal()
-    table = Table("stage", title="Status", title_justify="left")
-    for name in ("done", "of", "retries", "left"):
-        table.add_column(name, justify="right")
-    for s in found.stages:
-        left = "" if s.left_s is None else f"{s.left_s:.0f} s"
-        table.add_row(s.stage, str(s.done), str(s.total), str(s.retries), left)
-    out.print(table)
-    out.print(found.words, soft_wrap=True)

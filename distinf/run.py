@@ -6,58 +6,30 @@ import os
 import shlex
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import count, pairwise
-from types import ModuleType
+from itertools import count
 from typing import Any
 
 import torch
 import yaml
 
 from distinf.config import METHOD, RunConfig, dump, load
-from distinf.errors import CorruptionError, DistinfError, InputError, Interrupted
+from distinf.errors import SEE, CorruptionError, DistinfError, InputError, Interrupted
 from distinf.fingerprint import fingerprint, provenance
 from distinf.heartbeat import Beating, is_begun
 from distinf.lease import held, is_lease
 from distinf.masking import masked, variable, without
 from distinf.naming import CONFIG
 from distinf.planning import joins, quick_plans, refuse_what_cannot_fit
-from distinf.runtime import Ledger, Node, faults, open_runtime
+from distinf.runtime import Agenda, Node, faults, open_runtime
 from distinf.runtime.units import differences
 from distinf.stages import route
 from distinf.stages.session import Session
-from distinf.store import Blobs, damage, open_root
+from distinf.store import Blobs, open_root
 
-NOTHING = {"group": "", "files": {}, "bytes": 0}  # the manifest of a unit without arrays
 WHOLE = ("task", "route")  # where they differ, nothing is alike
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
-
-
-@dataclass(frozen=True)
-class StageStatus:
-    """How far one stage is; `left_s` is None until there is a rate to go by."""
-
-    stage: str
-    done: int
-    total: int
-    retries: int
-    left_s: float | None
-
-    @property
-    def is_complete(self) -> bool:
-        return 0 < self.total == self.done
-
-
-@dataclass
-class Verification:
-    """Files read and bytes checked, and one line for each thing that is wrong."""
-
-    records: int = 0
-    files: int = 0
-    bytes: int = 0
-    problems: list[str] = field(default_factory=list)
 
 
 def open_session(config: RunConfig, accept: Sequence[str] = ()) -> Session:
@@ -72,14 +44,19 @@ def open_session(config: RunConfig, accept: Sequence[str] = ()) -> Session:
 
 
 def _write_config(session: Session, text: str | None) -> None:
-    if text is None:
-        return
+    """Keep what the run has to do and its configuration: a new one, or, where config.yaml is torn
+    or gone, the one that it had."""
+    blobs = session.blobs
     try:
-        session.blobs.put(CONFIG, text.encode())
-        session.forget_sources()
+        whole = _kept_config(blobs) if text is None else text.encode()
+        Agenda(blobs).begin(whole.decode(), route.planned(session))
+        if text is not None or _is_torn(blobs):
+            blobs.put(CONFIG, whole)
+        if text is not None:
+            session.forget_sources()
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"out: cannot write {session.blobs.root}: {reason}") from None
+        raise InputError(f"out: cannot write {blobs.root}: {reason}") from None
 
 
 def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Session, str | None]:
@@ -172,12 +149,31 @@ def _raw_config(blobs: Blobs) -> bytes | None:
         return None
 
 
-def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
-    data = _raw_config(blobs)
-    if data is None:
-        return None
+def _kept_config(blobs: Blobs) -> bytes:
+    """The configuration as it was written; of a run without an agenda, as it is: empty if none."""
     try:
-        stored = yaml.safe_load(data)
+        return Agenda(blobs).config().encode()
+    except (KeyError, CorruptionError):
+        return _raw_config(blobs) or b""
+
+
+def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
+    """What the folder's run was begun with; None if there is none."""
+    data = _kept_config(blobs)
+    return _provenance_in(data, f"{blobs.root}/{CONFIG}") if data else None
+
+
+def _is_torn(blobs: Blobs) -> bool:
+    try:
+        return _provenance_in(_raw_config(blobs) or b"", CONFIG) is None
+    except CorruptionError:
+        return True
+
+
+def _provenance_in(config: bytes, name: str) -> Mapping[str, Any] | None:
+    """None if it has none, as it is not of a run; CorruptionError if it is no configuration."""
+    try:
+        stored = yaml.safe_load(config)
     except (yaml.YAMLError, ValueError, RecursionError):
         stored = None
     found = stored.get("provenance") if isinstance(stored, dict) else False
@@ -187,7 +183,7 @@ def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
     if not isinstance(found, dict) or any(
         not isinstance(found.get(key, kind()), kind) for key, kind in kinds.items()
     ):
-        raise CorruptionError(f"{blobs.root}/{CONFIG} is not a run's configuration")
+        raise CorruptionError(f"{name} is not a run's configuration; {SEE}")
     return found
 
 
@@ -287,55 +283,6 @@ def reopen(folder: str) -> Session:
     if _stored_provenance(blobs) is None:
         raise InputError(f"{folder}: no {CONFIG} there; give the folder of a run")
     return _session(load(folder), blobs.root)
-
-
-def status(session: Session) -> list[StageStatus]:
-    """From the ledger alone: it works while the run works, and when its cluster is gone."""
-    *stages, last = route.stages_of(session)
-    found = [_stage_status(each, stage) for each in route.together(session) for stage in stages]
-    return [*found, _stage_status(session, last)]
-
-
-def _stage_status(session: Session, stage: ModuleType) -> StageStatus:
-    wanted = route.wanted_units(session, stage)
-    records = session.done(wanted)
-    complete = bool(wanted) and route.is_done(session, stage, wanted)
-    total = len(records) if complete else len(wanted)
-    retries = sum(int(record["attempt"]) - 1 for record in records.values())
-    left = None if complete else _left(records.values(), total)
-    return StageStatus(route.titled(session, stage), len(records), total, retries, left)
-
-
-def _left(records: Collection[Mapping[str, Any]], total: int) -> float | None:
-    """Seconds until `total` units are done, pauses between a kill and a resume left out."""
-    times = sorted(record["committed"] for record in records)
-    gaps = sorted(later - earlier for earlier, later in pairwise(times))
-    if not gaps:
-        return None
-    usual = [gap for gap in gaps if gap <= 10 * (gaps[len(gaps) // 2] + 1.0)]
-    return (total - len(times)) * sum(usual) / len(usual)
-
-
-def verify(session: Session) -> Verification:
-    """Read every committed byte again; list all that is missing or altered."""
-    return verify_stages(session.blobs, [stage.NAME for stage in route.stages_of(session)])
-
-
-def verify_stages(blobs: Blobs, stages: Sequence[str]) -> Verification:
-    """As `verify`, for the stages of any ledger."""
-    found = Verification()
-    for stage in stages:
-        examined = Ledger(blobs, stage).examine()
-        found.problems += examined.problems.values()
-        for unit_id, record in examined.records.items():
-            manifest, where = record.get("manifest", NOTHING), examined.places[unit_id]
-            found.problems += [
-                f"{problem} (its record: {where})" for problem in damage(blobs, manifest)
-            ]
-            found.records += 1
-            found.files += len(manifest["files"])
-            found.bytes += manifest["bytes"]
-    return found
 
 
 def rewrite_report(session: Session) -> str:

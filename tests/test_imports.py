@@ -26,6 +26,8 @@ LEVELS = {
     "config": 4,
     "studies": 3,
     "heartbeat": 3,
+    "standing": 4,
+    "verifying": 3,
     "lease": 3,
     "config_file": 2,
     "stages": 2,

@@ -13,12 +13,14 @@ from torch.func import functional_call, hessian, jacrev
 
 from distinf.config import load
 from distinf.errors import InputError
-from distinf.run import reopen, rewrite_report, status, verify
+from distinf.run import reopen, rewrite_report
 from distinf.runtime import Unit
 from distinf.stages import route
 from distinf.stages.basis import actions, curvature, evaluate, gradients, pools, results, train
 from distinf.stages.session import draw
+from distinf.standing import stages_of
 from distinf.store import open_root
+from distinf.verifying import verify
 from tests.support.runs import all_scores, run_points, same_bits
 
 
@@ -110,9 +112,9 @@ def test_a_positive_score_means_that_training_on_the_row_lowers_the_targets_loss
 
 
 def test_a_finished_run_is_intact_and_needs_no_second_look(finished):
-    checked = verify(finished)
+    checked = verify(finished.blobs)
     assert checked.problems == []
-    assert checked.records == sum(s.done for s in status(finished)) > 30
+    assert checked.records == sum(s.done for s in stages_of(finished.blobs)) > 30
     before = {n: open_root(finished.blobs.root).get(n) for n in finished.blobs.names("ledger")}
     again = run_points(finished.blobs.root)
     assert {n: again.blobs.get(n) for n in again.blobs.names("ledger")} == before
@@ -287,7 +289,7 @@ def test_a_run_in_a_bucket_is_the_same_run(finished):
     session = run_points(bucket)
     assert session.blobs.root == bucket
     assert same_bits(all_scores(session), all_scores(finished))
-    assert verify(session).problems == []
+    assert verify(session.blobs).problems == []
     assert "report/index.html" in session.blobs.names("report")
 
 
@@ -366,7 +368,7 @@ def test_verify_lists_all_that_is_damaged(tmp_path):
         session.blobs.delete(chunk)
     record = session.blobs.names("ledger/actions")[0]
     session.blobs.put(record, b"{}")
-    problems = verify(reopen(str(tmp_path / "run"))).problems
+    problems = verify(session.blobs).problems
     assert len(problems) == 4
     assert all(any(name in line for line in problems) for name in [*chunks, record])
 

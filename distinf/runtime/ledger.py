@@ -10,7 +10,7 @@ stands, whatever a late writer puts beside it.
 import contextlib
 import hashlib
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -132,6 +132,25 @@ class Ledger:
                 return sealed
             self._seal(loose[:SEGMENT_RECORDS])
             sealed += 1
+
+    def take_out(self, unit_id: str, move: Callable[[Iterable[str]], None]) -> Record | None:
+        """Let the unit have no record any more -> the one it had.
+
+        What names it goes by `move`: its own file, or the segment that has it, whose other records
+        are put back one by one before.
+        """
+        names = self._names()
+        self._read_segments(names)
+        self._read_loose({unit_id})
+        record = self._sealed.get(unit_id) or self._loose.get(unit_id)
+        for name, records in self._segments.items():
+            if any(each["unit"] == unit_id for each in records):
+                for each in records:
+                    if each["unit"] != unit_id:
+                        self._records.put_if_absent(self._name(each["unit"]), seal(each))
+                move([name])
+        move({self._name(unit_id)} & set(names))
+        return record
 
     def _seal(self, unit_ids: Collection[str]) -> None:
         self._read_loose(unit_ids)

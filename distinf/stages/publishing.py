@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distinf.runtime import Cost, Unit
+from distinf.runtime import Cost, Unit, hand_out
+from distinf.runtime.handed import FOLDER, sums_of
 from distinf.stages.page.rows import Row, csv_text, json_text
 
 NAME = "report"
@@ -17,19 +18,28 @@ def units(outline: Any) -> Sequence[tuple[Unit, Cost]]:
 
 
 def is_done(session: Any) -> bool:
-    """The page is there, and it is this run's."""
+    """The page and the sums of all files are there, and they are this run's."""
     unit = units(session.outline)[0][0]
-    page_is_there = f"{NAME}/{PAGE}" in session.blobs.names(NAME)
-    return page_is_there and bool(session.done([unit]))
+    there = {*session.blobs.names(NAME), *session.blobs.names(FOLDER)}
+    return {f"{NAME}/{PAGE}", sums_of(NAME)} <= there and bool(session.done([unit]))
 
 
-def publish(session: Any, findings: Any, tables: Mapping[str, Sequence[Row]], page: str) -> None:
-    """findings.json, every table as CSV and JSON, and the page last: if it is there, all is."""
+def publish(
+    session: Any,
+    findings: Any,
+    tables: Mapping[str, Sequence[Row]],
+    page: str,
+    rankings: Mapping[str, str] | None = None,
+) -> None:
+    """Rankings as CSV by file, every table as CSV and JSON, findings.json, and the page last: if
+    it is there, all is. Their sums come after them."""
+    files = {name: text.encode() for name, text in (rankings or {}).items()}
     for name, rows in tables.items():
-        session.blobs.put(f"{NAME}/{name}.csv", csv_text(rows).encode())
-        session.blobs.put(f"{NAME}/{name}.json", json_text(rows).encode())
-    session.blobs.put(f"{NAME}/findings.json", json.dumps(findings, indent=1).encode())
-    session.blobs.put(f"{NAME}/{PAGE}", page.encode())
+        files[f"{name}.csv"] = csv_text(rows).encode()
+        files[f"{name}.json"] = json_text(rows).encode()
+    files["findings.json"] = json.dumps(findings, indent=1).encode()
+    files[PAGE] = page.encode()
+    hand_out(session.blobs, NAME, {f"{NAME}/{name}": data for name, data in files.items()})
 
 
 def commit(session: Any) -> None:

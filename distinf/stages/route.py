@@ -1,16 +1,18 @@
 """Routes: the kinds of run there are, and how any of them goes through its stages."""
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
-from distinf.runtime import Runtime, Unit
+from distinf.runtime import Agenda, Part, Runtime, Unit, repairs
 from distinf.stages.basis import route as basis
 from distinf.stages.gram import route as gram
 
+LOG = logging.getLogger("distinf")  # the command line shows what is said here
 ROUTES: Mapping[str, ModuleType] = {"basis": basis, "gram": gram}
 
 
@@ -33,11 +35,23 @@ def together(session: Any) -> list[Any]:
     return [session, *session.beside.values()]
 
 
-def titles(session: Any) -> list[str]:
-    """All that `run` goes through, in its order."""
+def parts(session: Any) -> list[tuple[Any, ModuleType]]:
+    """All that `run` goes through, in its order: whose, and which stage."""
     *stages, last = stages_of(session)
-    every = [(each, stage) for each in together(session) for stage in stages]
-    return [titled(each, stage) for each, stage in [*every, (session, last)]]
+    return [*((each, stage) for each in together(session) for stage in stages), (session, last)]
+
+
+def titles(session: Any) -> list[str]:
+    """Of the `parts`."""
+    return [titled(each, stage) for each, stage in parts(session)]
+
+
+def planned(session: Any) -> list[Part]:
+    """The `parts`, as far as can be told from where the run stands."""
+    return [
+        Part(titled(each, stage), stage.NAME, len(wanted_units(each, stage)))
+        for each, stage in parts(session)
+    ]
 
 
 def check(session: Any) -> dict[str, str]:
@@ -48,23 +62,49 @@ def check(session: Any) -> dict[str, str]:
 
 def run(session: Any, runtime: Runtime, watch: Watcher) -> None:
     """Every stage in order; one whose units are all committed costs a look into its ledger."""
-    *stages, last = stages_of(session)
-    for each in together(session):
-        for stage in stages:
-            _run_stage(each, stage, runtime, watch)
-    _run_stage(session, last, runtime, watch)
+    agenda = Agenda(session.blobs)
+    for place, (each, stage) in enumerate(parts(session)):
+        wanted = wanted_units(each, stage)
+        ids = {unit.id for unit in wanted}
+        if not is_done(each, stage, wanted):
+            agenda.know(place, ids)
+            _run_stage(each, stage, wanted, runtime, watch)
+            _after_repair(session, place, wanted)
+        agenda.know(place, ids & each.ledger(stage.NAME).committed_ids(), is_over=True)
 
 
-def _run_stage(session: Any, stage: ModuleType, runtime: Runtime, watch: Watcher) -> None:
-    wanted = wanted_units(session, stage)
-    if is_done(session, stage, wanted):
-        return
+def _run_stage(
+    session: Any, stage: ModuleType, wanted: Sequence[Unit], runtime: Runtime, watch: Watcher
+) -> None:
     ids = {unit.id for unit in wanted}
     began, busy_s = time.time(), runtime.busy_s
     with watch(titled(session, stage), wanted, partial(_done, session, stage.NAME, ids)):
         stage.run(session, runtime)
     seconds = time.time() - began
     session.note_time(stage.NAME, began, seconds, runtime.busy_s - busy_s)
+
+
+def _after_repair(session: Any, place: int, units: Sequence[Unit]) -> None:
+    """Of the parts after this one, take out what was made of units that came out otherwise."""
+    other = repairs.differing(session.blobs, units)
+    if not other:
+        return
+    stages, every = stages_of(session), parts(session)
+    after = stages[stages.index(every[place][1]) + 1 :]
+    blobs, folder = session.blobs, f"damaged/after-{other[0].id}"
+
+    def move(names: Iterable[str]) -> None:
+        for name in names:
+            blobs.move(name, f"{folder}/{name}")
+
+    later = [wanted_units(*part) for part in every[place + 1 :] if part[1] in after]
+    count = sum(repairs.forget(blobs, each, move) for each in later)
+    for each in together(session):
+        each.forget_ledgers()
+    LOG.warning(
+        "warning: %s came out otherwise than before it was damaged (another machine or package?); "
+        "%d units after it are computed anew", other[0].describe(), count,
+    )  # fmt: skip
 
 
 def wanted_units(session: Any, stage: ModuleType) -> Sequence[Unit]:

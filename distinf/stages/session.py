@@ -125,6 +125,10 @@ class Session(ABC):
     def ledger(self, stage: str) -> Ledger:
         return self.cached(("ledger", stage), lambda: Ledger(self.blobs, stage))
 
+    def forget_ledgers(self) -> None:
+        """Read them anew, as records were taken out."""
+        self._cache.clear()
+
     def work(self, body: str) -> Work:
         return Work(body, self.PREPARE, self.context)
 

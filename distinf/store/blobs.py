@@ -40,6 +40,9 @@ class Blobs(Protocol):
     def delete(self, key: str) -> None:
         """Remove the key if it is there."""
 
+    def move(self, key: str, to: str) -> None:
+        """Put what is there under another key, whatever it is; nothing if nothing is."""
+
     def free_bytes(self) -> int | None:
         """Room left, or None where the backend has no such limit."""
 
@@ -119,6 +122,13 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             self._path(key).unlink()
 
+    def move(self, key: str, to: str) -> None:
+        target = self._path(to)
+        _make_durable_folder(target.parent)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(Path(self.root, key), target)  # of a link the link
+            _sync_folder(target.parent)
+
     def free_bytes(self) -> int | None:
         folder = Path(self.root)
         while not folder.exists():
@@ -186,6 +196,12 @@ class Bucket:
 
         with contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
+
+    def move(self, key: str, to: str) -> None:
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError):
+            obstore.rename(self._store, key, to)
 
     def free_bytes(self) -> int | None:
         return None

@@ -9,6 +9,7 @@ Training starts from the task's own weights or from a checkpoint, and its end is
 run that trains a model of its own writes model-<variation>.safetensors beside it.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distinf.errors import InputError
+from distinf.errors import CorruptionError, InputError
 from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import per_sample
 from distinf.numerics.precision import float_edges, precision
-from distinf.runtime import Cost, Lever, Runtime, Unit, digest
+from distinf.runtime import Cost, Lever, Runtime, Unit, digest, hand_out
 from distinf.runtime.activity import HERE, SHARD
+from distinf.runtime.handed import handed
 from distinf.stages import checkpoint
 from distinf.stages.basis.session import Outline, Session
 from distinf.stages.basis.settings import TrainSettings
@@ -131,10 +133,11 @@ def _is_exported(session: Session) -> bool:
     """These very weights are there, under the run's name or the variation's."""
     for name in {WEIGHTS, _weights_name(session)}:
         try:
-            about = checkpoint.about(session.blobs.get(name))
-        except KeyError:
+            data, sums = session.blobs.get(name), handed(session.blobs, name)
+        except (KeyError, CorruptionError):
             continue
-        if about.get("basis") == session.basis[NAME]:
+        is_ours = checkpoint.about(data).get("basis") == session.basis[NAME]
+        if is_ours and sums.get(name) == hashlib.sha256(data).hexdigest():
             return True
     return False
 
@@ -152,7 +155,8 @@ def _export(session: Session, last: Unit) -> None:
         "basis": session.basis[NAME],
         "step": last.stop,
     }
-    session.blobs.put(_weights_name(session), checkpoint.encoded(tensors, about))
+    name = _weights_name(session)
+    hand_out(session.blobs, name, {name: checkpoint.encoded(tensors, about)})
 
 
 def _weights_name(session: Session) -> str:

@@ -31,11 +31,10 @@ def run(session: Session, runtime: Runtime) -> None:
 
 def write(session: Session) -> None:
     """Every row ranked, the tables, and the page."""
-    for cell in session.outline.cells.values():
-        text = csv_text(cell_ranking(session, cell))
-        session.blobs.put(f"report/{ranking_name(cell.name)}", text.encode())
+    cells = session.outline.cells.values()
+    rankings = {ranking_name(cell.name): csv_text(cell_ranking(session, cell)) for cell in cells}
     found = findings(session)
-    publishing.publish(session, found.to_json(), tables(found), render(found))
+    publishing.publish(session, found.to_json(), tables(found), render(found), rankings)
 
 
 def ranking_name(cell: str) -> str:

@@ -1,0 +1,59 @@
+"""Files that a run hands out (its report, its weights): written once, their sums kept beside.
+
+handed/NAME.json has the sha256 of each file of one kind; it is written after them.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+from distinf.errors import SEE, CorruptionError, in_one_line
+from distinf.runtime.agenda import Kept
+from distinf.runtime.records import RECORD_BYTES, seal, unseal
+
+FOLDER = "handed"
+
+
+def hand_out(blobs: Kept, name: str, files: Mapping[str, bytes]) -> None:
+    """Put the files, by key and in this order, then their sums."""
+    for key, data in files.items():
+        blobs.put(key, data)
+    sums = {key: hashlib.sha256(data).hexdigest() for key, data in files.items()}
+    blobs.put(sums_of(name), seal({"files": sums}))
+
+
+def sums_of(name: str) -> str:
+    """The key under which the sums of one kind of file lie."""
+    return f"{FOLDER}/{name}.json"
+
+
+def handed(blobs: Kept, name: str) -> dict[str, str]:
+    """The files of one kind and their sums; KeyError if none were handed out."""
+    key = sums_of(name)
+    files = unseal(blobs.get(key, most=RECORD_BYTES), key).get("files")
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+        raise CorruptionError(f"{key} has no sums of files; {SEE}")
+    return files
+
+
+def changed(blobs: Kept, name: str, within: str) -> list[str]:
+    """One line for each file of one kind that is missing or is not as it was handed out.
+
+    within  the folder that its files lie in, "" for the run's own
+    """
+    try:
+        files = handed(blobs, name)
+    except (KeyError, CorruptionError, OSError) as error:
+        missing = f"{sums_of(name)} is missing: nothing says what was written"
+        return [missing if isinstance(error, KeyError) else in_one_line(error, sums_of(name))]
+    found = []
+    for key, expected in files.items():
+        if key.rpartition("/")[0] != within:
+            return [f"{sums_of(name)} names {key:.80}, which was never written so"]
+        try:
+            if hashlib.sha256(blobs.get(key)).hexdigest() != expected:
+                found.append(f"{key} was altered after it was written")
+        except KeyError:
+            found.append(f"{key} is missing")
+        except (CorruptionError, OSError) as error:
+            found.append(in_one_line(error, key))
+    return found

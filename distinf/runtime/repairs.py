@@ -1,0 +1,44 @@
+"""Units that `distinf verify --repair` set aside: whether they came out again as they were.
+
+repairs/STAGE/UNIT.json has the files that the unit had. A unit is made of its inputs bit for bit,
+so it comes out the same, and what was made of it stands; on another machine it may not.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from distinf.runtime.agenda import Kept
+from distinf.runtime.ledger import Ledger
+from distinf.runtime.records import RECORD_BYTES, Record, seal, unseal
+from distinf.runtime.units import Unit
+
+FOLDER = "repairs"
+
+
+def remember(blobs: Kept, stage: str, unit_id: str, record: Record) -> None:
+    """Keep the sums of the unit's files as its record has them."""
+    if "manifest" in record:
+        files = {"files": record["manifest"]["files"]}
+        blobs.put(f"{FOLDER}/{stage}/{unit_id}.json", seal(files))
+
+
+def differing(blobs: Kept, units: Sequence[Unit]) -> list[Unit]:
+    """Of these units, which are committed, those that came out otherwise than they were; of all
+    that were set aside nothing is remembered any more."""
+    found = []
+    by_id = {unit.id: unit for unit in units}
+    for name in blobs.names(f"{FOLDER}/{units[0].stage}") if units else ():
+        unit = by_id.get(name.rsplit("/", 1)[-1].removesuffix(".json"))
+        record = unit and Ledger(blobs, unit.stage).get(unit)
+        if not unit or not record:
+            continue
+        before = unseal(blobs.get(name, most=RECORD_BYTES), name)["files"]
+        if before != record.get("manifest", {}).get("files"):
+            found.append(unit)
+        blobs.delete(name)
+    return found
+
+
+def forget(blobs: Kept, units: Iterable[Unit], move: Callable[[Iterable[str]], None]) -> int:
+    """Take these units' records out -> of how many there was one."""
+    taken = [Ledger(blobs, unit.stage).take_out(unit.id, move) for unit in units]
+    return sum(record is not None for record in taken)

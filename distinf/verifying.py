@@ -1,0 +1,201 @@
+"""Whether all that a run committed is there and as it was written, and a way back if it is not.
+
+The agenda says which units there ought to be, the ledger which bytes are theirs, `handed/` which
+files people were given. No task is imported.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from distinf.errors import CorruptionError, in_one_line
+from distinf.naming import CONFIG
+from distinf.runtime import Agenda, Ledger, Part, repairs
+from distinf.runtime.agenda import START
+from distinf.runtime.handed import FOLDER, changed, handed, sums_of
+from distinf.runtime.ledger import Examined
+from distinf.runtime.records import folders_of
+from distinf.store import Blobs, damage
+
+NOTHING = {"group": "", "files": {}, "bytes": 0}  # the manifest of a unit without arrays
+REPORT = "report"
+LISTED = 5  # missing units of a stage that are named one by one
+ASIDE = "damaged"
+
+
+@dataclass
+class Verification:
+    """Files read and bytes checked, and one line for each thing that is wrong.
+
+    units   by stage, ids of those whose record or files are not what was committed
+    names   of files that cannot be believed: records, segments, the agenda's
+    handed  kinds of files that are not as they were handed out
+    """
+
+    records: int = 0
+    files: int = 0
+    bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+    units: dict[str, set[str]] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    handed: set[str] = field(default_factory=set)
+
+
+def verify(blobs: Blobs) -> Verification:
+    """Read every committed byte of a run again; list all that is missing or altered."""
+    found = Verification()
+    parts = _agenda(blobs, found)
+    in_order = dict.fromkeys(part.stage for part in parts)
+    for stage in [*in_order, *sorted(_stages_in(blobs, found) - in_order.keys())]:
+        examined = _verify_stage(blobs, stage, found)
+        for part in parts:
+            if part.stage == stage:
+                _look_for_missing(part, examined, found)
+    _verify_handed(blobs, parts, found)
+    return found
+
+
+def verify_stages(blobs: Blobs, stages: Sequence[str]) -> Verification:
+    """As `verify`, for the stages of any ledger."""
+    found = Verification()
+    for stage in stages:
+        _verify_stage(blobs, stage, found)
+    return found
+
+
+def _agenda(blobs: Blobs, found: Verification) -> list[Part]:
+    """What the run has to do; [] if that is not known."""
+    problems: dict[str, str] = {}
+    parts: list[Part] = []
+    try:
+        agenda = Agenda(blobs)
+        parts = agenda.parts(problems)
+        if blobs.get(CONFIG).decode("utf-8", "replace") != agenda.config():
+            problems[CONFIG] = f"{CONFIG} was altered after it was written"
+    except KeyError:
+        problems[START] = (
+            f"{START} is missing: what the run has to do is not known; it was deleted, or an "
+            "earlier version began the run: its command says it anew"
+        )
+    except (CorruptionError, OSError) as error:
+        problems[START] = in_one_line(error, START)
+    found.problems += problems.values()
+    found.names |= problems.keys()
+    return parts
+
+
+def _stages_in(blobs: Blobs, found: Verification) -> set[str]:
+    try:
+        return {name.split("/")[1] for name in blobs.names("ledger") if name.count("/") > 1}
+    except OSError as error:
+        found.problems.append(in_one_line(error, "ledger"))
+        return set()
+
+
+def _verify_stage(blobs: Blobs, stage: str, found: Verification) -> Examined:
+    try:
+        examined = Ledger(blobs, stage).examine()
+    except OSError as error:  # a folder that may not be read
+        found.problems.append(in_one_line(error, f"ledger/{stage}"))
+        return Examined()
+    found.problems += examined.problems.values()
+    found.names |= examined.problems.keys()
+    for unit_id, record in examined.records.items():
+        manifest, where = record.get("manifest", NOTHING), examined.places[unit_id]
+        lines = [f"{problem} (its record: {where})" for problem in damage(blobs, manifest)]
+        if lines:
+            found.problems += lines
+            found.units.setdefault(stage, set()).add(unit_id)
+        found.records += 1
+        found.files += len(manifest["files"])
+        found.bytes += manifest["bytes"]
+    return examined
+
+
+def _look_for_missing(part: Part, examined: Examined, found: Verification) -> None:
+    """Units of a part that is over, of which no record is there."""
+    if not part.is_over or part.units is None:
+        return
+    damaged = {name.rsplit("/", 1)[-1].removesuffix(".json") for name in examined.problems}
+    missing = sorted(set(part.units) - examined.records.keys() - damaged)
+    if missing and any("/segment-" in name for name in examined.problems):
+        return  # they were in it
+    for unit_id in missing[:LISTED]:
+        found.problems.append(
+            f"ledger/{part.stage}/{unit_id}.json is missing, of '{part.title}', which was over"
+        )
+    if len(missing) > LISTED:
+        found.problems.append(
+            f"ledger/{part.stage}: {len(missing) - LISTED} more records of '{part.title}' are "
+            "missing"
+        )
+    if missing:
+        found.units.setdefault(part.stage, set()).update(missing)
+
+
+def _verify_handed(blobs: Blobs, parts: Sequence[Part], found: Verification) -> None:
+    """The report, if it is done; weights, if any were written."""
+    try:
+        kinds = {name.removeprefix(f"{FOLDER}/")[:-5] for name in blobs.names(FOLDER)}
+        weights = {name for name in _weights(parts) if _is_there(blobs, name)}
+        pages = bool(blobs.names(REPORT))
+    except OSError as error:
+        found.problems.append(in_one_line(error, FOLDER))
+        return
+    if pages or any(part.stage == REPORT and part.is_over for part in parts):
+        kinds.add(REPORT)
+    for kind in sorted(kinds | weights):
+        lines = changed(blobs, kind, within=REPORT if kind == REPORT else "")
+        if lines:
+            found.problems += lines
+            found.handed.add(kind)
+            continue
+        found.files += len(handed(blobs, kind))
+
+
+def _weights(parts: Sequence[Part]) -> set[str]:
+    """The files that a run and its variations may have written their weights to."""
+    names = {part.title.removesuffix(f": {part.stage}") for part in parts if ": " in part.title}
+    return {"model.safetensors", *(f"model-{name}.safetensors" for name in names)}
+
+
+def _is_there(blobs: Blobs, name: str) -> bool:
+    try:
+        return blobs.size(name) >= 0
+    except KeyError:
+        return False
+    except CorruptionError:
+        return True
+
+
+def set_aside(blobs: Blobs, found: Verification) -> int:
+    """Move all that is damaged to `damaged/`, so that the run makes it again -> how many units.
+
+    What a unit's files were is remembered: should they come out otherwise, what depends on them is
+    made again too (`repairs`).
+    """
+    folder = f"{ASIDE}/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+    def move(names: Iterable[str]) -> None:
+        for name in names:
+            blobs.move(name, f"{folder}/{name}")
+
+    move(found.names - {CONFIG})
+    if CONFIG in found.names and START not in found.names:
+        move([CONFIG])
+        blobs.put(CONFIG, Agenda(blobs).config().encode())
+    for stage, units in found.units.items():
+        for unit_id in sorted(units):
+            record = Ledger(blobs, stage).take_out(unit_id, move)
+            if record is not None:
+                repairs.remember(blobs, stage, unit_id, record)
+            for group in folders_of(stage, unit_id):
+                move(blobs.names(group.rstrip("/")))
+    for kind in found.handed:
+        try:
+            move(handed(blobs, kind))
+        except (KeyError, CorruptionError):
+            move(blobs.names(REPORT) if kind == REPORT else [kind])
+        move([sums_of(kind)])
+    return sum(map(len, found.units.values()))
