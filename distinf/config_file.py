@@ -3,6 +3,7 @@
 Imports nothing heavy, so that a command can say within a moment what it is about to do.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,13 +90,14 @@ def _given(path: str) -> tuple[dict[str, Any], str]:
 def _of_run(root: str, reading: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A run's configuration; where it is torn, as it was when it was written."""
     try:
+        kept = Agenda(open_root(root)).config()
+    except (KeyError, OSError, CorruptionError):
         return reading()
-    except InputError:
-        try:
-            return _parsed(root, Agenda(open_root(root)).config())
-        except (KeyError, OSError, CorruptionError):
-            pass
-        raise
+    with contextlib.suppress(InputError):
+        found = reading()
+        if found.get("provenance") is not None:
+            return found
+    return _parsed(root, kept)
 
 
 def _extended(path: str, file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -1,0 +1,318 @@
+"""What `distinf verify` finds, what `--repair` makes again, and that looking needs no task."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from distinf.cli import main
+from distinf.config import resolve
+from distinf.errors import CorruptionError, InputError
+from distinf.run import execute
+from distinf.runtime import Agenda, Ledger, handed, repairs
+from distinf.runtime.records import seal, unseal
+from distinf.standing import stages_of
+from distinf.store import open_root
+from distinf.verifying import set_aside, verify
+from tests.support.runs import POINTS, REPOSITORY, all_scores, run_points, same_bits
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    return run_points(tmp_path_factory.mktemp("verifying") / "run")
+
+
+@pytest.fixture
+def blobs(pristine, tmp_path):
+    shutil.copytree(pristine.blobs.root, tmp_path / "run")
+    return open_root(str(tmp_path / "run"))
+
+
+def problems(blobs):
+    return "\n".join(verify(blobs).problems)
+
+
+def test_an_intact_run_has_no_problem(blobs):
+    assert problems(blobs) == ""
+
+
+@pytest.mark.parametrize("stage", ["train", "gradients", "actions", "report"])
+def test_a_stage_whose_records_are_gone_is_missed(blobs, stage):
+    shutil.rmtree(Path(blobs.root, "ledger", stage))
+    assert f"ledger/{stage}" in problems(blobs)
+
+
+def test_records_that_are_gone_are_named_and_counted(blobs):
+    names = blobs.names("ledger/actions")
+    for name in names[:7]:
+        blobs.delete(name)
+    found = verify(blobs)
+    assert len(found.problems) == 6
+    assert sum(any(name in line for line in found.problems) for name in names[:7]) == 5
+    assert "2 more records" in found.problems[-1]
+
+
+def test_records_under_each_others_names_are_told(blobs):
+    one, other = blobs.names("ledger/gradients")[:2]
+    kept = blobs.get(one), blobs.get(other)
+    blobs.put(one, kept[1])
+    blobs.put(other, kept[0])
+    assert one in problems(blobs)
+    assert other in problems(blobs)
+
+
+def test_a_record_whose_id_is_not_the_hash_of_its_unit_is_told(blobs):
+    name = blobs.names("ledger/gradients")[0]
+    record = unseal(blobs.get(name), name)
+    blobs.put(name, seal({**record, "stop": record["stop"] + 1}))
+    assert name in problems(blobs)
+
+
+def test_an_agenda_that_is_gone_or_says_less_is_told(blobs):
+    names = blobs.names("agenda")
+    for name in names:
+        kept = blobs.get(name)
+        blobs.delete(name)
+        if name != names[-2]:  # of the last part: the report's file says that it is over
+            assert name in problems(blobs)
+        blobs.put(name, b"{}")
+        assert name in problems(blobs)
+        blobs.put(name, kept)
+    assert problems(blobs) == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["report/index.html", "report/trials.csv", "report/findings.json", "model.safetensors"]
+)
+def test_a_file_for_people_that_was_altered_or_deleted_is_told(blobs, name):
+    data = blobs.get(name)
+    blobs.put(name, data[:-1] + bytes([data[-1] ^ 1]))
+    assert f"{name} was altered" in problems(blobs)
+    blobs.delete(name)
+    assert f"{name} is missing" in problems(blobs)
+    blobs.put(name, data)
+    assert problems(blobs) == ""
+
+
+@pytest.mark.parametrize("kind", ["report", "model.safetensors"])
+def test_sums_that_are_gone_are_told(blobs, kind):
+    blobs.delete(handed.sums_of(kind))
+    assert f"{handed.sums_of(kind)} is missing" in problems(blobs)
+
+
+def test_sums_name_no_file_elsewhere(blobs, tmp_path):
+    (tmp_path / "secret").write_text("of somebody else")
+    blobs.put(handed.sums_of("report"), seal({"files": {"report/../../secret": "0"}}))
+    assert "was never written so" in problems(blobs)
+
+
+CLOSED = """
+import os, sys
+from distinf.cli import main
+root, closed = sys.argv[1:]
+assert main(["verify", root]) == 0  # with all that it imports, which another user may not read
+os.chmod(closed, 0)
+os.getuid() or os.setuid(65534)  # root may read everything
+sys.exit(main(["verify", root]))
+"""
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_one(blobs):
+    closed = Path(blobs.root, "ledger", "gradients")
+    for folder in (Path(blobs.root), *Path(blobs.root).parents):
+        if folder != Path("/") and folder.stat().st_uid == os.getuid():
+            folder.chmod(folder.stat().st_mode | 0o055)
+    found = subprocess.run(
+        [sys.executable, "-c", CLOSED, blobs.root, closed],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": REPOSITORY},
+    )  # fmt: skip
+    closed.chmod(0o755)
+    assert found.returncode == CorruptionError.exit_code, found.stderr
+    assert "ledger/gradients cannot be read: Permission denied" in found.stderr
+
+
+# -- config.yaml -----------------------------------------------------------------------------
+
+
+def test_an_altered_configuration_is_told(blobs):
+    blobs.put("config.yaml", blobs.get("config.yaml") + b"# mine\n")
+    assert "config.yaml was altered" in problems(blobs)
+
+
+@pytest.mark.parametrize("torn", [b"", b"seed: 0\n", b"task: [", b"\xff\xfe"])
+def test_a_torn_configuration_is_mended_by_the_same_command(blobs, pristine, torn):
+    whole = blobs.get("config.yaml")
+    blobs.put("config.yaml", torn)
+    assert "config.yaml was altered" in problems(blobs)
+    with pytest.raises(InputError, match="belongs to another run"):
+        run_points(blobs.root, seed=1)
+    assert blobs.get("config.yaml") == torn
+    session = run_points(blobs.root)
+    assert blobs.get("config.yaml") == whole
+    assert same_bits(all_scores(session), all_scores(pristine))
+    assert problems(blobs) == ""
+
+
+def test_the_folder_alone_mends_it_too(blobs, capsys):
+    whole = blobs.get("config.yaml")
+    blobs.put("config.yaml", whole[:100])
+    assert main(["run", blobs.root]) == 0
+    assert blobs.get("config.yaml") == whole
+
+
+# -- repair ----------------------------------------------------------------------------------
+
+
+def committed(blobs):
+    """When each unit was committed, by stage and unit."""
+    stages = {name.split("/")[1] for name in blobs.names("ledger")}
+    return {
+        (stage, unit): record["committed"]
+        for stage in stages
+        for unit, record in Ledger(blobs, stage).read().items()
+    }
+
+
+def flip(blobs, name):
+    data = blobs.get(name)
+    blobs.put(name, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_repair_makes_what_is_damaged_again_and_nothing_else(blobs, pristine, capsys):
+    before = committed(blobs)
+    chunk = next(n for n in blobs.names("gradients.zarr") if "/c/" in n)
+    flip(blobs, chunk)
+    flip(blobs, "report/trials.csv")
+    lost = blobs.names("ledger/actions")[0]
+    blobs.delete(lost)
+    assert main(["verify", blobs.root]) == CorruptionError.exit_code
+    assert main(["verify", "--repair", blobs.root]) == 0
+    assert problems(blobs) == ""
+    again = {unit for stage, unit in before if committed(blobs)[stage, unit] != before[stage, unit]}
+    assert again == {chunk.split("/")[1], lost.rsplit("/", 1)[1].removesuffix(".json")}
+    assert any(name.endswith(chunk) for name in blobs.names("damaged"))
+    assert same_bits(all_scores(pristine), all_scores(run_points(blobs.root)))
+    names = pristine.blobs.names("report")
+    tables = [n for n in names if n.endswith("trials.csv")]
+    assert [blobs.get(n) for n in tables] == [pristine.blobs.get(n) for n in tables]
+    assert blobs.names("repairs") == []
+
+
+def test_repair_of_the_weights_exports_them_again(blobs, pristine, capsys):
+    flip(blobs, "model.safetensors")
+    assert main(["verify", "--repair", blobs.root]) == 0
+    assert blobs.get("model.safetensors") == pristine.blobs.get("model.safetensors")
+
+
+def test_what_was_made_of_a_unit_that_comes_out_otherwise_is_made_again(blobs, caplog):
+    before = committed(blobs)
+    chunk = next(n for n in blobs.names("gradients.zarr") if "/c/" in n)
+    flip(blobs, chunk)
+    unit = chunk.split("/")[1]
+    set_aside(blobs, verify(blobs))
+    (name,) = blobs.names("repairs")
+    files = unseal(blobs.get(name), name)["files"]
+    repairs.remember(blobs, "gradients", unit, {"manifest": {"files": {**files, "x": "0"}}})
+    run_points(blobs.root)
+    assert "came out otherwise than before" in caplog.text
+    after = committed(blobs)
+    again = {stage for stage, unit in before if after[stage, unit] != before[stage, unit]}
+    assert again == {"gradients", "scores", "actions", "report"}
+    assert problems(blobs) == ""
+
+
+def test_a_unit_of_a_segment_is_taken_out_and_the_others_stay(tmp_path):
+    run = run_points(tmp_path / "run")
+    ledger = Ledger(run.blobs, "actions")
+    every = ledger.read()
+    ledger._seal(sorted(every))
+    moved = []
+
+    def move(names):
+        moved.extend(names)
+        for name in names:
+            run.blobs.delete(name)
+
+    unit = sorted(every)[3]
+    assert Ledger(run.blobs, "actions").take_out(unit, move) == every[unit]
+    assert len(moved) == 1
+    left = {k: r for k, r in every.items() if k != unit}
+    assert Ledger(run.blobs, "actions").read() == left
+
+
+def test_repair_of_another_tasks_run_moves_nothing(blobs, capsys):
+    chunk = next(n for n in blobs.names("gradients.zarr") if "/c/" in n)
+    flip(blobs, chunk)
+    start = unseal(blobs.get("agenda/start.json"), "start")
+    config = start["config"].replace("seed: 0", "seed: 3", 1)
+    assert config != start["config"]
+    blobs.put("config.yaml", config.encode())
+    assert main(["verify", "--repair", blobs.root]) == InputError.exit_code
+    assert blobs.names("damaged") == []
+
+
+# -- status ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["status", "verify"])
+def test_looking_imports_neither_the_task_nor_torch(blobs, verb):
+    code = (
+        "import sys; from distinf.cli import main; code = main(sys.argv[1:]); "
+        "print(sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr); sys.exit(code)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, verb, blobs.root],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": REPOSITORY},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    loaded = set(ast.literal_eval(found.stderr.splitlines()[-1]))
+    assert not loaded & {"torch", "numpy", "ray", "zarr", "tests"}
+
+
+def test_what_is_planned_becomes_known(tmp_path):
+    class Stop(Exception):
+        pass
+
+    seen = {}
+
+    def watch(stage, units, done):
+        seen[stage] = {s.stage: s for s in stages_of(open_root(str(tmp_path / "run")))}
+        if stage == "actions":
+            raise Stop
+        return nullcontext()
+
+    config = resolve({**POINTS, "out": str(tmp_path / "run")})
+    with pytest.raises(Stop):
+        execute(config, watch)
+    assert seen["train"]["actions"].is_planned
+    assert seen["train"]["actions"].total > 0
+    assert not seen["actions"]["scores"].is_planned
+    assert seen["actions"]["scores"].is_complete
+    assert not seen["actions"]["actions"].is_complete
+
+
+def test_a_run_without_an_agenda_says_what_to_do(blobs, capsys):
+    shutil.rmtree(Path(blobs.root, "agenda"))
+    assert main(["status", blobs.root]) == InputError.exit_code
+    assert f"distinf run {blobs.root} says it anew" in capsys.readouterr().err
+    assert main(["run", blobs.root]) == 0
+    assert problems(blobs) == ""
+
+
+def test_another_config_forgets_what_was_known(blobs):
+    run_points(blobs.root, accept=["targets"], targets={"count": 1})
+    agenda = Agenda(blobs)
+    assert all(part.is_over for part in agenda.parts())
+    assert problems(blobs) == ""
+    assert json.loads(blobs.get("agenda/start.json"))["config"] == blobs.get("config.yaml").decode()
+
+
+def test_a_finished_run_says_what_it_has_not_looked_at(blobs, capsys):
+    assert main(["run", blobs.root]) == 0
+    assert f"was not read again: distinf verify {blobs.root} does" in capsys.readouterr().out
