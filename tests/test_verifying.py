@@ -1,7 +1,6 @@
 """What `distinf verify` finds, what `--repair` makes again, and that looking needs no task."""
 
 import ast
-import json
 import os
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from distinf.cli import main
 from distinf.config import resolve
 from distinf.errors import CorruptionError, InputError
-from distinf.run import execute
+from distinf.run import execute, open_session
 from distinf.runtime import Agenda, Ledger, handed, repairs
 from distinf.runtime.records import seal, unseal
 from distinf.standing import stages_of
@@ -204,9 +203,10 @@ def test_repair_makes_what_is_damaged_again_and_nothing_else(blobs, pristine, ca
     assert blobs.names("repairs") == []
 
 
-def test_repair_of_the_weights_exports_them_again(blobs, pristine, capsys):
+@pytest.mark.parametrize("command", [["verify", "--repair"], ["run"]])
+def test_altered_weights_are_exported_again(blobs, pristine, command, capsys):
     flip(blobs, "model.safetensors")
-    assert main(["verify", "--repair", blobs.root]) == 0
+    assert main([*command, blobs.root]) == 0
     assert blobs.get("model.safetensors") == pristine.blobs.get("model.safetensors")
 
 
@@ -306,11 +306,12 @@ def test_a_run_without_an_agenda_says_what_to_do(blobs, capsys):
 
 
 def test_another_config_forgets_what_was_known(blobs):
-    run_points(blobs.root, accept=["targets"], targets={"count": 1})
-    agenda = Agenda(blobs)
-    assert all(part.is_over for part in agenda.parts())
+    config = resolve({**POINTS, "out": blobs.root, "targets": {"count": 1}})
+    open_session(config, accept=["targets"])
+    assert all(part.units is None for part in Agenda(blobs).parts())
+    run_points(blobs.root, targets={"count": 1})
+    assert all(part.is_over for part in Agenda(blobs).parts())
     assert problems(blobs) == ""
-    assert json.loads(blobs.get("agenda/start.json"))["config"] == blobs.get("config.yaml").decode()
 
 
 def test_a_finished_run_says_what_it_has_not_looked_at(blobs, capsys):
