@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from distinf.errors import InputError, Interrupted
+from distinf.runtime.orphans import end_orphans
 from distinf.store import Blobs
 
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
@@ -114,6 +115,9 @@ def _take(blobs: Blobs) -> Lease:
     if not lease.claim():
         raise _taken(blobs, _driver(blobs, number))
     for earlier in numbers:  # of dead drivers
+        dead = _driver(blobs, earlier)
+        if dead is not None and dead.machine == _machine() and not start_of(dead.process):
+            end_orphans(dead.process)
         blobs.delete(_name(earlier))
     return lease
 

@@ -23,9 +23,10 @@ from distinf.masking import masked, variable, without
 from distinf.naming import CONFIG
 from distinf.planning import joins, quick_plans, refuse_what_cannot_fit
 from distinf.runtime import Agenda, Node, faults, open_runtime
+from distinf.runtime.litter import sweep
 from distinf.runtime.units import differences
 from distinf.stages import route
-from distinf.stages.session import Session
+from distinf.stages.session import OF_JOBS, Session
 from distinf.store import Blobs, open_root
 
 WHOLE = ("task", "route")  # where they differ, nothing is alike
@@ -232,6 +233,9 @@ def _carried_out(
         _write_config(session, text)
         session.blobs.require(CONFIG)
         begun = True
+        swept = sweep(session.blobs, [stage.NAME for stage in route.stages_of(session)], OF_JOBS)
+        if swept:
+            LOG.info("took away %d files of attempts that never ended", swept)
         hidden = partial(without, settings=config.settings)
         beat = Beating(session.blobs, route.titles(session), hidden)
         with beat.beating():

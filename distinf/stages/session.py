@@ -5,12 +5,13 @@ which is the digest of all that the stage's results depend on.
 """
 
 import contextlib
+import errno
 import json
 import socket
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import dense_embeddings
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.activity import HERE
+from distinf.runtime.litter import TOLD
 from distinf.runtime.records import JOBS, Record
 from distinf.stages.culprit import InHand, failing_row
 from distinf.stages.identity import needs_model, refuse_other, seen, seen_model, stated
@@ -33,7 +35,6 @@ from distinf.stages.task import Batch, Task, task_path
 from distinf.store import Rows, open_root, read_group, write_group
 
 SOURCES = "sources"  # digests of modules beyond those that a task's files name
-TOLD = "told"  # what workers tell of the units that they are at
 TIMES, LONGEST_S = ("began", "seconds", "busy_s"), 1e12  # of a note; what is more is damage
 TELL_S = 5.0  # seconds between two words on a unit's progress, at least
 OF_JOBS = ("actions",)  # stages whose units are jobs, each with a folder of its own under jobs/
@@ -152,9 +153,27 @@ class Session(ABC):
         )  # fmt: skip
         content = {"manifest": manifest, "summary": dict(summary or {}), "name": attempt}
         record = self.ledger(unit.stage).commit(unit, _number(attempt), content)
+        self._refuse_swept(unit, record)
         if self._told.pop(unit.id, None) is not None:
             self.blobs.delete(f"{TOLD}/{unit.stage}/{unit.id}")
         return record
+
+    def _refuse_swept(self, unit: Unit, record: Record) -> None:
+        """OSError if another driver, which took this one for dead, deleted what was committed."""
+        manifest = record["manifest"]
+        first = next(iter(manifest["files"]), None)
+        if first is not None:
+            try:
+                self.blobs.size(f"{manifest['group']}/{first}")
+            except KeyError:
+                self.ledger(unit.stage).take_out(unit.id, self._delete)
+                raise FileNotFoundError(
+                    errno.ENOENT, "another driver swept it", manifest["group"]
+                ) from None
+
+    def _delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.blobs.delete(name)
 
     def _note_sources(self) -> None:
         """Store what code this process has imported that the task's files do not name."""

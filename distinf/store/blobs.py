@@ -6,6 +6,7 @@ The whole store stands on these few verbs, so a local folder, s3:// and gs:// di
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO, Protocol
 
 from distinf.errors import CorruptionError, InputError
 from distinf.store.regular import open_regular, read_whole, too_large
+
+DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
 
 
 class Blobs(Protocol):
@@ -42,6 +45,9 @@ class Blobs(Protocol):
 
     def move(self, key: str, to: str) -> None:
         """Put what is there under another key, whatever it is; nothing if nothing is."""
+
+    def sweep(self) -> int:
+        """Delete the drafts of puts that never ended -> how many."""
 
     def free_bytes(self) -> int | None:
         """Room left, or None where the backend has no such limit."""
@@ -129,6 +135,17 @@ class Folder:
             os.rename(Path(self.root, key), target)  # of a link the link
             _sync_folder(target.parent)
 
+    def sweep(self) -> int:
+        drafts = [
+            Path(folder, name)
+            for folder, _, files in os.walk(self.root, onerror=_raise_unless_absent)
+            for name in files
+            if DRAFT.fullmatch(name)
+        ]
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+        return len(drafts)
+
     def free_bytes(self) -> int | None:
         folder = Path(self.root)
         while not folder.exists():
@@ -202,6 +219,9 @@ class Bucket:
 
         with contextlib.suppress(FileNotFoundError):
             obstore.rename(self._store, key, to)
+
+    def sweep(self) -> int:
+        return 0
 
     def free_bytes(self) -> int | None:
         return None
