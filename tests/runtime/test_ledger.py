@@ -97,6 +97,64 @@ def test_a_late_commit_beside_a_segment_changes_nothing(blobs, monkeypatch):
     assert Ledger(blobs, "s").read()[wanted[0].id]["word"] == "sealed"
 
 
+def sealed_and_late(blobs, monkeypatch):
+    """A sealed unit, and a loose record that a writer with an old listing put beside it."""
+    monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
+    wanted = units(2)
+    ledger = Ledger(blobs, "s")
+    for unit in wanted:
+        ledger.commit(unit, 1, {"word": "sealed"})
+    ledger.seal_full_segments()
+    late = {"unit": wanted[0].id, **wanted[0].as_json(), "attempt": 9, "committed": 1.0}
+    blobs.put(f"ledger/s/{wanted[0].id}.json", seal({**late, "word": "late"}))
+    return wanted[0]
+
+
+@pytest.mark.parametrize("first", ["get", "read", "read one", "get after read"])
+def test_a_sealed_record_stands_against_a_late_one_however_it_is_read(blobs, monkeypatch, first):
+    unit = sealed_and_late(blobs, monkeypatch)
+    fresh = Ledger(blobs, "s")
+    if first == "get after read":
+        fresh.read()
+    found = {
+        "get": lambda: fresh.get(unit),
+        "read": lambda: fresh.read()[unit.id],
+        "read one": lambda: fresh.read([unit])[unit.id],
+        "get after read": lambda: fresh.get(unit),
+    }[first]()
+    assert found["word"] == "sealed"
+    assert fresh.get(unit) == fresh.read()[unit.id] == fresh.read([unit])[unit.id]
+
+
+def test_late_records_that_are_sealed_again_change_nothing(blobs, monkeypatch):
+    unit = sealed_and_late(blobs, monkeypatch)
+    other = Unit("s", "basis", 7, 8)
+    Ledger(blobs, "s").commit(other, 1, {"word": "new"})
+    Ledger(blobs, "s").seal_full_segments()
+    assert Ledger(blobs, "s").get(unit)["word"] == "sealed"
+    assert blobs.names("ledger/s").count(f"ledger/s/{unit.id}.json") == 0
+    late = {"unit": unit.id, **unit.as_json(), "attempt": 9, "committed": 1.0, "word": "late"}
+    segment = seal({"stage": "s", "number": 9, "records": [late]})  # of a driver that did seal it
+    blobs.put("ledger/s/segment-0000.json", segment)
+    assert Ledger(blobs, "s").get(unit)["word"] == "sealed"
+    assert Ledger(blobs, "s").read()[unit.id]["word"] == "sealed"
+
+
+def test_a_segment_is_read_back_before_the_records_in_it_go(blobs, monkeypatch):
+    monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
+    ledger = Ledger(blobs, "s")
+    for unit in units(2):
+        ledger.commit(unit, 1, {"word": "loose"})
+    put = type(blobs).put_if_absent
+    monkeypatch.setattr(
+        type(blobs), "put_if_absent",
+        lambda self, key, data: put(self, key, data[:-9] if "segment-" in key else data),
+    )  # fmt: skip
+    with pytest.raises(CorruptionError):
+        ledger.seal_full_segments()
+    assert len([n for n in blobs.names("ledger/s") if "segment-" not in n]) == 2
+
+
 def test_an_altered_segment_is_refused(blobs, monkeypatch):
     monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
     ledger = Ledger(blobs, "s")

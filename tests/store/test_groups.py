@@ -1,6 +1,5 @@
 """Groups: what was committed comes back, and anything else raises. On a folder and in a bucket."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -136,18 +135,6 @@ def test_put_if_absent_keeps_the_first(blobs):
     blobs.delete("a/b.json")
     with pytest.raises(KeyError):
         blobs.get("a/b.json")
-
-
-def test_a_put_syncs_the_file_before_it_has_its_name(tmp_path, monkeypatch):
-    calls: list[str] = []
-    real_sync, real_replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), real_sync(fd))[1])
-    monkeypatch.setattr(
-        os, "replace", lambda a, b: (calls.append("replace"), real_replace(a, b))[1]
-    )
-    store = open_root(str(tmp_path))
-    store.put("x", b"data")
-    assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
 def test_half_written_files_are_invisible(tmp_path):
