@@ -7,6 +7,7 @@ from distinf.errors import CorruptionError, in_one_line
 from distinf.store.blobs import Blobs
 from distinf.store.layout import METADATA_BYTES, ArrayLayout, Manifest, layouts
 
+REPAIR = "`distinf verify --repair` makes it again"
 LARGE_BYTES = 64 << 20  # an array of more is allocated once all its chunks are seen to be there
 
 
@@ -68,13 +69,11 @@ def _refuse_other_size(blobs: Blobs, name: str, size: int) -> None:
     except KeyError:
         raise _missing(name) from None
     if found != size:
-        raise CorruptionError(f"{name} has {found} bytes instead of {size}; run `distinf verify`")
+        raise CorruptionError(f"{name} has {found} bytes instead of {size}; {REPAIR}")
 
 
 def _missing(name: str) -> CorruptionError:
-    return CorruptionError(
-        f"{name} is missing but was committed; move its commit record away and run again"
-    )
+    return CorruptionError(f"{name} is missing but was committed; {REPAIR}")
 
 
 def intact(
@@ -88,8 +87,5 @@ def intact(
         raise _missing(name) from None
     right = size is None or most or len(data) == size
     if not right or hashlib.sha256(data).hexdigest() != manifest["files"][key]:
-        raise CorruptionError(
-            f"{name} is not what was committed (sha256 differs); to compute it again, move its "
-            "commit record away and run again"
-        )
+        raise CorruptionError(f"{name} is not what was committed (sha256 differs); {REPAIR}")
     return data

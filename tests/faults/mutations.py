@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+NO_ANSWER = (2, 3, 4, 5)  # of pytest: nothing was tested; a test that hangs ends otherwise
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,6 @@ MUTATIONS = [
         DURABLE + "test_no_two_attempts_have_one_name",
     ),
     # -- the ledger
-    Mutation(
-        "a sealed record stands, by read", "runtime/ledger.py",
-        "standing = {**self._loose, **self._sealed}", "standing = {**self._sealed, **self._loose}",
-        LEDGER + "test_a_sealed_record_stands_against_a_late_one_however_it_is_read",
-    ),
     Mutation(
         "segments looked for after a loose record was read", "runtime/ledger.py",
         "        if found:\n            self._read_segments(self._names())\n", "",
@@ -290,8 +286,8 @@ def is_red(mutation: Mutation, copy: Path) -> bool:
     command = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/{mutation.test}"]
     ended = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     file.write_text(text)
-    assert ended.returncode in (0, 1), ended.stdout[-2_000:] + ended.stderr[-2_000:]
-    return ended.returncode == 1
+    assert ended.returncode not in NO_ANSWER, ended.stdout[-2_000:] + ended.stderr[-2_000:]
+    return ended.returncode != 0
 
 
 def main(words: list[str]) -> int:

@@ -1,0 +1,39 @@
+"""The campaign in short: each kind of fault once, in process; the long form is a command."""
+
+import pytest
+
+from distinf.errors import CorruptionError
+from tests.faults.campaign import damaged, row, undisturbed
+from tests.faults.kinds import DAMAGES, FAULTS
+from tests.faults.trials import results, trial
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
+SHORT = ("driver: SIGKILL in a stage", "driver: SIGKILL three times", "driver: SIGTERM",
+         "driver: stopped for 15 s, a second command meanwhile", "folder moved away",
+         "clock set back by an hour")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return undisturbed("in process", tmp_path_factory.mktemp("faults") / "whole")
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_disturbed_run_ends_in_the_same_bits(name, whole, tmp_path):
+    _, fault = FAULTS[name]
+    found = trial(fault, "in process", 7, tmp_path / "trial", results(whole.out))
+    assert found.same, found
+    assert name in row(name, "in process", [found])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_and_made_again(damage, whole, tmp_path):
+    found = damaged(damage, whole, 7, tmp_path / "damaged", results(whole.out))
+    assert found.same, found
+    assert found.codes == (CorruptionError.exit_code, 0)
+
+
+@pytest.mark.ray
+def test_a_run_on_ray_outlives_its_workers(whole, tmp_path):
+    _, fault = FAULTS["all workers: SIGKILL"]
+    assert trial(fault, "Ray", 7, tmp_path / "trial", results(whole.out)).same
