@@ -40,18 +40,25 @@ def open_session(config: RunConfig, accept: Sequence[str] = ()) -> Session:
     unless each is accepted; what was accepted is recorded. Nothing is written before all checks.
     """
     session, text = checked_session(config, accept)
-    _write_config(session, text)
+    _write_config(session, config, text)
     return session
 
 
-def _write_config(session: Session, text: str | None) -> None:
-    """Keep what the run has to do and its configuration: a new one, or, where config.yaml is torn
-    or gone, the one that it had."""
+def _write_config(session: Session, config: RunConfig, text: str | None) -> None:
+    """Keep what the run has to do and its configuration: a new one, or, where config.yaml is not
+    as it was written (torn, gone, edited), this one, which agrees with what the run was begun with.
+    """
     blobs = session.blobs
     try:
-        whole = _kept_config(blobs) if text is None else text.encode()
+        found, whole = _raw_config(blobs), _kept_config(blobs)
+        if text is not None:
+            whole = text.encode()
+        elif found != whole:
+            LOG.warning("warning: %s was edited or damaged; it is written anew", CONFIG)
+            stored = _provenance_in(whole, CONFIG) or {}
+            whole = dump(config.settled(_stored_methods(stored)), stored).encode()
         Agenda(blobs).begin(whole.decode(), route.planned(session))
-        if text is not None or _is_torn(blobs):
+        if found != whole:
             blobs.put(CONFIG, whole)
         if text is not None:
             session.forget_sources()
@@ -164,13 +171,6 @@ def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
     return _provenance_in(data, f"{blobs.root}/{CONFIG}") if data else None
 
 
-def _is_torn(blobs: Blobs) -> bool:
-    try:
-        return _provenance_in(_raw_config(blobs) or b"", CONFIG) is None
-    except CorruptionError:
-        return True
-
-
 def _provenance_in(config: bytes, name: str) -> Mapping[str, Any] | None:
     """None if it has none, as it is not of a run; CorruptionError if it is no configuration."""
     try:
@@ -230,7 +230,7 @@ def _carried_out(
             _refuse_unseen_folder(session, runtime)
         if text is not None and joins(config.runtime):
             _refuse_what_cannot_fit(session, config, runtime.nodes())
-        _write_config(session, text)
+        _write_config(session, config, text)
         session.blobs.require(CONFIG)
         begun = True
         swept = sweep(session.blobs, [stage.NAME for stage in route.stages_of(session)], OF_JOBS)

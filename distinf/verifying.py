@@ -19,7 +19,8 @@ from distinf.runtime.records import folders_of
 from distinf.store import Blobs, damage
 
 NOTHING = {"group": "", "files": {}, "bytes": 0}  # the manifest of a unit without arrays
-REPORT = "report"
+REPORT, TRAIN = "report", "train"
+WEIGHTS = "model.safetensors"
 LISTED = 5  # missing units of a stage that are named one by one
 ASIDE = "damaged"
 
@@ -135,17 +136,20 @@ def _look_for_missing(part: Part, examined: Examined, found: Verification) -> No
 
 
 def _verify_handed(blobs: Blobs, parts: Sequence[Part], found: Verification) -> None:
-    """The report, if it is done; weights, if any were written."""
+    """What was handed out; the report and the weights have to be, once their part is over."""
     try:
-        kinds = {name.removeprefix(f"{FOLDER}/")[:-5] for name in blobs.names(FOLDER)}
-        weights = {name for name in _weights(parts) if _is_there(blobs, name)}
-        pages = bool(blobs.names(REPORT))
+        kinds = _kinds(blobs)
+        kinds |= {name for name in _weights(parts) if _is_there(blobs, name)}
+        if blobs.names(f"ledger/{REPORT}"):
+            kinds.add(REPORT)
     except OSError as error:
         found.problems.append(in_one_line(error, FOLDER))
         return
-    if pages or any(part.stage == REPORT and part.is_over for part in parts):
-        kinds.add(REPORT)
-    for kind in sorted(kinds | weights):
+    over = {part.title for part in parts if part.is_over and part.units}
+    kinds |= {REPORT} & over
+    if {TRAIN, "curvature"} <= over:  # the Gram route exports none
+        kinds.add(WEIGHTS)
+    for kind in sorted(kinds):
         lines = changed(blobs, kind, within=REPORT if kind == REPORT else "")
         if lines:
             found.problems += lines
@@ -156,8 +160,13 @@ def _verify_handed(blobs: Blobs, parts: Sequence[Part], found: Verification) -> 
 
 def _weights(parts: Sequence[Part]) -> set[str]:
     """The files that a run and its variations may have written their weights to."""
-    names = {part.title.removesuffix(f": {part.stage}") for part in parts if ": " in part.title}
-    return {"model.safetensors", *(f"model-{name}.safetensors" for name in names)}
+    trained = [part.title for part in parts if part.stage == TRAIN and part.is_over]
+    names = {title.removesuffix(f": {TRAIN}") for title in trained} - {TRAIN}
+    return {*([WEIGHTS] if TRAIN in trained else []), *(f"model-{n}.safetensors" for n in names)}
+
+
+def _kinds(blobs: Blobs) -> set[str]:
+    return {name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in blobs.names(FOLDER)}
 
 
 def _is_there(blobs: Blobs, name: str) -> bool:
@@ -192,7 +201,8 @@ def set_aside(blobs: Blobs, found: Verification) -> int:
                 repairs.remember(blobs, stage, unit_id, record)
             for group in folders_of(stage, unit_id):
                 move(blobs.names(group.rstrip("/")))
-    for kind in found.handed:
+    weights = {kind for kind in _kinds(blobs) if kind != REPORT} if TRAIN in found.units else set()
+    for kind in found.handed | weights:  # weights may come out otherwise too
         try:
             move(handed(blobs, kind))
         except (KeyError, CorruptionError):

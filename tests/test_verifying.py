@@ -11,15 +11,22 @@ from pathlib import Path
 import pytest
 
 from distinf.cli import main
-from distinf.config import resolve
+from distinf.config import load, resolve
 from distinf.errors import CorruptionError, InputError
-from distinf.run import execute, open_session
-from distinf.runtime import Agenda, Ledger, handed, repairs
+from distinf.run import execute, open_session, reopen, rewrite_report
+from distinf.runtime import Agenda, Ledger, Part, handed, repairs
 from distinf.runtime.records import seal, unseal
 from distinf.standing import stages_of
 from distinf.store import open_root
 from distinf.verifying import set_aside, verify
-from tests.support.runs import POINTS, REPOSITORY, all_scores, run_points, same_bits
+from tests.support.runs import (
+    POINTS,
+    REPOSITORY,
+    all_scores,
+    run_points,
+    same_bits,
+    silent,
+)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,93 @@ def test_a_folder_that_may_not_be_read_is_no_empty_one(blobs):
     assert "ledger/gradients cannot be read: Permission denied" in found.stderr
 
 
+def test_a_report_whose_writing_was_killed_has_no_sums_and_is_written_anew(blobs, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    session = reopen(blobs.root)
+    put = type(session.blobs).put
+
+    def puts(self, key, data):
+        if key.endswith("index.html"):
+            raise Killed
+        put(self, key, data + b" ")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(session.blobs), "put", puts)
+        with pytest.raises(Killed):
+            rewrite_report(session)
+    assert problems(blobs) == "handed/report.json is missing: nothing says what was written"
+    run_points(blobs.root)
+    assert problems(blobs) == ""
+
+
+def test_before_its_record_a_report_that_is_being_written_is_no_damage(blobs):
+    for name in (blobs.names("agenda")[-2], "handed/report.json"):
+        blobs.delete(name)
+    assert "handed/report.json is missing" in problems(blobs)
+    blobs.delete(blobs.names("ledger/report")[0])
+    assert problems(blobs) == ""
+
+
+def test_files_of_an_earlier_report_go_with_it(blobs):
+    handed.hand_out(blobs, "report", {"report/a.csv": b"1", "report/b.csv": b"2"})
+    handed.hand_out(blobs, "report", {"report/a.csv": b"3"})
+    assert "report/b.csv" not in blobs.names("report")
+    assert handed.changed(blobs, "report", "report") == []
+
+
+def test_weights_that_are_gone_with_their_sums_are_missed(blobs):
+    blobs.delete("model.safetensors")
+    blobs.delete(handed.sums_of("model.safetensors"))
+    assert "handed/model.safetensors.json is missing" in problems(blobs)
+
+
+class Meanwhile:
+    """A store in which something happens when one key is read."""
+
+    def __init__(self, blobs, key, event):
+        self._blobs, self._key, self._event = blobs, key, event
+
+    def __getattr__(self, name):
+        return getattr(self._blobs, name)
+
+    def get(self, key, most=None):
+        if key != self._key:
+            return self._blobs.get(key, most=most)
+        return self._event()
+
+
+def test_a_driver_that_goes_on_meanwhile_is_no_damage(tmp_path):
+    blobs = open_root(str(tmp_path))
+    parts = [Part(name, name, 1) for name in ("data", "train", "report")]
+    driver = Agenda(blobs)
+    driver.begin("x", parts)
+    driver.know(0, ["a"])
+    name = "agenda/0000.json"
+
+    def event():
+        before = blobs.get(name)
+        driver.know(0, ["a"], is_over=True)
+        driver.know(1, ["b"])
+        return before
+
+    found = {}
+    Agenda(Meanwhile(blobs, name, event)).parts(found)
+    assert found == {}
+
+
+def test_records_that_are_sealed_meanwhile_are_found(blobs):
+    every = Ledger(blobs, "actions").read()
+    name = blobs.names("ledger/actions")[0]
+
+    def event():
+        Ledger(blobs, "actions")._seal(sorted(every))
+        raise KeyError(name)
+
+    assert Ledger(Meanwhile(blobs, name, event), "actions").examine().records == every
+
+
 # -- config.yaml -----------------------------------------------------------------------------
 
 
@@ -144,9 +238,14 @@ def test_an_altered_configuration_is_told(blobs):
     assert "config.yaml was altered" in problems(blobs)
 
 
+def whole_config(blobs, pristine):
+    """As it is written where the copied run lies now."""
+    return blobs.get("config.yaml").replace(pristine.blobs.root.encode(), blobs.root.encode())
+
+
 @pytest.mark.parametrize("torn", [b"", b"seed: 0\n", b"task: [", b"\xff\xfe"])
 def test_a_torn_configuration_is_mended_by_the_same_command(blobs, pristine, torn):
-    whole = blobs.get("config.yaml")
+    whole = whole_config(blobs, pristine)
     blobs.put("config.yaml", torn)
     assert "config.yaml was altered" in problems(blobs)
     with pytest.raises(InputError, match="belongs to another run"):
@@ -158,11 +257,36 @@ def test_a_torn_configuration_is_mended_by_the_same_command(blobs, pristine, tor
     assert problems(blobs) == ""
 
 
-def test_the_folder_alone_mends_it_too(blobs, capsys):
-    whole = blobs.get("config.yaml")
+def test_the_folder_alone_mends_it_too(blobs, pristine, capsys):
+    whole = whole_config(blobs, pristine)
     blobs.put("config.yaml", whole[:100])
     assert main(["run", blobs.root]) == 0
     assert blobs.get("config.yaml") == whole
+
+
+def test_one_that_says_another_run_is_put_right_by_the_runs_own_command(blobs, pristine, caplog):
+    whole = whole_config(blobs, pristine)
+    altered = whole.replace(b"\nseed: 0", b"\nseed: 3")
+    assert altered != whole
+    blobs.put("config.yaml", altered)
+    with pytest.raises(InputError, match=r"belongs to another run \(differing: seed"):
+        execute(load(blobs.root), silent)
+    assert blobs.get("config.yaml") == altered
+    run_points(blobs.root)
+    assert "config.yaml was edited or damaged" in caplog.text
+    assert blobs.get("config.yaml") == whole
+    assert problems(blobs) == ""
+
+
+def test_an_edit_that_changes_no_result_is_taken(blobs):
+    text = blobs.get("config.yaml").decode()
+    edited = text.replace("attempts: 3", "attempts: 2")
+    assert edited != text
+    blobs.put("config.yaml", edited.encode())
+    assert "config.yaml was altered" in problems(blobs)
+    execute(load(blobs.root), silent)
+    assert b"attempts: 2" in blobs.get("config.yaml")
+    assert problems(blobs) == ""
 
 
 # -- repair ----------------------------------------------------------------------------------
@@ -225,6 +349,51 @@ def test_what_was_made_of_a_unit_that_comes_out_otherwise_is_made_again(blobs, c
     again = {stage for stage, unit in before if after[stage, unit] != before[stage, unit]}
     assert again == {"gradients", "scores", "actions", "report"}
     assert problems(blobs) == ""
+
+
+@pytest.mark.parametrize("moment", ["_take_out_after", "repairs.settle"])
+def test_a_kill_after_a_unit_came_out_otherwise_forgets_nothing(blobs, monkeypatch, moment):
+    class Killed(Exception):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    before = committed(blobs)
+    chunk = next(n for n in blobs.names("gradients.zarr") if "/c/" in n)
+    flip(blobs, chunk)
+    set_aside(blobs, verify(blobs))
+    unit = {"manifest": {"files": {"x": "0"}}}
+    repairs.remember(blobs, "gradients", chunk.split("/")[1], unit)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"distinf.stages.route.{moment}", killed)
+        with pytest.raises(Killed):
+            run_points(blobs.root)
+    run_points(blobs.root)
+    after = committed(blobs)
+    again = {stage for stage, unit in before if after[stage, unit] != before[stage, unit]}
+    assert again == {"gradients", "scores", "actions", "report"}
+    assert blobs.names("repairs") == []
+    assert problems(blobs) == ""
+
+
+def test_weights_are_exported_again_with_their_last_unit(blobs, pristine, capsys):
+    flip(blobs, next(n for n in blobs.names("train.zarr") if "/c/" in n))
+    assert main(["verify", "--repair", blobs.root]) == 0
+    assert any(name.endswith("model.safetensors") for name in blobs.names("damaged"))
+    assert blobs.get("model.safetensors") == pristine.blobs.get("model.safetensors")
+
+
+def test_repair_moves_nothing_from_outside_the_run(blobs, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("of somebody else")
+    blobs.put(handed.sums_of("report"), seal({"files": {"report/../../secret": "0"}}))
+    set_aside(blobs, verify(blobs))
+    assert secret.read_text() == "of somebody else"
+    for key in ("../secret", "report/../../secret", "report/.."):
+        with pytest.raises(CorruptionError):
+            blobs.move(key, "damaged/x")
+    assert secret.exists()
 
 
 def test_a_unit_of_a_segment_is_taken_out_and_the_others_stay(tmp_path):

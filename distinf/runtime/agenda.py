@@ -90,16 +90,14 @@ class Agenda:
                   later one is there; without it such a file is a CorruptionError
         """
         parts = self._start()
-        found: list[Part] = []
-        for place, part in enumerate(parts):
+        found = list(parts)
+        for place in reversed(range(len(parts))):  # a driver may work: later ones are said later
             try:
-                read = self._part(place, part)
+                found[place] = self._part(place, parts[place]) or parts[place]
             except (CorruptionError, OSError) as error:
                 if problems is None:
                     raise
                 problems[_name(place)] = str(error)
-                read = part
-            found.append(read or part)
         known = [place for place, part in enumerate(found) if part.units is not None]
         for place in range(max(known, default=0)):
             if not found[place].is_over and problems is not None:

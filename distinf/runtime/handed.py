@@ -1,8 +1,10 @@
-"""Files that a run hands out (its report, its weights): written once, their sums kept beside.
+"""Files that a run hands out (its report, its weights), and their sums kept beside.
 
-handed/NAME.json has the sha256 of each file of one kind; it is written after them.
+handed/NAME.json has the sha256 of each file of one kind. It goes before any of them is written
+and comes back after the last, so a kill in between leaves files without sums, never wrong ones.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 
@@ -14,9 +16,16 @@ FOLDER = "handed"
 
 
 def hand_out(blobs: Kept, name: str, files: Mapping[str, bytes]) -> None:
-    """Put the files, by key and in this order, then their sums."""
+    """Put the files, by key and in this order, in place of those of this kind, then their sums."""
+    folders = {key.rpartition("/")[0] for key in files}
+    before: set[str] = set()
+    with contextlib.suppress(KeyError, CorruptionError):
+        before = {key for key in handed(blobs, name) if key.rpartition("/")[0] in folders}
+    blobs.delete(sums_of(name))
     for key, data in files.items():
         blobs.put(key, data)
+    for key in before - files.keys():
+        blobs.delete(key)
     sums = {key: hashlib.sha256(data).hexdigest() for key, data in files.items()}
     blobs.put(sums_of(name), seal({"files": sums}))
 

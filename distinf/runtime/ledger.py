@@ -95,14 +95,17 @@ class Ledger:
         """Every record and segment, read anew; what cannot be believed is told, not raised."""
         found, loose = Examined(), {}
         fresh = Ledger(self._records, self.stage)
-        for name in self._names():
+        names, seen = self._names(), set[str]()
+        while names:
+            name = names.pop(0)
+            seen.add(name)
             try:
                 if _is_segment(name):
                     fresh._read_segment(name)
                 else:
                     loose[name] = self._loose_record(name)
-            except KeyError:  # sealed meanwhile
-                continue
+            except KeyError:  # sealed meanwhile, into a segment that was not there
+                names = [later for later in self._names() if later not in seen]
             except (CorruptionError, OSError) as error:
                 found.problems[name] = in_one_line(error, name)
         parts = [(name, fresh._segments[name]) for name in fresh._order()]

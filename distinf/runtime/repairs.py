@@ -22,20 +22,27 @@ def remember(blobs: Kept, stage: str, unit_id: str, record: Record) -> None:
 
 
 def differing(blobs: Kept, units: Sequence[Unit]) -> list[Unit]:
-    """Of these units, which are committed, those that came out otherwise than they were; of all
-    that were set aside nothing is remembered any more."""
+    """Of these units, which are committed, those that came out otherwise than they were."""
     found = []
-    by_id = {unit.id: unit for unit in units}
-    for name in blobs.names(f"{FOLDER}/{units[0].stage}") if units else ():
-        unit = by_id.get(name.rsplit("/", 1)[-1].removesuffix(".json"))
-        record = unit and Ledger(blobs, unit.stage).get(unit)
-        if not unit or not record:
-            continue
+    for name, unit in _remembered(blobs, units):
+        record = Ledger(blobs, unit.stage).get(unit)
         before = unseal(blobs.get(name, most=RECORD_BYTES), name)["files"]
-        if before != record.get("manifest", {}).get("files"):
+        if record is not None and before != record.get("manifest", {}).get("files"):
             found.append(unit)
-        blobs.delete(name)
     return found
+
+
+def settle(blobs: Kept, units: Sequence[Unit]) -> None:
+    """Remember nothing more of these units. What was made of those that differ is out by now."""
+    for name, _ in _remembered(blobs, units):
+        blobs.delete(name)
+
+
+def _remembered(blobs: Kept, units: Sequence[Unit]) -> list[tuple[str, Unit]]:
+    by_id = {unit.id: unit for unit in units}
+    names = blobs.names(f"{FOLDER}/{units[0].stage}") if units else []
+    stems = {name: name.rsplit("/", 1)[-1].removesuffix(".json") for name in names}
+    return [(name, by_id[stem]) for name, stem in stems.items() if stem in by_id]
 
 
 def forget(blobs: Kept, units: Iterable[Unit], move: Callable[[Iterable[str]], None]) -> int:

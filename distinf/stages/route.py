@@ -69,7 +69,7 @@ def run(session: Any, runtime: Runtime, watch: Watcher) -> None:
         if not is_done(each, stage, wanted):
             agenda.know(place, ids)
             _run_stage(each, stage, wanted, runtime, watch)
-            _after_repair(session, place, wanted)
+        _after_repair(session, place, wanted)
         agenda.know(place, ids & each.ledger(stage.NAME).committed_ids(), is_over=True)
 
 
@@ -87,11 +87,15 @@ def _run_stage(
 def _after_repair(session: Any, place: int, units: Sequence[Unit]) -> None:
     """Of the parts after this one, take out what was made of units that came out otherwise."""
     other = repairs.differing(session.blobs, units)
-    if not other:
-        return
+    if other:
+        _take_out_after(session, place, other[0])
+    repairs.settle(session.blobs, units)
+
+
+def _take_out_after(session: Any, place: int, unit: Unit) -> None:
     stages, every = stages_of(session), parts(session)
     after = stages[stages.index(every[place][1]) + 1 :]
-    blobs, folder = session.blobs, f"damaged/after-{other[0].id}"
+    blobs, folder = session.blobs, f"damaged/after-{unit.id}"
 
     def move(names: Iterable[str]) -> None:
         for name in names:
@@ -103,7 +107,7 @@ def _after_repair(session: Any, place: int, units: Sequence[Unit]) -> None:
         each.forget_ledgers()
     LOG.warning(
         "warning: %s came out otherwise than before it was damaged (another machine or package?); "
-        "%d units after it are computed anew", other[0].describe(), count,
+        "%d units after it are computed anew", unit.describe(), count,
     )  # fmt: skip
 
 

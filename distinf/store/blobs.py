@@ -129,10 +129,13 @@ class Folder:
             self._path(key).unlink()
 
     def move(self, key: str, to: str) -> None:
-        target = self._path(to)
+        folder, _, name = key.rpartition("/")
+        source, target = self._path(folder) / name, self._path(to)  # of a link the link
+        if name in ("", ".", ".."):
+            raise CorruptionError(f"{key} names no file")
         _make_durable_folder(target.parent)
         with contextlib.suppress(FileNotFoundError):
-            os.rename(Path(self.root, key), target)  # of a link the link
+            os.rename(source, target)
             _sync_folder(target.parent)
 
     def sweep(self) -> int:
