@@ -76,14 +76,9 @@ def _yaml(raw: Any) -> str:
 
 def overrides(data: Any) -> None:
     """As `configuration`, by --set."""
-    key = data.draw(
-        st.sampled_from(["seed", "train.steps", "scores", "actions.also", "beside", "a"])
-    )
-    value = json.dumps(data.draw(ANYTHING))
-    try:
-        resolve({**read("mine:task", [f"{key}={value}"]), "task": POINTS["task"]})
-    except InputError as error:
-        assert "\n" not in str(error)
+    keys = ["seed", "train.steps", "scores", "actions.also", "beside", "a"]
+    override = f"{data.draw(st.sampled_from(keys))}={json.dumps(data.draw(ANYTHING))}"
+    _one_line(lambda: resolve({**read("mine:task", [override]), "task": POINTS["task"]}))
 
 
 class Memory(dict[str, bytes]):
