@@ -384,25 +384,29 @@ def _verify(options: argparse.Namespace) -> int:
 
     blobs = open_root(options.run)
     found = verify(blobs)
+    remedy = f"distinf verify --repair {shlex.quote(options.run)} makes it again"
+    code = _told_verification(found, remedy)
     if not options.repair or not found.problems:
-        return _told_verification(found)
-    _told_verification(found)
+        return code
     _repair(options, blobs, found)
-    return _told_verification(verify(blobs))
+    return _told_verification(verify(blobs), "")
 
 
 def _verify_import(options: argparse.Namespace) -> int:
     from distinf.store import open_root
-    from distinf.studies.receiver.dataset import STAGES
+    from distinf.studies.receiver.dataset import STAGES, not_as_finished
     from distinf.verifying import verify_stages
 
     if options.repair:
         raise InputError(f"{options.run}: no run; import the records again, into another folder")
-    return _told_verification(verify_stages(open_root(options.run), STAGES))
+    blobs = open_root(options.run)
+    found = verify_stages(blobs, STAGES)
+    found.problems += not_as_finished(blobs)
+    return _told_verification(found, "import the records again")
 
 
 def _repair(options: argparse.Namespace, blobs: "Blobs", found: "Verification") -> None:
-    """Set aside what is damaged, then carry the run out: it makes that again, and no more."""
+    """Set aside what is damaged, then carry the run out: it makes that again, and what is left."""
     options.voice.say("loading torch and the task")
     from distinf.config import load
     from distinf.lease import held
@@ -418,13 +422,14 @@ def _repair(options: argparse.Namespace, blobs: "Blobs", found: "Verification") 
     _carry_out(config, [], time.monotonic(), options.voice)
 
 
-def _told_verification(found: "Verification") -> int:
+def _told_verification(found: "Verification", remedy: str) -> int:
     for problem in found.problems:
         _print(problem, file=sys.stderr)
     counted = f"{found.records} records, {found.files} files, {found.bytes / 1e6:.1f} MB"
     if found.problems:
         count = len(found.problems)
-        _print(f"{count} problem{'s' if count > 1 else ''} in {counted}", file=sys.stderr)
+        told = f"{count} problem{'s' if count > 1 else ''} in {counted}"
+        _print(f"{told}; {remedy}" if remedy else told, file=sys.stderr)
         return CorruptionError.exit_code
     _print(f"intact: {counted}")
     return 0

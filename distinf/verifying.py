@@ -5,6 +5,7 @@ files people were given. No task is imported.
 """
 
 import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from distinf.store import Blobs, damage
 NOTHING = {"group": "", "files": {}, "bytes": 0}  # the manifest of a unit without arrays
 REPORT, TRAIN = "report", "train"
 WEIGHTS = "model.safetensors"
+UNIT_ID = re.compile("[0-9a-f]{20}")
 LISTED = 5  # missing units of a stage that are named one by one
 ASIDE = "damaged"
 
@@ -29,7 +31,7 @@ ASIDE = "damaged"
 class Verification:
     """Files read and bytes checked, and one line for each thing that is wrong.
 
-    units   by stage, ids of those whose record or files are not what was committed
+    units   by stage, ids of those whose record or files are gone or not what was committed
     names   of files that cannot be believed: records, segments, the agenda's
     handed  kinds of files that are not as they were handed out
     """
@@ -102,12 +104,13 @@ def _verify_stage(blobs: Blobs, stage: str, found: Verification) -> Examined:
         return Examined()
     found.problems += examined.problems.values()
     found.names |= examined.problems.keys()
+    found.units.setdefault(stage, set()).update(_unit_ids(examined.problems))
     for unit_id, record in examined.records.items():
         manifest, where = record.get("manifest", NOTHING), examined.places[unit_id]
         lines = [f"{problem} (its record: {where})" for problem in damage(blobs, manifest)]
         if lines:
             found.problems += lines
-            found.units.setdefault(stage, set()).add(unit_id)
+            found.units[stage].add(unit_id)
         found.records += 1
         found.files += len(manifest["files"])
         found.bytes += manifest["bytes"]
@@ -118,10 +121,11 @@ def _look_for_missing(part: Part, examined: Examined, found: Verification) -> No
     """Units of a part that is over, of which no record is there."""
     if not part.is_over or part.units is None:
         return
-    damaged = {name.rsplit("/", 1)[-1].removesuffix(".json") for name in examined.problems}
-    missing = sorted(set(part.units) - examined.records.keys() - damaged)
-    if missing and any("/segment-" in name for name in examined.problems):
-        return  # they were in it
+    lost = set(part.units) - examined.records.keys()
+    found.units.setdefault(part.stage, set()).update(lost)
+    missing = sorted(lost - _unit_ids(examined.problems))
+    if any("/segment-" in name for name in examined.problems):
+        missing = []  # they were in it
     for unit_id in missing[:LISTED]:
         found.problems.append(
             f"ledger/{part.stage}/{unit_id}.json is missing, of '{part.title}', which was over"
@@ -131,8 +135,12 @@ def _look_for_missing(part: Part, examined: Examined, found: Verification) -> No
             f"ledger/{part.stage}: {len(missing) - LISTED} more records of '{part.title}' are "
             "missing"
         )
-    if missing:
-        found.units.setdefault(part.stage, set()).update(missing)
+
+
+def _unit_ids(names: Iterable[str]) -> set[str]:
+    """Of the units whose records have these names."""
+    stems = {name.rsplit("/", 1)[-1].removesuffix(".json") for name in names}
+    return set(filter(UNIT_ID.fullmatch, stems))
 
 
 def _verify_handed(blobs: Blobs, parts: Sequence[Part], found: Verification) -> None:

@@ -396,6 +396,43 @@ def test_repair_moves_nothing_from_outside_the_run(blobs, tmp_path):
     assert secret.exists()
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+def test_files_of_damaged_records_are_set_aside_not_swept(blobs, pristine, capsys, sealed):
+    ledger = Ledger(blobs, "gradients")
+    if sealed:
+        ledger._seal(sorted(ledger.read()))
+    flip(blobs, blobs.names("ledger/gradients")[0])
+    files = blobs.names("gradients.zarr")
+    if not sealed:
+        unit = blobs.names("ledger/gradients")[0].rsplit("/", 1)[1].removesuffix(".json")
+        files = [name for name in files if f"/{unit}/" in name]
+    assert main(["verify", "--repair", blobs.root]) == 0
+    aside = {name.split("/", 2)[-1] for name in blobs.names("damaged")}
+    assert files
+    assert {*files} <= aside
+    assert same_bits(all_scores(pristine), all_scores(reopen(blobs.root)))
+
+
+def test_so_are_those_of_a_stage_that_is_not_over(blobs):
+    place = [part.stage for part in Agenda(blobs).parts()].index("gradients")
+    for name in blobs.names("agenda")[place:-1]:
+        blobs.delete(name)
+    record = blobs.names("ledger/gradients")[0]
+    flip(blobs, record)
+    unit = record.rsplit("/", 1)[1].removesuffix(".json")
+    set_aside(blobs, verify(blobs))
+    assert not any(f"/{unit}/" in name for name in blobs.names("gradients.zarr"))
+    assert any(f"gradients.zarr/{unit}/" in name for name in blobs.names("damaged"))
+
+
+def test_a_record_of_no_units_name_moves_no_other_units_files(blobs):
+    before = blobs.names("gradients.zarr")
+    for name in (".json", "...json"):
+        blobs.put(f"ledger/gradients/{name}", b"{}")
+    set_aside(blobs, verify(blobs))
+    assert blobs.names("gradients.zarr") == before
+
+
 def test_a_unit_of_a_segment_is_taken_out_and_the_others_stay(tmp_path):
     run = run_points(tmp_path / "run")
     ledger = Ledger(run.blobs, "actions")

@@ -12,6 +12,7 @@ from distinf.cli import main
 from distinf.config import load_settings, resolve
 from distinf.errors import CorruptionError, InputError
 from distinf.run import execute
+from distinf.runtime.records import seal
 from distinf.stages.basis.evaluate import evaluation
 from distinf.stages.basis.session import Session
 from distinf.stages.task import GeneratingTask, StoredTask, Task, build_task
@@ -125,6 +126,26 @@ def test_a_folder_without_dataset_is_refused(dataset, tmp_path):
     open_root(str(folder)).put("import.json", b"{}")
     with pytest.raises(InputError, match="finish its import"):
         task_of(folder).rows("train")
+
+
+@pytest.mark.parametrize("stage", ["import", "pilots"])
+def test_verify_misses_records_of_a_finished_import(tmp_path, capsys, stage):
+    write_dataset(tmp_path / "d", {"train": 50, "evaluation": 30})
+    blobs = open_root(str(tmp_path / "d"))
+    for name in blobs.names(f"ledger/{stage}"):
+        blobs.delete(name)
+    assert main(["verify", str(tmp_path / "d")]) == 3
+    said = capsys.readouterr().err
+    assert f"ledger/{stage}: the records of" in said
+    assert "import the records again" in said
+
+
+@pytest.mark.parametrize("data", [b"{}", seal({"digests": []}), seal({"digests": {"train": "0"}})])
+def test_verify_reads_what_says_that_an_import_is_whole(tmp_path, capsys, data):
+    write_dataset(tmp_path / "d", {"train": 50, "evaluation": 30})
+    open_root(str(tmp_path / "d")).put("dataset.json", data)
+    assert main(["verify", str(tmp_path / "d")]) == 3
+    assert "dataset.json" in capsys.readouterr().err
 
 
 def test_altered_rows_and_missing_records_are_corruption(tmp_path, capsys):

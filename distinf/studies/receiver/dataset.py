@@ -45,6 +45,35 @@ def content(records: Sequence[Record]) -> str:
     return digest([[record["start"], record["stop"], record["files"]] for record in ordered])
 
 
+def not_as_finished(blobs: Blobs) -> list[str]:
+    """One line for each part of an import that is not there as its import.json and dataset.json
+    say; damaged records are left to who reads them all."""
+    facts: dict[str, Any] = {}
+    for name in (STARTED, FILE):
+        try:
+            facts = unseal(blobs.get(name), name)
+        except KeyError:
+            facts = {"digests": {}}  # nothing is finished
+        except CorruptionError as error:
+            return [str(error)]
+    try:
+        return [
+            f"ledger/{PILOTS if name == PILOTS else ROWS}: the records of '{name}' are not those "
+            f"that {FILE} was made of, or are missing"
+            for name, expected in facts["digests"].items()
+            if not _is_whole(blobs, name, facts["basis"], expected)
+        ]
+    except (LookupError, TypeError, AttributeError):
+        return [f"{FILE} is not what an import writes"]
+
+
+def _is_whole(blobs: Blobs, name: str, basis: str, expected: str) -> bool:
+    examined = Ledger(blobs, PILOTS if name == PILOTS else ROWS).examine()
+    mine = [record for record in examined.records.values() if record["basis"] == basis]
+    records = [r for r in mine if name == PILOTS or r["job"]["split"] == name]
+    return bool(examined.problems) or content(records) == expected
+
+
 class Dataset:
     """An imported dataset. Nothing is read before it is asked for."""
 
