@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from distinf.errors import ClusterEnded, CorruptionError, DistinfError, InputError, Interrupted
-from distinf.printable import one_line
+from distinf.printable import one_line, shortened
 from distinf.saying import Voice
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _told(error: BaseException) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    _print(line, file=sys.stderr)
+    _print(shortened(line), file=sys.stderr)
     return code
 
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from distinf.config_file import assign, merged, read, read_yaml
+from distinf.config_file import assign, merged, read, read_yaml, reason, refuse_boundless
 from distinf.errors import InputError
 from distinf.masking import given_again, masked, unknown
 from distinf.naming import refuse_names, shown
@@ -277,6 +277,10 @@ def load_settings(path: str, kind: type[Settings]) -> Settings:
 
 def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Validate a mapping, the task's own settings included, and fill in every default."""
+    try:
+        refuse_boundless(raw)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: {reason(error)}") from None
     odd = [key for key in raw if not isinstance(key, str)]
     if odd:
         raise InputError(f"{where}: unknown key '{odd[0]}'; keys are names such as 'train'")

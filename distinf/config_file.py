@@ -148,17 +148,23 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise InputError(f"{path}:{line} {problem}") from None
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45; deep brackets
-        reason = "nested too deep" if isinstance(error, RecursionError) else error
-        raise InputError(f"{path}: not valid YAML: {reason}") from None
+        raise InputError(f"{path}: not valid YAML: {reason(error)}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: holds no keys; begin with 'task: mine:task' or 'task: receiver'")
     return raw
 
 
 def _loaded(text: str) -> Any:
-    """The YAML's value; RecursionError or ValueError for one without an end, or nearly so: anchors
-    can put a value into itself, or make millions of a few lines."""
+    """The YAML's value; errors as those of `refuse_boundless`."""
     found = yaml.safe_load(text)
+    refuse_boundless(found)
+    return found
+
+
+def refuse_boundless(found: Any) -> None:
+    """RecursionError or ValueError for a value without an end, or nearly so: anchors can put one
+    into itself, or make millions of a few lines. ValueError for text with half a character, which
+    "\\ud800" makes, and which no file can hold or be called."""
     waiting, count = [(found, 0)], 0
     while waiting:
         value, depth = waiting.pop()
@@ -167,10 +173,18 @@ def _loaded(text: str) -> Any:
             raise RecursionError
         if count > MOST_VALUES:
             raise ValueError(f"more than {MOST_VALUES:,} values")
-        if isinstance(value, dict | list):
-            inner = value.values() if isinstance(value, dict) else value
+        if isinstance(value, str):
+            value.encode()
+        elif isinstance(value, Mapping | list):
+            inner = [*value, *value.values()] if isinstance(value, Mapping) else value
             waiting += [(each, depth + 1) for each in inner]
-    return found
+
+
+def reason(error: ValueError | RecursionError) -> str:
+    """What `refuse_boundless`, or YAML itself, has against a value."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!a:.60} has half of a character (a surrogate), which is no text"
+    return "nested too deep" if isinstance(error, RecursionError) else str(error)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -23,3 +23,9 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The same, ends of lines among what is escaped."""
     return printable(text).replace("\r", "\\r").replace("\n", "\\n")
+
+
+def shortened(text: str, most: int = 2_000) -> str:
+    """The same, its middle left out where it is longer: both ends say what to do."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"

@@ -23,7 +23,7 @@ def damage(blobs: Blobs, manifest: Manifest) -> list[str]:
     try:
         sizes = chunk_sizes(checked_layouts(blobs, manifest))
     except (CorruptionError, OSError) as error:
-        return [in_one_line(error, manifest["group"])]
+        return [in_one_line(error, str(manifest.get("group")))]
     found = []
     for key in manifest["files"]:
         try:

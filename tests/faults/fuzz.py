@@ -28,6 +28,7 @@ from distinf.runtime.records import unseal
 from distinf.standing import stages_of
 from distinf.store import Blobs
 from distinf.verifying import verify
+from tests.faults.torn import Configurations, Folder
 from tests.runtime import test_hostile_records
 from tests.store import test_hostile_groups
 from tests.support.hostile import ANYTHING, changed, signed
@@ -125,17 +126,29 @@ def look(whole: Memory) -> Kind:
     return kind
 
 
+def diced(case: Callable[[random.Random], None]) -> Kind:
+    """A case of dice, whose seed is drawn."""
+    return lambda data: case(random.Random(data.draw(st.integers(0, 2**63))))
+
+
 def kinds(folder: Path) -> dict[str, tuple[float, Kind]]:
     """By name: its share of all executions, and what it tries."""
     run = run_points(folder / "run")
+    torn, whole = Configurations(folder), Folder(Path(run.blobs.root))
     return {
-        "metadata of groups": (0.35, test_hostile_groups.only_clean_errors),
-        "commit records and segments": (0.35, test_hostile_records.only_clean_errors),
-        "configuration files": (0.14, configuration),
-        "overrides": (0.05, overrides),
-        "agenda, sums and records, by status and verify": (0.1, look(folder_of(run.blobs))),
+        "metadata of groups": (0.25, test_hostile_groups.only_clean_errors),
+        "commit records and segments": (0.25, test_hostile_records.only_clean_errors),
+        "configuration files": (0.1, configuration),
+        "configurations of every key": (0.14, diced(torn.tree)),
+        "torn text of configurations": (0.08, diced(torn.text)),
+        "overrides": (0.02, overrides),
+        "torn overrides": (0.05, diced(torn.override)),
+        "agenda, sums and records, by status and verify": (0.09, look(folder_of(run.blobs))),
+        "any file of a run, by status and verify": (0.012, diced(whole.look)),
+        "the same, by what verify --repair sets aside": (0.003, diced(whole.repair)),
+        "the same, by report": (0.001, diced(whole.report)),
         "whole runs, by status, verify and report": (
-            0.01,
+            0.004,
             lambda data: of_a_whole_run(run.blobs, data),
         ),
     }
