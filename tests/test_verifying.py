@@ -257,6 +257,16 @@ def test_a_torn_configuration_is_mended_by_the_same_command(blobs, pristine, tor
     assert problems(blobs) == ""
 
 
+def test_a_report_of_a_run_whose_configuration_is_torn_shows_it_as_it_was(blobs):
+    blobs.put("config.yaml", b"task: [")
+    page = Path(rewrite_report(reopen(blobs.root)))
+    assert "checkpoint_every: 3" in page.read_text()
+    for name in blobs.names("agenda"):
+        blobs.delete(name)
+    with pytest.raises((CorruptionError, InputError)):
+        rewrite_report(reopen(blobs.root))
+
+
 def test_the_folder_alone_mends_it_too(blobs, pristine, capsys):
     whole = whole_config(blobs, pristine)
     blobs.put("config.yaml", whole[:100])

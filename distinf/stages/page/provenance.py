@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from distinf.errors import SEE, CorruptionError
 from distinf.naming import CONFIG
+from distinf.runtime import Agenda
 from distinf.stages.session import Session
 from distinf.stages.task import STUDIES
 
@@ -38,9 +40,12 @@ class Provenance:
 
 
 def provenance_of(session: Session) -> Provenance:
-    """From the run's own config.yaml."""
-    text = session.blobs.get(CONFIG).decode()
-    stored: dict[str, Any] = yaml.safe_load(text) or {}
+    """From the run's configuration; CorruptionError if there is none that can be read."""
+    text = _configuration(session)
+    try:
+        stored: dict[str, Any] = yaml.safe_load(text) or {}
+    except yaml.YAMLError:
+        raise CorruptionError(f"{CONFIG} is not a run's configuration; {SEE}") from None
     record = stored.get("provenance") or {}
     machine = {key: str(value) for key, value in (record.get("machine") or {}).items()}
     return Provenance(
@@ -51,6 +56,14 @@ def provenance_of(session: Session) -> Provenance:
         machine={**machine, "processor": platform.machine()},
         seeds={"run": session.seed},
     )
+
+
+def _configuration(session: Session) -> str:
+    """config.yaml as it was written, whatever became of it."""
+    try:
+        return Agenda(session.blobs).config()
+    except (KeyError, CorruptionError):  # an earlier version began the run, or it is damaged too
+        return session.blobs.get(CONFIG).decode()
 
 
 def _replay(session: Session) -> str:
