@@ -490,6 +490,10 @@ def _own_sigterm() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as left:
+        if left.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None  # what our handler would have made of it
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,19 @@ def test_a_token_that_is_given_stays(monkeypatch, name):
     close_to_others()
     assert environment[name] == "mine"
     assert environment.keys() & TOKENS == {name}
+
+
+def stopped_while_it_starts():
+    from distinf.runtime.ray import _own_sigterm  # which imports Ray
+
+    with _own_sigterm():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+
+def test_a_sigterm_while_ray_starts_stops_the_run_as_any_other_does():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        stopped_while_it_starts()
+    assert signal.getsignal(signal.SIGTERM) is before
