@@ -55,7 +55,7 @@ def held(blobs: Blobs) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full disk: tried again
                 if not lease.renew():
                     lost.set()
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    signal.pthread_kill(threading.main_thread().ident or 0, _heard())
                     return
 
     thread = threading.Thread(target=renewing, daemon=True)
@@ -72,6 +72,13 @@ def held(blobs: Blobs) -> Iterator[None]:
         over.set()
         thread.join()
         lease.release()
+
+
+def _heard() -> signal.Signals:
+    """What interrupts the main thread: a command in a script's background ignores SIGINT."""
+    is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    is_caught = callable(signal.getsignal(signal.SIGTERM))
+    return signal.SIGTERM if is_ignored and is_caught else signal.SIGINT
 
 
 class Lease:

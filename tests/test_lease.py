@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from distinf import lease
+from distinf import cli, lease
 from distinf.errors import InputError, Interrupted
 from distinf.lease import Driver, held, start_of
 from distinf.store import open_root
@@ -113,6 +113,18 @@ def test_a_driver_whose_place_was_taken_stops(blobs):
         hold(blobs, lambda: (other(blobs), time.sleep(60.0)))
     assert time.monotonic() - began < 30.0
     assert blobs.names("driver") == [lease._name(3)]  # the other's is left
+
+
+def test_a_driver_in_the_background_of_a_script_stops_too(blobs):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, cli._terminate)
+    try:
+        with pytest.raises(Interrupted, match="has taken over"):
+            hold(blobs, lambda: (other(blobs), time.sleep(20.0)))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_killed_run_is_resumed_at_once_and_a_living_one_is_not_disturbed(tmp_path):

@@ -1,6 +1,6 @@
 """Hostile configurations, records, agendas and metadata of stores, checksums made to fit:
 
-    python -m tests.faults.fuzz [--executions N] [--seed S]
+    python -m tests.faults.fuzz [--executions N] [--seed S] [--only WORD]
 
 runs N of them and prints how many of each kind ended in nothing but a clean error, as a table in
 Markdown. The first that does not ends the command, with what it was.
@@ -176,12 +176,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--executions", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--only", default="", help="kinds that have this in their name")
     options = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     total = 0
     print(f"seed {options.seed}\n\n| kind | executions | s |\n|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="distinf-fuzz-") as folder:
         for name, (share, kind) in kinds(Path(folder)).items():
+            if options.only not in name:
+                continue
             began = time.monotonic()
             count = fuzz(kind, max(1, round(share * options.executions)), options.seed)
             print(f"| {name} | {count:,} | {time.monotonic() - began:.0f} |", flush=True)

@@ -1,5 +1,6 @@
 """The faults: each disturbs a run that has begun, at a moment that the seed draws."""
 
+import json
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 from distinf.cli import main
+from distinf.errors import Interrupted
 from distinf.runtime.records import seal, unseal
 from tests.faults.trials import PATIENCE_S, Fault, Run, blobs_of
 from tests.support.runs import ROOT, command, workers_of
@@ -71,6 +73,23 @@ def frozen(run: Run, draw: random.Random) -> float | None:
     return None
 
 
+def taken_over(run: Run, draw: random.Random) -> float | None:
+    """SIGSTOP; as its lease names another machine, a second command takes over after 25 s. Then
+    SIGCONT: the first leaves the run to the second."""
+    somewhere(run, draw)
+    first = run.process
+    first.send_signal(signal.SIGSTOP)
+    for lease in (run.out / "driver").glob("*.json"):
+        lease.write_text(json.dumps({**json.loads(lease.read_text()), "machine": "another"}))
+    began = time.monotonic()
+    run.begin()
+    run.wait(lambda: max(int(p.stem) for p in (run.out / "driver").glob("*.json")) > 1)
+    noticed = time.monotonic() - began
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(PATIENCE_S) in (0, Interrupted.exit_code), run.said
+    return noticed
+
+
 def full_disk(run: Run, draw: random.Random) -> float | None:
     """The run lies on a small file system that somebody else fills; then there is room again."""
     run.process.kill()
@@ -113,6 +132,27 @@ def moved_away(run: Run, draw: random.Random) -> float | None:
         shutil.rmtree(run.out)
     if not run.out.exists():
         away.rename(run.out)
+    return noticed
+
+
+def unmounted(run: Run, draw: random.Random) -> float | None:
+    """The run's file system goes for a while."""
+    run.process.kill()
+    run.ended()
+    shutil.rmtree(run.out, ignore_errors=True)
+    kept = run.folder / "kept"
+    for folder in (run.out, kept):
+        folder.mkdir()
+    subprocess.run(["mount", "--bind", kept, run.out], check=True)
+    run.begin()
+    somewhere(run, draw)
+    began = time.monotonic()
+    subprocess.run(["umount", "-l", run.out], check=True)
+    run.ended()
+    noticed = time.monotonic() - began
+    assert not (run.out / "config.yaml").exists()  # it was not begun anew
+    shutil.rmtree(run.out)
+    kept.rename(run.out)
     return noticed
 
 
@@ -226,6 +266,23 @@ def ledger_of_a_stage_deleted(run: Run, draw: random.Random) -> None:
     shutil.rmtree(run.out / "ledger" / draw.choice([*STAGES, "scores", "report"]))
 
 
+def record_deleted(run: Run, draw: random.Random) -> None:
+    blobs_of(run).delete(_some(run, draw, "ledger"))
+
+
+def group_deleted(run: Run, draw: random.Random) -> None:
+    units = sorted((run.out / draw.choice(["gradients.zarr", "train.zarr", "jobs"])).iterdir())
+    shutil.rmtree(draw.choice(units))
+
+
+def bit_of_an_arrays_metadata(run: Run, draw: random.Random) -> None:
+    _flip(run, _some(run, draw, "gradients.zarr", "/zarr.json"))
+
+
+def table_deleted(run: Run, draw: random.Random) -> None:
+    blobs_of(run).delete(_some(run, draw, "report"))
+
+
 def table_altered(run: Run, draw: random.Random) -> None:
     _flip(run, _some(run, draw, "report"))
 
@@ -250,8 +307,9 @@ def configuration_torn(run: Run, draw: random.Random) -> None:
 
 DAMAGES = (
     bit_of_an_array, array_cut_short, array_deleted, group_in_anothers_place, bit_of_a_record,
-    records_swapped, record_signed_anew, ledger_of_a_stage_deleted, table_altered, weights_altered,
-    agenda_altered, configuration_torn,
+    records_swapped, record_signed_anew, record_deleted, group_deleted, bit_of_an_arrays_metadata,
+    ledger_of_a_stage_deleted, table_altered, table_deleted, weights_altered, agenda_altered,
+    configuration_torn,
 )  # fmt: skip
 
 
@@ -270,8 +328,10 @@ FAULTS: dict[str, tuple[tuple[str, ...], Fault]] = {
     "driver: SIGHUP": (("in process",), signalled(signal.SIGHUP)),
     "driver: Ctrl-C": (("in process", "Ray"), signalled(signal.SIGINT)),
     "driver: stopped for 15 s, a second command meanwhile": (("in process", "Ray"), frozen),
+    "driver: stopped, another machine takes over": (("in process", "Ray"), taken_over),
     "disk full": (("in process", "Ray"), full_disk),
     "folder moved away": (("in process", "Ray"), moved_away),
+    "folder unmounted": (("in process",), unmounted),
     "clock set back by an hour": (("in process", "Ray"), clock_set_back),
     "rank of a gang: SIGKILL": (("Ray",), worker(signal.SIGKILL, "train")),
     "worker of a pool: SIGKILL": (("Ray",), worker(signal.SIGKILL, "gradients")),
