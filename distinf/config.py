@@ -293,6 +293,8 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     except ValidationError as error:
         own = _untyped(error, raw)
         raise InputError(f"{where}: {_explain(error, kind)}{own}") from None
+    except ArithmeticError as error:  # of a check that reckons with the numbers
+        raise InputError(f"{where}: a number is out of range: {error}") from None
     typed = settings_type(config.task)
     if not dataclasses.is_dataclass(typed):
         _ = config.variations
@@ -304,6 +306,8 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
         settings = holder(settings=config.settings).settings  # type: ignore[attr-defined]
     except ValidationError as error:
         raise InputError(f"{where}: {_explain(error, holder)}") from None
+    except ArithmeticError as error:
+        raise InputError(f"{where}: a number of the settings is out of range: {error}") from None
     plain = TypeAdapter(typed).dump_python(settings, mode="json")
     resolved = config.model_copy(update={"settings": plain})
     _ = resolved.variations  # a mistake in one is told now
