@@ -121,6 +121,10 @@ def test_a_run_of_odd_names_and_notes_shows_them_all(tmp_path, capfd):
     with open(report / "ranked_rows.csv", newline="") as table:
         rows = list(csv.DictReader(table))
     assert rows[0][printable(RED)] == "'=1"
-    kept = json.loads((report / "ranking.json").read_text())
-    assert kept[0]["text"].startswith(f"{RED} {TURNED} <b>")
-    assert kept[0][RED] == "=1"
+    top, every = (
+        json.loads((report / f"{name}.json").read_text()) for name in ("ranking", "ranked_rows")
+    )
+    assert [row["row"] for row in every] == [int(row["row"]) for row in rows]
+    for row in (*top, *every):
+        assert row["text"].startswith(f"{RED} {TURNED} <b>")
+        assert row[RED] == "=1"

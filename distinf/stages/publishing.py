@@ -29,12 +29,12 @@ def publish(
     findings: Any,
     tables: Mapping[str, Sequence[Row]],
     page: str,
-    rankings: Mapping[str, str] | None = None,
+    rankings: Mapping[str, Sequence[Row]] | None = None,
 ) -> None:
-    """Rankings as CSV by file, every table as CSV and JSON, findings.json, and the page last: if
-    it is there, all is. Their sums come after them."""
-    files = {name: text.encode() for name, text in (rankings or {}).items()}
-    for name, rows in tables.items():
+    """Rankings and tables as CSV and JSON, findings.json, and the page last: if it is there, all
+    is. Their sums come after them."""
+    files = {}
+    for name, rows in {**(rankings or {}), **tables}.items():
         files[f"{name}.csv"] = csv_text(rows).encode()
         files[f"{name}.json"] = json_text(rows).encode()
     files["findings.json"] = json.dumps(findings, indent=1).encode()

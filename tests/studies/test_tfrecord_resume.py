@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from distinf.cli import main
-from distinf.errors import InputError
+from distinf.errors import InputError, Interrupted
 from distinf.studies.receiver.imports.importing import import_records
 from distinf.studies.receiver.imports.tfrecords import Reader, Source
 from tests.support.records import ROWS, break_grid, configured, random_columns, rows_of, undisturbed
@@ -101,6 +102,24 @@ def test_a_folder_of_something_else_is_left_alone(golden, tmp_path):
     with pytest.raises(InputError, match=r"is not empty and holds no import\.json"):
         import_records(configured(golden[0]), str(tmp_path), silent)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("stage", ["index", "pilots", "import"])
+def test_a_folder_that_vanished_stops_the_import_and_is_not_made_anew(golden, tmp_path, stage):
+    out, elsewhere = tmp_path / "dataset", tmp_path / "elsewhere"
+
+    @contextmanager
+    def moving(name, units, done):
+        if name == stage:
+            out.rename(elsewhere)
+        yield
+
+    with pytest.raises(Interrupted, match=r"dataset is gone, or its import.json .* put it back"):
+        import_records(configured(golden[0]), str(out), moving)
+    assert not out.exists()
+    elsewhere.rename(out)
+    import_records(configured(golden[0]), str(out), silent)
+    assert bytes_of(out) == bytes_of(golden[1])
 
 
 @pytest.mark.slow

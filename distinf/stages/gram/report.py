@@ -17,7 +17,6 @@ from distinf.stages.gram.scores import all_scores, headline
 from distinf.stages.gram.session import TRAIN, Session
 from distinf.stages.gram.train import stored_fit
 from distinf.stages.gram.warnings import chance_warnings, class_warnings, label_warnings
-from distinf.stages.page.rows import csv_text
 
 WORST = 10  # rows in the terminal
 NAME, units, is_done = publishing.NAME, publishing.units, publishing.is_done
@@ -32,14 +31,14 @@ def run(session: Session, runtime: Runtime) -> None:
 def write(session: Session) -> None:
     """Every row ranked, the tables, and the page."""
     cells = session.outline.cells.values()
-    rankings = {ranking_name(cell.name): csv_text(cell_ranking(session, cell)) for cell in cells}
+    rankings = {ranking_name(cell.name): cell_ranking(session, cell) for cell in cells}
     found = findings(session)
     publishing.publish(session, found.to_json(), tables(found), render(found), rankings)
 
 
 def ranking_name(cell: str) -> str:
-    """The file that has all of a cell's rows, the most detrimental first."""
-    return f"ranked_rows-{cell}.csv" if cell else "ranked_rows.csv"
+    """The table that has all of a cell's rows, the most detrimental first."""
+    return f"ranked_rows-{cell}" if cell else "ranked_rows"
 
 
 def summary_lines(session: Session) -> list[str]:
@@ -62,7 +61,7 @@ def summary_lines(session: Session) -> list[str]:
         )
     found.append(
         f"the {cells[0].rows[TRAIN]:,} training rows ranked, most detrimental first: "
-        f"{root}/report/{ranking_name(cells[0].name)}{more}"
+        f"{root}/report/{ranking_name(cells[0].name)}.csv{more}"
     )
     return found
 

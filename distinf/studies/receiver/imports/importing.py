@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter
 
 from distinf import __version__
-from distinf.errors import InputError
+from distinf.errors import InputError, Interrupted
 from distinf.runtime import Ledger, RuntimeSettings, Unit, Work, digest, open_runtime
 from distinf.runtime.ledger import Record, seal, unseal
 from distinf.runtime.units import differences, flatten
@@ -59,6 +59,21 @@ def import_records(config: TfrecordImport, out: str, watch: Watch) -> Imported:
     _rehearse(config, tables, files)
     blobs = open_root(out)
     _claim(blobs, _facts(config, tables, files))
+    blobs.require(STARTED)
+    try:
+        return _carried_out(config, tables, files, blobs, watch)
+    except Exception:
+        if dataset.is_import(blobs):
+            raise
+        raise Interrupted(
+            f"out: {blobs.root} is gone, or its {STARTED} (moved, deleted, unmounted); put it back "
+            "and run the same command to resume"
+        ) from None
+
+
+def _carried_out(
+    config: TfrecordImport, tables: PilotTables, files: Sequence[Source], blobs: Blobs, watch: Watch
+) -> Imported:
     runtime = open_runtime(_runtime(config))
     try:
         files = _count(config, files, blobs, runtime, watch)
@@ -186,6 +201,7 @@ class Importer:
     def __init__(self, context: Mapping[str, Any]):
         self.config = TypeAdapter(TfrecordImport).validate_python(context["config"])
         self.blobs = open_root(context["root"])
+        self.blobs.require(STARTED)
         self.files = [Source(**f) for f in context["files"]]
         self.readers = {
             split: Reader([f for f in self.files if f.split == split], self.config.compression)
