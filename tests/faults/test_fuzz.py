@@ -61,11 +61,9 @@ def test_a_mapping_is_refused_as_a_file_is(value, match):
         resolve({"task": "tests.support.blobs_task:task", "settings": {"x": value}})
 
 
-@pytest.mark.parametrize("number", [10**400, float("inf"), float("nan"), -(10**400)])
-@pytest.mark.parametrize("key", ["train", "evaluation"])
-def test_numbers_that_cannot_be_reckoned_with_are_refused(key, number):
-    with pytest.raises(InputError):
-        resolve({"task": "receiver", "settings": {f"{key}_slots": number}})
+def test_numbers_that_cannot_be_reckoned_with_are_refused():
+    with pytest.raises(InputError, match="a number of the settings is out of range"):
+        resolve({"task": "receiver", "settings": {"scenario": {"train_slots": 10**400}}})
 
 
 def test_a_manifest_without_a_group_is_damage(tmp_path):
