@@ -15,14 +15,15 @@ from distinf.runtime.records import seal, unseal
 from tests.faults.trials import PATIENCE_S, Fault, Run, blobs_of
 from tests.support.runs import ROOT, command, workers_of
 
-STAGES = ("train", "curvature", "gradients", "actions")
+STAGES = {"train": 12, "curvature": 8, "gradients": 40, "actions": 24}  # how many units each has
 
 
 def somewhere(run: Run, draw: random.Random) -> None:
     """Wait for a moment of the run: a stage, some of its units, and a few milliseconds."""
-    stage = draw.choice(STAGES)
-    run.at(stage, draw.randrange(1, {"train": 10, "curvature": 30}.get(stage, 12)))
+    stage = draw.choice([*STAGES])
+    run.at(stage, draw.randrange(1, STAGES[stage]))
     time.sleep(draw.uniform(0, 0.3))
+    run.refuse_ended()
 
 
 def signalled(number: signal.Signals) -> Fault:
@@ -40,7 +41,8 @@ def signalled(number: signal.Signals) -> Fault:
 
 def killed_at_a_random_time(run: Run, draw: random.Random) -> float | None:
     """SIGKILL after some seconds, in whatever the driver is at, imports among it."""
-    time.sleep(draw.uniform(0.5, 12 if run.route == "in process" else 25))
+    time.sleep(draw.uniform(0.5, 8 if run.route == "in process" else 20))
+    run.refuse_ended()
     run.process.kill()
     return None
 
@@ -249,7 +251,7 @@ def bit_of_a_record(run: Run, draw: random.Random) -> None:
 
 
 def records_swapped(run: Run, draw: random.Random) -> None:
-    one, other = draw.sample(blobs_of(run).names(f"ledger/{draw.choice(STAGES)}"), 2)
+    one, other = draw.sample(blobs_of(run).names(f"ledger/{draw.choice([*STAGES])}"), 2)
     kept = blobs_of(run).get(one)
     shutil.copy(run.out / other, run.out / one)
     Path(run.out, other).write_bytes(kept)

@@ -49,6 +49,10 @@ class Trial:
     seed: int
 
 
+class TooLate(Exception):
+    """There was nothing left to disturb: no trial."""
+
+
 @dataclass
 class Run:
     """A driver at work, and what it has said so far."""
@@ -94,9 +98,14 @@ class Run:
             return len(os.listdir(self.out / "ledger" / stage))
         return 0
 
-    def at(self, stage: str, units: int = 1) -> bool:
-        """Waits until that many units of a stage are committed; False if the run ended before."""
-        return bool(self.wait(lambda: self.count(stage) >= units))
+    def at(self, stage: str, units: int = 1) -> None:
+        """Waits until that many units of a stage are committed; TooLate if the run ended before."""
+        self.wait(lambda: self.count(stage) >= units)
+        self.refuse_ended()
+
+    def refuse_ended(self) -> None:
+        if self.process.poll() is not None:
+            raise TooLate(f"{self.folder} ended before it was disturbed")
 
     def workers(self) -> list[int]:
         return workers_of(self.process.pid)
@@ -112,12 +121,7 @@ Fault = Callable[[Run, random.Random], float | None]
 
 def trial(fault: Fault, route: str, seed: int, folder: Path, golden: Mapping[Any, Any]) -> Trial:
     """One run, disturbed once, then left to finish."""
-    draw = random.Random(seed)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    run = Run(folder, route)
-    run.begin()
-    notice_s = fault(run, draw)
+    run, notice_s = _disturbed(fault, route, seed, folder)
     began = time.monotonic()
     codes = [run.ended()]
     message = _told(run.said)
@@ -128,6 +132,20 @@ def trial(fault: Fault, route: str, seed: int, folder: Path, golden: Mapping[Any
     for pid in run.workers():
         os.kill(pid, signal.SIGKILL)
     return Trial(same, notice_s, time.monotonic() - began, tuple(codes), message, seed)
+
+
+def _disturbed(fault: Fault, route: str, seed: int, folder: Path) -> tuple[Run, float | None]:
+    """A run that was disturbed before it ended, at the second or third try if need be."""
+    for again in range(3):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        run = Run(folder, route)
+        run.begin()
+        try:
+            return run, fault(run, random.Random(f"{seed} {again}"))
+        except TooLate:
+            run.ended()
+    raise TooLate(f"{route}, seed {seed}: three runs ended before they were disturbed")
 
 
 def blobs_of(run: Run) -> Any:
