@@ -93,6 +93,18 @@ def test_an_agenda_that_is_gone_or_says_less_is_told(blobs):
     assert problems(blobs) == ""
 
 
+@pytest.mark.parametrize("unit", ["y" * 20_000, "../../ledger/train", ""])
+def test_an_agenda_whose_units_can_be_no_files_is_told_and_moves_no_unit(blobs, unit):
+    name = next(n for n in blobs.names("agenda") if n.endswith("0.json"))
+    blobs.put(name, seal({"units": [unit], "over": True}))
+    found = verify(blobs)
+    assert f"{name} is no list of units" in "\n".join(found.problems)
+    kept = [n for n in blobs.names("") if n.startswith("ledger/") or ".zarr/" in n]
+    set_aside(blobs, found)
+    assert name not in blobs.names("agenda")
+    assert set(kept) <= set(blobs.names(""))
+
+
 @pytest.mark.parametrize(
     "name", ["report/index.html", "report/trials.csv", "report/findings.json", "model.safetensors"]
 )

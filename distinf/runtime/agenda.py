@@ -4,6 +4,7 @@ agenda/start.json  config.yaml as it was written, and the parts of the run in or
 agenda/0003.json   the units of the part in place 3, as soon as they are known
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeGuard
@@ -13,6 +14,7 @@ from distinf.runtime.ledger import Records
 from distinf.runtime.records import RECORD_BYTES, seal, unseal
 
 FOLDER = "agenda"
+ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 START = f"{FOLDER}/start.json"
 MOST_BYTES = 4 * RECORD_BYTES  # ten million units
 
@@ -112,7 +114,7 @@ class Agenda:
         except KeyError:
             return None
         units, over = content.get("units"), content.get("over")
-        if type(over) is not bool or not _texts(units):
+        if type(over) is not bool or not _ids(units):
             raise CorruptionError(f"{name} is no list of units; {SEE}")
         return replace(part, units=tuple(units), is_over=over)
 
@@ -135,5 +137,6 @@ def _name(place: int) -> str:
     return f"{FOLDER}/{place:04d}.json"
 
 
-def _texts(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+def _ids(value: Any) -> TypeGuard[list[str]]:
+    """Names of units: they become those of files."""
+    return isinstance(value, list) and all(isinstance(x, str) and ID.fullmatch(x) for x in value)
