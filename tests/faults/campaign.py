@@ -1,6 +1,6 @@
 """The fault campaign by one command:
 
-    python -m tests.faults.campaign [--trials N] [--seed S] [--only WORD] [--out FILE.md]
+    python -m tests.faults.campaign [--trials N] [--seed S] [--only PATTERN] [--out FILE.md]
 
 Every fault, on each route where it can be, N times; a table in Markdown of how often the run
 survived with the same bits, how soon the driver noticed and how soon the run was whole, and what
@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import random
+import re
 import shutil
 import statistics
 import sys
@@ -80,7 +81,7 @@ def campaign(trials: int, seed: int, only: str, say: Any = print) -> list[Trial]
         say(HEAD)
         for name, (routes, fault) in FAULTS.items():
             for route in routes:
-                if only in f"{name}, {route}":
+                if re.search(only, f"{name}, {route}"):
                     found = [
                         trial(fault, route, seed + i, Path(base, "trial"), golden[route])
                         for i in range(trials)
@@ -89,7 +90,7 @@ def campaign(trials: int, seed: int, only: str, say: Any = print) -> list[Trial]
                     done += found
         for damage in DAMAGES:
             name = f"damage: {damage.__name__.replace('_', ' ')}"
-            if only in f"{name}, in process":
+            if re.search(only, f"{name}, in process"):
                 run = whole["in process"]
                 found = [
                     damaged(damage, run, seed + i, Path(base, "damaged"), golden["in process"])
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="faults whose name and route have this in them")
+    parser.add_argument("--only", default="", help="faults whose name and route match")
     parser.add_argument("--out", help="a file that the table is appended to")
     options = parser.parse_args(arguments)
 

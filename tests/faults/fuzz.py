@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from distinf.config import resolve
 from distinf.config_file import read
 from distinf.errors import CorruptionError, DistinfError, InputError
+from distinf.printable import one_line, shortened
 from distinf.runtime.records import unseal
 from distinf.standing import stages_of
 from distinf.store import Blobs
@@ -59,12 +60,13 @@ def configuration(data: Any) -> None:
 
 
 def _one_line(call: Callable[[], Any]) -> None:
-    """Nothing but an InputError may be raised, of one line."""
+    """Nothing but an InputError may be raised, which is one line on the screen."""
     said = ""
     try:
         call()
     except InputError as error:
         said = str(error)
+    said = shortened(one_line(said))  # as the command line prints it
     assert "\n" not in said, said
 
 
