@@ -52,7 +52,7 @@ class RuntimeSettings:
     address: str | None = None
     attempts: int = 3
     timeout_s: float = 120.0
-    silent_s: float = 30.0
+    silent_s: float = 22.0  # asked every 5 s: told within 30
     unit_s: float = 60.0
     first_unit_s: float = 7_200.0
     collective_timeout_s: float = 7_200.0
