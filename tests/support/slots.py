@@ -97,6 +97,7 @@ def write_dataset(out: Path, rows: Mapping[str, int], **changes: Any) -> dict[st
             for split, columns in found.items()
         }
     files = [Source(split, f"{split}-0", 1, rows[split]) for split in SPLITS]
+    importing._claim(blobs, {})
     context = importing.context_of(config, tables, files, blobs)
     state = importing.prepare(context, torch.device("cpu"))
     importing.pilots_body(state, importing.units_of("pilots", context)[0], "1-a")
