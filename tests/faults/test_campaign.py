@@ -9,7 +9,7 @@ from tests.faults.trials import results, trial
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 SHORT = ("driver: SIGKILL in a stage", "driver: SIGKILL three times", "driver: SIGTERM",
-         "driver: stopped for 15 s, a second command meanwhile", "folder moved away",
+         "folder moved away",
          "clock set back by an hour")  # fmt: skip
 
 
