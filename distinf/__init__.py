@@ -3,8 +3,9 @@
 Sign of every score: > 0 means that training on the sample helps the query (lowers its loss).
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from distinf.lazily import from_homes
 
 if TYPE_CHECKING:
     from distinf.numerics.aggregation import aggregate
@@ -29,23 +30,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SparseRows": "distinf.numerics.sparse",
-    "TensorTask": "distinf.stages.tensor_task",
-    "TwoSided": "distinf.numerics.projection",
-    "aggregate": "distinf.numerics.aggregation",
-    "arnoldi": "distinf.numerics.krylov",
-    "influence": "distinf.numerics.influence",
-    "per_sample_gradients": "distinf.numerics.capture",
+    "SparseRows": "numerics.sparse",
+    "TensorTask": "stages.tensor_task",
+    "TwoSided": "numerics.projection",
+    "aggregate": "numerics.aggregation",
+    "arnoldi": "numerics.krylov",
+    "influence": "numerics.influence",
+    "per_sample_gradients": "numerics.capture",
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public function when it is first used, so that `import distinf` stays cheap."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'distinf' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = from_homes(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -222,14 +222,17 @@ class _Spoken(logging.Handler):
         self._voice.say(record.getMessage(), again=record.levelno < logging.WARNING)
 
 
-def _carry_out(config: "RunConfig", accept: Sequence[str], began: float, voice: Voice) -> None:
+def _carry_out(
+    config: "RunConfig", accept: Sequence[str], began: float, voice: Voice, looks: bool = False
+) -> None:
+    """Run, with progress and the answer; `looks` if what was done before is read again after it."""
     from distinf.heartbeat import is_begun
     from distinf.progress import Reporter, summary
     from distinf.run import execute
 
     log, spoken, reporter = logging.getLogger("distinf"), _Spoken(voice), Reporter()
     out = str(config.out)
-    resumed = is_begun(out)
+    unread = is_begun(out) and not looks
 
     def watch(
         stage: str, units: Sequence["Unit"], done: Callable[[], float]
@@ -244,7 +247,7 @@ def _carry_out(config: "RunConfig", accept: Sequence[str], began: float, voice: 
     finally:
         log.removeHandler(spoken)
     summary(session, time.monotonic() - began)
-    if resumed:
+    if unread:
         _print(f"what was done before was not read again: distinf verify {shlex.quote(out)} does")
 
 
@@ -419,7 +422,7 @@ def _repair(options: argparse.Namespace, blobs: "Blobs", found: "Verification") 
         count = set_aside(blobs, found)
     units = f"{count} unit{'s' if count != 1 else ''}"
     _print(f"set aside under {options.run}/damaged: {units}, and files that are no unit's")
-    _carry_out(config, [], time.monotonic(), options.voice)
+    _carry_out(config, [], time.monotonic(), options.voice, looks=True)
 
 
 def _told_verification(found: "Verification", remedy: str) -> int:

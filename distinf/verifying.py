@@ -24,7 +24,6 @@ REPORT, TRAIN = "report", "train"
 WEIGHTS = "model.safetensors"
 UNIT_ID = re.compile("[0-9a-f]{20}")
 LISTED = 5  # missing units of a stage that are named one by one
-ASIDE = "damaged"
 
 
 @dataclass
@@ -192,12 +191,7 @@ def set_aside(blobs: Blobs, found: Verification) -> int:
     What a unit's files were is remembered: should they come out otherwise, what depends on them is
     made again too (`repairs`).
     """
-    folder = f"{ASIDE}/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-
-    def move(names: Iterable[str]) -> None:
-        for name in names:
-            blobs.move(name, f"{folder}/{name}")
-
+    move = repairs.moving(blobs, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
     move(found.names - {CONFIG})
     if CONFIG in found.names and START not in found.names:
         move([CONFIG])
@@ -209,7 +203,7 @@ def set_aside(blobs: Blobs, found: Verification) -> int:
                 repairs.remember(blobs, stage, unit_id, record)
             for group in folders_of(stage, unit_id):
                 move(blobs.names(group.rstrip("/")))
-    weights = {kind for kind in _kinds(blobs) if kind != REPORT} if TRAIN in found.units else set()
+    weights = _kinds(blobs) - {REPORT} if found.units.get(TRAIN) else set()
     for kind in found.handed | weights:  # weights may come out otherwise too
         try:
             move(handed(blobs, kind))

@@ -40,6 +40,7 @@ LEVELS = {
     "naming": 1,
     "masking": 1,
     "errors": 0,
+    "lazily": 0,
 }
 FACADE = 10  # distinf/__init__.py: the Python surface, which no module inside may use,
 VERSION = "distinf.__version__"  # but for this constant

@@ -1,7 +1,8 @@
 """How work is spread: units, the ledger, and two runtimes with the same three verbs."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from distinf.lazily import from_homes
 
 if TYPE_CHECKING:
     from distinf.runtime.agenda import Agenda, Part
@@ -49,10 +50,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is used: who only looks at a run needs no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'distinf.runtime' has no attribute {name!r}")
-    value = getattr(import_module(f"distinf.runtime.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = from_homes(__name__, _HOMES)  # who only looks at a run needs no torch

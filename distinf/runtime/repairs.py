@@ -5,13 +5,20 @@ so it comes out the same, and what was made of it stands; on another machine it 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from distinf.runtime.agenda import Kept
 from distinf.runtime.ledger import Ledger
 from distinf.runtime.records import RECORD_BYTES, Record, seal, unseal
 from distinf.runtime.units import Unit
 
-FOLDER = "repairs"
+FOLDER, ASIDE = "repairs", "damaged"
+
+
+class Movable(Protocol):
+    """The verb of a store that setting aside needs."""
+
+    def move(self, key: str, to: str) -> None: ...
 
 
 def remember(blobs: Kept, stage: str, unit_id: str, record: Record) -> None:
@@ -26,8 +33,8 @@ def differing(blobs: Kept, units: Sequence[Unit]) -> list[Unit]:
     found = []
     for name, unit in _remembered(blobs, units):
         record = Ledger(blobs, unit.stage).get(unit)
-        before = unseal(blobs.get(name, most=RECORD_BYTES), name)["files"]
-        if record is not None and before != record.get("manifest", {}).get("files"):
+        before = unseal(blobs.get(name, most=RECORD_BYTES), name)
+        if record is not None and before.get("files") != record.get("manifest", {}).get("files"):
             found.append(unit)
     return found
 
@@ -43,6 +50,16 @@ def _remembered(blobs: Kept, units: Sequence[Unit]) -> list[tuple[str, Unit]]:
     names = blobs.names(f"{FOLDER}/{units[0].stage}") if units else []
     stems = {name: name.rsplit("/", 1)[-1].removesuffix(".json") for name in names}
     return [(name, by_id[stem]) for name, stem in stems.items() if stem in by_id]
+
+
+def moving(blobs: Movable, name: str) -> Callable[[Iterable[str]], None]:
+    """What moves files of a run into a folder of this name below damaged/."""
+
+    def move(names: Iterable[str]) -> None:
+        for key in names:
+            blobs.move(key, f"{ASIDE}/{name}/{key}")
+
+    return move
 
 
 def forget(blobs: Kept, units: Iterable[Unit], move: Callable[[Iterable[str]], None]) -> int:

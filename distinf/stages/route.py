@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import ModuleType
@@ -95,16 +95,11 @@ def _after_repair(session: Any, place: int, units: Sequence[Unit]) -> None:
 def _take_out_after(session: Any, place: int, unit: Unit) -> None:
     stages, every = stages_of(session), parts(session)
     after = stages[stages.index(every[place][1]) + 1 :]
-    blobs, folder = session.blobs, f"damaged/after-{unit.id}"
-
-    def move(names: Iterable[str]) -> None:
-        for name in names:
-            blobs.move(name, f"{folder}/{name}")
-
+    move = repairs.moving(session.blobs, f"after-{unit.id}")
     later = [wanted_units(*part) for part in every[place + 1 :] if part[1] in after]
-    count = sum(repairs.forget(blobs, each, move) for each in later)
+    count = sum(repairs.forget(session.blobs, each, move) for each in later)
     for each in together(session):
-        each.forget_ledgers()
+        each.forget_cached()
     LOG.warning(
         "warning: %s came out otherwise than before it was damaged (another machine or package?); "
         "%d units after it are computed anew", unit.describe(), count,

@@ -126,8 +126,8 @@ class Session(ABC):
     def ledger(self, stage: str) -> Ledger:
         return self.cached(("ledger", stage), lambda: Ledger(self.blobs, stage))
 
-    def forget_ledgers(self) -> None:
-        """Read them anew, as records were taken out."""
+    def forget_cached(self) -> None:
+        """Read and make everything anew, as records were taken out."""
         self._cache.clear()
 
     def work(self, body: str) -> Work:

@@ -1,7 +1,8 @@
 """Arrays on disk or in a bucket: one Zarr group per attempt at a unit, verified on every read."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from distinf.lazily import from_homes
 
 if TYPE_CHECKING:
     from distinf.store.blobs import Blobs, open_root
@@ -36,10 +37,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is used: who only looks at a run needs neither zarr nor numpy."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'distinf.store' has no attribute {name!r}")
-    value = getattr(import_module(f"distinf.store.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = from_homes(__name__, _HOMES)  # who only looks at a run needs neither zarr nor numpy

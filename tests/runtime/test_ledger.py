@@ -86,28 +86,29 @@ def test_sealing_changes_no_answer(blobs, monkeypatch):
     assert fresh.seal_full_segments() == 0
 
 
-def test_a_late_commit_beside_a_segment_changes_nothing(blobs, monkeypatch):
+def sealed(blobs, monkeypatch):
+    """Two units in a segment -> the first."""
     monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
     wanted = units(2)
     ledger = Ledger(blobs, "s")
     for unit in wanted:
         ledger.commit(unit, 1, {"word": "sealed"})
     ledger.seal_full_segments()
-    Ledger(blobs, "s").commit(wanted[0], 9, {"word": "zombie"})
-    assert Ledger(blobs, "s").read()[wanted[0].id]["word"] == "sealed"
+    return wanted[0]
+
+
+def test_a_late_commit_beside_a_segment_changes_nothing(blobs, monkeypatch):
+    unit = sealed(blobs, monkeypatch)
+    Ledger(blobs, "s").commit(unit, 9, {"word": "zombie"})
+    assert Ledger(blobs, "s").read()[unit.id]["word"] == "sealed"
 
 
 def sealed_and_late(blobs, monkeypatch):
     """A sealed unit, and a loose record that a writer with an old listing put beside it."""
-    monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
-    wanted = units(2)
-    ledger = Ledger(blobs, "s")
-    for unit in wanted:
-        ledger.commit(unit, 1, {"word": "sealed"})
-    ledger.seal_full_segments()
-    late = {"unit": wanted[0].id, **wanted[0].as_json(), "attempt": 9, "committed": 1.0}
-    blobs.put(f"ledger/s/{wanted[0].id}.json", seal({**late, "word": "late"}))
-    return wanted[0]
+    unit = sealed(blobs, monkeypatch)
+    late = {"unit": unit.id, **unit.as_json(), "attempt": 9, "committed": 1.0}
+    blobs.put(f"ledger/s/{unit.id}.json", seal({**late, "word": "late"}))
+    return unit
 
 
 @pytest.mark.parametrize("first", ["get", "read", "read one", "get after read"])

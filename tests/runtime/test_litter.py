@@ -1,7 +1,6 @@
 """What dead drivers and attempts leave: taken away at the next start, and nothing else."""
 
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from distinf.runtime.litter import sweep
 from distinf.runtime.orphans import PROCESSES, end_orphans
 from distinf.store import open_root
 from distinf.verifying import verify
-from tests.support.runs import POINTS, all_scores, distinf, run_points, same_bits, start
+from tests.support.runs import POINTS, all_scores, copied, distinf, run_points, same_bits, start
 
 STAGES = ["gradients", "actions"]
 
@@ -29,8 +28,7 @@ def pristine(tmp_path_factory):
 
 @pytest.fixture
 def session(pristine, tmp_path):
-    shutil.copytree(pristine.blobs.root, tmp_path / "run")
-    return type(pristine)({**pristine.context, "root": str(tmp_path / "run")}, pristine.device)
+    return copied(pristine, tmp_path / "run")
 
 
 def files(blobs):

@@ -1,6 +1,7 @@
 """Small whole runs for tests: the points task, its config, and what it left behind."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,12 @@ def run_points(out: Path | str, accept: Sequence[str] = (), **changes: Any) -> S
     """Carry the points run out in this process."""
     config = resolve({**merged(POINTS, changes), "out": str(out)})
     return execute(config, silent, accept)
+
+
+def copied(session: Session, out: Path) -> Session:
+    """The same run in another folder."""
+    shutil.copytree(session.blobs.root, out)
+    return type(session)({**session.context, "root": str(out)}, session.device)
 
 
 def all_scores(session: Session) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter
 
 from distinf import __version__
-from distinf.errors import InputError, Interrupted
+from distinf.errors import DistinfError, InputError, Interrupted
 from distinf.runtime import Ledger, RuntimeSettings, Unit, Work, digest, open_runtime
 from distinf.runtime.ledger import Record, seal, unseal
 from distinf.runtime.units import differences, flatten
@@ -62,7 +62,7 @@ def import_records(config: TfrecordImport, out: str, watch: Watch) -> Imported:
     blobs.require(STARTED)
     try:
         return _carried_out(config, tables, files, blobs, watch)
-    except Exception:
+    except (DistinfError, OSError):
         if dataset.is_import(blobs):
             raise
         raise Interrupted(
