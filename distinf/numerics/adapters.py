@@ -68,19 +68,5 @@ def add_adapters(
     return trained
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Add every adapter to its weight and take it out; what was frozen stays frozen."""
-    for module in list(model.modules()):
-        if _is_adapted(module):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-
-
 def _adaptable(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-
-
-def _is_adapted(module: nn.Module) -> bool:
-    if not parametrize.is_parametrized(module, "weight"):
-        return False
-    assert isinstance(module.parametrizations, nn.ModuleDict)
-    return any(isinstance(step, LowRank) for step in module.parametrizations["weight"].children())

@@ -78,10 +78,6 @@ class SlicedBasis:
             block_JW[self.count].copy_(vector_D[start:stop])
         self.count += 1
 
-    def local_slices(self) -> list[Tensor]:
-        """This rank's slices [J, W], in slice order (views)."""
-        return [block_JW[: self.count] for block_JW in self._blocks_JW]
-
     def orthogonalise(self, vector_D: Tensor) -> Orthogonalised:
         """Classical Gram-Schmidt twice, in fp64, with three sweeps over the basis.
 

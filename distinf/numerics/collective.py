@@ -3,7 +3,6 @@
 Shape legend: S logical shards owned by a rank, X any vector length.
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -38,10 +37,6 @@ class Collective(Protocol):
         """Concatenate along dim 0 in rank order; ranks may give different numbers of rows."""
         ...
 
-    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Sum over ranks; rank r keeps its block of `sizes[r]` rows."""
-        ...
-
     def barrier(self) -> None:
         """Wait for every rank."""
         ...
@@ -67,12 +62,6 @@ class Alone:
 
     def all_gather(self, x: Tensor) -> Tensor:
         """x itself."""
-        return x
-
-    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """x itself; `sizes` must be its number of rows."""
-        if list(sizes) != [len(x)]:
-            raise ValueError(f"one rank keeps all {len(x)} rows, but sizes is {list(sizes)}")
         return x
 
     def barrier(self) -> None:

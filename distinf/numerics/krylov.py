@@ -3,7 +3,7 @@
 Shape legend: D dimension, M steps done, K pairs kept.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
@@ -108,12 +108,6 @@ class ArnoldiState:
         basis.append(direction_D)
         return cls(basis, torch.zeros((steps + 1, steps), dtype=torch.float64), direction_D)
 
-    def replay(self, steps: Iterable[tuple[Tensor, Tensor]]) -> "ArnoldiState":
-        """Take over committed (vector, column) pairs in step order; returns self."""
-        for vector_D, column in steps:
-            self.append(vector_D, column)
-        return self
-
     def append(self, vector_D: Tensor, column: Tensor) -> None:
         """Add one step: q_{step+1} [D] and its Hessenberg column [step + 2]."""
         if column.shape != (self.step + 2,) or vector_D.shape != (self.basis.dim,):
@@ -176,7 +170,7 @@ def arnoldi(
 
     `options` are fields of ArnoldiSettings (steps, keep, seed, probes, slices, dtype). The product
     gets vectors in `dtype`, and is called once per step in step order, then once per probe.
-    `on_step` gets a StepRecord after each step; with `state` replayed from such records the run
+    `on_step` gets a StepRecord after each step; with a `state` that they were appended to, the run
     continues to the same bits. Fewer than `keep` pairs come back if the Krylov space is exhausted
     sooner.
     Raises InputError naming the step if a product is not finite.

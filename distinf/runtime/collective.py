@@ -5,7 +5,6 @@ Numerics receive one of these and never see a process group. A gang of one is th
 
 import os
 import socket
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -35,11 +34,6 @@ class Single:
         return x.clone()
 
     def all_gather(self, x: Tensor) -> Tensor:
-        return x.clone()
-
-    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        if list(sizes) != [len(x)]:
-            raise ValueError(f"reduce_scatter: sizes {list(sizes)} do not add up to {len(x)} rows")
         return x.clone()
 
     def barrier(self) -> None:
@@ -84,12 +78,6 @@ class ProcessGroup(Single):
         with HERE.doing(COLLECTIVE):
             dist.all_reduce(total)
         return total
-
-    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        if sum(sizes) != len(x) or len(sizes) != self.size:
-            raise ValueError(f"reduce_scatter: sizes {list(sizes)} do not fit {len(x)} rows")
-        start = sum(sizes[: self.rank])
-        return self.all_reduce(x)[start : start + sizes[self.rank]].clone()
 
     def barrier(self) -> None:
         import torch.distributed as dist

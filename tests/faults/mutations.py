@@ -85,6 +85,11 @@ MUTATIONS = [
         'name = f"g-{uuid.uuid4().hex[:8]}"', 'name = "g"',
         DURABLE + "test_no_two_attempts_have_one_name",
     ),
+    Mutation(
+        "a gang's ordered sum in float64", "runtime/collective.py",
+        "dtype=torch.float64, device", "dtype=torch.float32, device",
+        "runtime/test_collective.py::test_the_ordered_sum_of_a_gang_is_taken_in_float64",
+    ),
     # -- the ledger
     Mutation(
         "segments looked for after a loose record was read", "runtime/ledger.py",

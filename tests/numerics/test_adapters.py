@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError
-from distinf.numerics.adapters import add_adapters, merge_adapters
+from distinf.numerics.adapters import add_adapters
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.parameters import Layout
 from distinf.studies.receiver.deeprx import DeepRx, DeepRxConfig
@@ -99,7 +99,7 @@ def test_per_sample_gradients_pass_through_adapters():
     torch.testing.assert_close(found, loop)
 
 
-def test_training_leaves_the_rest_alone_and_merging_keeps_the_function():
+def test_training_leaves_the_rest_alone():
     model, inputs = receiver()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     trained = add_adapters(model, rank=2, seed=0)
@@ -108,17 +108,12 @@ def test_training_leaves_the_rest_alone_and_merging_keeps_the_function():
         optimizer.zero_grad()
         model(inputs).square().mean().backward()
         optimizer.step()
-    moved = model(inputs).detach()
-    merge_adapters(model)
-    assert model.state_dict().keys() == start.keys()
-    torch.testing.assert_close(model(inputs).detach(), moved, rtol=0, atol=0)
-    changed = {n for n, v in model.state_dict().items() if not torch.equal(v, start[n])}
-    assert changed == {f"{n}.weight" for n, m in model.named_modules() if _full(m)}
-    add_adapters(model, rank=2, seed=0)
-
-
-def _full(module):
-    return isinstance(module, nn.Conv2d) and module.groups == 1
+    for name, value in model.state_dict().items():
+        if "lora_" not in name:
+            plain = name.replace("parametrizations.weight.original", "weight")
+            assert torch.equal(value, start.pop(plain)), name
+    assert not start
+    assert all(float(p.detach().norm()) > 0 for p in trained)
 
 
 def test_lamb_moves_the_adapters_at_every_step():

@@ -85,7 +85,9 @@ def test_resuming_from_committed_steps_gives_the_same_bits_and_calls(stop, size)
     later = []
 
     def resumed(collective):
-        state = ArnoldiState.start(DIM, SETTINGS, collective).replay(records)
+        state = ArnoldiState.start(DIM, SETTINGS, collective)
+        for vector, column in records:
+            state.append(vector, column)
         on_step = later.append if collective.rank == 0 else None
         return arnoldi(
             matrix.mv, DIM, settings=SETTINGS, collective=collective, state=state, on_step=on_step
@@ -150,7 +152,9 @@ def test_an_exhausted_krylov_space_ends_early_and_cleanly():
         pairs.values[:3], torch.tensor([5.0, -3.0, 1.0]).double(), rtol=1e-5, atol=1e-5
     )
     assert torch.isfinite(pairs.vectors).all()
-    resumed = ArnoldiState.start(DIM, SETTINGS).replay((r.vector, r.column) for r in records)
+    resumed = ArnoldiState.start(DIM, SETTINGS)
+    for record in records:
+        resumed.append(record.vector, record.column)
     assert resumed.finished
     assert list(iterate(matrix.mv, resumed)) == []
 

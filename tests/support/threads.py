@@ -4,7 +4,7 @@ torch.func.jvp is not thread-safe: give threaded code dense matrices as operator
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -37,9 +37,6 @@ class ThreadCollective:
 
     def all_gather(self, x: Tensor) -> Tensor:
         return torch.cat(self._exchange(x))
-
-    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        return self.all_reduce(x).split(list(sizes))[self.rank]
 
     def barrier(self) -> None:
         self._fence.wait()
