@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from distinf.numerics.krylov import arnoldi
     from distinf.numerics.projection import TwoSided
     from distinf.numerics.sparse import SparseRows
-    from distinf.stages.tensor_task import TensorTask
+    from distinf.tasks.tensor_task import TensorTask
 
 __version__ = "0.1.0"
 
@@ -31,7 +31,7 @@ __all__ = [
 
 _HOMES = {
     "SparseRows": "numerics.sparse",
-    "TensorTask": "stages.tensor_task",
+    "TensorTask": "tasks.tensor_task",
     "TwoSided": "numerics.projection",
     "aggregate": "numerics.aggregation",
     "arnoldi": "numerics.krylov",

@@ -20,9 +20,9 @@ from distinf.saying import Voice
 
 if TYPE_CHECKING:
     from distinf.config import RunConfig
+    from distinf.engine.verifying import Verification
     from distinf.runtime import Unit
     from distinf.store import Blobs
-    from distinf.verifying import Verification
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,7 +197,7 @@ def _announce(options: argparse.Namespace, out: str) -> float:
 
 
 def _how_begun(out: str) -> str:
-    from distinf.heartbeat import FINISHED, is_begun, last_heartbeat
+    from distinf.engine.heartbeat import FINISHED, is_begun, last_heartbeat
 
     if not is_begun(out):
         return "new"
@@ -226,9 +226,9 @@ def _carry_out(
     config: "RunConfig", accept: Sequence[str], began: float, voice: Voice, looks: bool = False
 ) -> None:
     """Run, with progress and the answer; `looks` if what was done before is read again after it."""
-    from distinf.heartbeat import is_begun
+    from distinf.engine.heartbeat import is_begun
+    from distinf.engine.run import execute
     from distinf.progress import Reporter, summary
-    from distinf.run import execute
 
     log, spoken, reporter = logging.getLogger("distinf"), _Spoken(voice), Reporter()
     out = str(config.out)
@@ -339,7 +339,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     _look_for_run(options)
-    from distinf.standing import status_of, status_table
+    from distinf.engine.standing import status_of, status_table
     from distinf.store import open_root
 
     found = status_of(options.run, open_root(options.run))
@@ -351,7 +351,7 @@ def _status(options: argparse.Namespace) -> None:
 
 def _look_for_run(options: argparse.Namespace) -> None:
     """InputError at once where no run lies, before anything heavy is imported."""
-    from distinf.heartbeat import is_begun
+    from distinf.engine.heartbeat import is_begun
     from distinf.naming import CONFIG
 
     if not is_begun(options.run):
@@ -361,7 +361,7 @@ def _look_for_run(options: argparse.Namespace) -> None:
 
 def _holds_import(folder: str) -> bool:
     """Whether imported records lie in a folder or bucket that no run lies in."""
-    from distinf.heartbeat import is_begun
+    from distinf.engine.heartbeat import is_begun
 
     if is_begun(folder) or ("://" not in folder and not os.path.isdir(folder)):
         return False
@@ -373,7 +373,7 @@ def _holds_import(folder: str) -> bool:
 
 def _report(options: argparse.Namespace) -> None:
     _look_for_run(options)
-    from distinf.run import reopen, rewrite_report
+    from distinf.engine.run import reopen, rewrite_report
 
     _print(rewrite_report(reopen(options.run)))
 
@@ -382,8 +382,8 @@ def _verify(options: argparse.Namespace) -> int:
     if _holds_import(options.run):
         return _verify_import(options)
     _look_for_run(options)
+    from distinf.engine.verifying import verify
     from distinf.store import open_root
-    from distinf.verifying import verify
 
     blobs = open_root(options.run)
     found = verify(blobs)
@@ -396,9 +396,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _verify_import(options: argparse.Namespace) -> int:
+    from distinf.engine.verifying import verify_stages
     from distinf.store import open_root
     from distinf.studies.receiver.dataset import STAGES, not_as_finished
-    from distinf.verifying import verify_stages
 
     if options.repair:
         raise InputError(f"{options.run}: no run; import the records again, into another folder")
@@ -412,9 +412,9 @@ def _repair(options: argparse.Namespace, blobs: "Blobs", found: "Verification") 
     """Set aside what is damaged, then carry the run out: it makes that again, and what is left."""
     options.voice.say("loading torch and the task")
     from distinf.config import load
-    from distinf.lease import held
-    from distinf.run import checked_session
-    from distinf.verifying import set_aside
+    from distinf.engine.lease import held
+    from distinf.engine.run import checked_session
+    from distinf.engine.verifying import set_aside
 
     config = load(options.run)
     checked_session(config)  # nothing is moved that cannot be made again

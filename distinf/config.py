@@ -17,21 +17,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from distinf.config_file import assign, merged, read, read_yaml, reason, refuse_boundless
+from distinf.engine.session import Session
 from distinf.errors import InputError
+from distinf.gram import session as gram_session
+from distinf.gram import settings as gram_route
+from distinf.gram.task import cells_of
 from distinf.masking import given_again, masked, unknown
 from distinf.naming import refuse_names, shown
 from distinf.runtime import RuntimeSettings, digest
 from distinf.runtime.units import differences, flatten
-from distinf.stages.basis import curvature
-from distinf.stages.basis import session as basis_session
-from distinf.stages.basis import settings as basis
-from distinf.stages.gram import session as gram_session
-from distinf.stages.gram import settings as gram_route
-from distinf.stages.gram.task import cells_of
-from distinf.stages.identity import seen, seen_model, stated
-from distinf.stages.session import Session
-from distinf.stages.sources import sources
-from distinf.stages.task import (
+from distinf.spectral import curvature
+from distinf.spectral import session as basis_session
+from distinf.spectral import settings as basis
+from distinf.tasks.identity import seen, seen_model, stated
+from distinf.tasks.sources import sources
+from distinf.tasks.task import (
     ROUTE_OF_STUDY,
     Task,
     build_task,

@@ -20,8 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from distinf.config import ROUTES, RunConfig
-from distinf.stages.task import ROUTE_OF_STUDY, STUDIES, build_task, settings_type
 from distinf.studies.receiver.imports.mapping import TfrecordImport
+from distinf.tasks.task import ROUTE_OF_STUDY, STUDIES, build_task, settings_type
 
 NEEDED = object()  # in place of a default
 SHOWN_WIDTH = 100

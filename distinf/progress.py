@@ -18,18 +18,18 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from distinf.engine.run import page_path
+from distinf.engine.session import Session
+from distinf.engine.standing import described
 from distinf.planning import Plan
 from distinf.printable import printable
-from distinf.run import page_path
+from distinf.report.gram import report as gram_report
+from distinf.report.gram.findings import EPOCHS
+from distinf.report.gram.free_rankings import OWN_LOSS, SUGGESTED
+from distinf.report.spectral import results
+from distinf.report.spectral.wording import no_better
 from distinf.runtime import Unit
 from distinf.saying import own_stderr
-from distinf.stages.basis import results
-from distinf.stages.basis.page.wording import no_better
-from distinf.stages.gram import report as gram_report
-from distinf.stages.gram.free_rankings import OWN_LOSS, SUGGESTED
-from distinf.stages.gram.page.findings import EPOCHS
-from distinf.stages.session import Session
-from distinf.standing import described
 from distinf.terminal import Terminal
 
 POLL_S = 0.5

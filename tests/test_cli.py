@@ -17,8 +17,8 @@ import yaml
 
 from distinf import __version__
 from distinf.cli import main
-from distinf.heartbeat import Heartbeat
-from distinf.run import reopen
+from distinf.engine.heartbeat import Heartbeat
+from distinf.engine.run import reopen
 from tests.support.runs import (
     POINTS,
     ROOT,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from distinf.config import ROUTES, load, resolve
 from distinf.errors import InputError
 from distinf.runtime.units import differences, flatten
-from distinf.stages.basis.settings import TrainSettings
+from distinf.spectral.settings import TrainSettings
 from tests.support.runs import POINTS, ROOT
 
 BAD = [
@@ -47,7 +47,7 @@ BAD = [
     ({"task": "reciever"}, r"; did you mean 'receiver'\?"),
     ({"task": "mine"}, r"; write it as in mine:task"),
     (
-        {"task": "tests.test_run:hopeless", "trained": True},
+        {"task": "tests.engine.test_run:hopeless", "trained": True},
         r"unknown key 'trained'; did you mean 'train'\?; a setting of the task's own is set",
     ),
     (

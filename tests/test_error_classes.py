@@ -17,11 +17,11 @@ from torch import nn
 from distinf import cli
 from distinf.config import resolve
 from distinf.config_file import read
+from distinf.engine.heartbeat import HEARTBEAT, last_heartbeat
+from distinf.engine.run import execute, reopen
 from distinf.errors import CorruptionError, InputError, Interrupted
-from distinf.heartbeat import HEARTBEAT, last_heartbeat
 from distinf.naming import CONFIG
-from distinf.run import execute, reopen
-from distinf.stages.tensor_task import TensorTask
+from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
 from tests.support.runs import POINTS, REPOSITORY, command, merged, run_points, silent
 

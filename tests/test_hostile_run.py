@@ -6,11 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from distinf.engine.run import reopen, rewrite_report
+from distinf.engine.standing import stages_of
+from distinf.engine.verifying import verify
 from distinf.errors import CorruptionError, DistinfError
-from distinf.run import reopen, rewrite_report
 from distinf.runtime.records import seal, unseal
-from distinf.standing import stages_of
-from distinf.verifying import verify
 from tests.support.hostile import changed, put_metadata, signed
 from tests.support.runs import run_points
 

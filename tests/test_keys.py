@@ -10,8 +10,8 @@ import yaml
 from distinf import keys
 from distinf.cli import main
 from distinf.config import ROUTES, load, resolve
-from distinf.stages.task import STUDIES, settings_type
 from distinf.studies.receiver.imports.mapping import TfrecordImport
+from distinf.tasks.task import STUDIES, settings_type
 from tests.support.runs import ROOT, distinf
 
 SETTINGS = [*ROUTES.values(), *(settings_type(study) for study in STUDIES), TfrecordImport]

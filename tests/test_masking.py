@@ -11,7 +11,7 @@ from torch import nn
 
 from distinf import cli
 from distinf.masking import MASK, given_again, mask, masked, unknown, variable, without
-from distinf.stages.tensor_task import TensorTask
+from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
 
 TOKEN = "hf_0aXq93kfmw82hdnsiq17fkw0"

@@ -12,12 +12,12 @@ from torch import nn
 from distinf import cli
 from distinf.config import resolve
 from distinf.errors import InputError
+from distinf.gram.task import cells_of
 from distinf.naming import MOST_BYTES, refuse_names
-from distinf.stages.gram.task import cells_of
-from distinf.stages.rehearsal import few_rows, rehearse
-from distinf.stages.task import build_task
-from distinf.stages.tensor_task import TensorTask
 from distinf.store import open_root, read_group, write_group
+from distinf.tasks.rehearsal import few_rows, rehearse
+from distinf.tasks.task import build_task
+from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
 from tests.support.runs import POINTS, distinf, merged
 

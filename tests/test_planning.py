@@ -17,7 +17,7 @@ from distinf.planning import calibration, devices, plan, plans, speeds, staging
 from distinf.planning.speeds import Rate, Speeds
 from distinf.progress import plan_table
 from distinf.runtime import Cost
-from distinf.stages.basis.session import Session
+from distinf.spectral.session import Session
 from distinf.terminal import Terminal
 from tests.support.blobs_task import Points, points
 from tests.support.blobs_task import task as points_task

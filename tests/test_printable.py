@@ -12,9 +12,9 @@ from torch import nn
 
 from distinf import cli
 from distinf.printable import OBEYED, one_line, printable
+from distinf.report.rows import csv_text, json_text
 from distinf.saying import Voice
-from distinf.stages.page.rows import csv_text, json_text
-from distinf.stages.tensor_task import TensorTask
+from distinf.tasks.tensor_task import TensorTask
 from distinf.terminal import Terminal
 from tests.support.blobs_task import loss, points
 

@@ -8,12 +8,12 @@ import time
 from rich.cells import cell_len
 
 from distinf import progress
+from distinf.engine import running as route
+from distinf.engine import session as sessions
+from distinf.gram import data, train
 from distinf.runtime import RuntimeSettings, open_runtime
-from distinf.stages import route
-from distinf.stages import session as sessions
-from distinf.stages.gram import data, train
 from distinf.terminal import Terminal
-from tests.stages.test_gram_route import session_of
+from tests.gram.test_gram_route import session_of
 
 
 def test_a_units_worker_tells_how_far_it_is_and_its_commit_ends_that(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distinf.run import reopen
+from distinf.engine.run import reopen
 from tests.support.runs import ROOT, all_scores, distinf, same_bits, start, workers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1_500)]

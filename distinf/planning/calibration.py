@@ -21,8 +21,8 @@ from distinf.errors import InputError
 from distinf.planning.speeds import CLUSTER_S, NO_GPU, UNIT_S, Rate, Speeds, batches
 from distinf.runtime import RuntimeSettings
 from distinf.runtime.machine import cpus_here
-from distinf.stages.basis.session import Session
-from distinf.stages.task import GeneratingTask
+from distinf.spectral.session import Session
+from distinf.tasks.task import GeneratingTask
 
 CHILD = "from distinf.planning.probe import main; main()"
 SECONDS = 0.8  # to measure each primitive for

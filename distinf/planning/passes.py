@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from distinf.errors import DistinfError, InputError
+from distinf.gram.session import TRAIN, Session, layout_of
+from distinf.gram.task import Prepared
 from distinf.numerics.capture import block_gradients
 from distinf.planning.devices import COMPUTE_SHARE, Device
 from distinf.planning.speeds import NO_GPU, Rate, Speeds
 from distinf.runtime import RuntimeSettings
-from distinf.stages.gram.session import TRAIN, Session, layout_of
-from distinf.stages.gram.task import Prepared
-from distinf.stages.task import Task, telling
+from distinf.tasks.task import Task, telling
 
 ROWS = 32  # of the batch that is timed, drawn evenly from the training rows
 SECONDS = 2.0  # for each kind of pass

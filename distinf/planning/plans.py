@@ -22,7 +22,7 @@ from distinf.planning.speeds import (
 )
 from distinf.planning.staging import GANGS, SpeedsOf, StagePlan, stage_plans
 from distinf.runtime import Node, RuntimeSettings, this_machine
-from distinf.stages.basis.session import Outline, Session
+from distinf.spectral.session import Outline, Session
 from distinf.store import Blobs, open_root
 
 SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a margin

@@ -26,9 +26,9 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import Precision, precision
 from distinf.runtime import Unit
 from distinf.runtime.worker import Worker
-from distinf.stages.basis.session import Session, prepare
-from distinf.stages.task import SPLITS, Batch, GeneratingTask
+from distinf.spectral.session import Session, prepare
 from distinf.store import Rows, open_root
+from distinf.tasks.task import SPLITS, Batch, GeneratingTask
 
 ROWS_AT_ONCE = 24  # of a read, and of a batch that is made
 

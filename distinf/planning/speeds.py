@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 
 from distinf.errors import InputError
 from distinf.runtime import Cost, Lever
-from distinf.stages.basis import curvature
-from distinf.stages.basis.session import Outline
-from distinf.stages.basis.settings import StageSettings
+from distinf.spectral import curvature
+from distinf.spectral.session import Outline
+from distinf.spectral.settings import StageSettings
 
 # Measured where these runs were made: 2 cores, a local disk (tests/benchmarks/RESULTS.md).
 UNIT_S = 0.05  # a unit's way to its worker and back, its files, its commit record

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from distinf.engine import running as route
 from distinf.planning.room import Asked, demand
 from distinf.planning.speeds import REPORT_S, STAGE_S, Speeds, cached_levers
 from distinf.runtime import Cost, Resources, RuntimeSettings, Unit
-from distinf.stages import route
-from distinf.stages.basis.session import Outline
-from distinf.stages.basis.settings import StageSettings
+from distinf.spectral.session import Outline
+from distinf.spectral.settings import StageSettings
 
 # How many ranks can share a unit of a gang's stage. Other stages spread whole units.
 GANGS: Mapping[str, Callable[[StageSettings], int]] = {

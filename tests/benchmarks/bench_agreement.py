@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from distinf.config import load
+from distinf.gram.session import TRAIN, layout_of
 from distinf.numerics.parameters import Layout
-from distinf.stages.gram.session import TRAIN, layout_of
-from distinf.stages.methods import agree
+from distinf.tasks.methods import agree
 
 
 def seconds(call: Callable[[], object]) -> float:

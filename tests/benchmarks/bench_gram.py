@@ -74,7 +74,7 @@ class StandIn:
         return {"rows": json.dumps(self._rows)}
 
     def shapes(self) -> Any:
-        from distinf.stages.task import Shapes
+        from distinf.tasks.task import Shapes
 
         return Shapes(25_000_000, 6.5e9, 3e7)
 
@@ -104,7 +104,7 @@ def session_of(folder: str, rows: int, queries: int) -> Any:
 
 def collected(session: Any, rows: int) -> float:
     """Processor seconds a row of the gradients' pass."""
-    from distinf.stages.gram import gradients
+    from distinf.gram import gradients
 
     cell = session.cell("")
     gradients._gradients(session, "", "train", np.arange(8))  # the first call makes the model
@@ -117,7 +117,7 @@ def collected(session: Any, rows: int) -> float:
 
 def filled(session: Any) -> None:
     """Units of gradients as they would be, of random numbers."""
-    from distinf.stages.gram import gradients
+    from distinf.gram import gradients
 
     cell = session.cell("")
     random = np.random.default_rng(0)
@@ -138,8 +138,8 @@ def filled(session: Any) -> None:
 
 def scores_cost(rows: int, queries: int) -> dict[str, float]:
     """Processor and wall seconds of the products and of the scores, and the peak of memory."""
+    from distinf.gram import gram, scores
     from distinf.runtime import RuntimeSettings, open_runtime
-    from distinf.stages.gram import gram, scores
 
     torch.set_num_threads(1)
     found: dict[str, float] = {}

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distinf.config import load
+from distinf.engine import running as route
+from distinf.engine.run import reopen
 from distinf.planning import Plan, plan
-from distinf.run import reopen
-from distinf.stages import route
-from distinf.stages.basis.session import Session
+from distinf.spectral.session import Session
 from tests.support.runs import ROOT, command, workers_of
 
 POLL_S = 0.25

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.heartbeat import BEAT_S, Beating
-from distinf.lease import RENEW_S, Lease, held
+from distinf.engine.heartbeat import BEAT_S, Beating
+from distinf.engine.lease import RENEW_S, Lease, held
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout

@@ -54,9 +54,9 @@ def stage_alone(config_file: str, stage: str) -> dict[str, float]:
     import torch
 
     from distinf.config import load
-    from distinf.run import open_session
+    from distinf.engine import running as route
+    from distinf.engine.run import open_session
     from distinf.runtime import open_runtime
-    from distinf.stages import route
 
     torch.set_num_threads(1)
     config = load(config_file)

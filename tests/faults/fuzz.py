@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 
 from distinf.config import resolve
 from distinf.config_file import read
+from distinf.engine.standing import stages_of
+from distinf.engine.verifying import verify
 from distinf.errors import CorruptionError, DistinfError, InputError
 from distinf.printable import one_line, shortened
 from distinf.runtime.records import unseal
-from distinf.standing import stages_of
 from distinf.store import Blobs
-from distinf.verifying import verify
 from tests.faults.torn import Configurations, Folder
 from tests.runtime import test_hostile_records
 from tests.store import test_hostile_groups

@@ -317,7 +317,7 @@ DAMAGES = (
 
 def found_and_repaired(run: Run) -> tuple[list[str], int]:
     """What `verify` lists, and the exit code of `verify --repair`."""
-    from distinf.verifying import verify
+    from distinf.engine.verifying import verify
 
     return verify(blobs_of(run)).problems, main(["verify", "--repair", str(run.out)])
 

@@ -37,9 +37,9 @@ DURABLE = "store/test_durability.py::"
 LEDGER = "runtime/test_ledger.py::"
 RECORDS = "runtime/test_hostile_records.py::"
 GROUPS = "store/test_hostile_groups.py::"
-VERIFY = "test_verifying.py::"
+VERIFY = "engine/test_verifying.py::"
 LITTER = "runtime/test_litter.py::"
-LEASE = "test_lease.py::"
+LEASE = "engine/test_lease.py::"
 LIVE = "runtime/test_liveness.py::"
 
 MUTATIONS = [
@@ -155,35 +155,35 @@ MUTATIONS = [
     ),
     # -- what a run depends on
     Mutation(
-        "source of the task in the fingerprint", "fingerprint.py",
+        "source of the task in the fingerprint", "engine/fingerprint.py",
         '    return keys | {f"code.{name}": digest for name, digest in config.sources.items()}',
         "    return keys",
-        "stages/test_sources.py::test_a_change_is_refused_by_name_before_anything_is_written",
+        "tasks/test_sources.py::test_a_change_is_refused_by_name_before_anything_is_written",
     ),
     Mutation(
-        "source of modules of computed names", "run.py",
+        "source of modules of computed names", "engine/run.py",
         '[*differing, *(f"code.{name}" for name in session.changed_sources())]', "differing",
-        "stages/test_sources.py::"
+        "tasks/test_sources.py::"
         "test_a_module_of_a_computed_name_is_refused_too_once_it_was_changed",
     ),
     # -- one driver
     Mutation(
-        "a living driver refused", "lease.py",
+        "a living driver refused", "engine/lease.py",
         "        if start_of(last.process) == last.started:\n", "        if False:\n",
         LEASE + "test_a_second_driver_of_this_machine_is_refused_at_once",
     ),
     Mutation(
-        "a number of another start is not that driver", "lease.py",
+        "a number of another start is not that driver", "engine/lease.py",
         "if start_of(last.process) == last.started:", "if start_of(last.process):",
         LEASE + "test_another_process_of_the_same_number_is_not_that_driver",
     ),
     Mutation(
-        "a driver elsewhere watched", "lease.py", "        if now.counter != last.counter:",
+        "a driver elsewhere watched", "engine/lease.py", "        if now.counter != last.counter:",
         "        if False:",
         LEASE + "test_a_driver_elsewhere_lives_while_its_counter_moves_and_no_longer",
     ),
     Mutation(
-        "of many at once one", "lease.py", "    if not lease.claim():",
+        "of many at once one", "engine/lease.py", "    if not lease.claim():",
         "    lease.claim()\n    if False:", LEASE + "test_of_many_at_once_one_has_it",
     ),
     # -- nothing waits for ever
@@ -204,16 +204,16 @@ MUTATIONS = [
     ),
     # -- verify
     Mutation(
-        "units that ought to be there", "verifying.py",
+        "units that ought to be there", "engine/verifying.py",
         "                _look_for_missing(part, examined, found)\n", "                pass\n",
         VERIFY + "test_a_stage_whose_records_are_gone_is_missed",
     ),
     _without(
-        "report and weights", "verifying.py", "    _verify_handed(blobs, parts, found)\n",
+        "report and weights", "engine/verifying.py", "    _verify_handed(blobs, parts, found)\n",
         VERIFY + "test_a_file_for_people_that_was_altered_or_deleted_is_told",
     ),
     Mutation(
-        "config.yaml", "verifying.py",
+        "config.yaml", "engine/verifying.py",
         '        if blobs.get(CONFIG).decode("utf-8", "replace") != agenda.config():',
         "        if False:", VERIFY + "test_an_altered_configuration_is_told",
     ),
@@ -224,12 +224,12 @@ MUTATIONS = [
         VERIFY + "test_a_folder_that_may_not_be_read_is_no_empty_one",
     ),
     Mutation(
-        "what was made of a unit that came out otherwise", "stages/route.py",
+        "what was made of a unit that came out otherwise", "engine/running.py",
         "        _after_repair(session, place, wanted)\n", "",
         VERIFY + "test_what_was_made_of_a_unit_that_comes_out_otherwise_is_made_again",
     ),
     Mutation(
-        "a torn config.yaml mended", "run.py", "        if found != whole:\n",
+        "a torn config.yaml mended", "engine/run.py", "        if found != whole:\n",
         "        if text is not None:\n",
         VERIFY + "test_a_torn_configuration_is_mended_by_the_same_command",
     ),
@@ -249,12 +249,12 @@ MUTATIONS = [
         LITTER + "test_a_record_that_came_while_its_group_was_swept_is_taken_out",
     ),
     _without(
-        "a group that was swept while it was committed", "stages/session.py",
+        "a group that was swept while it was committed", "engine/session.py",
         "        self._refuse_swept(unit, record)\n",
         LITTER + "test_whoever_commits_after_the_sweep_sees_that_its_group_is_gone",
     ),
     Mutation(
-        "agents of a dead driver's Ray", "lease.py", "            end_orphans(dead.process)\n",
+        "agents of a dead driver's Ray", "engine/lease.py", "            end_orphans(dead.process)\n",
         "            pass\n",
         LITTER + "test_a_killed_driver_leaves_nothing_once_its_command_ran_again",
     ),

@@ -15,14 +15,14 @@ from typing import Any
 import yaml
 
 from distinf.config import dump, load, resolve
+from distinf.engine.heartbeat import last_heartbeat
+from distinf.engine.run import reopen, rewrite_report
+from distinf.engine.standing import status_of
+from distinf.engine.verifying import set_aside, verify
 from distinf.errors import DistinfError
-from distinf.heartbeat import last_heartbeat
-from distinf.run import reopen, rewrite_report
 from distinf.runtime import Agenda
 from distinf.runtime.records import seal, unseal
-from distinf.standing import status_of
 from distinf.store import open_root
-from distinf.verifying import set_aside, verify
 from tests.faults.mutating import changed, torn
 from tests.support.hostile import put_metadata, signed
 from tests.support.runs import POINTS, REPOSITORY

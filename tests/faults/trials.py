@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
+from distinf.engine.verifying import verify
 from distinf.runtime import Ledger
 from distinf.store import open_root
-from distinf.verifying import verify
 from tests.support.runs import POINTS, ROOT, command, merged, workers_of
 
 PATIENCE_S = 300.0

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from distinf.run import reopen
+from distinf.engine.run import reopen
 from distinf.runtime import Ledger, RuntimeSettings, Unit, open_runtime
 from distinf.runtime.machine import memory_here
-from distinf.stages.basis import train
+from distinf.spectral import train
 from distinf.store import open_root, read_group
 from tests.support.bodies import calls, work
 from tests.support.cluster import SCRIPT, LocalNodes, started

@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from distinf.cli import main
-from distinf.run import reopen
+from distinf.engine.run import reopen
+from distinf.engine.verifying import verify
 from distinf.runtime import Ledger, Unit
 from distinf.runtime.litter import sweep
 from distinf.runtime.orphans import PROCESSES, end_orphans
 from distinf.store import open_root
-from distinf.verifying import verify
 from tests.support.runs import POINTS, all_scores, copied, distinf, run_points, same_bits, start
 
 STAGES = ["gradients", "actions"]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from distinf.config import resolve
-from distinf.run import open_session
+from distinf.engine.run import open_session
 from distinf.runtime import open_runtime
-from distinf.stages.basis import data
-from distinf.stages.basis.session import Session
+from distinf.spectral import data
+from distinf.spectral.session import Session
 from tests.support.runs import same_bits
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -44,7 +44,7 @@ def test_hundreds_of_units_are_committed_once_each(tmp_path):
     wanted = [unit for unit, _ in data.units(session.outline)]
     assert len(wanted) == UNITS
     try:
-        work, ledger = session.work("distinf.stages.basis.data:body"), session.ledger("data")
+        work, ledger = session.work("distinf.spectral.data:body"), session.ledger("data")
         runtime.pool(work, wanted[: 2 * WORKERS], ledger)  # Ray started, the simulator imported
         began, busy_s = time.perf_counter(), runtime.busy_s
         data.run(session, runtime)

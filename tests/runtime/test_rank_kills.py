@@ -17,10 +17,10 @@ import pytest
 import torch
 import yaml
 
-from distinf.run import reopen
-from distinf.stages.basis import curvature, train
-from distinf.stages.tensor_task import TensorTask
+from distinf.engine.run import reopen
+from distinf.spectral import curvature, train
 from distinf.studies.receiver.lamb import Lamb
+from distinf.tasks.tensor_task import TensorTask
 from tests.support import blobs_task
 from tests.support.partial import points_config, run_until
 from tests.support.runs import POINTS, ROOT, merged, same_bits, workers_of

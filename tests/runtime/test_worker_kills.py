@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distinf.run import reopen
+from distinf.engine.run import reopen
 from distinf.runtime import Ledger, RuntimeSettings, Unit, open_runtime
 from distinf.store import open_root
 from tests.support.bodies import work

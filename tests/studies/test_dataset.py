@@ -10,17 +10,17 @@ import yaml
 
 from distinf.cli import main
 from distinf.config import load_settings, resolve
+from distinf.engine.run import execute
 from distinf.errors import CorruptionError, InputError
-from distinf.run import execute
 from distinf.runtime.records import seal
-from distinf.stages.basis.evaluate import evaluation
-from distinf.stages.basis.session import Session
-from distinf.stages.task import GeneratingTask, StoredTask, Task, build_task
+from distinf.spectral.evaluate import evaluation
+from distinf.spectral.session import Session
 from distinf.store import open_root
 from distinf.studies.receiver.imports import tfrecords
 from distinf.studies.receiver.imports.importing import import_records
 from distinf.studies.receiver.imports.mapping import TfrecordImport
 from distinf.studies.receiver.scenario import CHANNEL_MODELS
+from distinf.tasks.task import GeneratingTask, StoredTask, Task, build_task
 from tests.support.runs import ROOT, merged, same_bits, silent
 from tests.support.slots import build, settings, write_dataset
 

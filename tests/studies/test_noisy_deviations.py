@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from distinf.config import load
-from distinf.stages.gram.settings import ScoreSettings, StageSettings, TrainSettings
+from distinf.gram.settings import ScoreSettings, StageSettings, TrainSettings
 from distinf.studies.noisy_labels.deviations import ALWAYS, deviations
 from distinf.studies.noisy_labels.known import paper_name
 from distinf.studies.noisy_labels.settings import DataSettings, ModelSettings, NoisyLabelSettings

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("peft", reason="needs distinf[llm]")
 
 from distinf.config import resolve
+from distinf.engine.run import execute
 from distinf.progress import summary
-from distinf.run import execute
 from distinf.terminal import Terminal
 from tests.support.noisy import tiny_model, write_classes
 

@@ -12,15 +12,15 @@ import torch
 pytest.importorskip("peft", reason="needs distinf[llm]")
 
 from distinf.errors import InputError
+from distinf.gram import task as gram
+from distinf.gram.settings import TrainSettings
 from distinf.numerics.capture import per_sample_gradients
-from distinf.stages.gram import task as gram
-from distinf.stages.gram.settings import TrainSettings
-from distinf.stages.task import Task, build_task
 from distinf.studies.noisy_labels import NoisyLabelSettings, cells, task
 from distinf.studies.noisy_labels.models import MINILM, trained_weights
 from distinf.studies.noisy_labels.settings import DataSettings, LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.task import NoisyLabels
 from distinf.studies.noisy_labels.training import pieces
+from distinf.tasks.task import Task, build_task
 from tests.support.noisy import WORDS, tiny_model, tokenizer, write_classes, write_texts
 
 CPU = torch.device("cpu")

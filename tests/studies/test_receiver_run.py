@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from distinf.numerics.variants import VARIANTS
-from distinf.stages.basis import actions, curvature, evaluate, results
-from distinf.stages.basis.session import split_units
+from distinf.report.spectral import results
+from distinf.spectral import actions, curvature, evaluate
+from distinf.spectral.session import split_units
 from tests.support.runs import all_scores, run_points, same_bits
 
 pytest.importorskip("sionna", reason="generating slots needs distinf[wireless]")

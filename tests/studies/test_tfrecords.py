@@ -9,11 +9,11 @@ import yaml
 
 from distinf.cli import main
 from distinf.errors import InputError
-from distinf.stages.task import build_task
 from distinf.studies.receiver import pilots
 from distinf.studies.receiver.dataset import Dataset
 from distinf.studies.receiver.imports.importing import import_records
 from distinf.studies.receiver.scenario import SUBCARRIERS_PER_PRB
+from distinf.tasks.task import build_task
 from tests.support.records import (
     ROWS,
     SCENARIO,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from distinf.stages.tensor_task import TensorTask
+from distinf.tasks.tensor_task import TensorTask
 
 
 @dataclass(frozen=True)

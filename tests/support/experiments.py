@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from distinf.stages.basis.page.findings import (
+from distinf.report.spectral.findings import (
     Attribution,
     AxisCurves,
     Family,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from distinf.stages.basis.page.findings import (
+from distinf.report.spectral.findings import (
     AxisCurves,
     EvaluationPoints,
     Findings,

@@ -12,9 +12,9 @@ from typing import Any
 
 from distinf.runtime import Work
 from distinf.runtime.worker import Outcome, Worker, free_address, resolve
-from distinf.stages.basis.session import Session
+from distinf.spectral.session import Session
 
-PREPARE = "distinf.stages.basis.session:prepare"
+PREPARE = "distinf.spectral.session:prepare"
 SUMS = ("ordered_sum", "all_reduce", "all_gather", "barrier")
 TIMEOUT_S = 60.0
 

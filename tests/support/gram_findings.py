@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from distinf.numerics.separation import LEVELS, Separations
-from distinf.stages.gram.page.findings import (
+from distinf.report.gram.findings import (
     ESTIMATORS,
     HOWS,
     BlockScore,

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from distinf.config import RunConfig, load, resolve
-from distinf.run import open_session
+from distinf.engine import running as route
+from distinf.engine.run import open_session
 from distinf.runtime import open_runtime
-from distinf.stages import route
-from distinf.stages.basis.session import Session
+from distinf.spectral.session import Session
 from tests.support.runs import POINTS, merged
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from distinf.config import resolve
-from distinf.run import execute
-from distinf.stages.basis import scores
-from distinf.stages.basis.session import Session
+from distinf.engine.run import execute
+from distinf.spectral import scores
+from distinf.spectral.session import Session
 
 REPOSITORY = ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from distinf.stages.gram.settings import TrainSettings
-from distinf.stages.gram.task import Fit, Tell, no_one
-from distinf.stages.task import Shapes
+from distinf.gram.settings import TrainSettings
+from distinf.gram.task import Fit, Tell, no_one
+from distinf.tasks.task import Shapes
 
 VOCABULARY, WIDTH, CLASSES = 30, 6, 2
 POISON = VOCABULARY - 1  # a token whose embedding is not a number

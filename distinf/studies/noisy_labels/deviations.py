@@ -6,7 +6,7 @@ What every run of the study does otherwise, and what only this run's settings ma
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from distinf.stages.gram.settings import StageSettings
+from distinf.gram.settings import StageSettings
 from distinf.studies.noisy_labels.settings import NoisyLabelSettings
 
 CODE_ENTRIES = 100_000  # their code takes DataInf of smaller tensors only

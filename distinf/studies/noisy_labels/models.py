@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError, install_command
-from distinf.stages.gram.blocks import HEAD_NAMES
+from distinf.gram.blocks import HEAD_NAMES
 from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.known import KNOWN
 from distinf.studies.noisy_labels.noise import number

@@ -15,7 +15,7 @@ import csv
 import math
 from importlib.resources import files
 
-from distinf.stages.gram.page.findings import PublishedLayer, PublishedMethod
+from distinf.report.gram.findings import PublishedLayer, PublishedMethod
 
 TABLE_3_SOURCE = "Vitel and Chhabra, Table 3"
 SOURCES = {

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from distinf.stages.task import Shapes
 from distinf.studies.noisy_labels.files import read_table
 from distinf.studies.noisy_labels.models import load_tokenizer
 from distinf.studies.noisy_labels.noise import generator
 from distinf.studies.noisy_labels.settings import ModelSettings, NoisyLabelSettings
 from distinf.studies.noisy_labels.splits import PARTS
 from distinf.studies.noisy_labels.tokens import tokenised
+from distinf.tasks.task import Shapes
 
 SAMPLED = 256
 BYTES_PER_TOKEN = 5  # of text, for what is stored beside its tokens

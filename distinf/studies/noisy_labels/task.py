@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
-from distinf.stages.gram.settings import StageSettings, TrainSettings
-from distinf.stages.gram.task import Fit, Tell, no_one
-from distinf.stages.task import Batch, Shapes, Wording
+from distinf.gram.settings import StageSettings, TrainSettings
+from distinf.gram.task import Fit, Tell, no_one
 from distinf.studies.noisy_labels.cells import (
     Arrays,
     Cell,
@@ -39,6 +38,7 @@ from distinf.studies.noisy_labels.sizes import shapes_of, tokens_per_row
 from distinf.studies.noisy_labels.splits import PARTS, SETTING
 from distinf.studies.noisy_labels.tokens import padded, text_at
 from distinf.studies.noisy_labels.training import Rows, fine_tune
+from distinf.tasks.task import Batch, Shapes, Wording
 
 LATER = ("classes", "group")  # settings that change nothing where they are not given
 WORDING = Wording(

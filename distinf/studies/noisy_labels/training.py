@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
+from distinf.gram.settings import Epoch, TrainSettings
+from distinf.gram.task import METRICS, Fit, Tell, no_one, selected_epoch
 from distinf.numerics.precision import precision
-from distinf.stages.gram.settings import Epoch, TrainSettings
-from distinf.stages.gram.task import METRICS, Fit, Tell, no_one, selected_epoch
 from distinf.studies.noisy_labels.models import trained_weights
 
 Collate = Callable[[Sequence[int]], dict[str, Tensor]]  # row numbers -> a padded batch

@@ -5,7 +5,7 @@ influence functions", Table 1 (percent, mean and sd over 10 seeds; first order, 
 slots, 3 steps, the target of largest gap), and section 4.2 for random slots.
 """
 
-from distinf.stages.basis.page.findings import CONTROL, SELECTED, Published
+from distinf.report.spectral.findings import CONTROL, SELECTED, Published
 
 SOURCE = "Tuononen et al., Table 1 and section 4.2"
 # training set of Tuononen et al. -> the run it stands beside ("": this one)

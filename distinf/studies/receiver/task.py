@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from distinf.stages.task import RowSource, Shapes, Wording
 from distinf.store import Rows
 from distinf.studies.receiver import losses, pilots
 from distinf.studies.receiver.dataset import Dataset
@@ -30,6 +29,7 @@ from distinf.studies.receiver.scenario import (
     SYMBOLS_PER_SLOT,
     ScenarioConfig,
 )
+from distinf.tasks.task import RowSource, Shapes, Wording
 
 Batch = dict[str, Tensor]
 

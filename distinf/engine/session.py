@@ -1,0 +1,332 @@
+"""A run as one process sees it: where it is stored, and what is done already.
+
+The context that crosses to a worker is JSON: root, task, settings, and the basis of each stage,
+which is the digest of all that the stage's results depend on.
+"""
+
+import contextlib
+import errno
+import json
+import socket
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from distinf.errors import SEE, CorruptionError, InputError
+from distinf.naming import refuse_names
+from distinf.numerics.batches import mapped
+from distinf.numerics.collective import Collective
+from distinf.numerics.curvature import dense_embeddings
+from distinf.runtime import Ledger, Unit, Work, digest
+from distinf.runtime.activity import HERE
+from distinf.runtime.litter import TOLD
+from distinf.runtime.records import JOBS, Record
+from distinf.store import Rows, open_root, read_group, write_group
+from distinf.tasks.culprit import InHand, failing_row
+from distinf.tasks.identity import needs_model, refuse_other, seen, seen_model, stated
+from distinf.tasks.sources import digest_of, loaded_beyond, sources
+from distinf.tasks.task import Batch, Task, task_path
+
+SOURCES = "sources"  # digests of modules beyond those that a task's files name
+TIMES, LONGEST_S = ("began", "seconds", "busy_s"), 1e12  # of a note; what is more is damage
+TELL_S = 5.0  # seconds between two words on a unit's progress, at least
+OF_JOBS = ("actions",)  # stages whose units are jobs, each with a folder of its own under jobs/
+
+
+class Session(ABC):
+    """Opens nothing before it is asked. Each route has its own, with settings and a task."""
+
+    ROUTE: ClassVar[str]  # its name in engine/recipe.py
+    PREPARE: ClassVar[str]  # "module:function", called on a worker: (context, device) -> session
+
+    def __init__(self, context: Mapping[str, Any], device: torch.device):
+        self.context = {k: v for k, v in context.items() if k != "beside"}
+        self.name: str = context.get("name", "")  # of a variation; "" for the run itself
+        self.beside: Mapping[str, Any] = {
+            name: type(self)(inner, device) for name, inner in context.get("beside", {}).items()
+        }
+        self.device = device
+        self.seed: int = context["seed"]
+        self.basis: Mapping[str, str] = context["basis"]
+        self._cache: dict[Any, Any] = {}
+        self._modules = 0  # how many this process had imported when their sources were noted
+        self._told: dict[str, float] = {}
+        self.in_hand: list[InHand] = []  # what was read last, to find the row that fails
+
+    @property
+    def asked_method(self) -> Any:
+        """gradients.method as it was set; None leaves the choice to the rehearsal."""
+        return self.context["settings"]["gradients"]["method"]
+
+    def settle(self, context: Mapping[str, Any]) -> None:
+        """Take a context that differs in settings alone, before anything is done with them."""
+        for name, inner in self.beside.items():
+            inner.settle(context["beside"][name])
+        self.context = {k: v for k, v in context.items() if k != "beside"}
+        self.basis = context["basis"]
+        for name in ("settings", "outline"):
+            self.__dict__.pop(name, None)
+        self._cache.clear()
+
+    @property
+    @abstractmethod
+    def outline(self) -> Any:
+        """All that the list of units depends on."""
+
+    @abstractmethod
+    def built(self) -> Mapping[str, Task]:
+        """By cell, the tasks as this process built them."""
+
+    def refuse_other_data(self) -> None:
+        """InputError if this process has other code, data or model settings than the driver."""
+        _refuse_other_code(self.context["sources"], sources(task_path(self.context["task"])))
+        for cell, task in self.built().items():
+            drivers = {k: v for k, v in self.context["seen"][cell].items() if not needs_model(k)}
+            refuse_other(drivers, seen(task, stated(task)))
+
+    def model_of(self, task: Task, cell: str = "") -> nn.Module:
+        """The task's model as it starts; InputError if it is another one than the driver's.
+
+        Its embeddings' gradients are dense: most optimizers take no others, nor do sums of shards.
+        """
+        model = task.model()
+        drivers = {k: v for k, v in self.context["seen"][cell].items() if needs_model(k)}
+        refuse_other(drivers, seen_model(task, model))
+        dense_embeddings(model)
+        return model
+
+    def read(self, task: Task, split: str, ids: np.ndarray) -> Batch:
+        """The rows on this worker's device."""
+        HERE.report()
+        self.in_hand = [InHand(task, split, ids)]
+        return to_device(task.batch(split, ids), self.device)
+
+    def culprit(self, error: BaseException) -> str:
+        """What of the rows in hand fails in this way alone; "" if nothing does."""
+        if not self.in_hand:
+            return ""
+        model = self.kept_model() or self.in_hand[0].task.model().to(self.device)
+        return failing_row(self.in_hand, model, self.read, error)
+
+    def kept_model(self) -> nn.Module | None:
+        """The trained model, if this process has it."""
+        return None
+
+    @cached_property
+    def blobs(self) -> Any:
+        return open_root(self.context["root"])
+
+    def ledger(self, stage: str) -> Ledger:
+        return self.cached(("ledger", stage), lambda: Ledger(self.blobs, stage))
+
+    def forget_cached(self) -> None:
+        """Read and make everything anew, as records were taken out."""
+        self._cache.clear()
+
+    def work(self, body: str) -> Work:
+        return Work(body, self.PREPARE, self.context)
+
+    def commit(
+        self,
+        unit: Unit,
+        attempt: str,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        summary: Mapping[str, Any] | None = None,
+        chunk_rows: int | None = None,
+        may_hold_nan: Sequence[str] = (),
+    ) -> Record:
+        """Write the unit's group, verify it, put its record: after this it is done."""
+        refuse_names(f"{unit.stage}: arrays", arrays, cased=True)
+        self._note_sources()
+        folder = f"{JOBS}/{unit.id}" if unit.stage in OF_JOBS else f"{unit.stage}.zarr/{unit.id}"
+        manifest = write_group(
+            self.blobs, f"{folder}/{attempt}", arrays,
+            chunk_rows=chunk_rows, may_hold_nan=may_hold_nan,
+        )  # fmt: skip
+        content = {"manifest": manifest, "summary": dict(summary or {}), "name": attempt}
+        record = self.ledger(unit.stage).commit(unit, _number(attempt), content)
+        self._refuse_swept(unit, record)
+        if self._told.pop(unit.id, None) is not None:
+            self.blobs.delete(f"{TOLD}/{unit.stage}/{unit.id}")
+        return record
+
+    def _refuse_swept(self, unit: Unit, record: Record) -> None:
+        """OSError if another driver, which took this one for dead, deleted what was committed."""
+        manifest = record["manifest"]
+        first = next(iter(manifest["files"]), None)
+        if first is not None:
+            try:
+                self.blobs.size(f"{manifest['group']}/{first}")
+            except KeyError:
+                self.ledger(unit.stage).take_out(unit.id, self._delete)
+                raise FileNotFoundError(
+                    errno.ENOENT, "another driver swept it", manifest["group"]
+                ) from None
+
+    def _delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.blobs.delete(name)
+
+    def _note_sources(self) -> None:
+        """Store what code this process has imported that the task's files do not name."""
+        if len(sys.modules) == self._modules:
+            return
+        self._modules = len(sys.modules)
+        found = loaded_beyond(self.context["sources"])
+        if found:
+            self.blobs.put_if_absent(f"{SOURCES}/{digest(found)}.json", json.dumps(found).encode())
+
+    def changed_sources(self) -> list[str]:
+        """Of the code that was so noted, the modules whose source is now another."""
+        notes = [json.loads(self.blobs.get(name)) for name in self.blobs.names(SOURCES)]
+        return sorted({k for note in notes for k, v in note.items() if digest_of(k) != v})
+
+    def forget_sources(self) -> None:
+        """Of code that was accepted; what runs from now on is noted anew."""
+        for name in self.blobs.names(SOURCES):
+            self.blobs.delete(name)
+
+    def tell(self, unit: Unit, share: float) -> None:
+        """Say how much of a unit is done, 0 to 1, for people who wait for a long one.
+
+        It may be said often: the first word and then one every few seconds is stored.
+        """
+        HERE.report()
+        now = time.monotonic()
+        if now - self._told.get(unit.id, -TELL_S) >= TELL_S:
+            self._told[unit.id] = now
+            with contextlib.suppress(OSError):  # a word the less
+                self.blobs.put(f"{TOLD}/{unit.stage}/{unit.id}", f"{share:.4f}".encode())
+
+    def told(self, stage: str, unit_ids: Collection[str]) -> float:
+        """The sum of the shares that were told of these units."""
+        total = 0.0
+        for name in self.blobs.names(f"{TOLD}/{stage}"):
+            if name.rsplit("/", 1)[-1] in unit_ids:
+                with contextlib.suppress(KeyError, ValueError, OSError):  # committed, or damaged
+                    share = float(self.blobs.get(name))
+                    total += share if 0 <= share <= 1 else 0.0
+        return total
+
+    def done(self, units: Sequence[Unit]) -> dict[str, Record]:
+        """Commit records by unit id, of those units that have one."""
+        return self.ledger(units[0].stage).read(units) if units else {}
+
+    def arrays(self, unit: Unit, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """A committed unit's arrays; CorruptionError if it has no record."""
+        return read_group(self.blobs, self.manifest(unit), names)
+
+    def manifest(self, unit: Unit) -> Mapping[str, Any]:
+        """Which files are a committed unit's; CorruptionError if it has no record."""
+        return _manifest(self.record(unit))
+
+    def record(self, unit: Unit) -> Record:
+        """A unit's commit record; CorruptionError if it has none."""
+        record = self.ledger(unit.stage).get(unit)
+        if record is None:
+            raise CorruptionError(f"{unit.describe()} has no commit record; run again")
+        return record
+
+    def rows(self, units: Sequence[Unit]) -> Rows:
+        """Committed units of a row range as one array."""
+        records = self.done(units)
+        missing = [unit for unit in units if unit.id not in records]
+        if missing:
+            raise CorruptionError(f"{missing[0].describe()} has no commit record; run again")
+        return Rows(self.blobs, [(u.start, u.stop, _manifest(records[u.id])) for u in units])
+
+    def cached(self, key: Any, make: Any) -> Any:
+        """The value made once per process for this key."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def latest(self, kind: str, of: Any, make: Any) -> Any:
+        """The value made once for `of`; of a kind only the last is kept, since they are large."""
+        slot = self._cache.get(("latest", kind))
+        if slot is None or slot[0] != of:
+            self._cache.pop(("latest", kind), None)  # freed before the next is made
+            slot = self._cache["latest", kind] = (of, make())
+        return slot[1]
+
+    def note_time(self, stage: str, began: float, seconds: float, busy_s: float) -> None:
+        """Remember what a stage took this time; a resumed run adds one note to the others."""
+        note = {"stage": stage, "began": began, "seconds": seconds, "busy_s": busy_s}
+        note["run"] = self.name
+        with contextlib.suppress(OSError):  # a full disk: the work is done all the same
+            self.blobs.put(f"timing/{stage}-{int(began * 1e3)}.json", json.dumps(note).encode())
+
+    def times(self) -> list[dict[str, Any]]:
+        """All notes of `note_time` that can be read, a variation's only in that variation."""
+        found = []
+        for name in self.blobs.names("timing"):
+            with contextlib.suppress(KeyError, ValueError, OSError, RecursionError):
+                note = json.loads(self.blobs.get(name))
+                if _is_time(note) and note.get("run", "") == self.name:
+                    found.append(note)
+        return found
+
+
+def _manifest(record: Record) -> Mapping[str, Any]:
+    if "manifest" not in record:
+        raise CorruptionError(f"the commit record of {record['unit']} names no files; {SEE}")
+    return record["manifest"]  # type: ignore[no-any-return]
+
+
+def _is_time(note: Any) -> bool:
+    if not isinstance(note, dict) or not isinstance(note.get("stage"), str):
+        return False
+    numbers = [note.get(key) for key in TIMES]
+    return all(isinstance(n, int | float) and 0 <= n < LONGEST_S for n in numbers)
+
+
+def _refuse_other_code(drivers: Mapping[str, str], here: Mapping[str, str]) -> None:
+    names = sorted(k for k in drivers.keys() | here.keys() if drivers.get(k) != here.get(k))
+    if names:
+        raise InputError(
+            f"task: the source of {', '.join(names[:3])} on {socket.gethostname()} is not what the "
+            "run was started with; every process must run the same code: undo the change, or stop "
+            "the run and start it again"
+        )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    moved: Batch = mapped(batch, lambda _, leaf: leaf.to(device) if torch.is_tensor(leaf) else leaf)
+    return moved
+
+
+def done_for_all(session: Session, collective: Collective, units: Sequence[Unit]) -> list[bool]:
+    """Which units are committed, as rank 0 sees it: ranks must not branch on what each reads."""
+    records = session.done(units)
+    seen = torch.tensor([[unit.id in records for unit in units]], dtype=torch.int32)
+    return [bool(x) for x in collective.all_gather(seen.to(session.device))[0].tolist()]
+
+
+def row_ranges(rows: int, rows_per_unit: int) -> list[tuple[int, int]]:
+    """[(start, stop)] that cover `rows` in pieces of `rows_per_unit`."""
+    return [(a, min(a + rows_per_unit, rows)) for a in range(0, rows, rows_per_unit)]
+
+
+def draw(seed: int, purpose: str, count: int, size: int | None) -> np.ndarray:
+    """`size` (None: all) distinct ids of `count` in random order, from (seed, purpose) alone."""
+    return generator(seed, purpose).permutation(count)[:size]
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """Counter-based random numbers for one purpose."""
+    return np.random.Generator(np.random.Philox(key=int(digest([seed, purpose])[:16], 16)))
+
+
+def _number(attempt: str) -> int:
+    head = attempt.split("-", 1)[0]
+    return int(head) if head.isdigit() else 1

@@ -1,0 +1,44 @@
+"""Stage data: each cell's rows, made once and stored; nothing outside the run is read after it."""
+
+from collections.abc import Sequence
+
+from distinf.errors import InputError
+from distinf.gram.session import DATA, Outline, Session, data_unit
+from distinf.gram.task import Prepared
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.tasks.rehearsal import rehearse
+from distinf.tasks.task import STUDIES, telling
+
+NAME = DATA
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """One per cell; none for a task whose rows are there already."""
+    return [
+        (
+            data_unit(cell.name, cell.basis),
+            Cost(bytes=stored, memory=2 * stored),
+        )
+        for cell in outline.cells.values()
+        if cell.prepared
+        for stored in [sum(n * cell.shapes.row_bytes.get(s, 0.0) for s, n in cell.rows.items())]
+    ]
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    if wanted:
+        runtime.pool(session.work("distinf.gram.data:body"), wanted, session.ledger(NAME))
+    if wanted and session.context["task"] not in STUDIES:
+        for name in session.tasks:
+            rehearse(session.task(name))  # now that there are rows, and before anything is trained
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    task = session.tasks[unit.job["cell"]]
+    if not isinstance(task, Prepared):
+        raise InputError("data: this task has nothing to prepare")
+    with telling(f"prepare() of {unit.job['cell'] or 'the task'}"):
+        arrays = task.prepare()
+    return session.commit(unit, attempt, arrays)

@@ -1,0 +1,336 @@
+"""Stage gradients: every sample's gradient in every block, once, stored as it is.
+
+Per unit of rows: one array per slab, the embedding's rows of each sample, their losses, which
+rows are finite, and of training rows the probabilities of classes where a task tells them. A row
+whose loss or gradient is not finite is stored as zeros, marked, and scored as nothing.
+
+Shape legend: n rows of a unit, P entries of a slab.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distinf.engine.session import row_ranges
+from distinf.errors import InputError
+from distinf.gram.blocks import SPARSE
+from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, layout_of
+from distinf.gram.settings import GradientSettings, StageSettings
+from distinf.gram.task import Measured, Predicting
+from distinf.gram.train import trained_model
+from distinf.numerics.batches import rows as rows_in
+from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
+from distinf.numerics.curvature import per_sample
+from distinf.numerics.parameters import Layout
+from distinf.numerics.precision import float_edges, precision
+from distinf.numerics.projection import TwoSided
+from distinf.numerics.sparse import SparseRows
+from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.tasks.methods import Pass, agree, in_a_run, rehearsed_method
+from distinf.tasks.task import Batch, PerSampleLoss, Task
+
+NAME = "gradients"
+WORDS = ("words.offsets", "words.ids", "words.rows")
+SAYS_RIGHT = "says_right"
+PREDICTED = "probabilities"
+WORDS_PER_ROW = 64.0  # distinct tokens of a row, for what the embedding's rows will take
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """Row ranges of each cell's training and query rows."""
+    return [
+        (unit, _cost(outline, cell, unit.stop - unit.start))
+        for cell in outline.cells.values()
+        for split in (QUERY, TRAIN)
+        for unit in split_units(outline.settings, cell, split)
+    ]
+
+
+def rehearsed(session: Session, task: Task, model: nn.Module, methods: Methods) -> Method:
+    """The first of `methods` that agrees with one row at a time on the cell's rows."""
+    settings = session.settings.gradients
+    name = next(iter(task.losses))
+    passes = [Pass(name, split, settings.rows_per_batch) for split in (TRAIN, QUERY)]
+    layout = layout_of(model, settings)
+    return rehearsed_method(task, model, layout, settings, passes, methods)
+
+
+def split_units(settings: StageSettings, cell: Cell, split: str) -> list[Unit]:
+    """The units of one split of a cell, in row order."""
+    return [
+        Unit(NAME, cell.basis[NAME], a, b, {"cell": cell.name, "split": split})
+        for a, b in row_ranges(cell.rows[split], settings.gradients.rows_per_unit)
+    ]
+
+
+def _cost(outline: Outline, cell: Cell, rows: int) -> Cost:
+    settings, shapes = outline.settings.gradients, cell.shapes
+    stored = sum(block.width for block in cell.blocks.dense)
+    word = cell.blocks.embedding
+    per_row = (2.0 if settings.store == "bfloat16" else 4.0) * stored
+    per_row += (4.0 * word.width + 4.0) * WORDS_PER_ROW if word else 0.0
+    wide = 4.0 * sum(block.entries for block in cell.blocks.dense)
+    if shapes.tokens_per_row:
+        at_once = min(float(rows), max(settings.tokens_per_batch / shapes.tokens_per_row, 1.0))
+        name, value, least = "tokens", at_once * shapes.tokens_per_row, shapes.tokens_per_row
+    else:
+        at_once = float(min(rows, settings.rows_per_batch))
+        name, value, least = "rows", at_once, 1.0
+    passed = at_once * (shapes.activation_bytes_per_sample + wide)
+    together = 4.0 * stored * rows + 2 * per_row * rows  # of a unit: in float32, stored, read back
+    return Cost(
+        flops=2.0 * shapes.flops_per_sample * rows,
+        bytes=per_row * rows,
+        memory=together,
+        device=passed + shapes.model_bytes,
+        staged=shapes.model_bytes,
+        levers=(
+            Lever(f"gradients.{name}_per_batch", value, passed, least),
+            Lever("gradients.rows_per_unit", rows, together, where="host"),
+        ),
+        work={"gradient": rows},
+    )
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    runtime.pool(session.work("distinf.gram.gradients:body"), wanted, session.ledger(NAME))
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    name, split = unit.job["cell"], unit.job["split"]
+    cell, settings = session.cell(name), session.settings.gradients
+    rows = unit.stop - unit.start
+    dense = {s: torch.zeros(rows, cell.blocks.width(s)) for s in cell.blocks.slabs if s != SPARSE}
+    words: list[SparseRows] = []
+    order: list[int] = []
+    finite, losses = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.float64)
+    for places in _batches(session, name, split, unit):
+        found, losses_m = _gradients(session, name, split, unit.start + places)
+        losses[places] = losses_m
+        finite[places] = keep = _finite(found) & torch.isfinite(losses_m)
+        for block in cell.blocks.every:
+            grads = found[block.name]
+            if isinstance(grads, SparseRows):
+                words.append(_kept(grads, keep))
+            else:
+                safe = torch.where(keep[:, None], grads.flatten(1).float(), 0.0)
+                dense[block.slab][torch.from_numpy(places), block.span] = safe
+        order += places.tolist()
+    arrays = {
+        f"dense.{slab:03d}": as_stored(grads, settings.store) for slab, grads in dense.items()
+    }
+    if words:
+        arrays |= _sparse_arrays(SparseRows.cat(words).select(torch.tensor(order).argsort()))
+    arrays |= {"finite": finite.numpy(), "loss": losses.numpy()}
+    quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
+    summary: dict[str, Any] = {"quarantined": quarantined}
+    if split == TRAIN and (predicted := _predicted(session, name, unit)) is not None:
+        arrays[PREDICTED], summary[PREDICTED] = predicted, predicted.shape[1]
+    if split == QUERY:
+        told = _correct(session, name, unit)
+        arrays["correct"] = np.ones(rows, dtype=bool) if told is None else told
+        summary[SAYS_RIGHT] = told is not None
+    return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=["loss", PREDICTED])
+
+
+def _batches(session: Session, name: str, split: str, unit: Unit) -> Iterator[np.ndarray]:
+    """Places [m] in the unit, in batches of about as many tokens, shortest rows first."""
+    settings, task = session.settings.gradients, session.task(name)
+    rows = unit.stop - unit.start
+    if not isinstance(task, Measured):
+        yield from (np.arange(a, b) for a, b in row_ranges(rows, settings.rows_per_batch))
+        return
+    lengths = np.asarray(task.lengths(split))[unit.start : unit.stop]
+    batch: list[int] = []
+    for place in np.argsort(lengths, kind="stable").tolist():
+        if batch and (len(batch) + 1) * max(int(lengths[place]), 1) > settings.tokens_per_batch:
+            yield np.array(batch)
+            batch = []
+        batch.append(place)
+    if batch:
+        yield np.array(batch)
+
+
+def _gradients(
+    session: Session, name: str, split: str, ids: np.ndarray
+) -> tuple[dict[str, Tensor | SparseRows], Tensor]:
+    """{block: [m, width] or sparse rows} and losses fp64 [m] of the rows `ids`, on the CPU."""
+    settings = session.settings.gradients
+    model, batch = trained_model(session, name), session.batch(name, split, ids)
+    layout = layout_of(model, settings)
+    loss = next(iter(session.task(name).losses.values()))
+    losses: list[Tensor] = []
+
+    def noted(model: nn.Module, batch: Batch) -> Tensor:
+        values = per_sample(loss(model, batch), batch)
+        losses.append(values.detach())
+        return values
+
+    with in_a_run():
+        session.cached(("agreed", name), partial(_agree, session, model, loss, batch, layout))
+    found: dict[str, Tensor | SparseRows]
+    with in_a_run(), precision(settings.precision, session.device):
+        if settings.method == "hooks":
+            project = TwoSided(session.seed, settings.projection) if settings.projection else None
+            found = block_gradients(
+                model, noted, batch, layout, project=project, least=settings.project_above
+            )
+        else:
+            found = _flat(model, loss, batch, layout, settings)
+            with torch.enable_grad(), float_edges(model):
+                noted(model, batch)
+    on_cpu = {key: grads.to("cpu") for key, grads in found.items()}
+    return on_cpu, torch.cat(losses).double().cpu()
+
+
+def _agree(
+    session: Session, model: nn.Module, loss: PerSampleLoss, batch: Batch, layout: Layout
+) -> Method:
+    settings = session.settings.gradients
+    return agree(
+        model, loss, batch, layout, settings, (settings.chosen,),
+        rows=rows_in(batch), seed=session.seed,
+    )  # fmt: skip
+
+
+def _flat(
+    model: nn.Module, loss: PerSampleLoss, batch: Batch, layout: Layout, settings: GradientSettings
+) -> dict[str, Tensor | SparseRows]:
+    grads = flat_gradients(
+        model, loss, batch, layout, chunk=settings.rows_per_batch, method=settings.chosen
+    )
+    return {name: grads[:, span] for name, span in layout.spans.items()}
+
+
+def _finite(found: Mapping[str, Tensor | SparseRows]) -> Tensor:
+    """bool [m]: which samples' gradients are finite in every block, also in the float32 stored."""
+    return torch.stack(
+        [
+            (g.to(torch.float32).finite() if isinstance(g, SparseRows) else _all_finite(g))
+            for g in found.values()
+        ]
+    ).all(0)
+
+
+def _all_finite(grads_NP: Tensor) -> Tensor:
+    return torch.isfinite(grads_NP.float()).all(1)
+
+
+def _kept(words: SparseRows, keep: Tensor) -> SparseRows:
+    """The same samples, those not to be kept without rows."""
+    lengths = torch.where(keep, words.lengths, 0)
+    inside = keep[words.samples]
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return SparseRows(offsets, words.ids[inside], words.rows[inside], words.vocabulary)
+
+
+def _sparse_arrays(words: SparseRows) -> dict[str, np.ndarray]:
+    parts = (words.offsets, words.ids.to(torch.int32), words.rows.float())
+    return {key: part.numpy() for key, part in zip(WORDS, parts, strict=True)}
+
+
+def _predicted(session: Session, name: str, unit: Unit) -> np.ndarray | None:
+    """fp32 [n, classes]: the trained model's probabilities; None where the task tells none."""
+    task = session.task(name)
+    names = task.classes() if isinstance(task, Predicting) else None
+    if names is None or not isinstance(task, Predicting):
+        return None
+    model, settings = trained_model(session, name), session.settings.gradients
+    found = np.zeros((unit.stop - unit.start, len(names)), dtype=np.float32)
+    for places in _batches(session, name, TRAIN, unit):
+        batch = session.batch(name, TRAIN, unit.start + places)
+        with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
+            found[places] = task.probabilities(model, batch).float().cpu().numpy()
+    return found
+
+
+def _correct(session: Session, name: str, unit: Unit) -> np.ndarray | None:
+    """bool [n]: which queries the model gets right; None where the task cannot say."""
+    model, settings = trained_model(session, name), session.settings.gradients
+    parts: list[np.ndarray] = []
+    for a, b in row_ranges(unit.stop - unit.start, settings.rows_per_batch):
+        batch = session.batch(name, QUERY, np.arange(unit.start + a, unit.start + b))
+        with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
+            columns = session.task(name).evaluate(model, batch)
+        if "correct" not in columns:
+            return None
+        parts.append(columns["correct"].cpu().numpy() > 0)
+    return np.concatenate(parts)
+
+
+# -- what was stored -----------------------------------------------------------------------
+
+
+def as_stored(grads: Tensor, store: str) -> np.ndarray:
+    """float32 as it is; bfloat16 as its 16 bits in uint16. InputError for complex ones."""
+    if grads.is_complex():
+        raise InputError("gradients: complex ones are not stored; leave them out of the blocks")
+    if store == "float32":
+        return grads.float().numpy()
+    return grads.to(torch.bfloat16).view(torch.uint16).numpy()
+
+
+def as_tensor(stored: np.ndarray) -> Tensor:
+    """float32 of what `as_stored` made."""
+    if stored.dtype == np.uint16:
+        return torch.from_numpy(stored).view(torch.bfloat16).float()
+    return torch.from_numpy(stored)
+
+
+def dense_rows(session: Session, name: str, split: str, slab: int, start: int, stop: int) -> Tensor:
+    """fp32 [stop - start, P]: rows of a slab."""
+    cell = session.cell(name)
+    out = torch.empty(stop - start, cell.blocks.width(slab))
+    key = f"dense.{slab:03d}"
+    for unit, a, b in _overlaps(session, name, split, start, stop):
+        part = session.arrays(unit, [key])[key]
+        out[a - start : b - start] = as_tensor(part[a - unit.start : b - unit.start])
+    return out
+
+
+def sparse_rows(session: Session, name: str, split: str, start: int, stop: int) -> SparseRows:
+    """The embedding's rows of samples start:stop."""
+    parts = []
+    for unit, a, b in _overlaps(session, name, split, start, stop):
+        stored = session.arrays(unit, WORDS)
+        offsets, ids, rows = (torch.from_numpy(stored[key]) for key in WORDS)
+        words = session.cell(name).blocks.embedding
+        vocabulary = words.entries // words.width if words else None
+        whole = SparseRows(offsets, ids.long(), rows, vocabulary)
+        parts.append(whole.select(torch.arange(a - unit.start, b - unit.start)))
+    return SparseRows.cat(parts)
+
+
+def _overlaps(
+    session: Session, name: str, split: str, start: int, stop: int
+) -> Iterator[tuple[Unit, int, int]]:
+    for unit in split_units(session.settings, session.cell(name), split):
+        a, b = max(start, unit.start), min(stop, unit.stop)
+        if a < b:
+            yield unit, a, b
+
+
+def columns(session: Session, name: str, split: str, key: str) -> np.ndarray:
+    """A column of all rows of a split: "finite", "loss", and for queries "correct"."""
+    wanted = split_units(session.settings, session.cell(name), split)
+    return np.concatenate([session.arrays(unit, [key])[key] for unit in wanted])
+
+
+def says_right(session: Session, name: str) -> bool:
+    """Whether the task says which queries the model gets right; where not, all count."""
+    wanted = split_units(session.settings, session.cell(name), QUERY)
+    return all(session.record(unit)["summary"][SAYS_RIGHT] for unit in wanted)
+
+
+def finite_rows(session: Session, name: str, split: str) -> np.ndarray:
+    """bool [rows]: which have a finite loss and gradient."""
+    found: np.ndarray = session.cached(
+        ("finite", name, split), lambda: columns(session, name, split, "finite")
+    )
+    return found

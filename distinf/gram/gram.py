@@ -1,0 +1,425 @@
+"""Stage gram: the products of gradients that every estimator is made of, slab by slab, in tiles.
+
+cross       per block [Q, rows], dot products of the queries with a range of training rows; norms
+self        per block [rows, columns] of training rows with training rows; only where an estimator
+            needs it, and only the tiles on and below the diagonal
+sums        over all training rows of a slab: DataInf's U = W T [Q, P] (W = cross / (lambda +
+            |g|^2), see estimators/datainf.py); Fisher's (F + lambda)^-1 g_q [Q, P] of the blocks
+            that are narrower than there are rows (the others go through self); the sums that the
+            cancellation effect needs; and a few rows' products with each other (paired.py)
+correction  per block [Q, rows], U T^T, and the narrow blocks' Fisher scores; for the embedding,
+            whose U would be as wide as the vocabulary, W K_tt from the tiles of self
+
+A tile's memory does not depend on the number of training rows. Sums are taken in fp32 in a tile,
+and over tiles in their order. A row whose norm in a block is out of the ordinary is divided
+by its scale, which follows from its stored squared norm (numerics/products.py), and so are
+the products stored: who reads them multiplies by the scales of both rows.
+
+Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N training rows of a tile.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distinf.errors import InputError
+from distinf.gram.blocks import SPARSE, Block
+from distinf.gram.gradients import dense_rows, finite_rows, sparse_rows
+from distinf.gram.paired import EACH, QUERIES, SELF, chosen
+from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.gram.settings import OF_WORDS
+from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
+from distinf.gram.tiles import (
+    NAME,
+    PHASES,
+    WORD_CROSS,
+    dampings,
+    named,
+    narrow,
+    phase_units,
+    queries_at_once,
+    slab_units,
+    tiled,
+)
+from distinf.numerics.estimators import datainf, fisher
+from distinf.numerics.products import scaled, scales, sqnorms
+from distinf.numerics.sparse import SparseRows, sparse_gram
+from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime.ledger import Record
+
+LEAST_TILE = 32.0  # rows: smaller ones are too many
+TOP_WORDS = 10  # Vitel and Chhabra, section 3.1: TracIn-WE-top10
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """All phases' units, of every cell and slab."""
+    return [
+        (unit, _cost(outline, cell, unit))
+        for cell in outline.cells.values()
+        for phase in PHASES
+        for unit in phase_units(outline.settings, cell, phase)
+    ]
+
+
+def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
+    slab, phase = unit.job["slab"], unit.job["phase"]
+    queries, rows = cell.rows[QUERY], unit.stop - unit.start
+    blocks, width = len(cell.blocks.of(slab)), cell.blocks.width(slab)
+    of_words = slab == SPARSE and phase == "correction"
+    if of_words:
+        width = cell.rows[TRAIN]
+    elif slab == SPARSE:
+        width *= 32  # distinct tokens that two rows have in common, at most about
+    c, d = unit.job.get("columns", (0, queries))
+    side = queries if phase in ("cross", "correction") else d - c
+    tile = min(rows, outline.settings.gram.rows_per_tile)
+    across = tile if of_words else width
+    tiles = 4.0 * across * tile
+    held = tiles + 4.0 * across * side
+    made = 4.0 * queries * width if phase == "sums" else 4.0 * blocks * side * rows
+    wanted = outline.settings.scores.estimators
+    passes = 1.0 if "datainf" in wanted or phase != "sums" else 0.0
+    flops = 2.0 * passes * width * rows * (queries if phase == "sums" else side)
+    if phase == "sums" and "fisher" in wanted:
+        sides = [block.width for block in cell.blocks.of(slab) if narrow(cell, block)]
+        flops += sum(2.0 * (rows + queries) * p**2 + p**3 / 3.0 for p in sides)
+        held += 4.0 * sum(p**2 for p in sides) + 16.0 * max(sides, default=0) ** 2
+        made *= 2
+    if phase == "sums":
+        few, asked = min(2 * EACH, rows), min(QUERIES, queries)
+        flops += 2.0 * width * few * (few + asked)
+        held += 4.0 * width * (few + asked)
+        made += 8.0 * blocks * few * (few + asked)
+    moved = slab != SPARSE  # the embedding's rows stay on the host
+    computed = tiles * (2 if phase == "self" else 1)  # both of its sides are tiles
+    parts = {"device" if moved else "host": computed, "staged": tiles}
+    parts["host"] = parts.get("host", 0.0) + tiles
+    largest = max((block.width for block in cell.blocks.of(slab)), default=1)
+    levers = [
+        Lever("gram.rows_per_tile", tile, size, LEAST_TILE, where=where)
+        for where, size in parts.items()
+    ]
+    levers += [Lever("gradients.slab", width, held, largest)] if moved else []
+    return Cost(
+        flops=flops,
+        bytes=made,
+        memory=tiles + made + (0.0 if moved else held + made),
+        device=held + made if moved else 0.0,
+        staged=tiles if moved else 0.0,
+        levers=tuple(levers),
+    )
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    """Phase by phase: DataInf's sums need all of cross, its correction all of the sums."""
+    work, ledger = session.work("distinf.gram.gram:body"), session.ledger(NAME)
+    for phase in PHASES:
+        cells = session.outline.cells.values()
+        wanted = [unit for cell in cells for unit in phase_units(session.settings, cell, phase)]
+        if wanted:
+            runtime.pool(work, wanted, ledger)
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    make: dict[str, Callable[[Session, Unit, Stopwatch], dict[str, np.ndarray]]]
+    make = {"cross": _cross, "self": _self, "sums": _sums, "correction": _correction}
+    watch = Stopwatch(session.device)
+    arrays = make[unit.job["phase"]](session, unit, watch)
+    at_once = queries_at_once(session.cell(unit.job["cell"]).rows[TRAIN])
+    summary = {TOOK: watch.notes(), SELF: SELF in arrays}
+    return session.commit(unit, attempt, arrays, summary=summary, chunk_rows=at_once)
+
+
+def _needing(session: Session, *names: str) -> list[str]:
+    """Those of these estimators that the run has; without names, all that need `cross`."""
+    wanted = session.settings.scores.estimators
+    return [e for e in wanted if (e in names if names else e not in OF_WORDS)]
+
+
+# -- the phases ------------------------------------------------------------------------------
+
+
+def _cross(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
+    name, slab = unit.job["cell"], unit.job["slab"]
+    queries, blocks = session.cell(name).rows[QUERY], session.cell(name).blocks.of(slab)
+    if slab == SPARSE:
+        with watch.step(session.settings.scores.estimators, by_width(blocks)):
+            train = sparse_rows(session, name, TRAIN, unit.start, unit.stop)
+            query: SparseRows = session.latest(
+                "words", name, lambda: sparse_rows(session, name, QUERY, 0, queries)
+            )
+        return _sparse_cross(session, query, train, by_width(blocks), watch)
+    with watch.step(_needing(session), by_width(blocks)):
+        train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
+        query_QP = _query_slab(session, name, slab)
+        rows, queries_of = _by_block(blocks, train_NP), _by_block(blocks, query_QP)
+        return {
+            **_blockwise("cross", queries_of, rows),
+            "sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in rows]),
+            "query_sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in queries_of]),
+        }
+
+
+def _sparse_cross(
+    session: Session,
+    query: SparseRows,
+    train: SparseRows,
+    shares: Mapping[str, float],
+    watch: Stopwatch,
+) -> dict[str, np.ndarray]:
+    with watch.step(session.settings.scores.estimators, shares):
+        sqnorms = {"sqnorm": train.sqnorms()[None], "query_sqnorm": query.sqnorms()[None]}
+        query, train = _scaled_words(query), _scaled_words(train)
+        found = {key: values.numpy() for key, values in sqnorms.items()}
+    with watch.step(_needing(session), shares):
+        found[named("cross", 0)] = sparse_gram(query, train).float().numpy()
+    of_words = _needing(session, *WORD_CROSS)
+    if of_words:
+        with watch.step(of_words, shares):
+            top = train.top_rows(TOP_WORDS)
+            found[named("top.train", 0)] = sparse_gram(query, top).float().numpy()
+            both = sparse_gram(query.top_rows(TOP_WORDS), top)
+            found[named("top.both", 0)] = both.float().numpy()
+    return found
+
+
+def _self(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
+    name, slab = unit.job["cell"], unit.job["slab"]
+    ranges = ((unit.start, unit.stop), tuple(unit.job["columns"]))
+    blocks = session.cell(name).blocks.of(slab)
+    if slab == SPARSE:
+        with watch.step(_needing(session, "datainf", "fisher", "fisher-joint"), by_width(blocks)):
+            words = (_scaled_words(sparse_rows(session, name, TRAIN, a, b)) for a, b in ranges)
+            return {named("self", 0): sparse_gram(*words).float().numpy()}
+    shares, cell = by_width(blocks), session.cell(name)
+    small = {b.name: shares.pop(b.name) for b in blocks if narrow(cell, b)}  # Fisher needs none
+    both, joint = (_needing(session, *e) for e in (("fisher", "fisher-joint"), ("fisher-joint",)))
+    with watch.step(both, shares), watch.step(joint, small):
+        rows, columns = (
+            _by_block(blocks, dense_rows(session, name, TRAIN, slab, a, b).to(session.device))
+            for a, b in ranges
+        )
+        return _blockwise("self", rows, columns)
+
+
+def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
+    name, slab = unit.job["cell"], unit.job["slab"]
+    cell = session.cell(name)
+    if slab == SPARSE:
+        return _sparse_sums(session, cell)
+    blocks, width = cell.blocks.of(slab), cell.blocks.width(slab)
+    device = session.device
+    datainf_wanted = "datainf" in session.settings.scores.estimators
+    summed_QP = torch.zeros(cell.rows[QUERY] if datainf_wanted else 0, width, device=device)
+    sum_P, abs_P = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
+    damping_B = dampings(session, cell, slab) if datainf_wanted else []
+    moments, paired = _moments(session, cell, slab), chosen(session, cell, slab)
+    narrow_ones = [blocks[place] for place in moments]
+    for tile in slab_units(session.settings, cell, "cross", slab):
+        with watch.step(_needing(session, "datainf", "fisher"), by_width(blocks)):
+            train_NP = dense_rows(session, name, TRAIN, slab, tile.start, tile.stop).to(device)
+        if paired is not None:
+            paired.see(tile.start, train_NP)
+        sum_P += train_NP.sum(0, dtype=torch.float64)
+        abs_P += train_NP.abs().sum(0, dtype=torch.float64)
+        with watch.step(["fisher"], by_width(narrow_ones)):
+            for place, moment in moments.items():
+                moment.add(train_NP[:, blocks[place].span])
+        if not datainf_wanted:
+            continue
+        with watch.step(["datainf"], by_width(blocks)):
+            stored = session.arrays(tile)
+            for k, (block, rows) in enumerate(zip(blocks, _by_block(blocks, train_NP))):
+                weights_QN = _weights(stored, k, damping_B[k]).float().to(device)
+                summed_QP[:, block.span] += weights_QN @ rows.scaled_NP
+    found = {"sum": sum_P, "abs_sum": abs_P}
+    if datainf_wanted:
+        found["weighted"] = summed_QP
+    with watch.step(["fisher"], by_width(narrow_ones)):
+        found |= _preconditioned(session, cell, slab, moments)
+    arrays = {key: value.cpu().numpy() for key, value in found.items()}
+    return arrays | (paired.products() if paired is not None else {})
+
+
+@dataclass
+class _Moment:
+    """T^T T of a narrow block, of rows divided by the scale of the largest of them."""
+
+    sum_PP: Tensor
+    scale: float
+
+    def add(self, rows_NP: Tensor) -> None:
+        small_NP = scaled(rows_NP, rows_NP.new_tensor([self.scale], dtype=torch.float64))
+        self.sum_PP.addmm_(small_NP.T, small_NP)
+
+
+def _moments(session: Session, cell: Cell, slab: int) -> dict[int, _Moment]:
+    """By place, of the blocks whose Fisher matrix is taken in parameter space; nothing in yet."""
+    if "fisher" not in session.settings.scores.estimators:
+        return {}
+    largest_B = torch.from_numpy(tiled(session, cell, slab, "cross", "sqnorm")).amax(1)
+    return {
+        place: _Moment(torch.zeros(block.width, block.width, device=session.device), scale)
+        for (place, block), scale in zip(
+            enumerate(cell.blocks.of(slab)), scales(largest_B).tolist(), strict=True
+        )
+        if narrow(cell, block)
+    }
+
+
+def _preconditioned(
+    session: Session, cell: Cell, slab: int, moments: Mapping[int, _Moment]
+) -> dict[str, Tensor]:
+    """Fisher's queries of narrow blocks: fp32 [Q, entries] each and what they were divided by, its
+    damping and its condition."""
+    count = int(finite_rows(session, cell.name, TRAIN).sum())
+    given = session.settings.scores.damping.get("fisher")
+    blocks, found = cell.blocks.of(slab), {}
+    for place, moment in moments.items():
+        query_QP = _query_slab(session, cell.name, slab)[:, blocks[place].span]
+        square = moment.scale**2
+        with solving("fisher", blocks[place].name):
+            # (s^2 F + lambda)^-1 = (F + lambda / s^2)^-1 / s^2
+            damping = given and given / square
+            solved = fisher.precondition(moment.sum_PP, query_QP, count, damping)
+        scale_Q = scales(sqnorms(solved.queries_QP))
+        found[named("fisher", place)] = scaled(solved.queries_QP, scale_Q).float()
+        found[named("fisher.scale", place)] = scale_Q / square
+        note = [solved.damping * square, solved.condition]
+        found[named("fisher.note", place)] = torch.tensor(note, dtype=torch.float64)
+    return found
+
+
+def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
+    """The same over the embedding's rows, for the tokens that occur: ids [V], sums [V, D]."""
+    every = [
+        sparse_rows(session, cell.name, TRAIN, tile.start, tile.stop).ids.unique()
+        for tile in slab_units(session.settings, cell, "cross", SPARSE)
+    ]
+    ids_V = torch.cat(every).unique()
+    width = cell.blocks.width(SPARSE)
+    sums = {key: torch.zeros(len(ids_V), width, dtype=torch.float64) for key in ("sum", "abs_sum")}
+    paired = chosen(session, cell, SPARSE)
+    for tile in slab_units(session.settings, cell, "cross", SPARSE):
+        words = sparse_rows(session, cell.name, TRAIN, tile.start, tile.stop)
+        if paired is not None:
+            paired.see(tile.start, words)
+        places = torch.searchsorted(ids_V, words.ids)
+        sums["sum"].index_add_(0, places, words.rows.double())
+        sums["abs_sum"].index_add_(0, places, words.rows.double().abs())
+    found = {key: value.float().numpy() for key, value in sums.items()}
+    found["ids"] = ids_V.numpy()
+    return found | (paired.products() if paired is not None else {})
+
+
+def _correction(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
+    name, slab = unit.job["cell"], unit.job["slab"]
+    blocks = session.cell(name).blocks.of(slab)
+    if slab == SPARSE:
+        with watch.step(["datainf"], by_width(blocks)):
+            return {named("correction", 0): _sparse_correction(session, unit)}
+    (sums,) = slab_units(session.settings, session.cell(name), "sums", slab)
+    with watch.step(_needing(session, "datainf", "fisher"), by_width(blocks)):
+        stored = session.latest("sums", sums.id, lambda: session.arrays(sums))
+        train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
+        every = _by_block(blocks, train_NP)
+    found: dict[str, np.ndarray] = {}
+    for place, (block, rows) in enumerate(zip(blocks, every, strict=True)):
+        if "weighted" in stored:
+            with watch.step(["datainf"], {block.name: 1.0}):
+                summed_QP = torch.from_numpy(stored["weighted"][:, block.span])
+                products_QN = summed_QP.to(session.device) @ rows.scaled_NP.T
+                found[named("correction", place)] = products_QN.cpu().numpy()
+        key = named("fisher", place)
+        if key in stored:
+            with watch.step(["fisher"], {block.name: 1.0}):
+                queries_QP = torch.from_numpy(stored[key]).to(session.device)
+                found[key] = (queries_QP @ rows.scaled_NP.T).cpu().numpy()
+    return found
+
+
+def _sparse_correction(session: Session, unit: Unit) -> np.ndarray:
+    """fp32 [Q, rows]."""
+    cell = session.cell(unit.job["cell"])
+    (damping,) = dampings(session, cell, SPARSE)
+    tiles = {
+        (tile.start, tile.job["columns"][0]): tile
+        for tile in slab_units(session.settings, cell, "self", SPARSE)
+    }
+    summed_QN = torch.zeros(cell.rows[QUERY], unit.stop - unit.start, dtype=torch.float64)
+    for part in slab_units(session.settings, cell, "cross", SPARSE):
+        weights_QM = _weights(session.arrays(part, [named("cross", 0), "sqnorm"]), 0, damping)
+        # Only the tiles on and below the diagonal are stored.
+        tile = tiles[max(part.start, unit.start), min(part.start, unit.start)]
+        gram = torch.from_numpy(session.arrays(tile, [named("self", 0)])[named("self", 0)]).double()
+        summed_QN += weights_QM @ (gram if part.start >= unit.start else gram.T)
+    return summed_QN.float().numpy()
+
+
+# -- pieces ----------------------------------------------------------------------------------
+
+
+def _weights(cross: Mapping[str, np.ndarray], place: int, damping: float) -> Tensor:
+    """fp64 [Q, rows]: DataInf's W of a block and a range of training rows, for scaled rows: times
+    the training row's scale, over the query's."""
+    sqnorm_N = torch.from_numpy(cross["sqnorm"][place])
+    products_QN = torch.from_numpy(cross[named("cross", place)]).double()
+    weights_QN = datainf.weights(products_QN * scales(sqnorm_N) ** 2, sqnorm_N, damping)
+    return weights_QN.nan_to_num(0.0)  # 0/0: no gradient at all
+
+
+def _query_slab(session: Session, name: str, slab: int) -> Tensor:
+    """fp32 [Q, P] on the device; the last one is kept."""
+    queries = session.cell(name).rows[QUERY]
+    found: Tensor = session.latest(
+        "query slab",
+        (name, slab),
+        lambda: dense_rows(session, name, QUERY, slab, 0, queries).to(session.device),
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class _BlockRows:
+    """Gradients of one block: their squared norms, and the rows divided by their scales."""
+
+    sqnorm_N: Tensor
+    scaled_NP: Tensor
+
+
+def _by_block(blocks: Sequence[Block], rows_NP: Tensor) -> list[_BlockRows]:
+    found = []
+    for block in blocks:
+        part_NP = rows_NP[:, block.span]
+        sqnorm_N = sqnorms(part_NP)
+        found.append(_BlockRows(sqnorm_N, scaled(part_NP, scales(sqnorm_N))))
+    return found
+
+
+def _scaled_words(words: SparseRows) -> SparseRows:
+    """Each sample's rows divided by the sample's scale."""
+    scales_R = scales(words.sqnorms())[words.samples]
+    return replace(words, rows=scaled(words.rows, scales_R))
+
+
+def _blockwise(
+    key: str, first: Sequence[_BlockRows], second: Sequence[_BlockRows]
+) -> dict[str, np.ndarray]:
+    """fp32 [M, N] of each block: its products."""
+    return {
+        named(key, place): (rows.scaled_NP @ others.scaled_NP.T).cpu().numpy()
+        for place, (rows, others) in enumerate(zip(first, second, strict=True))
+    }
+
+
+@contextmanager
+def solving(estimator: str, block: str) -> Iterator[None]:
+    """An InputError of a solve says which block, and which setting would help."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"scores.damping.{estimator}: '{block}': {error}") from None

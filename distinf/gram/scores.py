@@ -1,0 +1,426 @@
+"""Stage scores: every estimator's scores, aggregated over the queries, block by block.
+
+A block's [Q, N] scores are not kept: what is kept is their mean over all queries, and the ranks and
+votes (Vitel and Chhabra, Eq. 9, 10) of the queries that the model gets right. All three add up over
+blocks, so that any group of layers costs nothing further. The joint Fisher inverse does not: a
+group of its blocks is a unit of its own.
+Sign: score > 0 means that training on the row helps the queries.
+
+Shape legend: E estimators, H ways of aggregating, B blocks, Q queries, N training rows.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distinf.engine.session import row_ranges
+from distinf.errors import InputError
+from distinf.gram.blocks import ALL, EMBEDDING, SPARSE, Block
+from distinf.gram.gradients import columns, finite_rows
+from distinf.gram.gram import solving
+from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.gram.settings import HOWS, OF_WORDS, StageSettings
+from distinf.gram.stopwatch import TOOK, Stopwatch, joint_name
+from distinf.gram.tiles import (
+    WORD_CROSS,
+    dampings,
+    named,
+    narrow,
+    queries_at_once,
+    rows_of,
+    self_gram,
+    slab_units,
+    tiled,
+)
+from distinf.numerics.aggregation import tallies
+from distinf.numerics.estimators import cosine, datainf, fisher, tracin
+from distinf.numerics.products import scales
+from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime.ledger import Record
+
+NAME = "scores"
+JOINT = "fisher-joint"
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """One per slab of a cell, and one per group for the joint Fisher inverse."""
+    return [
+        (unit, _cost(outline, cell, unit))
+        for cell in outline.cells.values()
+        for unit in cell_units(outline.settings, cell)
+    ]
+
+
+def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:
+    """A cell's units, slabs first."""
+    basis = cell.basis[NAME]
+    found = []
+    if blockwise(settings):
+        found = [Unit(NAME, basis, job=_job(cell, slab=slab)) for slab in cell.blocks.slabs]
+    if JOINT in settings.scores.estimators:
+        found += [
+            Unit(NAME, basis, job=_job(cell, group=group, blocks=list(members)))
+            for group, members in cell.groups.items()
+        ]
+    return found
+
+
+def _job(cell: Cell, **more: Any) -> dict[str, Any]:
+    return {"cell": cell.name, **more}
+
+
+def blockwise(settings: StageSettings, slab: int = SPARSE) -> list[str]:
+    """The estimators that take each block by itself, those on words only for the embedding."""
+    found = [name for name in settings.scores.estimators if name != JOINT]
+    return [name for name in found if slab == SPARSE or name not in OF_WORDS]
+
+
+def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
+    rows, queries = cell.rows[TRAIN], cell.rows[QUERY]
+    solve = rows**3 / 3.0 + 2.0 * rows**2 * queries
+    if "group" in unit.job:
+        blocks, solves, estimators = 1, 1, 1
+    else:
+        blocks = len(cell.blocks.of(unit.job["slab"]))
+        wanted = blockwise(outline.settings, unit.job["slab"])
+        wide = sum(not narrow(cell, block) for block in cell.blocks.of(unit.job["slab"]))
+        solves, estimators = wide * ("fisher" in wanted), len(wanted)
+    sorts = 20.0 * blocks * estimators * queries * rows
+    dense = 3 * 8.0 * rows**2 if solves else 0.0
+    held = 8.0 * min(queries, queries_at_once(rows)) * rows * 6
+    solved = "fisher-joint" if "group" in unit.job else "fisher"
+    advice = f"leave {solved} out of scores.estimators"
+    return Cost(
+        flops=solves * solve + sorts,
+        bytes=8.0 * blocks * estimators * len(HOWS) * rows,
+        memory=dense + (8.0 * queries * rows * 3 if solves else held),
+        levers=(Lever("scores.estimators", 1.0, dense, where="host", advice=advice),),
+    )
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    for cell in session.outline.cells.values():
+        _refuse_all_zero(session, cell)
+    wanted = [unit for unit, _ in units(session.outline)]
+    if wanted:
+        runtime.pool(session.work("distinf.gram.scores:body"), wanted, session.ledger(NAME))
+
+
+def _refuse_all_zero(session: Session, cell: Cell) -> None:
+    """InputError where all rows of a split would have the same score: nothing ranks them."""
+    for split, key in ((TRAIN, "sqnorm"), (QUERY, "query_sqnorm")):
+        slabs = (tiled(session, cell, slab, "cross", key) for slab in cell.blocks.slabs)
+        if not any(sqnorms.any() for sqnorms in slabs):
+            raise InputError(
+                f"scores: the gradient of every {split} row of cell '{cell.name}' is exactly zero, "
+                "which ranks nothing: use a loss that is not flat (rounded, clipped, saturated), "
+                "or train for fewer steps"
+            )
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    """Array "totals" fp64 [E, H, B, N]; NaN where a training row is quarantined."""
+    cell, watch = session.cell(unit.job["cell"]), Stopwatch(session.device)
+    make = _joint if "group" in unit.job else _slab
+    totals, notes = make(session, cell, unit, watch)
+    queries = int(right_queries(session, cell).sum())
+    summary = {"notes": notes, "queries": queries, TOOK: watch.notes()}
+    return session.commit(
+        unit, attempt, {"totals": totals}, summary=summary, may_hold_nan=["totals"]
+    )
+
+
+def _slab(
+    session: Session, cell: Cell, unit: Unit, watch: Stopwatch
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    slab = unit.job["slab"]
+    wanted, blocks = blockwise(session.settings, slab), cell.blocks.of(slab)
+    totals = np.full((len(wanted), len(HOWS), len(blocks), cell.rows[TRAIN]), np.nan)
+    notes: list[dict[str, Any]] = []
+    products = [name for name in wanted if name not in OF_WORDS]
+    for place, block in enumerate(blocks):
+        alone = {block.name: 1.0}
+        parts = _Block(session, cell, slab, place)
+        tallies = {name: _Tally(session, cell) for name in wanted}
+        for start, stop in row_ranges(cell.rows[QUERY], queries_at_once(cell.rows[TRAIN])):
+            with watch.step(products, alone):
+                cross_QN = parts.cross(start, stop)
+            for name, tally in tallies.items():
+                with watch.step([name], alone):
+                    tally.add(parts.scores(name, cross_QN, start, stop), start, stop)
+        for e, (name, tally) in enumerate(tallies.items()):
+            totals[e, :, place] = tally.result()
+            if name in parts.notes:
+                notes.append({"block": block.name, "estimator": name, **parts.notes[name]})
+    return totals, notes
+
+
+def _joint(
+    session: Session, cell: Cell, unit: Unit, watch: Stopwatch
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Fisher's inverse over all blocks of a group at once."""
+    with watch.step([JOINT], {joint_name(unit.job["group"]): 1.0}):
+        return _joint_totals(session, cell, unit)
+
+
+def _joint_totals(
+    session: Session, cell: Cell, unit: Unit
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    members = set(unit.job["blocks"])
+    finite_N = finite_rows(session, cell.name, TRAIN)
+    total_NN = np.zeros((int(finite_N.sum()),) * 2)
+    cross_QN = np.zeros((cell.rows[QUERY], len(total_NN)))
+    for slab in cell.blocks.slabs:
+        for place, block in enumerate(cell.blocks.of(slab)):
+            if block.name in members:
+                parts = _Block(session, cell, slab, place)
+                cross_QN += parts.cross(0, cell.rows[QUERY]).numpy()
+                total_NN += parts.self_gram()
+    damping = session.settings.scores.damping.get(JOINT)
+    with solving(JOINT, unit.job["group"]):
+        solved = fisher.solve(torch.from_numpy(total_NN), torch.from_numpy(cross_QN), damping)
+    tally = _Tally(session, cell)
+    tally.add(solved.scores_QN, 0, cell.rows[QUERY])
+    note = {"block": unit.job["group"], "estimator": JOINT, **_note(solved)}
+    return tally.result()[None, :, None], [note]
+
+
+def _note(solved: fisher.GramSolve) -> dict[str, float]:
+    return {"damping": solved.damping, "condition": solved.condition}
+
+
+class _Block:
+    """What the estimators of one block are made of, over its finite training rows.
+
+    Reads a range of queries at a time; only Fisher's system, which is N x N anyway, takes all.
+    """
+
+    def __init__(self, session: Session, cell: Cell, slab: int, place: int) -> None:
+        self._session, self._cell, self._slab, self._place = session, cell, slab, place
+        self._finite_N = finite_rows(session, cell.name, TRAIN)
+        sqnorm_N = tiled(session, cell, slab, "cross", "sqnorm")[place][self._finite_N]
+        self._sqnorm_N = torch.from_numpy(sqnorm_N)
+        self._scale_N = scales(self._sqnorm_N)
+        sqnorm_Q = query_sqnorms(session, cell, slab)[place]
+        self._query_sqnorm_Q = torch.from_numpy(sqnorm_Q)
+        self._scale_Q = scales(self._query_sqnorm_Q)
+        self._fisher: Tensor | None = None
+        self.notes: dict[str, dict[str, float]] = {}
+
+    def cross(self, start: int, stop: int) -> Tensor:
+        """fp64 [stop - start, N]."""
+        return self._rows("cross", "cross", start, stop)
+
+    def self_gram(self) -> np.ndarray:
+        """fp64 [N, N]."""
+        whole_NN = self_gram(self._session, self._cell, self._slab, self._place)
+        scale_N = self._scale_N.numpy()
+        return whole_NN[np.ix_(self._finite_N, self._finite_N)] * scale_N[:, None] * scale_N
+
+    def scores(self, name: str, cross_QN: Tensor, start: int, stop: int) -> Tensor:
+        """fp64 [stop - start, N]."""
+        if name in OF_WORDS:
+            return self._rows("cross", WORD_CROSS[name], start, stop)
+        if name == "tracin":
+            return tracin.scores(cross_QN)
+        if name == "cosine":
+            return cosine.scores(cross_QN, self._query_sqnorm_Q[start:stop], self._sqnorm_N)
+        if name == "datainf":
+            return self._datainf(cross_QN, start, stop)
+        if narrow(self._cell, self._cell.blocks.of(self._slab)[self._place]):
+            return self._preconditioned(name, start, stop)
+        return self._exact(name)[start:stop]
+
+    def _datainf(self, cross_QN: Tensor, start: int, stop: int) -> Tensor:
+        damping = dampings(self._session, self._cell, self._slab)[self._place]
+        self.notes["datainf"] = {"damping": damping}
+        if damping == 0.0:  # no training row has a gradient here
+            return torch.zeros_like(cross_QN)
+        correction_QN = self._rows("correction", "correction", start, stop)
+        return datainf.scores(cross_QN, correction_QN, damping, len(self._sqnorm_N))
+
+    def _preconditioned(self, name: str, start: int, stop: int) -> Tensor:
+        """fp64 [stop - start, N]: Fisher's, solved in parameter space by the gram stage."""
+        (sums,) = slab_units(self._session.settings, self._cell, "sums", self._slab)
+        keys = [named(f"fisher.{key}", self._place) for key in ("note", "scale")]
+        stored = self._session.arrays(sums, keys)
+        damping, condition = stored[keys[0]].tolist()
+        self.notes[name] = {"damping": damping, "condition": condition}
+        scale_Q = torch.from_numpy(stored[keys[1]])
+        return self._rows("correction", "fisher", start, stop, scale_Q)
+
+    def _exact(self, name: str) -> Tensor:
+        """fp64 [all queries, N]: Fisher's, solved once."""
+        if self._fisher is None:
+            cross_QN = self.cross(0, self._cell.rows[QUERY])
+            damping = self._session.settings.scores.damping.get(name)
+            with solving(name, self._cell.blocks.of(self._slab)[self._place].name):
+                solved = fisher.solve(torch.from_numpy(self.self_gram()), cross_QN, damping)
+            self._fisher = solved.scores_QN
+            self.notes[name] = _note(solved)
+        return self._fisher
+
+    def _rows(
+        self, phase: str, key: str, start: int, stop: int, scale_Q: Tensor | None = None
+    ) -> Tensor:
+        """fp64 [stop - start, N]: stored products times both rows' scales; of a query `scale_Q`."""
+        array = named(key, self._place)
+        found = rows_of(self._session, self._cell, self._slab, phase, array, start, stop)
+        scale_Q = (self._scale_Q if scale_Q is None else scale_Q)[start:stop, None]
+        return torch.from_numpy(found[:, self._finite_N]).double() * scale_Q * self._scale_N
+
+
+class _Tally:
+    """fp64 [H, N] over the queries added so far: the mean over all that are finite; rank and vote
+    over those of them that the model gets right."""
+
+    def __init__(self, session: Session, cell: Cell) -> None:
+        self._finite_N = finite_rows(session, cell.name, TRAIN)
+        self._finite_Q = torch.from_numpy(finite_rows(session, cell.name, QUERY))
+        self._right_Q = torch.from_numpy(right_queries(session, cell))
+        self._top = session.settings.scores.top
+        self._sums_HN = torch.zeros(len(HOWS), int(self._finite_N.sum()), dtype=torch.float64)
+        self._queries = 0
+
+    def add(self, scores_QN: Tensor, start: int, stop: int) -> None:
+        """The scores of the queries start:stop for the finite training rows."""
+        finite_Q = self._finite_Q[start:stop]
+        kept_QN = scores_QN[finite_Q]
+        found = tallies(kept_QN, self._right_Q[start:stop][finite_Q], self._top)
+        self._queries += len(kept_QN)
+        scale = {"mean": len(kept_QN), "rank": 1, "vote": 1}
+        for h, how in enumerate(HOWS):
+            if len(kept_QN):
+                self._sums_HN[h] += found[how] * scale[how]
+
+    def result(self) -> np.ndarray:
+        """NaN where a training row has no score."""
+        found_HN = self._sums_HN.clone()
+        found_HN[HOWS.index("mean")] /= self._queries
+        out = np.full((len(HOWS), len(self._finite_N)), np.nan)
+        out[:, self._finite_N] = found_HN.numpy()
+        return out
+
+
+def right_queries(session: Session, cell: Cell) -> np.ndarray:
+    """bool [Q]: finite queries that the model gets right; InputError if there is none."""
+    found: np.ndarray = session.cached(
+        ("right", cell.name),
+        lambda: (
+            columns(session, cell.name, QUERY, "correct") & finite_rows(session, cell.name, QUERY)
+        ),
+    )
+    if not found.any():
+        raise InputError(
+            f"scores: the model gets no query of cell '{cell.name}' right, so that rank and vote "
+            "have nothing to go by; train longer (train.epochs, train.lr) or use other queries"
+        )
+    return found
+
+
+def query_sqnorms(session: Session, cell: Cell, slab: int) -> np.ndarray:
+    """fp64 [B, Q]."""
+    first = slab_units(session.settings, cell, "cross", slab)[0]
+    return session.arrays(first, ["query_sqnorm"])["query_sqnorm"]
+
+
+# -- what was stored -------------------------------------------------------------------------
+
+
+def block_totals(session: Session, cell: Cell) -> dict[tuple[str, str], np.ndarray]:
+    """(estimator, block) -> fp64 [H, N] of every blockwise estimator."""
+    found = {}
+    for unit in cell_units(session.settings, cell):
+        if "group" in unit.job:
+            continue
+        totals = session.arrays(unit)["totals"]
+        blocks: Sequence[Block] = cell.blocks.of(unit.job["slab"])
+        for e, name in enumerate(blockwise(session.settings, unit.job["slab"])):
+            for place, block in enumerate(blocks):
+                found[name, block.name] = totals[e, :, place]
+    return found
+
+
+def joint_totals(session: Session, cell: Cell) -> dict[str, np.ndarray]:
+    """Group -> fp64 [H, N] of the joint Fisher inverse."""
+    wanted = [u for u in cell_units(session.settings, cell) if "group" in u.job]
+    return {u.job["group"]: session.arrays(u)["totals"][0, :, 0] for u in wanted}
+
+
+def all_scores(session: Session, cell: Cell) -> dict[tuple[str, str, str], np.ndarray]:
+    """(estimator, group, how) -> fp64 [N], low = detrimental; a mean is over the group's blocks."""
+    return session.cached(("scores", cell.name), lambda: _all_scores(session, cell))  # type: ignore[no-any-return]
+
+
+def _all_scores(session: Session, cell: Cell) -> dict[tuple[str, str, str], np.ndarray]:
+    totals = block_totals(session, cell)
+    found: dict[tuple[str, str, str], np.ndarray] = {}
+    for estimator in session.settings.scores.estimators:
+        for group, members in cell.groups.items():
+            parts = [totals[estimator, b] for b in members if (estimator, b) in totals]
+            if len(parts) < len(members):
+                continue
+            summed_HN = np.sum(parts, axis=0)
+            for h, how in enumerate(HOWS):
+                scale = len(parts) if how == "mean" else 1
+                found[estimator, group, how] = summed_HN[h] / scale
+    for group, totals_HN in joint_totals(session, cell).items():
+        found |= {(JOINT, group, how): totals_HN[h] for h, how in enumerate(HOWS)}
+    return found
+
+
+def configurations(outline: Outline, cell: Cell) -> list[str]:
+    """Every "estimator/group/how" that there will be of a cell."""
+    sparse = {cell.blocks.embedding.name} if cell.blocks.embedding else set()
+    return [
+        f"{estimator}/{group}/{how}"
+        for estimator in outline.settings.scores.estimators
+        for group, members in cell.groups.items()
+        if estimator not in OF_WORDS or set(members) <= sparse
+        for how in HOWS
+    ]
+
+
+def check(outline: Outline) -> None:
+    """InputError for a ranking by scores that there will not be."""
+    for cell in outline.cells.values():
+        named, known = outline.settings.report.ranking, configurations(outline, cell)
+        if named and named not in known:
+            raise InputError(f"report.ranking: {not_among(named, known)}")
+
+
+def headline(session: Session, cell: Cell) -> tuple[str, str, str]:
+    """What ranks a cell's rows: the setting, or datainf/all/vote if it is there."""
+    found = all_scores(session, cell)
+    named = session.settings.report.ranking
+    if named:
+        return named_configuration(named, found)
+    first = session.settings.scores.estimators[0]
+    for choice in ("datainf", first):
+        for group in (ALL, EMBEDDING):
+            if (choice, group, "vote") in found:
+                return choice, group, "vote"
+    return next(iter(found))
+
+
+def named_configuration(
+    name: str, found: dict[tuple[str, str, str], np.ndarray]
+) -> tuple[str, str, str]:
+    """The key of "estimator/group/how"; InputError with what there is."""
+    estimator, group, how = [*name.split("/"), "", ""][:3]
+    if (estimator, group, how) not in found:
+        raise InputError(not_among(name, ["/".join(key) for key in found]))
+    return estimator, group, how
+
+
+def not_among(name: str, known: Sequence[str]) -> str:
+    """What to say of a configuration that there is not."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    parts = list(zip(*(each.split("/") for each in known)))
+    every = (", ".join(dict.fromkeys(part)) for part in parts)
+    hint = f"did you mean '{near[0]}'?" if near else "use one each of " + " / ".join(every)
+    return f"'{name}' is not among the scores; {hint}"

@@ -1,0 +1,224 @@
+"""A run of the Gram route as one process sees it, and what each stage's results depend on."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from distinf.engine import session as stages_session
+from distinf.errors import InputError
+from distinf.gram.blocks import Blocks, blocks_of, groups_of
+from distinf.gram.settings import StageSettings
+from distinf.gram.task import Prepared, Trainable, cells_of
+from distinf.naming import CONFIG
+from distinf.numerics.hooks import known_layers
+from distinf.numerics.parameters import Layout
+from distinf.runtime import Unit, digest
+from distinf.tasks.identity import rows_of, stated
+from distinf.tasks.methods import in_a_run, method_by_layers
+from distinf.tasks.rehearsal import checked_shapes
+from distinf.tasks.task import Batch, Shapes, Task, build_task, task_path, telling
+
+DATA = "data"
+TRAIN, QUERY = "train", "evaluation"  # the task's splits, as this route uses them
+Basis = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A dataset and seed: all that the list of its units depends on."""
+
+    name: str
+    basis: Basis
+    rows: Mapping[str, int]
+    shapes: Shapes
+    blocks: Blocks
+    groups: Mapping[str, tuple[str, ...]]
+    prepared: bool  # its rows are made in the data stage
+    trained: bool  # it is trained, and can be trained again
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All that the list of units depends on."""
+
+    settings: StageSettings
+    basis: Basis  # of the report
+    cells: Mapping[str, Cell]
+
+
+def bases(
+    name: str, task_settings: Mapping[str, Any], task: Task, seed: int, settings: StageSettings
+) -> dict[str, Any]:
+    """ "report", and "cells": by name the digest chain of each, as in the basis route.
+
+    A cell's digests cover its own dataset and seed, so that more of either keep the rest.
+    """
+    found = {}
+    for cell, of in cells_of(task).items():
+        found[cell] = _cell_bases([task_path(name), cell, stated(of)], seed, settings)
+    report = digest([found, asdict(settings.actions), asdict(settings.report)])
+    return {"report": report, "cells": found}
+
+
+def _cell_bases(identity: Any, seed: int, settings: StageSettings) -> dict[str, str]:
+    s = asdict(settings)
+    recipe = {k: v for k, v in s["train"].items() if k != "evaluation_batch"}
+    s["gradients"].pop("check")  # it changes no number
+    passes = {k: v for k, v in s["gradients"].items() if not k.endswith("_per_batch")}
+    found = {DATA: digest([DATA, identity])}
+    found["train"] = digest([found[DATA], recipe])
+    # Batches change no more than last bits, but those they do.
+    batches = {k: v for k, v in s["gradients"].items() if k.endswith("_per_batch")}
+    projected_by = [seed] if s["gradients"]["projection"] else []
+    found["gradients"] = digest([found["train"], passes, batches, *projected_by])
+    found["gram"] = digest([found["gradients"], s["gram"], s["scores"]["damping"].get("datainf")])
+    found["scores"] = digest([found["gram"], s["scores"]])
+    found["actions"] = found["train"]  # a job is named by the rows that it keeps
+    return found
+
+
+class Session(stages_session.Session):
+    """Opens nothing before it is asked."""
+
+    ROUTE = "gram"
+    PREPARE = "distinf.gram.session:prepare"
+
+    @cached_property
+    def settings(self) -> StageSettings:
+        """With the method of gradients that the layers allow, until one is chosen."""
+        found = TypeAdapter(StageSettings).validate_python(self.context["settings"])
+        if found.gradients.method is not None:
+            return found
+        asked = found.gradients
+        only_hooks = bool(asked.embeddings or asked.projection)
+        model = _skeleton(next(iter(self.tasks.values())))
+        method = method_by_layers(model, layout_of(model, asked), only_hooks=only_hooks)
+        return replace(found, gradients=replace(asked, method=method))
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Each cell's task, no rows attached yet."""
+        return cells_of(build_task(self.context["task"], self.context["task_settings"], self.seed))
+
+    def task(self, cell: str) -> Task:
+        """A cell's task; its rows come from the run once they are committed."""
+        task = self.tasks[cell]
+        if isinstance(task, Prepared) and ("attached", cell) not in self._cache:
+            unit = data_unit(cell, self.cell_basis(cell))
+            if self.ledger(DATA).get(unit) is not None:
+                task.attach(self.arrays(unit))
+                self._cache["attached", cell] = True
+        return task
+
+    def cell_basis(self, cell: str) -> Basis:
+        found: Basis = self.context["basis"]["cells"][cell]
+        return found
+
+    @property
+    def outline(self) -> Outline:
+        """Rows are as planned until the data stage is done, and as found afterwards."""
+        return Outline(self.settings, self.basis, {name: self.cell(name) for name in self.tasks})
+
+    def cell(self, name: str) -> Cell:
+        """As planned until its rows are attached, then as found."""
+        task = self.task(name)
+        settled = not isinstance(task, Prepared) or ("attached", name) in self._cache
+        return self.cached(("cell", name, settled), lambda: self._cell(name, task))  # type: ignore[no-any-return]
+
+    def _cell(self, name: str, task: Task) -> Cell:
+        blocks = self._blocks(task)
+        return Cell(
+            name=name,
+            basis=self.cell_basis(name),
+            rows={split: rows_of(task, split) for split in (TRAIN, QUERY)},
+            shapes=checked_shapes(task),
+            blocks=blocks,
+            groups=groups_of(blocks, self.settings.scores),
+            prepared=isinstance(task, Prepared),
+            trained=isinstance(task, Trainable),
+        )
+
+    def _blocks(self, task: Task) -> Blocks:
+        """From the task's own word on its parameters, or from its model."""
+        settings, model = self.settings.gradients, _skeleton(task)
+        layout = layout_of(model, settings)
+        if settings.method == "hooks":
+            with in_a_run():
+                known_layers(model, layout)
+        return _blocks_of_model(model, layout, settings)
+
+    def batch(self, cell: str, split: str, ids: np.ndarray) -> Batch:
+        """The rows on this worker's device."""
+        return self.read(self.task(cell), split, ids)
+
+    def built(self) -> Mapping[str, Task]:
+        return self.tasks
+
+    def kept_model(self) -> nn.Module | None:
+        slot = self._cache.get(("latest", "model"))
+        return slot[1] if slot else None
+
+
+def _skeleton(task: Task) -> nn.Module:
+    """A model without values, where the task has one, else its model."""
+    skeleton: Callable[[], nn.Module] = getattr(task, "skeleton", task.model)
+    with telling("model()"):
+        return skeleton()
+
+
+def layout_of(model: nn.Module, settings: Any) -> Layout:
+    """The parameters whose gradients are taken: trained ones, and the embedding if asked for."""
+    layout = Layout.of(model, settings.blocks, embeddings=settings.embeddings)
+    if not settings.exclude:
+        return layout
+    try:
+        kept = [k for k, n in enumerate(layout.names) if not re.search(settings.exclude, n)]
+    except re.error as error:
+        raise InputError(f"gradients.exclude: not a regex: {error}") from None
+    if not kept:
+        raise InputError(f"gradients.exclude: '{settings.exclude}' leaves no block")
+    names, shapes = layout.names, layout.shapes
+    return Layout(tuple(names[k] for k in kept), tuple(shapes[k] for k in kept))
+
+
+def _blocks_of_model(model: nn.Module, layout: Layout, settings: Any) -> Blocks:
+    owners = {
+        f"{path}.{local}" if path else local: module
+        for path, module in model.named_modules()
+        for local, _ in module.named_parameters(recurse=False)
+    }
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    words = [name for name in shapes if isinstance(owners.get(name), nn.Embedding)]
+    dense_words: list[str] = []
+    if settings.method != "hooks":  # which alone take an embedding's gradients as sparse rows
+        words, dense_words = [], words
+    if len(words) > 1:
+        raise InputError(
+            f"gradients: {len(words)} embeddings are among the blocks ({', '.join(words[:3])}); "
+            "leave all but one out by gradients.exclude, or --set gradients.method=loop"
+        )
+    dense = {name: shape for name, shape in shapes.items() if name not in words}
+    linear = [n for n, s in dense.items() if len(s) == 2 and n.endswith("weight")]
+    trained = bool(words) and model.get_parameter(words[0]).requires_grad
+    word = (words[0], shapes[words[0]], trained) if words else None
+    return blocks_of(dense, settings, word, linear, dense_words)
+
+
+def data_unit(cell: str, basis: Basis) -> Unit:
+    """The unit that makes a cell's rows."""
+    return Unit(DATA, basis[DATA], job={"cell": cell})
+
+
+def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
+    """What a worker holds for as long as it works on one run."""
+    session = Session(context, device)
+    session.blobs.require(CONFIG)
+    session.refuse_other_data()
+    return session

@@ -1,0 +1,207 @@
+"""Every knob of the Gram route's stages, with its default. What changes a result is part
+of a run's fingerprint (NOT_FINGERPRINTED in distinf/engine/fingerprint.py names the rest).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from distinf.engine.bounds import at_least, not_negative, positive
+from distinf.naming import refuse_names
+from distinf.numerics.capture import Method
+from distinf.numerics.precision import Precision
+
+Estimator = Literal[
+    "tracin", "cosine", "datainf", "fisher", "fisher-joint", "tracin-we-top10", "tracin-we-both10"
+]
+How = Literal["mean", "rank", "vote"]
+HOWS: tuple[How, ...] = ("mean", "rank", "vote")
+DAMPED = ("datainf", "fisher", "fisher-joint")
+OF_WORDS = ("tracin-we-top10", "tracin-we-both10")  # on the input embedding alone
+Epoch = Literal["least_query_loss", "best_query_accuracy", "last"]
+BASELINES = ("random", "full")
+GRID = "grid"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Fine-tuning, for the noisy run and for every retraining; the task carries it out.
+
+    epochs              passes over the training rows
+    batch_size          rows a step
+    lr                  maximum
+    lr_of               other values by dataset name
+    weight_decay        of AdamW
+    clip                a step's gradient is scaled down to this norm (0: never)
+    warmup              share of the steps over which the rate rises
+    schedule            after it: cosine or linear to 0, or constant
+    selected_epoch      whose weights are kept and scored: that of least_query_loss, that of
+                        best_query_accuracy (of equal ones the least query loss), or the last; the
+                        test rows never choose
+    precision           of the passes: float32, tf32 (CUDA) or bfloat16 (autocast)
+    evaluation_batch    rows evaluated at once
+    """
+
+    epochs: int = 10
+    batch_size: int = 32
+    lr: float = 3e-4
+    lr_of: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup: float = 0.1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    selected_epoch: Epoch = "least_query_loss"
+    precision: Precision = "float32"
+    evaluation_batch: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluation_batch"):
+            at_least(name, getattr(self, name), 1)
+        for name, rate in {
+            "lr": self.lr,
+            **{f"lr_of.{k}": v for k, v in self.lr_of.items()},
+        }.items():
+            positive(name, rate)
+        not_negative("weight_decay", self.weight_decay)
+        not_negative("clip", self.clip)
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: {self.warmup} is a share of the steps, from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """One pass of per-sample gradients over the training and the query rows.
+
+    blocks           which trained parameters: all, lora, or a regex on their names
+    exclude          a regex on the names of those to leave out ("": none)
+    embeddings       the input embedding too, frozen or not, as sparse rows
+    method           hooks, vmap or loop (these: dense blocks only); null takes the first of them
+                     that knows every layer and agrees with one row at a time
+    check            compare a few rows with one row at a time, before the run and on each worker
+    tokens_per_batch  of one pass, padding included (tasks whose rows have lengths)
+    rows_per_batch   of one pass, for tasks whose rows have none
+    rows_per_unit    rows of one unit
+    projection       p of two-sided random projections of linear layers (0: none)
+    project_above    entries from which on a linear weight is projected
+    precision        of the passes: float32, tf32 (CUDA) or bfloat16 (autocast)
+    store            float32, or bfloat16 (half the bytes, three digits)
+    slab             entries that are stored side by side; a piece of the linear algebra's work
+    """
+
+    blocks: str = "all"
+    exclude: str = ""
+    embeddings: bool = False
+    method: Method | None = None
+    check: bool = True
+    tokens_per_batch: int = 4_096
+    rows_per_batch: int = 32
+    rows_per_unit: int = 256
+    projection: int = 0
+    project_above: int = 65_536
+    precision: Precision = "float32"
+    store: Literal["float32", "bfloat16"] = "float32"
+    slab: int = 65_536
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_batch", "rows_per_batch", "rows_per_unit", "slab"):
+            at_least(name, getattr(self, name), 1)
+        at_least("projection", self.projection, 0)
+        at_least("project_above", self.project_above, 0)
+        if self.method not in (None, "hooks") and (self.projection or self.embeddings):
+            raise ValueError("method: projections and embeddings need hooks")
+
+    @property
+    def chosen(self) -> Method:
+        """The method, where it is set or chosen."""
+        assert self.method is not None
+        return self.method
+
+
+@dataclass(frozen=True)
+class GramSettings:
+    """rows_per_tile: training rows on a side of one tile of a Gram matrix."""
+
+    rows_per_tile: int = 1_024
+
+    def __post_init__(self) -> None:
+        at_least("rows_per_tile", self.rows_per_tile, 1)
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """estimators  tracin, cosine, datainf, fisher (each block by itself), fisher-joint (the blocks
+                of a group together); tracin-we-top10 (Vitel and Chhabra: the shared words among the
+                ten of largest gradient in the training row) and tracin-we-both10 (in both rows)
+    damping     lambda by estimator; the default is each estimator's own, documented there
+    top         share of the training rows (or their number) that a vote ranks; the text of
+                Vitel and Chhabra takes the number to be filtered, 0.3, their code 0.2
+    groups      regex on block names, by group; empty: all, head, four of layers, embedding
+    """
+
+    estimators: tuple[Estimator, ...] = ("tracin", "cosine", "datainf", "fisher")
+    damping: Mapping[str, float] = field(default_factory=dict)
+    top: float = 0.3
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.estimators:
+            raise ValueError("estimators: name at least one")
+        for name, value in self.damping.items():
+            if name not in DAMPED:
+                raise ValueError(f"damping: '{name}' has none; it is for {', '.join(DAMPED)}")
+            positive(f"damping.{name}", value)
+        if not (0 < self.top < 1 or (self.top >= 1 and float(self.top).is_integer())):
+            raise ValueError(f"top: {self.top} must be a share in (0, 1) or a whole number of rows")
+        refuse_names("groups", self.groups)
+
+
+@dataclass(frozen=True)
+class ActionSettings:
+    """Leave out the rows of lowest score, train again from the same start, and compare.
+
+    fraction        of the training rows that are left out
+    configurations  random, full (all known noise first; only where some is known),
+                    "estimator/group/how", or grid (all of them); empty: nothing is trained again
+    resources_gpus  GPUs of one job, fractions too (0: what a worker has)
+    """
+
+    fraction: float = 0.3
+    configurations: tuple[str, ...] = ()
+    resources_gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"fraction: {self.fraction} must lie between 0 and 1")
+        not_negative("resources_gpus", self.resources_gpus)
+        for name in self.configurations:
+            parts = name.split("/")
+            if name not in (*BASELINES, GRID) and (len(parts) != 3 or parts[2] not in HOWS):
+                raise ValueError(
+                    f"configurations: '{name}' is neither random, full nor grid, nor "
+                    "estimator/group/how such as datainf/all/vote"
+                )
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """title: of the page. ranking: whose scores rank the rows ("": the best of what there is:
+    datainf/all/vote, or the first estimator's). rows: lowest ones shown."""
+
+    title: str = ""
+    ranking: str = ""
+    rows: int = 25
+
+    def __post_init__(self) -> None:
+        at_least("rows", self.rows, 1)
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """The settings of all stages of the Gram route."""
+
+    train: TrainSettings = field(default_factory=TrainSettings)
+    gradients: GradientSettings = field(default_factory=GradientSettings)
+    gram: GramSettings = field(default_factory=GramSettings)
+    scores: ScoreSettings = field(default_factory=ScoreSettings)
+    actions: ActionSettings = field(default_factory=ActionSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)

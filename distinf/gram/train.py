@@ -1,0 +1,195 @@
+"""Stage train: one fine-tuning per cell, on its rows with whatever labels they have.
+
+The weights of the selected epoch (train.selected_epoch: by default that of least loss on the
+queries) are what everything after is about. A task that cannot be trained is taken as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from distinf.errors import InputError
+from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.gram.settings import Epoch, TrainSettings
+from distinf.gram.task import METRICS, Fit, Trainable, selected_epoch
+from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.tasks.culprit import InHand
+
+NAME = "train"
+WEIGHT = "weight."
+BACKWARD = 1.0  # a forward pass again: gradients of activations, the base's weights are frozen
+STATE_BYTES = 16.0  # a trained parameter, its gradient, two moments
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """One job per cell that is trained."""
+    return [
+        (_unit(cell), fit_cost(outline, cell, cell.rows[TRAIN]))
+        for cell in outline.cells.values()
+        if cell.trained
+    ]
+
+
+def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
+    """What one training on `rows` rows takes, with the evaluations after each epoch."""
+    recipe, shapes = outline.settings.train, cell.shapes
+    trained = sum(block.entries for block in cell.blocks.dense)
+    forward = shapes.flops_per_sample
+    steps = recipe.epochs * (rows * (1 + BACKWARD) + 2 * cell.rows[QUERY])
+    passed = recipe.batch_size * shapes.activation_bytes_per_sample
+    return Cost(
+        flops=forward * steps,
+        bytes=4.0 * trained,
+        memory=4.0 * trained,  # the best epoch's weights
+        device=passed + shapes.model_bytes + STATE_BYTES * trained,
+        staged=shapes.model_bytes,
+        levers=(Lever("train.batch_size", recipe.batch_size, passed),),
+        work={"train": recipe.epochs * rows, "forward": 2 * recipe.epochs * cell.rows[QUERY]},
+    )
+
+
+def check(session: Session) -> None:
+    """InputError for settings of a training that there will not be."""
+    trained = any(cell.trained for cell in session.outline.cells.values())
+    if not trained and session.settings.train != TrainSettings():
+        raise InputError(
+            "train: this task cannot be trained (it has no fit), and is scored as model() returns "
+            "it; leave train out"
+        )
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    if wanted:
+        runtime.grid(session.work("distinf.gram.train:body"), wanted, session.ledger(NAME))
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    """Arrays: METRICS by epoch [epochs], best [], and weight.<name> of the best epoch."""
+    name = unit.job["cell"]
+    rows = np.arange(session.cell(name).rows[TRAIN])
+    fit = fitted(session, unit, rows)
+    task = session.task(name)
+    load_weights(getattr(task, "skeleton", task.model)(), fit.weights)  # or it is refused now
+    weights = {f"{WEIGHT}{key}": np.asarray(values) for key, values in fit.weights.items()}
+    arrays = {**history_arrays(fit), **weights}
+    return session.commit(
+        unit, attempt, arrays, summary=fit_summary(fit), may_hold_nan=list(METRICS)
+    )
+
+
+def fitted(session: Session, unit: Unit, rows: np.ndarray) -> Fit:
+    """Train the unit's cell on `rows`."""
+    name = unit.job["cell"]
+    task = session.task(name)
+    if not isinstance(task, Trainable):
+        raise InputError(f"train: cell '{name}' cannot be trained")
+    session.tell(unit, 0.0)
+    queries = np.arange(session.cell(name).rows[QUERY])
+    session.in_hand = [InHand(task, TRAIN, rows), InHand(task, QUERY, queries)]
+    fit = task.fit(rows, session.settings.train, session.device, partial(session.tell, unit))
+    checked_fit(fit, session.settings.train.selected_epoch)
+    if not np.isfinite(fit.history["query_loss"][fit.best]):
+        raise InputError(f"train: the queries' loss of cell '{name}' is not finite; lower train.lr")
+    return fit
+
+
+def checked_fit(fit: Any, rule: Epoch = "least_query_loss") -> None:
+    """InputError if what a task's fit returned is not as Fit has it, or of another epoch than
+    `rule` asks for."""
+    if not isinstance(fit, Fit):
+        raise InputError(f"task: fit() returned a {type(fit).__name__}, not a Fit")
+    if "query_loss" not in fit.history:
+        known = ", ".join(map(str, fit.history)) or "nothing"
+        raise InputError(f"task: fit()'s history has {known}; give query_loss, one value an epoch")
+    epochs = {}
+    for name in (name for name in METRICS if name in fit.history):
+        try:
+            values = np.asarray(fit.history[name], dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"task: fit()'s history of {name} holds no numbers") from None
+        epochs[name] = values.shape
+    if len(set(epochs.values())) > 1 or len(epochs["query_loss"]) != 1:
+        told = ", ".join(f"{name} {shape}" for name, shape in epochs.items())
+        raise InputError(f"task: fit()'s histories are not one value an epoch each: {told}")
+    if not 0 <= fit.best < epochs["query_loss"][0]:
+        raise InputError(
+            f"task: fit()'s best epoch is {fit.best}, of epochs 0 to {epochs['query_loss'][0] - 1}"
+        )
+    _check_epoch(fit, rule)
+
+
+def _check_epoch(fit: Fit, rule: Epoch) -> None:
+    """InputError if the weights are those of another epoch; of equally good ones any will do."""
+    if rule == "best_query_accuracy" and "query_accuracy" not in fit.history:
+        raise InputError(
+            "train.selected_epoch: best_query_accuracy needs query_accuracy in the history of the "
+            "task's fit(); take least_query_loss or last"
+        )
+    wanted = selected_epoch(fit.history, rule)
+    key = {"least_query_loss": "query_loss", "best_query_accuracy": "query_accuracy"}.get(rule)
+    equal = key is not None and fit.history[key][fit.best] == fit.history[key][wanted]
+    if fit.best != wanted and not equal:
+        raise InputError(
+            f"task: fit() kept the weights of epoch {fit.best}, and train.selected_epoch={rule} "
+            f"asks for epoch {wanted}; let it go by recipe.selected_epoch"
+        )
+
+
+def history_arrays(fit: Fit) -> dict[str, np.ndarray]:
+    """METRICS that were measured, [epochs] each, and the best epoch."""
+    found = {k: np.asarray(v, dtype=np.float64) for k, v in fit.history.items() if k in METRICS}
+    return {**found, "best": np.asarray(fit.best)}
+
+
+def fit_summary(fit: Fit) -> dict[str, float]:
+    """The last word on a training: its best epoch, and the best test accuracy of all epochs."""
+    found = {"best": fit.best, "query_loss": float(fit.history["query_loss"][fit.best])}
+    if "test_accuracy" in fit.history:
+        found["test_accuracy"] = float(max(fit.history["test_accuracy"]))
+    return found
+
+
+def _unit(cell: Cell) -> Unit:
+    return Unit(NAME, cell.basis[NAME], job={"cell": cell.name})
+
+
+def stored_fit(session: Session, name: str) -> dict[str, np.ndarray]:
+    """What `body` committed for a cell; {} for one that is not trained."""
+    cell = session.cell(name)
+    return session.arrays(_unit(cell)) if cell.trained else {}
+
+
+def trained_model(session: Session, name: str) -> nn.Module:
+    """The cell's model as trained, in evaluation mode, on this worker's device; one is kept."""
+    found: nn.Module = session.latest("model", name, lambda: _loaded(session, name))
+    return found
+
+
+def _loaded(session: Session, name: str) -> nn.Module:
+    stored = stored_fit(session, name)
+    model = session.model_of(session.task(name), name)
+    weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
+    load_weights(model, weights)
+    # A quantised model is on its device already, and must not be moved.
+    there = next(model.parameters()).device.type == session.device.type
+    return (model if there else model.to(session.device)).eval()
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """Write stored parameters into the model, in place; InputError for one that does not fit."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, values in weights.items():
+            found, given = parameters.get(name), np.asarray(values)
+            if found is None or given.shape != tuple(found.shape):
+                has = "none" if found is None else f"{tuple(found.shape)}"
+                raise InputError(
+                    f"task: fit()'s weights have '{name}' {given.shape}, where model() has {has}"
+                )
+            found.copy_(torch.from_numpy(np.array(given)).to(found.dtype))

@@ -1,0 +1,70 @@
+"""Rankings that cost nothing beside influence, and what the model says of the labels itself.
+
+The own loss and the gradient's norm of every row are stored by the way; on many tasks they find
+wrong labels as well as any estimator, so every report shows them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distinf.gram import tiles
+from distinf.gram.blocks import SPARSE
+from distinf.gram.gradients import PREDICTED, columns, finite_rows, split_units
+from distinf.gram.session import TRAIN, Cell, Session
+from distinf.gram.task import Predicting
+from distinf.numerics.label_noise import likeliest_other, wrong_labels
+
+OWN_LOSS, GRADIENT_NORM = "own_loss", "gradient_norm"
+FLIPPED, SUGGESTED = "flipped", "suggested_label"
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """Of a cell's training rows: the class that each has if its label is wrong; about how many
+    are."""
+
+    labels: tuple[str, ...]
+    wrong: int
+
+
+def own_columns(session: Session, cell: Cell) -> dict[str, np.ndarray]:
+    """fp64 [N] each: a row's own loss, and the norm of its gradient in all trained blocks.
+
+    NaN where the gradient is not finite; of projected blocks it is the projection's norm.
+    """
+    return session.cached(("own", cell.name), lambda: _own_columns(session, cell))  # type: ignore[no-any-return]
+
+
+def _own_columns(session: Session, cell: Cell) -> dict[str, np.ndarray]:
+    squares_N = np.zeros(cell.rows[TRAIN])
+    for slab in cell.blocks.slabs:
+        if slab != SPARSE:
+            squares_N += tiles.tiled(session, cell, slab, "cross", "sqnorm").sum(0)
+    finite_N = finite_rows(session, cell.name, TRAIN)
+    return {
+        OWN_LOSS: columns(session, cell.name, TRAIN, "loss"),
+        GRADIENT_NORM: np.where(finite_N, np.sqrt(squares_N), np.nan),
+    }
+
+
+def free_rankings(session: Session, cell: Cell) -> Mapping[str, np.ndarray]:
+    """By name, scores fp64 [N] as influence has them: the lowest are most likely wrong."""
+    return {name.replace("_", " "): -values for name, values in own_columns(session, cell).items()}
+
+
+def suggested(session: Session, cell: Cell) -> Suggested | None:
+    """None for a task that does not tell classes, or a run that has not stored what it told."""
+    task = session.task(cell.name)
+    names = task.classes() if isinstance(task, Predicting) else None
+    wanted = split_units(session.settings, cell, TRAIN)
+    if names is None or not all(session.record(u)["summary"].get(PREDICTED) for u in wanted):
+        return None
+    assert isinstance(task, Predicting)
+    found = torch.from_numpy(columns(session, cell.name, TRAIN, PREDICTED))
+    given = torch.from_numpy(np.asarray(task.given(), dtype=np.int64))
+    labels = likeliest_other(found, given).tolist()
+    wrong = round(wrong_labels(found, given))
+    return Suggested(tuple(str(names[place]) for place in labels), wrong)

@@ -1,0 +1,212 @@
+"""The experiments of a run: of which kind each is, and how its arms are told apart and compared.
+
+An arm is the trials of a family that agree in all that the family varies.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Literal
+
+from distinf.report.formats import count, number
+from distinf.report.spectral.findings import CONTROL, Family, Findings, Outcome
+
+Kind = Literal["table 1", "updates", "rates", "other"]
+RATES = ("lr", "newton_lr")
+CACHED = 256  # families, told apart by identity
+FEWEST_RATES, FEWEST_STEPS = 3, 3
+CHOICE = ("loss", "variant", "pool", "order")  # a random choice of samples depends on none of them
+COMPARED = ("loss", "variant", "update", "aim", "order", "pool", "lr", "adapter", "steps")
+NAMES = {
+    "lr": "learning rate",
+    "newton_lr": "step size η",
+    "adapter": "adapter rank",
+    "pool": "pool",
+    "weight_decay": "weight decay",
+    "batch_size": "batch",
+}
+
+
+@lru_cache(maxsize=CACHED)
+def kind(family: Family) -> Kind:
+    """How the page shows the family; see findings.Family."""
+    names = set(varied(family)) - {"selection"}
+    steps = max((o.value("steps") for o in family.outcomes), default=0)
+    if names == {"loss", "variant"}:
+        return "table 1"
+    if rate(family) and steps >= FEWEST_STEPS:
+        return "rates"
+    return "updates" if "update" in names and steps else "other"
+
+
+@lru_cache(maxsize=CACHED)
+def rate(family: Family) -> str | None:
+    """The learning rate that the family sweeps over, if it does."""
+    for name in RATES:
+        values = {o.value(name) for o in family.outcomes} - {None}
+        if name in varied(family) and len(values) >= FEWEST_RATES:
+            return name
+    return None
+
+
+def of_kind(findings: Findings, wanted: Kind) -> list[Family]:
+    """The run's families of one kind that hold any trial."""
+    return [f for f in findings.families if f.outcomes and kind(f) == wanted]
+
+
+def table_1(findings: Findings) -> Family | None:
+    """The family that crosses losses with variants."""
+    return next(iter(of_kind(findings, "table 1")), None)
+
+
+def experiments(findings: Findings) -> list[Family]:
+    """All other families with trials, as they came; see `_joined`."""
+    rest = tuple(f for f in findings.families if f.outcomes and f is not table_1(findings))
+    return list(_joined(rest))
+
+
+@lru_cache(maxsize=CACHED)
+def _joined(families: tuple[Family, ...]) -> tuple[Family, ...]:
+    """Families of one further update, as ascent is of harmful samples, join the one that varies it.
+
+    They must have as many steps, and the same targets.
+    """
+    hosts = [f for f in families if kind(f) == "updates"]
+    guests = {f: next((h for h in hosts if _takes(h, f)), None) for f in families}
+    found = []
+    for family in families:
+        if guests[family] is None:
+            more = [o for f, host in guests.items() if host is family for o in f.outcomes]
+            outcomes = [*family.outcomes, *more]
+            found.append(replace(family, outcomes=outcomes) if more else family)
+    return tuple(found)
+
+
+def _takes(host: Family, other: Family) -> bool:
+    alone = len({o.update for o in other.outcomes}) == 1 and kind(other) == "other"
+    fits = [
+        ({o.target for o in f.outcomes}, {o.value("steps") for o in f.outcomes})
+        for f in (host, other)
+    ]
+    new = {o.update for o in other.outcomes} - {o.update for o in host.outcomes}
+    return alone and bool(new) and fits[0] == fits[1]
+
+
+def runs(findings: Findings) -> dict[str, Findings]:
+    """Name -> run: those beside it in the order of the published columns, "" being this one."""
+    every = {"": findings, **findings.beside}
+    printed = [p.run for p in findings.published if p.run in every]
+    return {name: every[name] for name in dict.fromkeys([*printed, *every])}
+
+
+def run_label(name: str, run: Findings) -> str:
+    """How a run is told from those beside it."""
+    return ": ".join(filter(None, (name, run.label))) or "this run"
+
+
+@lru_cache(maxsize=CACHED)
+def varied(family: Family) -> tuple[str, ...]:
+    """What tells its arms apart, as they were named; the selection last."""
+    names = [
+        name
+        for name in dict.fromkeys(family.varied)
+        if name != "selection" and len(_values(name, family.outcomes)) > 1
+    ]
+    several = len({o.selection for o in family.outcomes}) > 1
+    return (*names, "selection") if several else tuple(names)
+
+
+@lru_cache(maxsize=CACHED)
+def arms(family: Family) -> dict[tuple[Any, ...], list[Outcome]]:
+    """Values of what is varied -> trials, in the order that they came."""
+    names = varied(family)
+    found: dict[tuple[Any, ...], list[Outcome]] = {}
+    for outcome in family.outcomes:
+        found.setdefault(tuple(outcome.value(n) for n in names), []).append(outcome)
+    return found
+
+
+def arm_label(names: Sequence[str], outcome: Outcome) -> str:
+    """An arm in words: its selection, then whatever else is varied and plays a part in it."""
+    selection = [outcome.selection] if "selection" in names else []
+    rest = [n for n in names if n != "selection" and _plays_a_part(n, outcome)]
+    words = selection + [spoken(name, outcome.value(name)) for name in rest]
+    return ", ".join(words) or outcome.selection
+
+
+def spoken(name: str, value: Any) -> str:
+    """A setting's value as it stands in a sentence or beside a row."""
+    if name == "adapter":
+        return f"adapters of rank {value}" if value else "all parameters"
+    if name == "order":
+        return f"{value} order"
+    if name == "steps":
+        return f"{count(value)} step{'' if value == 1 else 's'}"
+    if name == "pool":
+        return f"pool of {count(value)}"
+    if name in ("loss", "variant", "update", "aim", "selection"):
+        return str(value)
+    shown = f"{value:g}" if isinstance(value, float) else number(value)
+    return f"{NAMES.get(name, name)} {shown}"
+
+
+def fixed(findings: Findings, family: Family) -> dict[str, Any]:
+    """What all arms share, where the headline has another value; `targets` is how many."""
+    head = findings.headline_outcomes()
+    names = dict.fromkeys([*COMPARED, *(k for o in family.outcomes for k in o.settings)])
+    found: dict[str, Any] = {}
+    for name in (n for n in names if n not in varied(family)):
+        ours, theirs = _values(name, family.outcomes), _values(name, head)
+        if len(ours) == 1 and len(theirs) == 1 and ours != theirs:
+            found[name] = ours.pop()
+    targets = {o.target for o in family.outcomes}
+    if head and targets != {o.target for o in head}:
+        found["targets"] = len(targets)
+    return found
+
+
+def control_of(findings: Findings, family: Family, arm: Sequence[Outcome]) -> list[Outcome]:
+    """The random trials that differ from an arm in the choice of samples alone.
+
+    They are the family's, or else the headline's; none for an arm that is random itself.
+    """
+    first = arm[0]
+    if first.selection == CONTROL:
+        return []
+    for place in (family.outcomes, findings.headline_outcomes()):
+        found = [
+            o
+            for o in place
+            if o.selection == CONTROL and o.loss in ("", first.loss) and _as_done(o, first)
+        ]
+        if found:
+            return found
+    return []
+
+
+def base_of(findings: Findings, family: Family) -> list[Outcome]:
+    """The guided trials that other arms are compared with.
+
+    They are the family's arm with the headline's values, or else the headline's own.
+    """
+    head = [o for o in findings.headline_outcomes() if o.selection == findings.guided()]
+    if not head:
+        return []
+    usual = tuple(head[0].value(name) for name in varied(family))
+    return arms(family).get(usual) or head
+
+
+def _as_done(one: Outcome, other: Outcome) -> bool:
+    """Whether two trials were tuned alike, whatever they were tuned on."""
+    names = {"update", "aim", "lr", "adapter", "steps", *one.settings, *other.settings}
+    return all(one.value(n) == other.value(n) for n in names)
+
+
+def _values(name: str, outcomes: Sequence[Outcome]) -> set[Any]:
+    return {o.value(name) for o in outcomes if _plays_a_part(name, o)}
+
+
+def _plays_a_part(name: str, outcome: Outcome) -> bool:
+    if name in CHOICE and outcome.selection == CONTROL:
+        return False
+    return outcome.value(name) not in (None, "")

@@ -1,0 +1,308 @@
+"""What a run found: the report page's only input.
+
+Shapes: N training samples, E evaluation samples, K Ritz values, B bins of the axis.
+The metric is something that should go down. Scores: above 0, training on the sample helps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from distinf.numerics.krylov import has_converged
+from distinf.report.provenance import Provenance, StageCost
+from distinf.report.rows import plain
+from distinf.spectral.attribution import Attribution
+
+SELECTED, CONTROL, OPPOSITE = "helpful", "random", "harmful"
+GROUP = "group"  # chosen for all targets together
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How to name the metric: `reference` None means that the gap is the metric itself."""
+
+    name: str = "loss"
+    reference: str | None = None  # "genie-aided LMMSE"
+    baseline: str | None = None  # another receiver to compare with, "LS + LMMSE"
+    axis: str | None = None  # "SNR [dB]"
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The arm that the answer is about, and the noun for what was selected."""
+
+    loss: str = ""
+    variant: str = ""
+    update: str = "first-order"
+    aim: str = "single-target"
+    noun: str = "samples"
+    pool: int | None = None  # how many of the most helpful were drawn from
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One fine-tune: the selection it used, its target (an evaluation row id) and its seed.
+
+    `loss` and `variant` are empty where the selection does not depend on scores (random).
+    `gap_reduction_pct` may be NaN (diverged, or no gap to reduce): counted, never averaged.
+    `non_target_change_pct`: change of the other samples' mean metric; above 0 is worse.
+    """
+
+    selection: str
+    target: int
+    seed: int
+    gap_reduction_pct: float
+    metric_by_step: Sequence[float] = ()  # from before the first step
+    non_target_change_pct: float | None = None
+    loss: str = ""
+    variant: str = ""
+    update: str = "first-order"  # or "ascent", "second-order"
+    aim: str = "single-target"  # or "multi-target": all targets at once, one Outcome for each
+    order: str = "random"  # how the pool was gone through: or "rank", "weighted"
+    pool: int | None = None
+    lr: float | None = None
+    adapter: int = 0  # rank of the adapters that were trained; 0: every parameter
+    non_target_metric: float | None = None  # mean after the last step
+    non_target_gap_reduction_pct: float | None = None  # of the mean metric to the mean reference
+    settings: Mapping[str, float | int | str] = field(default_factory=dict)  # further ones: steps…
+    sibling_change_pct: float | None = None  # of evaluation samples under the target's conditions
+    fresh_change_pct: float | None = None  # of samples drawn anew under them
+    condition: int | None = None  # targets of one number were measured under the same conditions
+
+    @property
+    def draw(self) -> int:
+        """What is independent of the other trials' of another number: the condition, or target."""
+        return self.target if self.condition is None else self.condition
+
+    def value(self, name: str) -> Any:
+        """The field or the further setting `name`; None where there is none."""
+        if name in OUTCOME_FIELDS:
+            return getattr(self, name)
+        if name == "steps" and name not in self.settings:
+            return max(0, len(self.metric_by_step) - 1)
+        if name == "newton_lr" and name not in self.settings:
+            return self.lr if self.update == "second-order" else None
+        return self.settings.get(name)
+
+
+OUTCOME_FIELDS = frozenset(f.name for f in fields(Outcome))
+
+
+@dataclass(frozen=True)
+class AxisCurves:
+    """The metric's mean per bin of the axis; roles: before, reference, baseline or a selection."""
+
+    x: Sequence[float]
+    counts: Sequence[int]
+    curves: Mapping[str, Sequence[float]]
+    draws: int | None = None  # distinct conditions among the samples
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One further experiment: arms that differ in `varied` and are the headline's in all else.
+
+    varied: names of Outcome's fields or settings, "selection" among them where there are several.
+    """
+
+    name: str
+    varied: Sequence[str]
+    outcomes: Sequence[Outcome]
+    axis_curves: AxisCurves | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationPoints:
+    """Every evaluation sample before fine-tuning; `eligible` could have been chosen as target."""
+
+    ids_E: np.ndarray
+    gap_E: np.ndarray
+    axis_E: np.ndarray | None = None
+    eligible_E: np.ndarray | None = None
+    rule: str = ""  # "genie BER of at least 0.001"
+    metric_E: np.ndarray | None = None
+    reference_E: np.ndarray | None = None
+    least_reference: float | None = None  # of an eligible sample
+    draws: int | None = None  # distinct conditions among the samples
+
+
+@dataclass(frozen=True)
+class ScoreSet:
+    """One loss's and variant's scores: target -> float [N].
+
+    outside_shares: target -> share of the scores' variance that lies outside the Ritz pairs, where
+    it is known (the classic variant's).
+    """
+
+    loss: str
+    variant: str
+    scores: Mapping[int, np.ndarray]
+    nonpositive_denominators: int = 0
+    outside_shares: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """A row of the tables of most helpful (rank 1, 2, …) and most harmful (-1, -2, …) samples."""
+
+    target: int
+    rank: int
+    id: int
+    score: float
+    columns: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """An evaluation sample to improve, before fine-tuning; `gap` is relative to the reference."""
+
+    id: int
+    metric: float
+    gap: float
+    reference: float | None = None
+    axis: float | None = None
+    columns: Mapping[str, float | int | str] = field(default_factory=dict)
+    baseline: float | None = None
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """The curvature's Ritz pairs, most extreme first, and what the solver did with them."""
+
+    values_K: Sequence[float]
+    residuals_K: Sequence[float]
+    kept: int
+    damping: float
+    complement: str = ""  # what the operator is outside the pairs: "none", "damping", "mean"
+    complement_mean: float | None = None
+    trace: float | None = None
+    policy: str = ""  # what happens to pairs with value + damping <= 0
+    dropped: int = 0  # pairs that the policy acted on
+    orthogonality: float | None = None  # max |QᵀQ - I|
+    asymmetry: float | None = None  # ‖T - Tᵀ‖ / ‖T‖
+    operator: str = "Hessian"
+    kept_K: Sequence[bool] = ()  # which are kept, where it is not the first `kept`
+    all_values: Sequence[float] = ()  # of every Krylov step, largest magnitude first
+    all_residuals: Sequence[float] = ()  # theirs
+
+    def is_kept(self, place: int) -> bool:
+        """Whether the pair at `place`, from 0, is among those that scores use."""
+        return self.kept_K[place] if self.kept_K else place < self.kept
+
+    def converged(self) -> list[int]:
+        """Places of the pairs that have converged; the pictures leave the others out."""
+        both = zip(self.values_K, self.residuals_K, strict=True)
+        return [k for k, (v, r) in enumerate(both) if has_converged(v, r)]
+
+    def converged_values(self) -> list[float]:
+        """Those of all Krylov steps' values that have converged, largest magnitude first."""
+        both = zip(self.all_values, self.all_residuals, strict=True)
+        return [v for v, r in both if has_converged(v, r)]
+
+
+@dataclass(frozen=True)
+class Solve:
+    """One refined query's outcome, as the solver returned it."""
+
+    target: int
+    loss: str
+    status: str
+    steps: int
+    residual: float
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    steps: Sequence[int]
+    loss: Sequence[float]
+    label: str = "training loss"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number from the literature to print beside ours.
+
+    `column` tells the source's training sets apart ("800k"); `run` names the run that it stands
+    beside: "" is this one, another is a name in Findings.beside.
+    """
+
+    source: str
+    loss: str
+    variant: str
+    selection: str
+    mean_pct: float
+    sd_pct: float | None = None
+    note: str = ""
+    column: str = ""
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything on the page. A part that is None or empty is left out of it."""
+
+    title: str
+    task: str  # one sentence: what was run
+    question: str = ""
+    metric: MetricInfo = field(default_factory=MetricInfo)
+    headline: Headline = field(default_factory=Headline)
+    outcomes: Sequence[Outcome] = ()
+    descriptions: Mapping[str, str] = field(default_factory=dict)  # selection -> "the 50 most …"
+    targets: Sequence[Target] = ()
+    evaluation: EvaluationPoints | None = None
+    axis_curves: AxisCurves | None = None
+    scores: Sequence[ScoreSet] = ()
+    top_samples: Sequence[ScoredSample] = ()
+    ritz: Ritz | None = None
+    solves: Sequence[Solve] = ()
+    training: TrainingCurve | None = None
+    costs: Sequence[StageCost] = ()
+    families: Sequence[Family] = ()
+    attributions: Sequence[Attribution] = ()
+    non_target_before: float | None = None  # the non-targets' mean metric before fine-tuning
+    non_target_reference: float | None = None
+    non_target_baseline: float | None = None
+    label: str = ""  # what tells this run from those beside it: "4,080 slots"
+    data: str = ""  # runs of one text have the same rows by the same numbers
+    beside: Mapping[str, "Findings"] = field(default_factory=dict)  # variations of this run
+    published: Sequence[Published] = ()
+    deviations: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    quarantined: Mapping[str, Sequence[int]] = field(default_factory=dict)  # split -> sample ids
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def headline_outcomes(self) -> list[Outcome]:
+        """The trials of the headline's loss, variant, update and aim, and their controls."""
+        head = self.headline
+        return [
+            o
+            for o in self.outcomes
+            if o.loss in ("", head.loss)
+            and o.variant in ("", head.variant)
+            and (o.update, o.aim) == (head.update, head.aim)
+        ]
+
+    def selections(self) -> list[str]:
+        """The headline's selections: helpful, random, harmful, then others as they came."""
+        seen = list(dict.fromkeys(o.selection for o in self.headline_outcomes()))
+        order = [SELECTED, CONTROL, OPPOSITE]
+        return [s for s in order if s in seen] + [s for s in seen if s not in order]
+
+    def guided(self) -> str:
+        """The headline's selection that scores are to improve: helpful, or else the first one."""
+        seen = self.selections()
+        others = [s for s in seen if s not in (CONTROL, OPPOSITE)]
+        return SELECTED if SELECTED in seen or not others else others[0]
+
+    def first_scored(self) -> int | None:
+        """The first target that has scores: the one with the largest gap."""
+        scored = [i for s in self.scores for i in s.scores]
+        return next((t.id for t in self.targets if t.id in scored), next(iter(scored), None))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, strict JSON: non-finite numbers are null, arrays their summaries."""
+        return plain(self)

@@ -1,0 +1,174 @@
+"""From the fine-tuning jobs' committed arrays to outcomes: what each arm did."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from distinf.report.spectral import findings as page
+from distinf.runtime import Unit
+from distinf.spectral import actions, evaluate
+from distinf.spectral.arms import Arm, Family, arm_of, families, family_jobs
+from distinf.spectral.pools import job_ranks
+from distinf.spectral.session import Session
+from distinf.tasks.task import Wording
+
+
+def wording(session: Session) -> Wording:
+    """How this task wants to be spoken of."""
+    given = getattr(session.task, "wording", None)
+    return given if isinstance(given, Wording) else Wording(metric=session.task.metric)
+
+
+def headline_outcomes(session: Session) -> list[page.Outcome]:
+    """Of the headline's family."""
+    return outcomes(session, run_families(session)[0])
+
+
+def run_families(session: Session) -> list[Family]:
+    """The families of the run, the headline's first."""
+    return families(session.settings.actions, session.outline.losses)
+
+
+def chosen_jobs(session: Session, family: Family) -> list[Unit]:
+    """The family's jobs on the targets that exist."""
+    return family_jobs(session.outline, family, len(evaluate.chosen_targets(session).ids))
+
+
+def outcomes(session: Session, family: Family) -> list[page.Outcome]:
+    """One per job and target of it: gap reduction (Eq. 10), and what it did to other rows."""
+    return [
+        outcome
+        for job in chosen_jobs(session, family)
+        for outcome in session.cached(("outcomes", job.id), lambda job=job: _of(session, job))
+    ]
+
+
+def page_families(session: Session) -> list[page.Family]:
+    """The experiments beside the headline, as the page takes them."""
+    found = []
+    for family in run_families(session)[1:]:
+        several = any(arm.aim == "multi-target" for arm, _, _ in family.members)
+        curves = axis_curves(session, family) if several and session.task.axis else None
+        found.append(page.Family(family.name, family.varied, outcomes(session, family), curves))
+    return found
+
+
+def axis_curves(session: Session, family: Family) -> page.AxisCurves:
+    """Means per bin over the non-targets, which every job evaluated; a curve for each arm."""
+    task, columns = session.task, evaluate.evaluation(session)
+    words, bins = wording(session), session.settings.report.bins
+    ids = actions.non_target_ids(session)
+    x = columns[str(task.axis)][ids]
+    edges = np.linspace(x.min(), np.nextafter(x.max(), np.inf), bins + 1)
+    place = np.clip(np.digitize(x, edges) - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    used = counts > 0
+
+    def binned(values: np.ndarray) -> list[float]:
+        sums = np.bincount(place, weights=values, minlength=len(counts))
+        return (sums[used] / counts[used]).tolist()
+
+    curves = {"before": binned(columns[task.metric][ids])}
+    if task.reference:
+        curves["reference"] = binned(columns[task.reference][ids])
+    if words.baseline and words.baseline in columns:
+        curves["baseline"] = binned(columns[words.baseline][ids])
+    for name, jobs in _by_curve(session, family).items():
+        after = [session.arrays(job, ["others"])["others"] for job in jobs]
+        curves[name] = binned(np.mean(after, axis=0))
+    centres = (edges[:-1] + edges[1:]) / 2
+    draws = len(np.unique(evaluate.conditions(columns, task)[ids]))
+    return page.AxisCurves(centres[used].tolist(), counts[used].tolist(), curves, draws)
+
+
+def _by_curve(session: Session, family: Family) -> Mapping[str, list[Unit]]:
+    """Jobs by selection; where arms differ in more, the first arm of each selection stands."""
+    found: dict[str, list[Unit]] = {}
+    arms: dict[str, Arm] = {}
+    for job in chosen_jobs(session, family):
+        arm = arm_of(job)
+        if arms.setdefault(arm.selection, arm) == arm:
+            found.setdefault(arm.selection, []).append(job)
+    return found
+
+
+def _of(session: Session, job: Unit) -> list[page.Outcome]:
+    arm = arm_of(job)
+    stored = session.arrays(job)
+    targets = evaluate.chosen_targets(session)
+    others, before = stored["others"], actions.non_targets_before(session)
+    reference = finite_mean(_reference(session, actions.non_target_ids(session)))
+    found = []
+    for column, rank in enumerate(job_ranks(job)):
+        metric = stored["metric_by_step"][:, column]
+        genie = _reference(session, targets.ids[[rank]])[0]
+        found.append(
+            page.Outcome(
+                selection=arm.selection,
+                target=int(targets.ids[rank]),
+                condition=int(targets.conditions[rank]),
+                seed=job.job["seed"],
+                gap_reduction_pct=gap_reduction(metric[0], metric[-1], genie),
+                metric_by_step=metric.tolist(),
+                sibling_change_pct=_change_pct(*stored["siblings"][::-1, column]),
+                fresh_change_pct=_change_pct(*stored["fresh"][::-1, column]),
+                non_target_change_pct=_change_pct(finite_mean(others), finite_mean(before)),
+                loss=arm.loss if arm.variant else "",
+                variant=arm.variant,
+                update=arm.update,
+                aim=arm.aim,
+                order=arm.order,
+                pool=arm.pool or None,
+                lr=arm.newton_lr or arm.lr,
+                adapter=arm.adapter,
+                settings=_other_settings(arm),
+                non_target_metric=finite_mean(others),
+                non_target_gap_reduction_pct=gap_reduction(
+                    finite_mean(before), finite_mean(others), reference
+                ),
+            )
+        )
+    return found
+
+
+def _other_settings(arm: Arm) -> dict[str, float | int | str]:
+    """The arm's settings that Outcome has no field for."""
+    found: dict[str, float | int | str] = {"steps": arm.steps, "batch_size": arm.batch_size}
+    found |= {"weight_decay": arm.weight_decay, "optimizer": arm.optimizer, "retain": arm.retain}
+    if arm.stop is not None:
+        found["stop"] = arm.stop
+    names = ("newton_lr", "newton_pairs", "newton_solves") if arm.newton_lr else ()
+    return found | {name: getattr(arm, name) for name in names}
+
+
+def gap_reduction(before: float, after: float, reference: float) -> float:
+    """Percent of the gap that is gone (Tuononen et al., Eq. 10); NaN without a gap."""
+    gap = before - reference
+    return 100.0 * (before - after) / gap if gap > 0 else float("nan")
+
+
+def finite_mean(values: np.ndarray) -> float:
+    """Mean of the finite values; NaN if there is none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
+
+
+def non_target_means(session: Session) -> dict[str, float]:
+    """The non-targets' mean metric before fine-tuning, their mean reference and baseline."""
+    ids, columns = actions.non_target_ids(session), evaluate.evaluation(session)
+    names = {"reference": session.task.reference, "baseline": wording(session).baseline}
+    found = {k: finite_mean(columns[n][ids]) for k, n in names.items() if n in columns}
+    return {"before": finite_mean(actions.non_targets_before(session)), **found}
+
+
+def _change_pct(after: float, before: float) -> float | None:
+    """Percent change; None where there is nothing to compare with, or no number."""
+    if not before > 0 or not np.isfinite(after):
+        return None
+    return 100.0 * (after / before - 1.0)
+
+
+def _reference(session: Session, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    name = session.task.reference
+    columns = evaluate.evaluation(session)
+    return columns[name][ids].astype(np.float64) if name else np.zeros(len(ids))

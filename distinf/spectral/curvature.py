@@ -1,0 +1,345 @@
+"""Stage curvature: Arnoldi on the mean Hessian or Gauss-Newton product, as a gang.
+
+Ranks share the samples, sum their products, and each keeps only its slice of the basis. Every
+Krylov step is committed: a killed run repeats at most the product it was in.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distinf.engine.session import done_for_all, draw, row_ranges
+from distinf.errors import InputError
+from distinf.numerics.collective import Collective
+from distinf.numerics.curvature import (
+    Kind,
+    SplitLoss,
+    hessian_product,
+    mean_gradient,
+    microbatch_rows,
+    sharded_mean_product,
+)
+from distinf.numerics.krylov import (
+    ArnoldiSettings,
+    ArnoldiState,
+    Matvec,
+    RitzPairs,
+    complement_probe,
+    iterate,
+    ritz,
+)
+from distinf.numerics.parameters import Layout
+from distinf.numerics.precision import float_edges, precision
+from distinf.numerics.second_derivatives import passing_kind
+from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime.activity import HERE, SHARD
+from distinf.spectral.session import Outline, Session
+from distinf.spectral.settings import CurvatureSettings
+from distinf.spectral.train import trained_model
+from distinf.tasks.identity import has_own_rows
+from distinf.tasks.task import STUDIES, Batch, Task
+
+NAME = "curvature"
+PRODUCT = 9.0  # an exact Hessian product costs nine forward passes (jvp over grad)
+
+
+def step_units(outline: Outline) -> list[Unit]:
+    """One unit per Krylov step."""
+    steps = outline.settings.curvature.steps
+    return [Unit(NAME, outline.basis[NAME], j, j + 1, {"krylov_step": j}) for j in range(steps)]
+
+
+def pairs_unit(outline: Outline) -> Unit:
+    return Unit(NAME, outline.basis[NAME], job={"part": "ritz pairs"})
+
+
+def probe_units(outline: Outline) -> list[Unit]:
+    probes = outline.settings.curvature.probes
+    return [Unit(NAME, outline.basis[NAME], i, i + 1, {"trace_probe": i}) for i in range(probes)]
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """Krylov steps, the Ritz pairs, the trace probes."""
+    settings, shapes = outline.settings.curvature, outline.shapes
+    samples = min(settings.samples, outline.training_rows)
+    product = PRODUCT * shapes.flops_per_sample * samples
+    vector = 4.0 * shapes.parameters
+    passed, lever = product_bytes(outline)
+    step = Cost(
+        flops=product,
+        bytes=vector,
+        memory=vector,
+        device=passed + vector * (settings.steps + settings.keep + 5),
+        staged=vector * (settings.keep + 1),
+        levers=(
+            lever,
+            Lever("curvature.steps", settings.steps, vector * settings.steps, settings.keep),
+            Lever("curvature.keep", settings.keep, vector * settings.keep),
+        ),
+        work={"product": samples},
+    )
+    measured = settings.keep if settings.residuals == "products" else 0
+    work = {"product": samples * measured, "forward": samples}  # once over: which are finite
+    kept = vector * settings.keep
+    pairs = replace(step, flops=product * measured, bytes=kept, memory=kept, work=work)
+    return [
+        *((unit, step) for unit in step_units(outline)),
+        (pairs_unit(outline), pairs),
+        *((unit, replace(step, bytes=64.0)) for unit in probe_units(outline)),
+    ]
+
+
+def product_bytes(outline: Outline) -> tuple[float, Lever]:
+    """What a product's passes hold: the budget, or a whole shard; and what that goes by."""
+    settings, shapes = outline.settings.curvature, outline.shapes
+    samples = min(settings.samples, outline.training_rows)
+    row = PRODUCT / 3 * shapes.activation_bytes_per_sample
+    held = min(settings.memory_mb * 2**20, -(-samples // settings.shards) * row)
+    return held, Lever("curvature.memory_mb", held / 2**20, held, least=row / 2**20 + 1)
+
+
+def is_done(session: Session) -> bool:
+    wanted = [pairs_unit(session.outline), *probe_units(session.outline)]
+    return len(session.done(wanted)) == len(wanted)
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    if not is_done(session):
+        shards = session.settings.curvature.shards
+        runtime.gang(
+            session.work("distinf.spectral.curvature:body"),
+            shards,
+            session.ledger(NAME),
+        )
+
+
+def body(session: Session, collective: Collective, attempt: str) -> int:
+    """Krylov steps, Ritz pairs, trace probes -> the number of steps taken."""
+    settings, outline = session.settings.curvature, session.outline
+    model = session.cached("trained", lambda: trained_model(session))
+    layout = Layout.of(model, settings.blocks)
+    rows = product_rows(session, collective, model)
+    matvec = mean_product(session, collective, model, layout, rows)
+    if not all(done_for_all(session, collective, [pairs_unit(outline)])):
+        state = _krylov(session, collective, attempt, model, layout, matvec)
+        measured = settings.residuals == "products"
+        pairs = ritz(state, settings.keep, matvec if measured else None)
+        if collective.rank == 0:
+            summary = {"left_out": np.setdiff1d(drawn_rows(session), rows).tolist()}
+            session.commit(pairs_unit(outline), attempt, _pair_arrays(pairs), summary=summary)
+        collective.barrier()
+    vectors_KP = stored_pairs(session, trace=False).vectors.to(session.device)
+    probes = probe_units(outline)
+    done = done_for_all(session, collective, probes)
+    for unit in (unit for unit, is_done in zip(probes, done, strict=True) if not is_done):
+        value = complement_probe(matvec, vectors_KP, seed=session.seed, probe=unit.start)
+        if collective.rank == 0:
+            session.commit(unit, attempt, {"value": np.array([value])})
+    collective.barrier()
+    return settings.steps
+
+
+def check(session: Session) -> None:
+    """InputError for settings that the model rules out, before anything is computed."""
+    settings, outline = session.settings.curvature, session.outline
+    size = Layout.of(session.task.model(), settings.blocks).size
+    if settings.keep > size:
+        raise InputError(f"curvature.keep: {settings.keep} is more than {size} parameters")
+    loss = next(iter(session.task.losses.values()))
+    if settings.kind.startswith("gauss-newton") and not isinstance(loss, SplitLoss):
+        raise InputError(
+            f"curvature.kind: {settings.kind} needs the loss '{outline.losses[0]}' to have "
+            ".outputs(model, batch) and .from_outputs(outputs, batch); or take kind hessian"
+        )
+    microbatch(outline)
+
+
+def decided(name: str, task: Task, settings: CurvatureSettings) -> CurvatureSettings:
+    """The settings with the product that passes the model, tried on two training rows.
+
+    The studies' own models are known to pass. What else is wrong with the task is for the
+    rehearsal to say. InputError if no product passes, with what there is instead.
+    """
+    loss = next(iter(task.losses.values()), None)
+    split = isinstance(loss, SplitLoss) or not settings.kind.startswith("gauss-newton")
+    if name in STUDIES or loss is None or not split or not has_own_rows(task):
+        return settings
+    try:
+        model = task.model().eval()
+        batch = task.batch("train", np.arange(min(2, task.rows("train"))))
+        layout = Layout.of(model, settings.blocks)
+        mean_gradient(model, loss, batch, layout)
+    except Exception:  # the rehearsal tells of it
+        return settings
+
+    def passing(kind: Kind) -> Kind:
+        with precision(settings.precision, torch.device("cpu")):
+            return passing_kind(model, loss, batch, layout, kind)
+
+    try:
+        return replace(settings, kind=passing(settings.kind))
+    except InputError as error:
+        newton = ""
+        if isinstance(loss, SplitLoss) and settings.kind.startswith("hessian"):
+            with suppress(InputError):
+                newton = f"--set curvature.kind={passing('gauss-newton')}, or "
+        raise InputError(
+            f"curvature.kind: {error}; {newton}rank without curvature: distinf score {name}"
+        ) from None
+
+
+def _krylov(
+    session: Session,
+    collective: Collective,
+    attempt: str,
+    model: nn.Module,
+    layout: Layout,
+    fixed: Matvec,
+) -> ArnoldiState:
+    """The finished iteration, each of its steps committed; it goes on from those that are."""
+    settings, outline = session.settings.curvature, session.outline
+    arnoldi = ArnoldiSettings(settings.steps, settings.keep, seed=session.seed, probes=0)
+    state = ArnoldiState.start(layout.size, arnoldi, collective, session.device)
+    wanted = step_units(outline)
+    finished = [*done_for_all(session, collective, wanted), False].index(False)
+    for unit in wanted[:finished]:
+        stored = session.arrays(unit)
+        state.append(torch.from_numpy(stored["vector"]), torch.from_numpy(stored["column"]))
+
+    def matvec(vector_P: Tensor) -> Tensor:
+        if not settings.fresh:
+            return fixed(vector_P)
+        rows = product_rows(session, collective, model, state.step)
+        return mean_product(session, collective, model, layout, rows)(vector_P)
+
+    for record in iterate(matvec, state):
+        if collective.rank == 0:
+            arrays = {"vector": record.vector.cpu().numpy(), "column": record.column.numpy()}
+            summary = {
+                "asymmetry": record.asymmetry,
+                "orthogonality": record.orthogonality,
+                "product_s": record.product_s,
+                "own_s": record.own_s,
+                "ranks": collective.size,
+            }
+            session.commit(wanted[record.step], attempt, arrays, summary=summary)
+    return state
+
+
+def mean_product(
+    session: Session,
+    collective: Collective,
+    model: nn.Module,
+    layout: Layout,
+    ids: np.ndarray,
+) -> Matvec:
+    """v -> mean curvature over the training rows `ids`, times v."""
+    settings = session.settings.curvature
+    rows = microbatch(session.outline)
+    loss = next(iter(session.task.losses.values()))
+    pieces = np.array_split(ids, settings.shards)
+
+    def product(shard: int) -> Matvec:
+        batches = _Microbatches(session, pieces[shard], rows)
+        exact = hessian_product(model, loss, batches, layout, settings.kind)
+
+        def matvec(vector_P: Tensor) -> Tensor:
+            with HERE.doing(SHARD), precision(settings.precision, session.device):
+                return exact(vector_P)
+
+        return matvec
+
+    products = {shard: product(shard) for shard in collective.owned(settings.shards)}
+    return sharded_mean_product(
+        products, count=len(ids), collective=collective, reduction=settings.reduction
+    )
+
+
+def microbatch(outline: Outline) -> int:
+    """Rows of one microbatch; InputError if not one row fits the budget."""
+    settings = outline.settings.curvature
+    per_row = max(1, int(PRODUCT / 3 * outline.shapes.activation_bytes_per_sample))
+    try:
+        return microbatch_rows(per_row, int(settings.memory_mb * 2**20))
+    except InputError as error:
+        raise InputError(f"curvature.memory_mb: {error}") from None
+
+
+def drawn_rows(session: Session, step: int | None = None) -> np.ndarray:
+    """The training rows that a product is to be over, sorted: the run's, or a fresh step's."""
+    purpose = "curvature rows" if step is None else f"curvature rows of step {step}"
+    rows = session.outline.training_rows
+    return np.sort(draw(session.seed, purpose, rows, session.settings.curvature.samples))
+
+
+def product_rows(
+    session: Session, collective: Collective, model: nn.Module, step: int | None = None
+) -> np.ndarray:
+    """Those of the drawn rows whose loss is a number: one forward pass, shared by the ranks."""
+    settings, ids = session.settings.curvature, drawn_rows(session, step)
+    loss = next(iter(session.task.losses.values()))
+    pieces = np.array_split(ids, settings.shards)
+    flags = [torch.zeros(0, dtype=torch.int32, device=session.device)]
+    for shard in collective.owned(settings.shards):
+        for batch in _Microbatches(session, pieces[shard], microbatch(session.outline)):
+            with precision(settings.precision, session.device), float_edges(model):
+                flags.append(torch.isfinite(loss(model, batch)).int())
+    finite = collective.all_gather(torch.cat(flags)).cpu().numpy().astype(bool)
+    if not finite.any():
+        raise InputError(f"curvature: the loss of none of {len(ids)} training rows is finite")
+    return ids[finite]
+
+
+def left_out_rows(session: Session) -> list[int]:
+    """Drawn rows that the curvature is not over, because their loss is not finite."""
+    unit = pairs_unit(session.outline)
+    return session.done([unit])[unit.id]["summary"]["left_out"]
+
+
+class _Microbatches(Sequence[Batch]):
+    """The microbatches of one shard, read when they are used: a product outweighs the reading."""
+
+    def __init__(self, session: Session, ids: np.ndarray, rows: int):
+        self._session = session
+        self._ids = [ids[a:b] for a, b in row_ranges(len(ids), rows)]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]
+        return self._session.batch("train", self._ids[index])
+
+
+def _pair_arrays(pairs: RitzPairs) -> dict[str, np.ndarray]:
+    return {
+        "values": pairs.values.numpy(),
+        "vectors": pairs.vectors.cpu().numpy(),
+        "residuals": pairs.residuals.numpy(),
+        "hessenberg": pairs.hessenberg.numpy(),
+        "quality": np.array([pairs.orthogonality, pairs.asymmetry]),
+    }
+
+
+def stored_pairs(session: Session, trace: bool = True) -> RitzPairs:
+    """The committed Ritz pairs, with the trace from the committed probes where there are any."""
+    stored = session.cached("pairs", lambda: session.arrays(pairs_unit(session.outline)))
+    values = torch.from_numpy(stored["values"])
+    pairs = RitzPairs(
+        values=values,
+        vectors=torch.from_numpy(stored["vectors"]),
+        residuals=torch.from_numpy(stored["residuals"]),
+        orthogonality=float(stored["quality"][0]),
+        asymmetry=float(stored["quality"][1]),
+        trace=float("nan"),
+        hessenberg=torch.from_numpy(stored["hessenberg"]),
+    )
+    probes = probe_units(session.outline) if trace else []
+    if not probes:
+        return pairs
+    found = np.concatenate([session.arrays(unit)["value"] for unit in probes])
+    error = float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else float("nan")
+    return replace(pairs, trace=float(values.sum()) + float(found.mean()), trace_error=error)

@@ -1,0 +1,43 @@
+"""Stage data: generate the task's rows, unit by unit. A task with data of its own skips it."""
+
+from collections.abc import Sequence
+
+from distinf.errors import InputError
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.spectral.session import DATA, Outline, Session, split_units
+from distinf.tasks.task import SPLITS, GeneratingTask
+
+NAME = DATA
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """Row ranges of both splits."""
+    bytes_of = outline.shapes.row_bytes
+    found = []
+    for split in SPLITS:
+        for unit in split_units(outline, split):
+            rows = unit.stop - unit.start
+            work = {f"generate {split}": rows}
+            found.append((unit, Cost(bytes=rows * bytes_of.get(split, 0.0), work=work)))
+    return found
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    if wanted:
+        runtime.pool(session.work("distinf.spectral.data:body"), wanted, session.ledger(NAME))
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    task = session.task
+    if not isinstance(task, GeneratingTask):
+        raise InputError("data: this task has nothing to generate")
+    arrays = task.generate(unit.job["split"], unit.start, unit.stop)
+    lengths = {len(values) for values in arrays.values()}
+    if lengths != {unit.stop - unit.start}:
+        raise InputError(
+            f"task: generate({unit.job['split']}, {unit.start}, {unit.stop}) returned arrays of "
+            f"{sorted(lengths)} rows instead of {unit.stop - unit.start}"
+        )
+    return session.commit(unit, attempt, arrays, chunk_rows=session.settings.data.chunk_rows)

@@ -1,0 +1,355 @@
+"""Stage train: data-parallel training as a gang, committed every few steps.
+
+A batch is cut into a fixed number of logical shards. Each takes its own forward and backward pass
+(and its own batch statistics); gradients and running statistics are summed in shard order in fp64.
+One rank or many, killed or not, the weights are the same bits.
+
+Training starts from the task's own weights or from a checkpoint, and its end is also written as
+<run>/model.safetensors: for other tools, and as the checkpoint of another run. A variation of the
+run that trains a model of its own writes model-<variation>.safetensors beside it.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distinf.engine.session import done_for_all, generator, row_ranges
+from distinf.errors import CorruptionError, InputError
+from distinf.numerics.collective import Collective
+from distinf.numerics.curvature import per_sample
+from distinf.numerics.precision import float_edges, precision
+from distinf.runtime import Cost, Lever, Runtime, Unit, digest, hand_out
+from distinf.runtime.activity import HERE, SHARD
+from distinf.runtime.handed import handed
+from distinf.spectral.session import Outline, Session
+from distinf.spectral.settings import TrainSettings
+from distinf.tasks import checkpoint
+from distinf.tasks.identity import has_own_rows
+from distinf.tasks.task import Task, telling
+
+NAME = "train"
+WEIGHTS = "model.safetensors"
+BACKWARD = 3.0  # a training step costs three forward passes
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """One unit per checkpoint, in step order."""
+    train, shapes = outline.settings.train, outline.shapes
+    per_step = BACKWARD * shapes.flops_per_sample * train.batch_size
+    passed = shapes.activation_bytes_per_sample * train.batch_size / train.shards
+    size, shards = float(train.batch_size), train.shards
+    state = 4.0 * 3 * shapes.parameters
+    return [
+        (
+            Unit(NAME, outline.basis[NAME], a, b, {"to_step": b}),
+            Cost(
+                flops=per_step * (b - a),
+                bytes=state,
+                memory=state,
+                device=passed + 16.0 * shapes.parameters,  # weights, gradients, two moments
+                staged=4.0 * shapes.parameters,
+                levers=(Lever("train.batch_size", size, passed, least=shards, step=shards),),
+                work={"train": train.batch_size * (b - a), "checkpoint": 1},
+            ),
+        )
+        for a, b in row_ranges(train.steps, train.checkpoint_every)
+    ]
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    if len(session.done(wanted)) < len(wanted):
+        runtime.gang(
+            session.work("distinf.spectral.train:body"),
+            session.settings.train.shards,
+            session.ledger(NAME),
+        )
+    if wanted and not _is_exported(session):
+        _export(session, wanted[-1])
+
+
+def is_done(session: Session) -> bool:
+    wanted = [unit for unit, _ in units(session.outline)]
+    return len(session.done(wanted)) == len(wanted) and (not wanted or _is_exported(session))
+
+
+def check(session: Session) -> None:
+    """InputError for a checkpoint that does not fit the model, or an optimizer that cannot step."""
+    settings = session.settings.train
+    if settings.checkpoint:
+        starting_model(session)
+    if settings.steps and has_own_rows(session.task):
+        try_step(session.task, settings)
+
+
+def try_step(task: Task, settings: TrainSettings) -> None:
+    """One step on a row or two, of a model that is then thrown away, and the state it leaves.
+
+    InputError if the optimizer cannot step so (LBFGS wants a closure), or its state be stored.
+    """
+    model = task.model().train()
+    name, loss = next(iter(task.losses.items()))
+    rows = min(2, settings.batch_size // settings.shards, task.rows("train"))
+    with telling(f"a training step on loss '{name}' and {rows} rows"):
+        loss(model, task.batch("train", np.arange(rows))).sum().backward()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = _gradient(parameter)
+        optimizer = task.optimizer(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        optimizer.step()
+    _optimizer_arrays(model, optimizer)
+
+
+def starting_model(session: Session) -> nn.Module:
+    """The model as training starts, on the session's device."""
+    model = session.fresh_model()
+    path = session.settings.train.checkpoint
+    if path:
+        checkpoint.load_checked(path, model, session.context["task_settings"])
+    return model
+
+
+def trained_model(session: Session) -> nn.Module:
+    """A fresh copy of the trained model, in evaluation mode, on the session's device."""
+    wanted = [unit for unit, _ in units(session.outline)]
+    if not wanted:
+        return starting_model(session).eval()
+    model = session.fresh_model()
+    stored = session.cached("weights", lambda: session.arrays(wanted[-1]))
+    _load_model(model, stored)
+    return model.eval()
+
+
+def _is_exported(session: Session) -> bool:
+    """These very weights are there, under the run's name or the variation's."""
+    for name in {WEIGHTS, _weights_name(session)}:
+        try:
+            data, sums = session.blobs.get(name), handed(session.blobs, name)
+        except (KeyError, CorruptionError):
+            continue
+        is_ours = checkpoint.about(data).get("basis") == session.basis[NAME]
+        if is_ours and sums.get(name) == hashlib.sha256(data).hexdigest():
+            return True
+    return False
+
+
+def _export(session: Session, last: Unit) -> None:
+    stored = session.arrays(last)
+    tensors = {
+        name.removeprefix("model."): torch.from_numpy(values)
+        for name, values in stored.items()
+        if name.startswith("model.")
+    }
+    about = {
+        "task": session.context["task"],
+        "seed": session.seed,
+        "basis": session.basis[NAME],
+        "step": last.stop,
+    }
+    name = _weights_name(session)
+    hand_out(session.blobs, name, {name: checkpoint.encoded(tensors, about)})
+
+
+def _weights_name(session: Session) -> str:
+    return f"model-{session.name}.safetensors" if session.name else WEIGHTS
+
+
+def model_at(session: Session, unit: Unit) -> nn.Module:
+    """The model as it was when `unit` ended, one of `units`; otherwise as trained_model."""
+    model = session.fresh_model()
+    names = [f"model.{name}" for name in model.state_dict()]
+    _load_model(model, session.arrays(unit, names))
+    return model.eval()
+
+
+def trained_optimizer(session: Session, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give `optimizer`, over the parameters of `model`, the state it had when training ended."""
+    wanted = [unit for unit, _ in units(session.outline)]
+    if wanted:
+        stored = session.cached("weights", lambda: session.arrays(wanted[-1]))
+        _load_optimizer(model, optimizer, stored)
+
+
+def loss_curve(session: Session) -> np.ndarray:
+    """[steps] mean training loss of each step."""
+    wanted = [unit for unit, _ in units(session.outline)]
+    parts = [session.arrays(unit, ["loss"])["loss"] for unit in wanted]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+
+def body(session: Session, collective: Collective, attempt: str) -> int:
+    """Train from the last checkpoint to the end -> the step reached."""
+    settings = session.settings.train
+    wanted = [unit for unit, _ in units(session.outline)]
+    model = starting_model(session)
+    optimizer = session.task.optimizer(model.parameters(), settings.lr, settings.weight_decay)
+    finished = [*done_for_all(session, collective, wanted), False].index(False)
+    if finished:
+        stored = session.arrays(wanted[finished - 1])
+        _load_model(model, stored)
+        _load_optimizer(model, optimizer, stored)
+    for unit in wanted[finished:]:
+        began = time.perf_counter()
+        losses = []
+        for step in range(unit.start, unit.stop):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate(step)
+            losses.append(_step(session, model, optimizer, step, collective))
+        if collective.rank == 0:
+            arrays = {**_model_arrays(model), **_optimizer_arrays(model, optimizer)}
+            arrays["loss"] = np.asarray(losses, dtype=np.float32)
+            seconds = time.perf_counter() - began
+            summary = {"loss": losses[-1], "seconds": seconds, "ranks": collective.size}
+            session.commit(unit, attempt, arrays, summary=summary)
+    return wanted[-1].stop if wanted else 0
+
+
+def step_rows(session: Session, step: int) -> np.ndarray:
+    """[batch_size] row ids of a step: epochs are permutations, each from (seed, epoch)."""
+    size = session.settings.train.batch_size
+    count = session.outline.training_rows
+    first = step * size
+    order = {
+        epoch: session.cached(("epoch", epoch), partial(_epoch, session.seed, epoch, count))
+        for epoch in range(first // count, (first + size - 1) // count + 1)
+    }
+    return np.array([order[i // count][i % count] for i in range(first, first + size)])
+
+
+def _epoch(seed: int, epoch: int, count: int) -> np.ndarray:
+    return generator(seed, f"epoch {epoch}").permutation(count)
+
+
+def _step(
+    session: Session,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    collective: Collective,
+) -> float:
+    """One optimizer step -> the mean loss over the batch, the same on every rank."""
+    settings = session.settings.train
+    rows = step_rows(session, step).reshape(settings.shards, -1)
+    loss = next(iter(session.task.losses.values()))
+    buffers = dict(model.named_buffers())
+    start = {name: value.clone() for name, value in buffers.items()}
+    parts = []
+    model.train()
+    for shard in collective.owned(settings.shards):
+        for name, value in buffers.items():
+            value.copy_(start[name])
+        model.zero_grad()
+        with HERE.doing(SHARD), _seeded(session, step, shard):
+            batch = session.batch("train", rows[shard])
+            with precision(settings.precision, session.device), float_edges(model):
+                total = per_sample(loss(model, batch), batch).sum() / settings.batch_size
+                total.backward()
+        parts.append(_pack(model, buffers, settings.shards, total))
+    width = sum(p.numel() for p in model.parameters() if p.requires_grad) + 1
+    width += sum(value.numel() for value in buffers.values())
+    local = (
+        torch.stack(parts)
+        if parts
+        else torch.zeros(0, width, dtype=torch.float64, device=session.device)
+    )
+    summed = collective.ordered_sum(local)
+    if not torch.isfinite(summed).all():
+        raise InputError(
+            f"train: the loss or a gradient is not finite at step {step}; lower train.lr or look "
+            f"for bad rows among {rows.reshape(-1)[:8].tolist()}…"
+        )
+    _unpack(model, buffers, summed)
+    optimizer.step()
+    return float(summed[-1])
+
+
+@contextmanager
+def _seeded(session: Session, step: int, shard: int) -> Iterator[None]:
+    """torch's random numbers (dropout, say) from (seed, step, shard), whichever rank draws them."""
+    devices = [session.device] if session.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(digest([session.seed, "train", step, shard])[:15], 16))
+        yield
+
+
+def _pack(model: nn.Module, buffers: Mapping[str, Tensor], shards: int, loss: Tensor) -> Tensor:
+    grads = [_gradient(p).reshape(-1) for p in model.parameters() if p.requires_grad]
+    # Running statistics are averaged over the shards; counters are the same in each.
+    averaged = [value.reshape(-1).double() / shards for value in buffers.values()]
+    pieces = [*grads, *averaged, loss.detach().reshape(1)]
+    return torch.cat([piece.double() for piece in pieces])
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+
+
+def _unpack(model: nn.Module, buffers: Mapping[str, Tensor], summed: Tensor) -> None:
+    offset = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            piece = summed[offset : offset + parameter.numel()]
+            parameter.grad = piece.view_as(parameter).to(parameter.dtype)
+            offset += parameter.numel()
+    for value in buffers.values():
+        mean = summed[offset : offset + value.numel()].view_as(value)
+        value.copy_(mean if value.is_floating_point() else mean.round())
+        offset += value.numel()
+
+
+def _model_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    return {f"model.{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
+
+
+def _load_model(model: nn.Module, stored: Mapping[str, np.ndarray]) -> None:
+    state = {
+        name: torch.from_numpy(np.array(stored[f"model.{name}"])) for name in model.state_dict()
+    }
+    model.load_state_dict(state)
+
+
+def _optimizer_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+    return {
+        f"optimizer.{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in _entries(optimizer.state.get(parameter, {}))
+    }
+
+
+def _entries(state: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            yield key, value.detach().cpu().numpy()
+        elif isinstance(value, (int, float)):
+            yield key, np.asarray(value, dtype=np.float64)
+        else:
+            raise InputError(f"task: optimizer state '{key}' is neither a tensor nor a number")
+
+
+def _load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, np.ndarray]
+) -> None:
+    """State by parameter name; a number comes back as int or float, a tensor as a tensor."""
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        found = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+        for key, value in found.items():
+            if value.ndim == 0 and value.dtype == np.float64:
+                number = float(value)
+                optimizer.state[parameter][key] = int(number) if number.is_integer() else number
+            else:
+                tensor = torch.from_numpy(np.array(value)).to(parameter.device)
+                if tensor.shape == parameter.shape:  # strides too: sums follow memory order
+                    tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+                optimizer.state[parameter][key] = tensor

@@ -1,0 +1,136 @@
+"""Vitel and Chhabra's pairwise comparison against loops, scipy and cases worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from distinf.errors import InputError
+from distinf.report.gram import comparison
+
+accuracies = st.tuples(st.integers(2, 6), st.integers(1, 7), st.integers(0, 999), st.booleans())
+
+
+def drawn(case) -> np.ndarray:
+    """[C, T] accuracies on a coarse grid, so that there are ties; some missing if asked."""
+    configurations, trials, seed, gaps = case
+    rng = np.random.default_rng(seed)
+    found_CT = rng.integers(70, 76, (configurations, trials)).astype(float)
+    if gaps:
+        found_CT[rng.random(found_CT.shape) < 0.2] = math.nan
+    return found_CT
+
+
+def beats(first, second) -> bool:
+    """Pareto: nowhere lower and somewhere higher."""
+    return all(a >= b for a, b in zip(first, second)) and any(a > b for a, b in zip(first, second))
+
+
+@given(accuracies, st.sampled_from([0.0, 0.5, 0.75]))
+@settings(max_examples=120, deadline=None)
+def test_wins_rates_and_fronts_equal_loops(case, threshold):
+    found_CT = drawn(case)
+    won_CC = comparison.win_matrix(found_CT)
+    for i, ours in enumerate(found_CT):
+        for j, other in enumerate(found_CT):
+            both = [(a, b) for a, b in zip(ours, other) if not math.isnan(a + b)]
+            if i == j:
+                assert won_CC[i, j] == 0
+            elif not both:
+                assert math.isnan(won_CC[i, j])
+            else:
+                assert won_CC[i, j] == sum(a > b for a, b in both) / len(both)
+    known = [[w for w in row if not math.isnan(w)] for row in won_CC]
+    rates = [sum(row) / len(row) for row in known]
+    assert comparison.win_rates(won_CC) == pytest.approx(rates)
+    cut = [[w if w > threshold else 0.0 for w in row] for row in won_CC]
+    left, ranks, front = set(range(len(cut))), {}, 0
+    while left:
+        front += 1
+        peeled = {i for i in left if not any(beats(cut[j], cut[i]) for j in left)}
+        ranks |= dict.fromkeys(peeled, front)
+        left -= peeled
+    assert comparison.pareto_ranks(won_CC, threshold).tolist() == [
+        ranks[i] for i in range(len(cut))
+    ]
+
+
+def test_a_ranking_worked_out_by_hand():
+    """a beats both always; b beats c in 2 of 4, which a threshold of .5 does not count."""
+    found_CT = np.array([[9.0, 9, 9, 9], [5, 6, 5, 5], [5, 5, 6, 5]])
+    assert comparison.win_matrix(found_CT)[1:, 1:].tolist() == [[0, 0.25], [0.25, 0]]
+    placed = comparison.ranking(["a", "b", "c"], found_CT, 0.5)
+    assert [(p.name, p.rank) for p in placed] == [("a", 1), ("b", 2), ("c", 2)]
+    assert placed[0].win_rate == pytest.approx(2 / 3)  # the zero of the diagonal counts
+    assert placed[1].win_rate == pytest.approx(0.25 / 3)
+    assert placed[0].sd == pytest.approx(np.std([0, 1, 1]))
+    finer = comparison.ranking(["a", "b", "c"], found_CT, 0.2)
+    assert [p.rank for p in finer] == [1, 2, 2]  # each of b and c beats the other somewhere
+    assert [p.name for p in comparison.ranking(["z", "y"], np.ones((2, 3)), 0.5)] == ["y", "z"]
+
+
+def test_ranking_refuses_what_does_not_fit():
+    with pytest.raises(InputError, match="2 names for 3"):
+        comparison.ranking(["a", "b"], np.ones((3, 2)), 0.5)
+    with pytest.raises(InputError, match=r"\[configurations, trials\]"):
+        comparison.win_matrix(np.ones(3))
+    assert comparison.ranking([], np.ones((0, 4)), 0.5) == []
+
+
+def test_wilcoxon_is_scipys_and_exact_for_ten_seeds():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(80, 2, 10), rng.normal(82, 2, 10)
+    expected = stats.wilcoxon(first, second, method="exact").pvalue
+    assert comparison.wilcoxon(first, second) == pytest.approx(expected)
+    assert comparison.wilcoxon(second - 9, second) == pytest.approx(2 / 2**10)
+    holes = np.append(first, [math.nan, 80]), np.append(second, [80, math.nan])
+    assert comparison.wilcoxon(*holes) == pytest.approx(expected)
+    assert math.isnan(comparison.wilcoxon(first, first))
+    with pytest.raises(InputError, match="differ in number"):
+        comparison.wilcoxon(first, second[1:])
+
+
+@pytest.mark.parametrize(
+    ("factor", "seeds", "marked"),
+    [(1.02, 10, True), (0.98, 10, True), (1.005, 10, False), (1.02, 3, False), (1.0, 10, False)],
+)
+def test_a_change_is_marked_if_it_is_both_sure_and_above_one_percent(factor, seeds, marked):
+    base = np.linspace(70, 80, seeds)
+    found = comparison.change(base, base * factor)
+    assert found.pairs == seeds
+    assert found.change_pct == pytest.approx(100 * (factor - 1), abs=1e-9)
+    assert found.marked == marked
+
+
+def test_a_change_without_shared_trials_is_unknown():
+    found = comparison.change(np.array([1.0, math.nan]), np.array([math.nan, 1.0]))
+    assert (found.pairs, found.marked) == (0, False)
+    assert math.isnan(found.change_pct)
+
+
+@given(st.integers(3, 40), st.integers(0, 99), st.floats(-1, 1))
+@settings(max_examples=60, deadline=None)
+def test_agreement_is_scipys_spearman(points, seed, mix):
+    rng = np.random.default_rng(seed)
+    proxy = rng.integers(0, 9, points).astype(float)
+    accuracy = np.round(mix * proxy + rng.normal(0, 2, points), 1)
+    found = comparison.agreement(
+        np.append(proxy, math.inf), np.append(accuracy, 1.0)  # an infinite C is left out
+    )  # fmt: skip
+    assert found.points == points
+    if np.ptp(proxy) and np.ptp(accuracy):
+        rho, p = stats.spearmanr(proxy, accuracy)
+        assert found.rho == pytest.approx(rho, abs=1e-12)
+        assert found.p == pytest.approx(p, rel=1e-6, abs=1e-7)
+    else:
+        assert math.isnan(found.rho)
+        assert not found.significant
+
+
+def test_quartiles_of_what_there_is():
+    found = comparison.quartiles(np.array([4.0, 1, 2, math.nan, 3]))
+    assert (found.trials, found.mean, found.q1, found.median, found.q3) == (4, 2.5, 1.75, 2.5, 3.25)
+    assert comparison.quartiles(np.array([math.nan])).trials == 0

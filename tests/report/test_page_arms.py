@@ -1,0 +1,208 @@
+"""Experiments by hand: how arms are told apart, compared, ranked and mapped."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from distinf.report import formats
+from distinf.report.maps import tinted
+from distinf.report.spectral.experiment_views import table_1_view
+from distinf.report.spectral.experiment_words import question, reading, setup
+from distinf.report.spectral.families import (
+    arms,
+    base_of,
+    control_of,
+    experiments,
+    fixed,
+    kind,
+    table_1,
+    varied,
+)
+from distinf.report.spectral.findings import Family, Findings, Published
+from distinf.report.spectral.path_figure import panel_arms
+from distinf.report.spectral.rate_figure import parts, reach, relative, runs
+from distinf.report.spectral.tables import tables
+from tests.support.experiments import small, trials
+
+
+def arm_rows(made: Findings, name: str) -> dict[str, dict]:
+    return {r["arm"]: r for r in tables(made)["arms"] if r["experiment"] == name}
+
+
+# Arms
+
+
+def test_an_arm_is_compared_with_its_own_random_trials_and_with_the_base():
+    family = Family(
+        "rank", ("adapter", "selection"),
+        trials({1: 41.0, 2: 45.0}) + trials({1: 30.0, 2: 20.0}, adapter=4)
+        + trials({1: 9.0, 2: 13.0}, adapter=4, selection="random"),
+    )  # fmt: skip
+    rows = arm_rows(small(family), "rank")
+    base, ranked = rows["helpful, all parameters"], rows["helpful, adapters of rank 4"]
+    assert base["base"]
+    assert not ranked["base"]
+    assert base["vs_random_points"] == pytest.approx((31 + 35) / 2)  # the headline's: same tuning
+    assert ranked["vs_random_points"] == pytest.approx((21 + 7) / 2)  # the family's own
+    assert ranked["vs_base_points"] == pytest.approx((-11 - 25) / 2)
+    assert ranked["base_pairs"] == 12
+    assert "vs_base_points" not in rows["random, adapters of rank 4"]
+
+
+def test_without_an_arm_like_the_headline_the_headline_is_the_base():
+    family = Family(
+        "rank", ("adapter",), trials({1: 30.0}, adapter=2) + trials({1: 20.0}, adapter=4)
+    )
+    made = small(family)
+    assert base_of(made, family) == [o for o in made.outcomes if o.selection == "helpful"]
+    rows = arm_rows(made, "rank")
+    assert rows["adapters of rank 4"]["vs_base_points"] == pytest.approx(-20)
+    assert "vs_random_points" not in rows["adapters of rank 4"]  # no random trial was tuned so
+    assert control_of(made, family, family.outcomes) == []
+
+
+def test_settings_beyond_the_fields_tell_arms_apart():
+    family = Family(
+        "length", ("steps", "optimizer"),
+        [replace(o, settings={"steps": n, "optimizer": how})
+         for n in (3, 9) for how in ("fresh", "kept") for o in trials({1: float(n)})],
+    )  # fmt: skip
+    assert varied(family) == ("steps", "optimizer")
+    assert len(arms(family)) == 4
+    assert "9 steps, optimizer kept" in arm_rows(small(family), "length")
+
+
+def test_ascent_joins_the_family_that_varies_the_update():
+    path = [0.06] * 4
+    both = [
+        replace(o, metric_by_step=path)
+        for update in ("first-order", "second-order")
+        for o in trials({1: 5.0}, update=update)
+    ]
+    ascent = trials({1: -500.0}, update="ascent", selection="harmful")
+    ascent = [replace(o, metric_by_step=path) for o in ascent]
+    ascent += [replace(o, selection="helpful") for o in ascent]
+    elsewhere = [replace(o, target=2) for o in ascent]
+    made = small(
+        Family("ascent", (), ascent), Family("updates", ("update",), both),
+        Family("apart", (), elsewhere),
+    )  # fmt: skip
+    joined = experiments(made)
+    assert [f.name for f in joined] == ["updates", "apart"]
+    assert kind(joined[0]) == "updates"
+    assert {o.update for o in joined[0].outcomes} == {"first-order", "second-order", "ascent"}
+    shown = panel_arms(list(arms(joined[0]).values()), "helpful")
+    assert {g[0].update for g in shown} == {"first-order", "second-order"}
+    assert [g[0].update for g in panel_arms(list(arms(joined[0]).values()), "harmful")] == [
+        "ascent"
+    ]
+
+
+def test_setup_tells_what_differs_from_the_headline():
+    several = trials({1: 20.0}, aim="multi-target", pool=50) + trials(
+        {1: 25.0}, aim="multi-target", pool=200
+    )
+    several = [replace(o, settings={"steps": 15}) for o in several]
+    family = Family("several", ("pool",), several)
+    made = small(family)
+    assert fixed(made, family) == {"aim": "multi-target", "steps": 15, "targets": 1}
+    said = setup(made, family)
+    assert said == (
+        "Compared: pool 50, 200. All else is as in the headline, but: multi-target, 15 steps, "
+        "on 1 target."
+    )
+    assert question(made, family) == "Can several targets be improved at once?"
+
+
+@pytest.mark.parametrize(
+    ("gap", "seeds", "words"),
+    [
+        (70.0, 6, "Ahead of the base arm beyond the interval: pool of 200"),
+        (42.0, 6, "No arm differs from the base arm"),
+        (9.0, 6, "Behind the base arm beyond the interval: pool of 200"),
+        (70.0, 2, "Fewer than 6 pairs cannot tell"),
+    ],
+)
+def test_reading_follows_the_interval_of_the_difference(gap, seeds, words):
+    rng = np.random.default_rng(2)
+    noisy = [
+        replace(o, gap_reduction_pct=o.gap_reduction_pct + 4 * rng.standard_normal())
+        for o in trials({1: gap}, pool=200)
+    ]
+    family = Family("pools", ("pool",), [*trials({1: 40.0}), *noisy][: 6 + seeds])
+    made = small(family)
+    assert words in reading(made, family, tables(made))
+
+
+# Table 1
+
+
+def cross(values: dict[tuple[str, str], float]) -> Family:
+    outcomes = [
+        o for (loss, variant), gap in values.items()
+        for o in trials({1: gap}, loss=loss, variant=variant)
+    ]  # fmt: skip
+    return Family("table1", ("loss", "variant"), [*outcomes, *trials({1: 3.0}, selection="random")])
+
+
+def test_table_1_ranks_each_column_by_its_means_and_leaves_random_out():
+    ours = cross({("bce", "classic"): 20.0, ("bce", "tracin"): 30.0, ("ber", "classic"): 10.0})
+    theirs = cross({("bce", "classic"): 50.0, ("bce", "tracin"): 1.0, ("ber", "classic"): 2.0})
+    printed = [
+        Published("source", "bce", "classic", "helpful", 11.0, 2.0, column="800k"),
+        Published("source", "ber", "classic", "helpful", 12.0, None, column="800k"),
+        Published("source", "", "", "random", 99.0, column="800k"),
+    ]
+    made = small(ours, published=printed, beside={"reduced": small(theirs, label="9 slots")})
+    rows = tables(made)["table_1"]
+    places = {
+        (r["column"], r["loss"], r["variant"]): r["place"]
+        for r in rows
+        if r["selection"] == "helpful"
+    }
+    assert places["this run", "bce", "tracin"] == 1
+    assert places["this run", "bce", "classic"] == 2
+    assert places["reduced: 9 slots", "bce", "classic"] == 1
+    assert places["800k", "ber", "classic"] == 1
+    assert all(r["place"] is None for r in rows if r["selection"] == "random")
+    assert math.isnan(next(r["sd_pct"] for r in rows if r["mean_pct"] == 12.0))
+    same = small(ours, published=printed, label="800k", beside={})
+    first = table_1_view(tables(same)).rows[0]
+    assert [e.text for e in first[1]] == [
+        "22.5 ± 1.9".replace(" ", formats.SPACE),
+        "11.0 ± 2.0".replace(" ", formats.SPACE),
+    ]
+    assert table_1(made) is ours
+    assert experiments(made) == []
+
+
+def test_rates_are_mapped_against_where_the_metric_began():
+    metric_RS = np.array([[0.06, 0.03, 0.06], [0.06, 0.12, math.nan]])
+    gains = relative(metric_RS)
+    np.testing.assert_allclose(gains[0], [0, math.log(2), 0])
+    assert gains[1, 1] == pytest.approx(-math.log(2))
+    assert math.isnan(gains[1, 2])
+    scale = reach([metric_RS])
+    assert (scale.up, scale.down) == (pytest.approx(math.log(2)), pytest.approx(math.log(2)))
+    worst = reach([np.array([[0.01, 0.5]])])
+    assert worst.down == pytest.approx(math.log(4))  # what lies beyond is hatched
+    assert runs(worst.scaled(relative(np.array([[0.01, 0.5, 0.5, 0.01]]))) < -1) == [(0, 1, 2)]
+
+
+def test_coarse_and_fine_rates_get_maps_of_their_own():
+    rates = [0.001, 0.002, 0.004, 0.01, 0.05, 0.1]
+    assert parts(rates, 0.002) == [[1, 3, 4, 5], [0, 1, 2, 3]]
+    assert parts(rates[3:], 0.002) == [[0, 1, 2]]
+    assert parts(rates[:4], None) == [[0, 1, 2, 3]]
+
+
+def test_a_map_fades_at_zero_and_greys_what_is_missing():
+    colours = tinted(np.array([[1.0, -2.0, 0.0, math.nan, 0.5]]))[0]
+    assert colours[0].tolist()[3] == colours[1].tolist()[3] == 255
+    assert colours[2, 3] == 0
+    assert len(set(colours[3, :3].tolist())) == 1
+    assert colours[0, 1] > colours[0, 0]  # helpful: green
+    assert colours[1, 0] > colours[1, 1]  # harmful: orange
+    assert colours[4, 3] == 128

@@ -1,0 +1,132 @@
+"""The report's numbers: the bootstrap, the tables, and how a reader sees a number."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+from distinf.report import formats
+from distinf.report.intervals import RESAMPLES, bootstrap_means, differences, estimate
+from distinf.report.rows import csv_text, json_text
+from distinf.report.spectral.findings import Findings, Outcome
+from distinf.report.spectral.tables import tables
+from tests.support.findings import findings, no_difference
+
+
+def test_bootstrap_spread_is_between_targets_plus_within():
+    rng = np.random.default_rng(3)
+    groups = [rng.normal(mean, 2.0, size=8) for mean in (0.0, 5.0, 9.0, 20.0, 21.0)]
+    between = np.var([g.mean() for g in groups]) / 5
+    within = np.mean([g.var() for g in groups]) / (5 * 8)
+    means = bootstrap_means(groups, seed=0)
+    assert means.size == RESAMPLES
+    assert means.var() == pytest.approx(between + within, rel=0.05)
+    assert means.mean() == pytest.approx(np.mean(groups), abs=0.15)
+
+
+def test_bootstrap_of_unequal_targets_draws_only_real_trials():
+    groups = [np.full(n, 7.0) for n in (1, 4, 9)]
+    np.testing.assert_allclose(bootstrap_means(groups, seed=0), 7.0)
+
+
+def test_interval_covers_the_mean_and_ignores_order():
+    rng = np.random.default_rng(0)
+    trials = {(t, s): float(rng.normal(10, 4)) for t in range(4) for s in range(6)}
+    e = estimate(trials)
+    assert e.low < e.mean < e.high
+    assert (e.trials, e.targets, e.failed) == (24, 4, 0)
+    assert e.sd == pytest.approx(np.std(list(trials.values()), ddof=1))
+    assert estimate(dict(reversed(trials.items()))) == e
+
+
+def test_non_finite_trials_are_counted_never_averaged():
+    e = estimate({(0, 0): 1.0, (0, 1): math.nan, (1, 0): 3.0, (1, 1): math.inf})
+    assert (e.mean, e.trials, e.failed) == (2.0, 2, 2)
+
+
+def test_one_trial_has_no_interval():
+    assert not estimate({(0, 0): 5.0}).has_interval
+    assert math.isnan(estimate({}).mean)
+
+
+def test_differences_pair_equal_target_and_seed():
+    ours = {(0, 0): 5.0, (0, 1): 9.0, (1, 0): math.nan, (2, 0): 4.0}
+    control = {(0, 0): 2.0, (0, 1): 10.0, (1, 0): 1.0, (3, 0): 8.0}
+    assert differences(ours, control) == {(0, 0): 3.0, (0, 1): -1.0}
+
+
+def test_summary_and_pairs_by_hand():
+    made = Findings(
+        "t", "t", outcomes=[
+            Outcome("helpful", 1, 0, 30.0, non_target_change_pct=2.0),
+            Outcome("helpful", 1, 1, 10.0, non_target_change_pct=4.0),
+            Outcome("random", 1, 0, 5.0),
+            Outcome("random", 1, 1, 15.0),
+            Outcome("helpful", 2, 0, 20.0),
+            Outcome("random", 2, 0, 20.0),
+        ],
+    )  # fmt: skip
+    rows = tables(made)
+    helpful, random = rows["summary"]
+    assert helpful["mean_pct"] == 20.0
+    assert random["mean_pct"] == pytest.approx(40 / 3)
+    assert helpful["sd_pct"] == pytest.approx(10.0)
+    assert helpful["non_target_mean_pct"] == 3.0
+    (pair,) = rows["paired"]
+    assert pair["points"] == pytest.approx(20 / 3)
+    assert (pair["wins"], pair["ties"], pair["pairs"]) == (1, 1, 3)
+    assert pair["win_share"] == pytest.approx(1 / 3)
+
+
+def test_headline_leaves_other_arms_to_the_comparison():
+    rows = tables(findings())
+    assert [r["trials"] for r in rows["summary"]] == [30, 30, 30]
+    assert len(rows["comparison"]) == 10
+    assert all(r["pairs"] == 30 for r in rows["comparison"] if r["selection"] != "random")
+
+
+def test_json_and_csv_hold_no_nan():
+    rows = [{"a": 1.0, "b": math.nan}, {"a": None, "c": "x, y"}]
+    assert json.loads(json_text(rows)) == [{"a": 1.0, "b": None}, {"a": None, "c": "x, y"}]
+    assert list(csv.reader(io.StringIO(csv_text(rows)))) == [
+        ["a", "b", "c"], ["1.0", "", ""], ["", "", "x, y"],
+    ]  # fmt: skip
+    for name, table in tables(no_difference()).items():
+        assert json.loads(json_text(table)) is not None, name
+        assert len(csv_text(table).splitlines()) >= len(table)
+
+
+def test_findings_are_strict_json():
+    made = findings(outcomes=[Outcome("helpful", 1, 0, math.nan)])
+    kept = json.loads(json.dumps(made.to_json(), allow_nan=False))
+    assert kept["outcomes"][0]["gap_reduction_pct"] is None
+    assert kept["scores"][0]["scores"]["417"]["count"] == 4080
+    assert kept["ritz"]["kept"] == 10
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (formats.number(0.0017), "0.00170"),
+        (formats.number(0.00042), "4.20·10⁻⁴"),
+        (formats.number(-3.1e-14, 2), "−3.1·10⁻¹⁴"),
+        (formats.number(1234.5), "1,234"),
+        (formats.number(799_968), "799,968"),
+        (formats.number(math.nan), "n/a"),
+        (formats.fixed(-0.04), "0.0"),
+        (formats.fixed(-1234.56), "−1,234.6"),
+        (formats.signed(0.04), "0.0"),
+        (formats.signed(2), "+2.0"),
+        (formats.rounded(0.4), "0.4"),
+        (formats.rounded(-12.6), "−13"),
+        (formats.duration(252), "4\u202fmin 12\u202fs"),
+        (formats.duration(11_100), "3\u202fh 05\u202fmin"),
+        (formats.size(29_600_000_000), "29.6\u202fGB"),
+        (formats.size(None), "n/a"),
+    ],
+)
+def test_numbers_as_a_reader_sees_them(shown, expected):
+    assert shown == expected

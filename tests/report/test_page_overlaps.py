@@ -1,0 +1,51 @@
+"""How many of their highest rows two scores share, in the table and on the page."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from distinf.report.spectral.findings import ScoreSet
+from distinf.report.spectral.overlaps import overlaps, overlaps_view
+from distinf.report.spectral.page import render
+from tests.support.findings import findings
+
+POOL = 3
+CLASSIC = np.array([9.0, 8.0, 7.0, 1.0, 0.0, np.nan])
+SCALED = np.array([9.0, 8.0, 0.0, 7.0, np.inf, 1.0])  # not finite: never in a pool
+TURNED = CLASSIC[::-1].copy()
+
+
+def made(first, second):
+    scores = [ScoreSet("bce", "classic", first), ScoreSet("bce", "theta-relative", second)]
+    base = findings(scores=scores)
+    return replace(base, headline=replace(base.headline, pool=POOL), beside={})
+
+
+def test_shared_rows_are_counted_per_target():
+    run = made({5: CLASSIC, 6: CLASSIC}, {5: SCALED, 6: TURNED})
+    rows = overlaps(run)
+    assert {r["target"]: r["shared"] for r in rows} == {5: 2, 6: 0}
+    assert all(r["pool"] == POOL and (r["run"], r["other_run"]) == ("", "") for r in rows)
+
+
+def test_a_run_beside_it_is_compared_by_the_same_score_alone():
+    other = made({5: TURNED}, {5: SCALED})
+    rows = overlaps(replace(made({5: CLASSIC}, {5: SCALED}), beside={"other": other}))
+    across = {r["variant"]: r["shared"] for r in rows if r["run"] != r["other_run"]}
+    assert across == {"classic": 0, "theta-relative": 3}
+
+
+def test_the_page_has_least_to_most_over_the_targets():
+    run = made({5: CLASSIC, 6: CLASSIC}, {5: SCALED, 6: TURNED})
+    shown = overlaps_view(run, overlaps(run))
+    assert [(stubs, [e.text for e in entries]) for stubs, entries, _ in shown.rows] == [
+        (("bce", "classic"), ["0 to 2", ""]),
+        (("bce", "theta-relative"), ["", "0 to 2"]),
+    ]
+    assert "how many two scores share" in render(run)
+
+
+def test_one_score_has_nothing_to_share():
+    run = replace(made({5: CLASSIC}, {}), scores=[ScoreSet("bce", "classic", {5: CLASSIC})])
+    assert overlaps(run) == []
+    assert overlaps_view(run, []) is None
