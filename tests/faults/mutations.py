@@ -254,7 +254,8 @@ MUTATIONS = [
         LITTER + "test_whoever_commits_after_the_sweep_sees_that_its_group_is_gone",
     ),
     Mutation(
-        "agents of a dead driver's Ray", "engine/lease.py", "            end_orphans(dead.process)\n",
+        "agents of a dead driver's Ray", "engine/lease.py",
+        "            end_orphans(dead.process)\n",
         "            pass\n",
         LITTER + "test_a_killed_driver_leaves_nothing_once_its_command_ran_again",
     ),
