@@ -92,9 +92,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Attention's inference path, which leaves out padded positions, is off as in training.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    library = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
     modes = [(module, module.training) for module in model.modules()]
+    recurrent = any(isinstance(module, nn.RNNBase) for module, _ in modes)
+    library = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
     sparse = dense_embeddings(model)
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -104,7 +104,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes:
-            module.training = training
+            if module.training != training:
+                module.training = training
         for embedding in sparse:
             embedding.sparse = True
 

@@ -2,9 +2,9 @@
 
 One forward pass over the batch, and one backward pass for the activations' gradients only: in its
 layer no parameter requires grad, so nothing is summed over samples to be thrown away. When the
-gradient of a layer's output arrives, its rules (layer_gradients.py) give the per-sample gradients
-of its parameters, which are stored or projected at once. Samples lie along dim 0 of the input and
-output of every layer, and no layer may mix them.
+gradient of a layer's output arrives, a sink (sinks.py) takes it with the layer's input: here to
+store or project the per-sample gradients that the layer's rules (layer_gradients.py) give. Samples
+lie along dim 0 of the input and output of every layer, and no layer may mix them.
 
 Gradients are in float32 at least, whatever the parameters' dtype: products are summed over
 positions in it.
@@ -12,7 +12,7 @@ positions in it.
 Shape legend: N samples, P parameters in the layout, K directions, p rank of a projection.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, copied, mapped, rows
 from distinf.numerics.curvature import Loss, evaluating, per_sample
-from distinf.numerics.layer_uses import REENTRANT, LayerUses, factors_of, wanted_layers
+from distinf.numerics.layer_gradients import Outer, rules_of
+from distinf.numerics.layer_uses import REENTRANT, Layers, LayerUses, wanted_layers
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
+from distinf.numerics.sinks import ProjectedRowGradients, RowGradients, Sink
 from distinf.numerics.sparse import SparseRows
-
-Receive = Callable[[str, Tensor | SparseRows], None]  # a parameter's name and [N, entries]
 
 
 def block_gradients(
@@ -48,9 +48,14 @@ def block_gradients(
     has no rules, one that sees other rows than the samples, or a parameter used outside its layer.
     """
     found: dict[str, Tensor | SparseRows] = {}
-    uses = _uses(model, batch, layout, found.__setitem__, project, least)
-    _differentiate(model, loss, batch, uses)
-    return {name: found[name] if name in found else uses.zeros(name) for name in layout.names}
+    layers = wanted_layers(model, layout)
+    factors = _factors(layers, project, least)
+    watched_pass(model, loss, batch, layers, ProjectedRowGradients(found.__setitem__, factors))
+    for module, names in layers.items():
+        for local, name in names.items():
+            if name not in found:
+                found[name] = _no_gradient(module, local, rows(batch), factors.get(name))
+    return {name: found[name] for name in layout.names}
 
 
 def known_layers(
@@ -60,8 +65,7 @@ def known_layers(
 
     InputError, naming the parameter, for a layer of the layout that has no rules.
     """
-    parameters = {name: model.get_parameter(name) for name in layout.names}
-    return frozenset(factors_of(wanted_layers(model, parameters), parameters, project, least))
+    return frozenset(_factors(wanted_layers(model, layout), project, least))
 
 
 def hook_gradients(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:
@@ -73,7 +77,7 @@ def hook_gradients(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -
         dense = grads.dense().flatten(1) if isinstance(grads, SparseRows) else grads
         grads_NP[:, spans[name]] = dense
 
-    _differentiate(model, loss, batch, _uses(model, batch, layout, store))
+    watched_pass(model, loss, batch, wanted_layers(model, layout), RowGradients(store))
     return grads_NP
 
 
@@ -105,7 +109,7 @@ def projected_gradients(
             coordinates_NK.addmm_(grads, directions.T.to(grads))
         sqnorm_N.add_(grads.double().square().sum(1))
 
-    _differentiate(model, loss, batch, _uses(model, batch, layout, project))
+    watched_pass(model, loss, batch, wanted_layers(model, layout), RowGradients(project))
     return coordinates_NK, sqnorm_N
 
 
@@ -116,24 +120,44 @@ def _zeros(model: nn.Module, layout: Layout, shape: tuple[int, ...]) -> Tensor:
     return parameters[0].new_zeros(shape, dtype=reduce(torch.promote_types, kinds, torch.float32))
 
 
-def _uses(
-    model: nn.Module,
-    batch: Batch,
-    layout: Layout,
-    receive: Receive,
-    project: TwoSided | None = None,
-    least: int = 0,
-) -> LayerUses:
-    parameters = {name: model.get_parameter(name) for name in layout.names}
-    return LayerUses(model, parameters, rows(batch), receive, project, least)
+def _no_gradient(
+    module: nn.Module, local: str, samples: int, factors: tuple[Tensor, Tensor] | None
+) -> Tensor | SparseRows:
+    """The gradient [N, entries] of a parameter that the loss does not depend on."""
+    parameter = module.get_parameter(local)
+    kind = torch.promote_types(parameter.dtype, torch.float32)
+    if isinstance(module, nn.Embedding):
+        none = torch.zeros(0, dtype=torch.int64, device=parameter.device)
+        no_rows = parameter.new_zeros((0, parameter.shape[1]), dtype=kind)
+        return SparseRows(none.new_zeros(samples + 1), none, no_rows, len(parameter))
+    entries = parameter.numel() if factors is None else factors[1].shape[1] ** 2
+    return parameter.new_zeros((samples, entries), dtype=kind)
 
 
-def _differentiate(model: nn.Module, loss: Loss, batch: Batch, uses: LayerUses) -> None:
-    """One pass; each used parameter is received once."""
-    if not uses.samples:
+def _factors(
+    layers: Layers, project: TwoSided | None, least: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Projected weights' factors for their rows [O, p] and columns [I, p]."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    if project is None:
+        return found
+    for module, names in layers.items():
+        for local, name in names.items():
+            weight, rule = module.get_parameter(local), rules_of(module)[local]
+            if isinstance(rule, Outer) and project.shrinks(weight.shape, least):
+                left, right = project.factors(name, weight.shape, weight.device)
+                found[name] = (left.T, right)
+    return found
+
+
+def watched_pass(model: nn.Module, loss: Loss, batch: Batch, layers: Layers, sink: Sink) -> None:
+    """One forward and one backward pass in evaluation mode, each use of `layers` to the sink."""
+    samples = rows(batch)
+    if not samples:
         return
     batch = mapped(batch, lambda _, leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)
     batch = copied(batch)  # a loss may change it in place
+    uses = LayerUses(layers, samples, sink)
     with evaluating(model), _frozen(model), torch.enable_grad(), uses.watched():
         for parameter in uses.parameters.values():
             parameter.requires_grad_()  # outside its own layer, where only this would show it
@@ -178,10 +202,12 @@ def _leaves(total: Tensor) -> list[Tensor]:
 def _frozen(model: nn.Module) -> Iterator[None]:
     """No parameter requires grad; each is as it was afterwards."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
+    for parameter, flag in flags:
+        if flag:
+            parameter.requires_grad_(False)
     try:
         yield
     finally:
         for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)

@@ -1,14 +1,12 @@
 """Watching the layers of chosen parameters through one forward and one backward pass.
 
-hooks.py runs the passes; here are the hooks, and what they keep of each use of a layer until the
-gradient of its output arrives.
+hooks.py runs the passes; here are the hooks. What is made of a use is the sink's (sinks.py).
 """
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointFunction
 
 from distinf.errors import InputError, OtherMethod
-from distinf.numerics.layer_gradients import Outer, layer_gradient, limit_of, narrowed, rules_of
-from distinf.numerics.projection import TwoSided
-from distinf.numerics.sparse import SparseRows
+from distinf.numerics.layer_gradients import limit_of, rules_of
+from distinf.numerics.parameters import Layout
+from distinf.numerics.sinks import Names, Sink, Use
 
+Layers = Mapping[nn.Module, Names]
 OTHERS = ("vmap", "loop")  # methods for what hooks cannot do
 LEAVE_OUT = ", or leave it out of the blocks"
 REENTRANT = (
@@ -43,43 +42,26 @@ class _Kept(torch.autograd.Function):
         raise AssertionError("nothing is computed from this function's result")
 
 
-@dataclass(eq=False)
-class _Use:
-    """One call of a layer: what keeps its input, until the output's gradient.
-
-    `kept` itself, as older PyTorch forgets what a node saved once nothing holds its output.
-    """
-
-    module: nn.Module
-    kept: Tensor | None
-
-
 class LayerUses:
-    """The layers whose parameters are wanted, and what has come of their gradients so far.
+    """The layers whose parameters are wanted, watched: each use of one goes to a sink.
 
     root: what graphs begin at that have no other tensor that requires grad. backward: whether the
     backward pass has begun; a layer called after that is called again, for a checkpoint.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        samples: int,
-        receive: Callable[[str, Tensor | SparseRows], None],
-        project: TwoSided | None = None,
-        least: int = 0,
-    ) -> None:
+    def __init__(self, layers: Layers, samples: int, sink: Sink) -> None:
         self.samples = samples
-        self.parameters = parameters
-        self.layers = wanted_layers(model, parameters)
-        first = next(iter(parameters.values()))
+        self.layers = layers
+        self.parameters = {
+            name: module.get_parameter(local)
+            for module, names in layers.items()
+            for local, name in names.items()
+        }
+        first = next(iter(self.parameters.values()))
         self.root = first.new_zeros((), dtype=torch.float32).requires_grad_()
         self.backward = False
-        self._factors = factors_of(self.layers, parameters, project, least)
-        self._receive = receive
+        self._sink = sink
         self._waiting: Counter[str] = Counter()
-        self._partial: dict[str, Any] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -93,19 +75,6 @@ class LayerUses:
                 stack.callback(after.remove)
             yield
 
-    def zeros(self, name: str) -> Tensor | SparseRows:
-        """The gradient [N, entries] of a parameter that the loss does not depend on."""
-        parameter, kind = self.parameters[name], self._kind(name)
-        for module, names in self.layers.items():
-            if name in names.values() and isinstance(module, nn.Embedding):
-                none = torch.zeros(0, dtype=torch.int64, device=parameter.device)
-                rows = parameter.new_zeros((0, parameter.shape[1]), dtype=kind)
-                return SparseRows(none.new_zeros(self.samples + 1), none, rows, len(parameter))
-        entries = parameter.numel()
-        if name in self._factors:
-            entries = self._factors[name][1].shape[1] ** 2
-        return parameter.new_zeros((self.samples, entries), dtype=kind)
-
     def _enter(self, module: nn.Module, _: Any) -> None:
         for name in self.layers[module].values():
             self.parameters[name].requires_grad_(False)
@@ -113,7 +82,8 @@ class LayerUses:
     def _leave(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
     ) -> Tensor:
-        for name in self.layers[module].values():
+        names = self.layers[module]
+        for name in names.values():
             self.parameters[name].requires_grad_()
         given = (args[0] if args else next(iter(kwargs.values()))).detach()
         if len(given) != self.samples or len(output) != self.samples:
@@ -129,48 +99,29 @@ class LayerUses:
             return output
         if not output.requires_grad:
             output = output + self.root  # here the graph begins
-        kept = _Kept.apply(self.root, self._narrowed(module, given))
+        kept = _Kept.apply(self.root, self._sink.keep(module, names, given))
         if not self.backward:
-            output.register_hook(partial(self._arrived, _Use(module, kept)))
-            self._waiting.update(self.layers[module].values())
+            # The list, as older PyTorch forgets what a node saved once nothing holds its output.
+            output.register_hook(partial(self._arrived, module, [kept]))
+            self._waiting.update(names.values())
         return output
 
-    def _narrowed(self, module: nn.Module, given: Tensor) -> Tensor:
-        """What to keep of a layer's input: its projection, where that is all that is needed."""
-        for local, name in self.layers[module].items():
-            if name in self._factors:
-                rule = rules_of(module)[local]
-                assert isinstance(rule, Outer)
-                return narrowed(given, rule.sides(*self._factors[name])[0])
-        return given
+    def _arrived(self, module: nn.Module, kept: list[Tensor], grad: Tensor) -> None:
+        names = self.layers[module]
+        self._waiting.subtract(names.values())
+        waiting = {name for name in names.values() if self._waiting[name]}
+        self._sink.receive(Use(module, names, self._input_of(module, kept), grad, waiting))
 
-    def _arrived(self, use: _Use, grad: Tensor) -> None:
-        given = self._input_of(use)
-        rules = rules_of(use.module)
-        for local, name in self.layers[use.module].items():
-            rule, grad_of_rule = rules[local], grad
-            if name in self._factors and isinstance(rule, Outer):
-                grad_of_rule = narrowed(grad, rule.sides(*self._factors[name])[1])
-            grads = layer_gradient(rule, use.module, given, grad_of_rule).to(self._kind(name))
-            if name in self._partial:
-                grads = self._partial.pop(name) + grads
-            self._waiting[name] -= 1
-            if self._waiting[name]:
-                self._partial[name] = grads
-            else:
-                self._receive(name, grads)
-
-    def _input_of(self, use: _Use) -> Tensor:
-        kept, use.kept = use.kept, None
-        assert kept is not None
-        assert kept.grad_fn is not None
+    def _input_of(self, module: nn.Module, kept: list[Tensor]) -> Tensor:
+        node = kept.pop().grad_fn
+        assert node is not None
         try:
-            (given,) = kept.grad_fn.saved_tensors  # type: ignore[attr-defined]
+            (given,) = node.saved_tensors  # type: ignore[attr-defined]
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
             raise OtherMethod(
-                f"the input of the layer of {self._name(use.module)!r} is changed in place after "
+                f"the input of the layer of {self._name(module)!r} is changed in place after "
                 "its use, where hooks lose it",
                 OTHERS,
                 ", or make that operation out of place",
@@ -178,7 +129,7 @@ class LayerUses:
         return given
 
     def finish(self, elsewhere: Mapping[Tensor, Tensor | None]) -> None:
-        """Hand over what waits for uses that the loss does not depend on.
+        """Tell the sink that no further use comes.
 
         `elsewhere`: gradients of tensors, those parameters among them that are used outside their
         layer, where hooks miss it.
@@ -191,14 +142,10 @@ class LayerUses:
                     OTHERS,
                     LEAVE_OUT,
                 )
-        for name, grads in self._partial.items():
-            self._receive(name, grads)
+        self._sink.finish()
 
     def _name(self, module: nn.Module) -> str:
         return next(iter(self.layers[module].values()))
-
-    def _kind(self, name: str) -> torch.dtype:
-        return torch.promote_types(self.parameters[name].dtype, torch.float32)
 
 
 def _in_reentrant_checkpoint() -> bool:
@@ -211,30 +158,9 @@ def _in_reentrant_checkpoint() -> bool:
     return False
 
 
-def factors_of(
-    layers: Mapping[nn.Module, Mapping[str, str]],
-    parameters: Mapping[str, nn.Parameter],
-    project: TwoSided | None,
-    least: int,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Projected weights' factors for their rows [O, p] and columns [I, p]."""
-    if project is None:
-        return {}
-    found = {}
-    for module, names in layers.items():
-        for local, name in names.items():
-            shape, device = parameters[name].shape, parameters[name].device
-            if isinstance(rules_of(module)[local], Outer) and project.shrinks(shape, least):
-                left, right = project.factors(name, shape, device)
-                found[name] = (left.T, right)
-    return found
-
-
-def wanted_layers(
-    model: nn.Module, wanted: Mapping[str, Tensor]
-) -> dict[nn.Module, dict[str, str]]:
-    """Layer -> its own name of a wanted parameter -> the layout's; InputError without a rule."""
-    names = {id(parameter): name for name, parameter in wanted.items()}
+def wanted_layers(model: nn.Module, layout: Layout) -> Layers:
+    """The layers of a layout's parameters; InputError, naming the parameter, without a rule."""
+    names = {id(model.get_parameter(name)): name for name in layout.names}
     found: dict[nn.Module, dict[str, str]] = {}
     for path, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
@@ -242,7 +168,7 @@ def wanted_layers(
                 f"{path!r} normalises by the statistics of the batch, which mixes its samples; "
                 "give it running ones (track_running_stats=True)"
             )
-        for local, parameter in module.named_parameters(recurse=False):
+        for local, parameter in module._parameters.items():  # named_parameters is slow
             if id(parameter) in names:
                 name = names[id(parameter)]
                 _check_rule(module, local, name)
@@ -262,7 +188,7 @@ def _check_rule(module: nn.Module, local: str, name: str) -> None:
         )
 
 
-def _check_ties(layers: Mapping[nn.Module, Mapping[str, str]]) -> None:
+def _check_ties(layers: Layers) -> None:
     kinds: dict[str, set[bool]] = {}
     for module, names in layers.items():
         for name in names.values():
