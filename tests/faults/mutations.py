@@ -280,6 +280,23 @@ MUTATIONS = [
         "        pass\n",
         "test_error_classes.py::test_a_closed_terminal_stops_a_run_as_a_kill_does",
     ),
+    # -- what is computed
+    Mutation(
+        "running statistics averaged over shards", "spectral/train.py",
+        "value.reshape(-1).double() / shards", "value.reshape(-1).double()",
+        "spectral/test_training.py::test_running_statistics_are_averaged_over_the_shards",
+    ),
+    _without(
+        "only solves that converged", "spectral/queries.py",
+        '        if record["summary"]["status"] == "converged"\n',
+        "spectral/test_failed_solves.py::test_a_solve_that_did_not_converge_is_not_used_for_scores",
+    ),
+    Mutation(
+        "a weighted order looks at the scores", "spectral/pools.py",
+        "random.exponential(size=len(weights)) / weights", "random.exponential(size=len(weights))",
+        "spectral/test_pools.py::"
+        "test_a_weighted_order_draws_rows_in_proportion_to_their_scores",
+    ),
 ]  # fmt: skip
 
 
