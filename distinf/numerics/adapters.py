@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on a model's linear layers and full convolutions.
 
-A layer's weight W becomes W + scale B A, of which only A and B are trained. A convolution's kernel
+A layer's weight W becomes W + B A, of which only A and B are trained. A convolution's kernel
 is taken as a matrix [outputs, inputs x kernel]; depthwise and grouped convolutions stay as they
 are, and so do biases and norms.
 
@@ -18,15 +18,14 @@ from distinf.numerics.randomness import uniform
 
 
 class LowRank(nn.Module):
-    """weight -> weight + scale B A, with lora_A [R, I] given and lora_B zero.
+    """weight -> weight + B A, with lora_A [R, I] given and lora_B zero.
 
     lora_B is kept flat, [O R]: LAMB scales a matrix's step by the matrix's norm, which would leave
     it next to zero for good, and gives vectors a plain step.
     """
 
-    def __init__(self, weight: Tensor, down_RI: Tensor, scale: float) -> None:
+    def __init__(self, weight: Tensor, down_RI: Tensor) -> None:
         super().__init__()
-        self.scale = scale
         self.lora_A = nn.Parameter(down_RI.to(weight))
         self.lora_B = nn.Parameter(weight.new_zeros(len(weight) * len(down_RI)))
 
@@ -34,12 +33,10 @@ class LowRank(nn.Module):
         up_OR = self.lora_B.view(len(weight), -1)
         change = (up_OR @ self.lora_A).view(weight.shape)
         # The sum then has the weight's memory format, and convolutions keep to the same kernel.
-        return weight + self.scale * torch.empty_like(weight).copy_(change)
+        return weight + torch.empty_like(weight).copy_(change)
 
 
-def add_adapters(
-    model: nn.Module, rank: int, seed: int, *, scale: float = 1.0
-) -> list[nn.Parameter]:
+def add_adapters(model: nn.Module, rank: int, seed: int) -> list[nn.Parameter]:
     """Put adapters into `model`, freeze all else -> the parameters to train, in layer order.
 
     Every nn.Linear and every nn.Conv2d with groups=1 gets one, of at most `rank` and of no more
@@ -62,7 +59,7 @@ def add_adapters(
         outputs, inputs = len(weight), prod(weight.shape[1:])
         least = min(rank, outputs, inputs)
         values = uniform(seed, f"adapter {name}", least * inputs) / inputs**0.5
-        adapter = LowRank(weight, values.view(least, inputs), scale)
+        adapter = LowRank(weight, values.view(least, inputs))
         parametrize.register_parametrization(module, "weight", adapter)
         trained += [adapter.lora_A, adapter.lora_B]
     return trained

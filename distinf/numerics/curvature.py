@@ -363,16 +363,12 @@ def sharded_mean_product(
     return ordered if reduction == "ordered" else fast
 
 
-def microbatch_rows(bytes_per_sample: int, budget_bytes: int, *, reserved_bytes: int = 0) -> int:
-    """Most samples whose activations fit `budget_bytes` beside `reserved_bytes` (the model, say).
-
-    Raises InputError if not even one sample fits.
-    """
-    free = budget_bytes - reserved_bytes
-    if bytes_per_sample < 1 or free < bytes_per_sample:
+def microbatch_rows(bytes_per_sample: int, budget_bytes: int) -> int:
+    """Most samples whose activations fit `budget_bytes`; InputError if not even one does."""
+    if bytes_per_sample < 1 or budget_bytes < bytes_per_sample:
         raise InputError(
-            f"one sample needs {bytes_per_sample / 2**20:.1f} MiB but {free / 2**20:.1f} MiB are "
-            f"free ({budget_bytes / 2**20:.1f} MiB less {reserved_bytes / 2**20:.1f} MiB reserved);"
-            " raise the memory budget, or shorten or shrink the sample"
+            f"one sample needs {bytes_per_sample / 2**20:.1f} MiB of the "
+            f"{budget_bytes / 2**20:.1f} MiB for activations; raise the memory budget, or shorten "
+            "or shrink the sample"
         )
-    return free // bytes_per_sample
+    return budget_bytes // bytes_per_sample

@@ -23,11 +23,6 @@ def signs(seed: int, purpose: str, size: int, *, stream: int = 0) -> Tensor:
     return torch.from_numpy(bits.astype(np.float64) * 2.0 - 1.0)
 
 
-def generator(seed: int, purpose: str, *, stream: int = 0) -> np.random.Generator:
-    """A numpy generator on the same counter, for draws whose order is fixed by the caller."""
-    return np.random.Generator(_philox(seed, purpose, stream))
-
-
 def _philox(seed: int, purpose: str, stream: int) -> np.random.Philox:
     word = int.from_bytes(blake2b(purpose.encode(), digest_size=8).digest(), "little")
     key = np.array([seed % 2**64, word], dtype=np.uint64)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from distinf.digest import digest
 from distinf.lazily import from_homes
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from distinf.runtime.machine import Node, this_machine
     from distinf.runtime.opening import open_runtime
     from distinf.runtime.protocol import Resources, Runtime, RuntimeSettings, Work
-    from distinf.runtime.units import Cost, Lever, Unit, digest
+    from distinf.runtime.units import Cost, Lever, Unit
 
 _HOMES = {
     "Agenda": "agenda",
@@ -25,7 +26,6 @@ _HOMES = {
     "RuntimeSettings": "protocol",
     "Unit": "units",
     "Work": "protocol",
-    "digest": "units",
     "hand_out": "handed",
     "open_runtime": "opening",
     "this_machine": "machine",

@@ -5,9 +5,9 @@ and comes back after the last, so a kill in between leaves files without sums, n
 """
 
 import contextlib
-import hashlib
 from collections.abc import Mapping
 
+from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError, in_one_line
 from distinf.runtime.agenda import Kept
 from distinf.runtime.records import RECORD_BYTES, seal, unseal
@@ -26,7 +26,7 @@ def hand_out(blobs: Kept, name: str, files: Mapping[str, bytes]) -> None:
         blobs.put(key, data)
     for key in before - files.keys():
         blobs.delete(key)
-    sums = {key: hashlib.sha256(data).hexdigest() for key, data in files.items()}
+    sums = {key: sha256(data) for key, data in files.items()}
     blobs.put(sums_of(name), seal({"files": sums}))
 
 
@@ -59,7 +59,7 @@ def changed(blobs: Kept, name: str, within: str) -> list[str]:
         if key.rpartition("/")[0] != within:
             return [f"{sums_of(name)} names {key:.80}, which was never written so"]
         try:
-            if hashlib.sha256(blobs.get(key)).hexdigest() != expected:
+            if sha256(blobs.get(key)) != expected:
                 found.append(f"{key} was altered after it was written")
         except KeyError:
             found.append(f"{key} is missing")

@@ -8,12 +8,12 @@ stands, whatever a late writer puts beside it.
 """
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError, in_one_line
 from distinf.runtime.records import RECORD_BYTES, Record, believed, seal, unseal
 from distinf.runtime.units import Unit
@@ -160,7 +160,7 @@ class Ledger:
         records = [self._loose[u] for u in unit_ids if u in self._loose]
         number = max((number for number, _ in self._numbers.values()), default=0) + 1
         data = seal({"stage": self.stage, "number": number, "records": records})
-        name = f"{self._prefix}/{SEGMENT}{hashlib.sha256(data).hexdigest()[:20]}.json"
+        name = f"{self._prefix}/{SEGMENT}{sha256(data)[:20]}.json"
         self._records.put_if_absent(name, data)
         self._read_segments([name])  # read back, before what is in it goes
         for record in records:

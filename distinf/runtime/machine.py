@@ -31,13 +31,13 @@ class Node:
     gpus: tuple[float | None, ...] = ()
 
 
-def this_machine(name: str = "this machine") -> Node:
+def this_machine() -> Node:
     """What a runtime that is started here can give to workers."""
     gpus: tuple[float, ...] = ()
     if torch.cuda.is_available():
         cards = range(torch.cuda.device_count())
         gpus = tuple(float(torch.cuda.get_device_properties(k).total_memory) for k in cards)
-    return Node(name, cpus_here(), memory_here(), gpus)
+    return Node("this machine", cpus_here(), memory_here(), gpus)
 
 
 def cpus_here() -> int:

@@ -4,12 +4,12 @@ Anyone can compute a checksum. A record is of the unit that its id is the hash o
 id, and names files in that unit's own folder.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError
 from distinf.runtime.units import Unit
 
@@ -22,8 +22,7 @@ JOBS = "jobs"  # the folder of stages whose units are jobs
 def seal(content: Mapping[str, Any]) -> bytes:
     """JSON of `content` with the sha256 of its canonical form added."""
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    check = hashlib.sha256(body.encode()).hexdigest()
-    return json.dumps({**content, "sha256": check}, sort_keys=True).encode()
+    return json.dumps({**content, "sha256": sha256(body.encode())}, sort_keys=True).encode()
 
 
 def unseal(data: bytes, name: str) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
         body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CorruptionError(f"{name} is not a commit record; {SEE}") from None
-    if hashlib.sha256(body.encode()).hexdigest() != check:
+    if sha256(body.encode()) != check:
         raise CorruptionError(f"{name} was altered after it was written; {SEE}")
     return content
 

@@ -1,16 +1,10 @@
 """Units of work: what a piece computes, named by the hash of it. Pure."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-def digest(value: Any) -> str:
-    """sha256 of the value's canonical JSON, 20 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+from distinf.digest import digest
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

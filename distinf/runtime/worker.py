@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from distinf.digest import digest
 from distinf.errors import (
     CorruptionError,
     DistinfError,
@@ -25,7 +26,7 @@ from distinf.runtime import faults
 from distinf.runtime.activity import HERE, UNIT
 from distinf.runtime.collective import Single, join_group, leave_group
 from distinf.runtime.protocol import Work
-from distinf.runtime.units import Unit, digest
+from distinf.runtime.units import Unit
 
 DEVICE_LOST = "CUDA error"  # after one, a process gets nothing else from its device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h

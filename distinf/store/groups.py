@@ -6,7 +6,6 @@ commit record, never a listing: an object that the manifest names must be there 
 the objects may be is checked first (see `layout`), so nothing else reaches zarr.
 """
 
-import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import MemoryStore
 
+from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError
 from distinf.store.blobs import Blobs
 from distinf.store.layout import ITEM_BYTES, Manifest
@@ -27,9 +27,7 @@ CHUNK_BYTES = 8 << 20
 LEAST_BYTES = 64 << 10  # a column of 4 bytes a row would else be hundreds of tiny files
 
 
-def encode(
-    arrays: Arrays, *, chunk_rows: int | None = None, attributes: Mapping[str, Any] | None = None
-) -> dict[str, bytes]:
+def encode(arrays: Arrays, *, chunk_rows: int | None = None) -> dict[str, bytes]:
     """Zarr v3 objects of a group by key; arrays are chunked along their first axis only.
 
     `chunk_rows` rows a chunk and no less than 64 KiB, or about 8 MiB where it is None. No
@@ -37,7 +35,7 @@ def encode(
     the speed).
     """
     memory = MemoryStore()
-    group = zarr.create_group(memory, attributes=dict(attributes or {}))
+    group = zarr.create_group(memory)
     for name, values in arrays.items():
         values = np.asarray(values, order="C")
         if str(values.dtype.newbyteorder("=")) not in ITEM_BYTES or "/" in name:
@@ -79,7 +77,7 @@ def write_group(
     objects = encode(arrays, chunk_rows=chunk_rows)
     for key, data in objects.items():
         blobs.put(f"{group}/{key}", data)
-    files = {key: hashlib.sha256(data).hexdigest() for key, data in objects.items()}
+    files = {key: sha256(data) for key, data in objects.items()}
     manifest = {"group": group, "files": files, "bytes": sum(map(len, objects.values()))}
     verify_group(blobs, manifest)
     return manifest

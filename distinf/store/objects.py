@@ -1,8 +1,8 @@
 """The objects of a committed group, each verified as it is read. No array is decoded here."""
 
-import hashlib
 from collections.abc import Mapping
 
+from distinf.digest import sha256
 from distinf.errors import CorruptionError, in_one_line
 from distinf.store.blobs import Blobs
 from distinf.store.layout import METADATA_BYTES, ArrayLayout, Manifest, layouts
@@ -86,6 +86,6 @@ def intact(
     except KeyError:
         raise _missing(name) from None
     right = size is None or most or len(data) == size
-    if not right or hashlib.sha256(data).hexdigest() != manifest["files"][key]:
+    if not right or sha256(data) != manifest["files"][key]:
         raise CorruptionError(f"{name} is not what was committed (sha256 differs); {REPAIR}")
     return data

@@ -115,7 +115,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a record's sha256", "runtime/records.py",
-        "if hashlib.sha256(body.encode()).hexdigest() != check:", "if False:",
+        "if sha256(body.encode()) != check:", "if False:",
         LEDGER + "test_an_altered_record_is_refused_by_name",
     ),
     # -- records are believed no further than their checksum

@@ -75,18 +75,18 @@ def test_gradients_are_those_of_the_low_rank_factors():
     model, batch = classifier()
     model.eval()
     plain = copy.deepcopy(model)
-    trained = add_adapters(model, rank=2, seed=0, scale=0.5)
+    trained = add_adapters(model, rank=2, seed=0)
     with torch.no_grad():
         trained[1].copy_(torch.randn_like(trained[1]))
     down_RI, up_OR = trained[0].detach(), trained[1].detach().view(4, 2)
     with torch.no_grad():
-        plain[0].weight += 0.5 * up_OR @ down_RI
+        plain[0].weight += up_OR @ down_RI
     torch.testing.assert_close(model(batch["x"]), plain(batch["x"]))
     CrossEntropy()(plain, batch).sum().backward()
     CrossEntropy()(model, batch).sum().backward()
     full_OI = plain[0].weight.grad
-    torch.testing.assert_close(trained[0].grad, 0.5 * up_OR.T @ full_OI)
-    torch.testing.assert_close(trained[1].grad, (0.5 * full_OI @ down_RI.T).view(-1))
+    torch.testing.assert_close(trained[0].grad, up_OR.T @ full_OI)
+    torch.testing.assert_close(trained[1].grad, (full_OI @ down_RI.T).view(-1))
 
 
 def test_per_sample_gradients_pass_through_adapters():

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distinf.digest import digest
 from distinf.errors import CorruptionError
 from distinf.runtime import Ledger, Unit
 from distinf.runtime import ledger as module
 from distinf.runtime.records import believed, seal, unseal
-from distinf.runtime.units import digest
 from distinf.store import open_root
 
 
