@@ -47,7 +47,7 @@ LEVELS = {
 FACADE = 10  # distinf/__init__.py: the Python surface, which no module inside may use,
 VERSION = "distinf.__version__"  # but for this constant
 RAY_FILE = "distinf/runtime/ray.py"
-NUMERICS_MAY_IMPORT = {"torch", "numpy"} | set(sys.stdlib_module_names)
+NUMERICS_MAY_IMPORT = {"torch", "numpy", "scipy"} | set(sys.stdlib_module_names)
 
 
 def violations(sources: Mapping[str, str]) -> list[str]:

@@ -4,12 +4,16 @@ Samples are taken lowest score first, equal scores in row order, as a filter rem
 Shape legend: N samples, R places on the curve, D bins.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from distinf.errors import InputError
 
 SLACK = 1e-9  # 0.29 · 100 is 28.999…96 in floating point: 29 samples are meant
+NORMAL_95 = 1.96  # standard deviations on either side hold 95 % of a normal distribution
 
 
 def removed(samples: int, share: float) -> int:
@@ -109,6 +113,24 @@ def ndr_auc(scores_N: Tensor, flipped_N: Tensor) -> float:
     flipped = float(curve[-1])
     area = float((curve[1:].sum() + curve[:-1].sum()) / 2 / flipped)
     return area / (flipped / 2 + len(scores_N) - flipped)
+
+
+def ndr_by_chance(counts: Sequence[tuple[int, int]], share: float) -> tuple[float, float]:
+    """Where 95 % of random rankings put the mean `ndr` over data of these (samples, flipped).
+
+    The flipped samples among those removed are hypergeometric; here by its normal approximation.
+    """
+    spread = sum(
+        share * (1 - share) * (1 - flipped / samples) * samples / (samples - 1) / flipped
+        for samples, flipped in counts
+    )
+    half = NORMAL_95 * math.sqrt(spread) / len(counts)
+    return max(0.0, share - half), min(1.0, share + half)
+
+
+def auc_by_chance(samples: int, flipped: int) -> float:
+    """`ndr_auc` of a random ranking."""
+    return 0.5 / (1 - flipped / samples / 2)
 
 
 def noise_histogram(scores_N: Tensor, flipped_N: Tensor, bins: int = 10) -> Tensor:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distinf.report.gram import comparison, summaries
+from distinf.numerics.comparison import pareto_ranks, win_matrix, win_rates
+from distinf.report.gram import summaries
 from distinf.report.gram.accuracy_figures import MOST_POINTS, thinned
 from distinf.report.gram.findings import Configuration, Findings, Headline
 from distinf.report.gram.page import render
@@ -14,7 +15,7 @@ from distinf.report.gram.tables import tables
 from distinf.report.gram.views import views
 from distinf.report.rows import csv_text, json_text
 from distinf.studies.noisy_labels import published
-from tests.support.gram_findings import FLIPS, ROWS, findings
+from tests.support.gram_findings import findings
 
 HEAD = Headline().name
 
@@ -73,10 +74,12 @@ def test_methods_are_placed_as_the_paper_does_and_keep_its_numbers_beside(made, 
     measured = [r for r in rows["methods"] if r["source"] == "measured"]
     names = sorted({r.configuration for r in made.retrained})
     table = [[accuracy_of(made, n)[c.name] for c in made.cells] for n in names]
-    placed = comparison.ranking(names, np.array(table), 0.75)
-    expected = {p.name: (p.rank, pytest.approx(p.win_rate)) for p in placed}
+    won_CC = win_matrix(np.array(table))
+    fronts, rates = pareto_ranks(won_CC, 0.75), win_rates(won_CC)
+    expected = {n: (f, pytest.approx(r)) for n, f, r in zip(names, fronts, rates, strict=True)}
     assert {r["configuration"]: (r["rank"], r["win_rate"]) for r in measured} == expected
-    assert [r["rank"] for r in measured] == [p.rank for p in placed]
+    placed = [(r["rank"], -r["win_rate"]) for r in measured]
+    assert placed == sorted(placed)
     qnli = list(accuracy_of(made, HEAD, "qnli").values())
     ours = next(r for r in measured if r["configuration"] == HEAD)
     assert ours["qnli_mean_pct"] == pytest.approx(np.mean(qnli))
@@ -94,14 +97,14 @@ def test_layers_are_ranked_within_each_estimator_by_mean_scores(made, rows, fami
         names.append("tracin-we-top10/embedding/mean")
         slots.append("tracin-we-top10")
     table = [[accuracy_of(made, n)[c.name] for c in made.cells] for n in names]
-    placed = comparison.ranking(slots, np.array(table), 0.5)
+    won_CC = win_matrix(np.array(table))
     mine = [r for r in rows["layers"] if (r["estimator"], r["source"]) == (family, "measured")]
     ranks, wins = ({r["layer"]: r[key] for r in mine} for key in ("rank", "win_rate"))
     if family == "tracin":  # token by token the same scores, which do not compete
         assert ranks.pop("tracin-we") == ranks["embedding"]
         assert wins.pop("tracin-we") == wins["embedding"]
-    assert ranks == {p.name: p.rank for p in placed}
-    assert wins == pytest.approx({p.name: p.win_rate for p in placed})
+    assert ranks == dict(zip(slots, pareto_ranks(won_CC, 0.5), strict=True))
+    assert wins == pytest.approx(dict(zip(slots, win_rates(won_CC), strict=True)))
     assert not [r for r in rows["layers"] if r["layer"] == "all"]
 
 
@@ -143,14 +146,6 @@ def test_proxies_are_spearmans_pooled_over_groups_and_trials(made, rows):
     ]  # fmt: skip
     assert row["ndr_within_rho"] == pytest.approx(np.mean(inside))
     assert row["ndr_within_rho"] > row["ndr_rho"]  # datasets of unlike accuracy hide it
-
-
-def test_chance_is_where_random_rankings_fall(made):
-    rng = np.random.default_rng(0)
-    drawn = rng.hypergeometric(FLIPS, ROWS - FLIPS, int(0.3 * ROWS), (4_000, 6)).mean(1) / FLIPS
-    low, high = np.quantile(100 * drawn, (0.025, 0.975))
-    assert summaries.chance(made) == (pytest.approx(low, abs=0.15), pytest.approx(high, abs=0.15))
-    assert summaries.random_area(made) == pytest.approx(0.556, abs=1e-3)
 
 
 def test_tables_are_strict_csv_and_json(rows):

@@ -6,7 +6,6 @@ from functools import partial
 
 from distinf.report.columns import Column, View, blank, text, value, view
 from distinf.report.formats import SPACE, count, fixed, missing, number, signed
-from distinf.report.gram import comparison
 from distinf.report.gram.findings import BASELINES, Findings
 from distinf.report.gram.method_tables import TRACIN_WE
 from distinf.report.gram.summaries import Row, datasets, estimators, spoken
@@ -15,6 +14,7 @@ from distinf.report.grids import Entry, Grid, GridColumn, grid
 
 MEASURED = "measured"
 MOST_PRINTED = 12
+NOT_SIGNIFICANT_P = 0.05  # Table 2: marked with a star above it
 
 
 def comparison_views(findings: Findings, rows: Tables) -> dict[str, View | Grid | None]:
@@ -219,7 +219,7 @@ def _starred(proxy: str, row: Row) -> str:
     rho, p = row.get(f"{proxy}_rho", math.nan), row.get(f"{proxy}_p", math.nan)
     if missing(rho):
         return ""
-    star = "*" if p > comparison.NOT_SIGNIFICANT_P else ""
+    star = "*" if p > NOT_SIGNIFICANT_P else ""
     return fixed(rho, 2) + star
 
 

@@ -6,10 +6,17 @@ Shape legend: C configurations, T trials (dataset and seed).
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
-from distinf.report.gram import comparison
+from distinf.numerics.comparison import (
+    Correlated,
+    correlated,
+    pareto_ranks,
+    win_matrix,
+    win_rates,
+)
 from distinf.report.gram.findings import (
     EMBEDDING,
     FULL,
@@ -41,10 +48,21 @@ from distinf.report.gram.summaries import (
 )
 from distinf.report.intervals import estimate
 
+PARETO_METHODS = 0.75  # Vitel and Chhabra, Tables 4 to 6
+PARETO_LAYERS = 0.5  # and Table 3
 FEWEST_TRIALS = 2  # one trial gives neither win rates nor fronts
 TRACIN_WE = "tracin-we"  # a row of Table 3
 UNFILTERED, ALL_OF = "all rows", "every estimator"
 Table = dict[str, dict[Key, float]]
+
+
+class Placed(NamedTuple):
+    """A configuration's front (0: none is known) and win rate, with its sd over opponents."""
+
+    name: str
+    rank: int
+    win_rate: float
+    sd: float
 
 
 def retrained(findings: Findings) -> list[Row]:
@@ -96,7 +114,7 @@ def methods(findings: Findings) -> list[Row]:
     """As Vitel and Chhabra's Tables 4 to 6: front, win rate, then mean and sd by dataset."""
     found = accuracies(findings)
     rows: list[Row] = []
-    for placed in _ranked(found, comparison.PARETO_METHODS):
+    for placed in _ranked(found, PARETO_METHODS):
         made, trials = Configuration.of(placed.name), found[placed.name]
         row: Row = {"configuration": placed.name}
         row |= {"estimator": made.estimator if made else placed.name}
@@ -133,7 +151,7 @@ def layer_ranks(findings: Findings) -> list[Row]:
         mine = {n: trials for n, trials in mine.items() if means[n].group in slots}
         if len(mine) < 2 or len({k for trials in mine.values() for k in trials}) < FEWEST_TRIALS:
             continue
-        for placed in _ranked(mine, comparison.PARETO_LAYERS):
+        for placed in _ranked(mine, PARETO_LAYERS):
             c = means[placed.name]
             slot = slots[c.group] if c.estimator == family else c.estimator
             row: Row = {"layer": slot, "group": c.group, "estimator": family, "source": "measured"}
@@ -191,7 +209,7 @@ def proxies(findings: Findings) -> list[Row]:
             row: Row = {"how": how, "estimator": estimator, "points": len(mine)}
             found = np.array([p["accuracy_pct"] for p in mine])
             for proxy in ("c", "ndr_pct", "auc"):
-                agreed = comparison.agreement(np.array([p[proxy] for p in mine]), found)
+                agreed = correlated(np.array([p[proxy] for p in mine]), found)
                 name = proxy.removesuffix("_pct")
                 row |= {f"{name}_rho": agreed.rho, f"{name}_p": agreed.p}
                 row[f"{name}_within_rho"] = _within(mine, proxy)
@@ -205,29 +223,32 @@ def _within(points: list[Row], proxy: str) -> float:
     for dataset in {p["dataset"] for p in points}:
         mine = [p for p in points if p["dataset"] == dataset]
         sides = (np.array([p[key] for p in mine]) for key in (proxy, "accuracy_pct"))
-        found.append(comparison.agreement(*sides).rho)
+        found.append(correlated(*sides).rho)
     known = sorted(r for r in found if math.isfinite(r))
     return float(np.mean(known)) if known else math.nan
 
 
-def c_agreement(findings: Findings) -> dict[str, comparison.Agreement]:
+def c_agreement(findings: Findings) -> dict[str, Correlated]:
     """Group -> Spearman of its C with accuracy over estimators, trials; mean scores (Table 1)."""
     points = [p for p in proxy_points(findings) if p["how"] == "mean"]
     found = {}
     for group in {p["group"] for p in points}:
         mine = [p for p in points if p["group"] == group]
-        found[group] = comparison.agreement(
+        found[group] = correlated(
             np.array([p["c"] for p in mine]), np.array([p["accuracy_pct"] for p in mine])
         )
     return found
 
 
-def _ranked(found: Table, threshold: float) -> list[comparison.Placed]:
+def _ranked(found: Table, threshold: float) -> list[Placed]:
     """Placed by pairwise wins; with one trial only by accuracy, with neither front nor win rate."""
     trials = sorted({key for mine in found.values() for key in mine})
     names = list(found)
     accuracy_CT = np.array([[found[n].get(key, math.nan) for key in trials] for n in names])
     if len(trials) >= FEWEST_TRIALS:
-        return comparison.ranking(names, accuracy_CT.reshape(len(names), len(trials)), threshold)
+        won_CC = win_matrix(accuracy_CT.reshape(len(names), len(trials)))
+        fronts, rates_C = pareto_ranks(won_CC, threshold).tolist(), win_rates(won_CC).tolist()
+        placed = map(Placed, names, fronts, rates_C, map(float, map(np.nanstd, won_CC)))
+        return sorted(placed, key=lambda p: (p.rank, -p.win_rate, p.name))
     ordered = sorted(names, key=lambda n: (falling(max(found[n].values())), configuration_order(n)))
-    return [comparison.Placed(name, 0, math.nan, math.nan) for name in ordered]
+    return [Placed(name, 0, math.nan, math.nan) for name in ordered]

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from distinf.report.gram import comparison
+from distinf.numerics.comparison import quartiles as quartiles_of
+from distinf.numerics.comparison import relative_changes, wilcoxon
 from distinf.report.gram.findings import Configuration, Findings
 from distinf.report.gram.summaries import Key, Row, accuracies, datasets
 
+MARK_P, MARK_CHANGE_PCT = 0.1, 1.0  # Figure 3: what is drawn in full colour
 Pair = tuple[str, Configuration, list[Key], np.ndarray, np.ndarray]
 
 
@@ -20,7 +22,7 @@ def quartiles(findings: Findings) -> list[Row]:
         if made is None or made.how != "mean":
             continue
         for place, dataset in enumerate(datasets(findings)):
-            mine = comparison.quartiles(np.array([v for (d, _), v in trials.items() if d == place]))
+            mine = quartiles_of(np.array([v for (d, _), v in trials.items() if d == place]))
             if mine.trials:
                 row: Row = {"estimator": made.estimator, "group": made.group, "dataset": dataset}
                 row |= {"trials": mine.trials, "mean_pct": mine.mean, "q1_pct": mine.q1}
@@ -34,12 +36,12 @@ def gains(findings: Findings) -> list[Row]:
     drawn in full colour (Vitel and Chhabra, Figures 3, 17 and 18)."""
     rows = []
     for dataset, made, _, base_T, other_T in _pairs(findings):
-        change = comparison.change(base_T, other_T)
-        spread = comparison.quartiles(comparison.relative_changes(base_T, other_T))
+        spread, p = quartiles_of(relative_changes(base_T, other_T)), wilcoxon(other_T, base_T)
         row: Row = {"dataset": dataset, "estimator": made.estimator, "group": made.group}
-        row |= {"how": made.how, "pairs": change.pairs, "change_pct": change.change_pct}
+        row |= {"how": made.how, "pairs": len(base_T), "change_pct": spread.mean}
         row |= {"q1_pct": spread.q1, "median_pct": spread.median, "q3_pct": spread.q3}
-        rows.append(row | {"p": change.p, "marked": change.marked})
+        marked = p < MARK_P and abs(spread.mean) > MARK_CHANGE_PCT
+        rows.append(row | {"p": p, "marked": marked})
     return rows
 
 
@@ -48,7 +50,7 @@ def gain_trials(findings: Findings) -> list[Row]:
     in % of the former: what the distributions of Figures 3, 17 and 18 are drawn from."""
     rows = []
     for dataset, made, trials, base_T, other_T in _pairs(findings):
-        changes_T = comparison.relative_changes(base_T, other_T)
+        changes_T = relative_changes(base_T, other_T)
         for (_, seed), *numbers in zip(trials, base_T, other_T, changes_T, strict=True):
             row: Row = {"dataset": dataset, "seed": seed, "estimator": made.estimator}
             row |= {"group": made.group, "how": made.how}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.numerics.metrics import auc_by_chance, ndr_by_chance
 from distinf.report.gram.findings import (
     ALL,
     BASELINES,
@@ -23,7 +24,6 @@ from distinf.report.intervals import Estimate, Trials, differences, estimate
 
 Row = dict[str, Any]
 Key = tuple[int, int]
-CHANCE_SD = 1.96
 
 
 def place(name: str, order: Sequence[str]) -> tuple[int, str]:
@@ -165,26 +165,18 @@ def versus(ours: Trials, other: Trials, prefix: str) -> Row:
 
 
 def chance(findings: Findings) -> tuple[float, float] | None:
-    """In percent: where 95 % of random rankings put the mean NDR over these cells.
-
-    The flipped rows among those removed are hypergeometric; here by its normal approximation.
-    """
-    known = [c for c in findings.cells if c.flips and c.rows > 1]
+    """In percent: where 95 % of random rankings put the mean NDR over these cells."""
+    known = [(c.rows, c.flips) for c in findings.cells if c.flips and c.rows > 1]
     if not known:
         return None
-    share, spread = findings.headline.share, 0.0
-    for c in known:
-        assert c.flips is not None
-        wrong = c.flips / c.rows
-        spread += share * (1 - share) * (1 - wrong) * c.rows / (c.rows - 1) / c.flips
-    half = CHANCE_SD * math.sqrt(spread) / len(known)
-    return 100 * max(0.0, share - half), 100 * min(1.0, share + half)
+    low, high = ndr_by_chance(known, findings.headline.share)
+    return 100 * low, 100 * high
 
 
 def random_area(findings: Findings) -> float:
-    """The AUC of a random ranking, mean over cells: 0.5 / (1 - half the share flipped)."""
-    wrong = [c.flips / c.rows for c in findings.cells if c.flips]
-    return float(np.mean([0.5 / (1 - w / 2) for w in wrong])) if wrong else math.nan
+    """The AUC of a random ranking, mean over cells."""
+    found = [auc_by_chance(c.rows, c.flips) for c in findings.cells if c.flips]
+    return float(np.mean(found)) if found else math.nan
 
 
 def spoken(name: str) -> str:

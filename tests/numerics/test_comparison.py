@@ -1,15 +1,16 @@
-"""Vitel and Chhabra's pairwise comparison against loops, scipy and cases worked out by hand."""
+"""Pairwise wins, fronts, paired tests and chance against loops, scipy and cases by hand."""
 
 import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from distinf.errors import InputError
-from distinf.report.gram import comparison
+from distinf.numerics import comparison, metrics
 
 accuracies = st.tuples(st.integers(2, 6), st.integers(1, 7), st.integers(0, 999), st.booleans())
 
@@ -60,24 +61,19 @@ def test_wins_rates_and_fronts_equal_loops(case, threshold):
 
 def test_a_ranking_worked_out_by_hand():
     """a beats both always; b beats c in 2 of 4, which a threshold of .5 does not count."""
-    found_CT = np.array([[9.0, 9, 9, 9], [5, 6, 5, 5], [5, 5, 6, 5]])
-    assert comparison.win_matrix(found_CT)[1:, 1:].tolist() == [[0, 0.25], [0.25, 0]]
-    placed = comparison.ranking(["a", "b", "c"], found_CT, 0.5)
-    assert [(p.name, p.rank) for p in placed] == [("a", 1), ("b", 2), ("c", 2)]
-    assert placed[0].win_rate == pytest.approx(2 / 3)  # the zero of the diagonal counts
-    assert placed[1].win_rate == pytest.approx(0.25 / 3)
-    assert placed[0].sd == pytest.approx(np.std([0, 1, 1]))
-    finer = comparison.ranking(["a", "b", "c"], found_CT, 0.2)
-    assert [p.rank for p in finer] == [1, 2, 2]  # each of b and c beats the other somewhere
-    assert [p.name for p in comparison.ranking(["z", "y"], np.ones((2, 3)), 0.5)] == ["y", "z"]
+    won_CC = comparison.win_matrix(np.array([[9.0, 9, 9, 9], [5, 6, 5, 5], [5, 5, 6, 5]]))
+    assert won_CC[1:, 1:].tolist() == [[0, 0.25], [0.25, 0]]
+    assert comparison.pareto_ranks(won_CC, 0.5).tolist() == [1, 2, 2]
+    assert comparison.pareto_ranks(won_CC, 0.2).tolist() == [1, 2, 2]  # each beats the other
+    # the zero of the diagonal counts
+    assert comparison.win_rates(won_CC) == pytest.approx([2 / 3, 0.25 / 3, 0.25 / 3])
 
 
-def test_ranking_refuses_what_does_not_fit():
-    with pytest.raises(InputError, match="2 names for 3"):
-        comparison.ranking(["a", "b"], np.ones((3, 2)), 0.5)
-    with pytest.raises(InputError, match=r"\[configurations, trials\]"):
+def test_what_is_no_matrix_is_refused_and_no_method_has_no_wins():
+    with pytest.raises(InputError, match=r"\[methods, trials\]"):
         comparison.win_matrix(np.ones(3))
-    assert comparison.ranking([], np.ones((0, 4)), 0.5) == []
+    won_CC = comparison.win_matrix(np.ones((0, 4)))
+    assert (comparison.win_rates(won_CC).size, comparison.pareto_ranks(won_CC, 0.5).size) == (0, 0)
 
 
 def test_wilcoxon_is_scipys_and_exact_for_ten_seeds():
@@ -93,31 +89,20 @@ def test_wilcoxon_is_scipys_and_exact_for_ten_seeds():
         comparison.wilcoxon(first, second[1:])
 
 
-@pytest.mark.parametrize(
-    ("factor", "seeds", "marked"),
-    [(1.02, 10, True), (0.98, 10, True), (1.005, 10, False), (1.02, 3, False), (1.0, 10, False)],
-)
-def test_a_change_is_marked_if_it_is_both_sure_and_above_one_percent(factor, seeds, marked):
-    base = np.linspace(70, 80, seeds)
-    found = comparison.change(base, base * factor)
-    assert found.pairs == seeds
-    assert found.change_pct == pytest.approx(100 * (factor - 1), abs=1e-9)
-    assert found.marked == marked
-
-
-def test_a_change_without_shared_trials_is_unknown():
-    found = comparison.change(np.array([1.0, math.nan]), np.array([math.nan, 1.0]))
-    assert (found.pairs, found.marked) == (0, False)
-    assert math.isnan(found.change_pct)
+def test_relative_changes_are_of_the_base_and_unknown_without_one():
+    base = np.array([50.0, 80.0, 0.0, math.nan])
+    found = comparison.relative_changes(base, np.array([51.0, 78.0, 1.0, 1.0]))
+    assert found[:2] == pytest.approx([2.0, -2.5])
+    assert np.isnan(found[2:]).all()
 
 
 @given(st.integers(3, 40), st.integers(0, 99), st.floats(-1, 1))
 @settings(max_examples=60, deadline=None)
-def test_agreement_is_scipys_spearman(points, seed, mix):
+def test_correlated_is_scipys_spearman(points, seed, mix):
     rng = np.random.default_rng(seed)
     proxy = rng.integers(0, 9, points).astype(float)
     accuracy = np.round(mix * proxy + rng.normal(0, 2, points), 1)
-    found = comparison.agreement(
+    found = comparison.correlated(
         np.append(proxy, math.inf), np.append(accuracy, 1.0)  # an infinite C is left out
     )  # fmt: skip
     assert found.points == points
@@ -127,10 +112,21 @@ def test_agreement_is_scipys_spearman(points, seed, mix):
         assert found.p == pytest.approx(p, rel=1e-6, abs=1e-7)
     else:
         assert math.isnan(found.rho)
-        assert not found.significant
 
 
 def test_quartiles_of_what_there_is():
     found = comparison.quartiles(np.array([4.0, 1, 2, math.nan, 3]))
     assert (found.trials, found.mean, found.q1, found.median, found.q3) == (4, 2.5, 1.75, 2.5, 3.25)
     assert comparison.quartiles(np.array([math.nan])).trials == 0
+
+
+def test_chance_is_where_random_rankings_fall():
+    rng = np.random.default_rng(0)
+    drawn = rng.hypergeometric(900, 3_600, 1_350, (4_000, 6)).mean(1) / 900
+    found = metrics.ndr_by_chance([(4_500, 900)] * 6, 0.3)
+    assert found == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.0015)
+    areas = [
+        metrics.ndr_auc(torch.from_numpy(rng.permutation(300)), torch.arange(300) < 60)
+        for _ in range(400)
+    ]
+    assert metrics.auc_by_chance(300, 60) == pytest.approx(np.mean(areas), abs=0.005)
