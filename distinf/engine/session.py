@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from distinf.collective import Collective
 from distinf.errors import SEE, CorruptionError, InputError
 from distinf.naming import refuse_names
 from distinf.numerics.batches import mapped
-from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import dense_embeddings
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.activity import HERE

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distinf.numerics.collective import Collective
+from distinf.collective import Collective
 
 # Entries of a chunk in fp64: 1 MiB stays in a core's cache; a GPU wants fewer, larger launches.
 CHUNK_ENTRIES_CPU = 1 << 17

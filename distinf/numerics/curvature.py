@@ -16,9 +16,9 @@ from torch.func import functional_call, grad, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from distinf.collective import Collective
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, rows
-from distinf.numerics.collective import Collective
 from distinf.numerics.krylov import Matvec
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from distinf.collective import Collective
 from distinf.errors import InputError
 from distinf.numerics.basis import SlicedBasis
-from distinf.numerics.collective import Alone, Collective
 from distinf.numerics.randomness import signs, uniform
 
 Matvec = Callable[[Tensor], Tensor]
@@ -99,7 +99,7 @@ class ArnoldiState:
             dim,
             steps + 1,
             slices=settings.slices,
-            collective=collective or Alone(),
+            collective=collective or Collective(),
             dtype=settings.torch_dtype,
             device=device,
         )

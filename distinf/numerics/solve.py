@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distinf.collective import Collective
 from distinf.errors import InputError
 from distinf.numerics.basis import SlicedBasis
-from distinf.numerics.collective import Alone, Collective
 from distinf.numerics.krylov import Matvec
 from distinf.numerics.variants import Spectrum
 
@@ -97,7 +97,7 @@ def refine(
         len(rhs_P),
         settings.steps + 1,
         slices=settings.slices,
-        collective=collective or Alone(),
+        collective=collective or Collective(),
         dtype=dtype,
         device=rhs_P.device,
     )

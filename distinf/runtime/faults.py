@@ -21,7 +21,7 @@ OURS = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 LIBRARIES = tuple({f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib")})
 INSTALLED = ("site-packages", "dist-packages")
 TORCH = f"{Path(torch.__file__).parent}{os.sep}"
-GANG = str(Path(__file__).with_name("collective.py"))
+GANG = str(Path(__file__).with_name("process_group.py"))
 NEVER_THERE = (
     FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
 )  # fmt: skip

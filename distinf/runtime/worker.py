@@ -24,7 +24,7 @@ from distinf.errors import (
 )
 from distinf.runtime import faults
 from distinf.runtime.activity import HERE, UNIT
-from distinf.runtime.collective import Single, join_group, leave_group
+from distinf.runtime.process_group import join_group, leave_group
 from distinf.runtime.protocol import Work
 from distinf.runtime.units import Unit
 
@@ -131,12 +131,9 @@ class Worker:
         """The body as one rank of a gang."""
 
         def call() -> Any:
-            device = self.device()
-            collective = Single()
-            if size > 1:
-                shared = device.type == "cpu" or self._gpus < 1  # NCCL wants a GPU for each rank
-                backend = "gloo" if shared else "nccl"
-                collective = join_group(rank, size, address, backend=backend, timeout_s=timeout_s)
+            shared = self.device().type == "cpu" or self._gpus < 1  # NCCL wants a GPU for each rank
+            backend = "gloo" if shared else "nccl"
+            collective = join_group(rank, size, address, backend=backend, timeout_s=timeout_s)
             try:
                 name = f"g-{uuid.uuid4().hex[:8]}"
                 return resolve(work.body)(self._prepared(work), collective, name)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distinf.collective import Collective
 from distinf.engine.session import done_for_all, draw, row_ranges
 from distinf.errors import InputError
-from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import (
     Kind,
     SplitLoss,

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distinf.collective import Collective
 from distinf.engine.session import done_for_all
 from distinf.errors import InputError
 from distinf.numerics.capture import finite_rows, flat_gradients
-from distinf.numerics.collective import Collective
 from distinf.numerics.parameters import Layout
 from distinf.numerics.solve import RefineSettings, Solution, refine
 from distinf.numerics.variants import Spectrum, spectrum

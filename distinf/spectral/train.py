@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distinf.collective import Collective
 from distinf.engine.session import done_for_all, generator, row_ranges
 from distinf.errors import CorruptionError, InputError
-from distinf.numerics.collective import Collective
 from distinf.numerics.curvature import per_sample
 from distinf.numerics.precision import float_edges, precision
 from distinf.runtime import Cost, Lever, Runtime, Unit, digest, hand_out

@@ -12,8 +12,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from distinf.collective import Collective
 from distinf.numerics.basis import SlicedBasis
-from distinf.numerics.collective import Alone
 from distinf.numerics.curvature import hessian_product
 from distinf.numerics.parameters import Layout
 from distinf.numerics.randomness import uniform
@@ -28,7 +28,7 @@ PARAMETERS = 1_232_516
 
 def seconds_per_step(steps: int, dim: int = PARAMETERS, repeats: int = 3) -> float:
     """Best seconds to orthogonalise one vector against `steps` nearly orthonormal ones."""
-    basis = SlicedBasis(dim, steps, slices=8, collective=Alone())
+    basis = SlicedBasis(dim, steps, slices=8, collective=Collective())
     for index in range(steps):  # random directions are orthogonal enough for the same work
         vector = uniform(0, "bench", dim, stream=index)
         basis.append(vector / torch.linalg.vector_norm(vector))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distinf.numerics.collective import Collective
+from distinf.collective import Collective
 from distinf.numerics.curvature import hessian_product, sharded_mean_product
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Ledger, RuntimeSettings, Unit, Work, open_runtime

@@ -9,8 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from distinf.collective import Collective
 from distinf.numerics.capture import flat_gradients
-from distinf.numerics.collective import Alone
 from distinf.numerics.curvature import hessian_product, sharded_mean_product
 from distinf.numerics.krylov import Matvec
 from distinf.numerics.parameters import Layout
@@ -69,7 +69,7 @@ def problem(samples: int = 120, queries: int = 20, epochs: int = 600) -> Problem
         optimizer.step()
     layout = Layout.of(model)
     product = hessian_product(model, loss, [train], layout, "hessian-double-backward")
-    matvec = sharded_mean_product({0: product}, count=samples, collective=Alone())
+    matvec = sharded_mean_product({0: product}, count=samples, collective=Collective())
     hessian_PP = torch.stack([matvec(row) for row in torch.eye(layout.size).double()])
     return Problem(
         model,

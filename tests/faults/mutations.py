@@ -86,9 +86,9 @@ MUTATIONS = [
         DURABLE + "test_no_two_attempts_have_one_name",
     ),
     Mutation(
-        "a gang's ordered sum in float64", "runtime/collective.py",
+        "a gang's ordered sum in float64", "collective.py",
         "dtype=torch.float64, device", "dtype=torch.float32, device",
-        "runtime/test_collective.py::test_the_ordered_sum_of_a_gang_is_taken_in_float64",
+        "runtime/test_process_group.py::test_the_ordered_sum_of_a_gang_is_taken_in_float64",
     ),
     # -- the ledger
     Mutation(

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from distinf.collective import Collective
 from distinf.errors import InputError
-from distinf.numerics.collective import Alone
 from distinf.numerics.curvature import (
     hessian_product,
     mean_gradient,
@@ -164,7 +164,7 @@ def test_sharded_mean_has_the_same_bits_at_any_number_of_ranks(size):
         matvec = sharded_mean_product(products, count=8, collective=collective, reduction=reduction)
         return matvec(vector)
 
-    expected = mean(Alone())
+    expected = mean(Collective())
     torch.testing.assert_close(
         expected, (sum(matrices).double() / 8) @ vector.double(), rtol=1e-5, atol=1e-5
     )
@@ -176,9 +176,9 @@ def test_sharded_mean_has_the_same_bits_at_any_number_of_ranks(size):
 
 def test_sharded_mean_refuses_no_samples_and_unknown_reductions():
     with pytest.raises(InputError, match="at least one sample"):
-        sharded_mean_product({}, count=0, collective=Alone())
+        sharded_mean_product({}, count=0, collective=Collective())
     with pytest.raises(InputError, match="reduction 'tree'"):
-        sharded_mean_product({}, count=1, collective=Alone(), reduction="tree")
+        sharded_mean_product({}, count=1, collective=Collective(), reduction="tree")
 
 
 def test_microbatch_rows_fill_the_budget_and_refuse_what_cannot_fit():

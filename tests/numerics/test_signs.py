@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from distinf.collective import Collective
 from distinf.numerics.capture import flat_gradients
-from distinf.numerics.collective import Alone
 from distinf.numerics.curvature import hessian_product, sharded_mean_product
 from distinf.numerics.krylov import arnoldi
 from distinf.numerics.parameters import Layout
@@ -27,7 +27,7 @@ def test_a_positive_score_means_that_a_small_step_on_the_sample_lowers_the_query
     _, queries = classifier(3, seed=9)
     layout = Layout.of(model)
     product = hessian_product(model, CrossEntropy(), [batch], layout)
-    matvec = sharded_mean_product({0: product}, count=20, collective=Alone())
+    matvec = sharded_mean_product({0: product}, count=20, collective=Collective())
     dim = layout.size
     pairs = arnoldi(matvec, dim, steps=dim, keep=20, dtype="float64", probes=10)
     damping = 2.0 * float(pairs.values.abs().max())
@@ -69,7 +69,7 @@ def test_newfluence_is_closer_to_exact_leave_one_out_than_classic():
         return 0.5 * (m(b["x"])[:, 0] - b["y"]).square()
 
     product = hessian_product(model, squared, [train], layout)
-    matvec = sharded_mean_product({0: product}, count=count, collective=Alone())
+    matvec = sharded_mean_product({0: product}, count=count, collective=Collective())
     pairs = arnoldi(matvec, dim, steps=dim, keep=dim, dtype="float64", probes=0)
     damped = spectrum(pairs.values, 0.0, dim=dim)
     query_QP = flat_gradients(model, squared, query, layout)

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from distinf.numerics.collective import sum_in_order
+from distinf.collective import Collective
 
 Result = TypeVar("Result")
 TIMEOUT_S = 60
 
 
-class ThreadCollective:
+class ThreadCollective(Collective):
     """One rank of a thread gang; exchanges go through a shared board between two barriers."""
 
     def __init__(self, rank: int, board: list[Any], fence: threading.Barrier) -> None:
@@ -25,12 +25,6 @@ class ThreadCollective:
         self.size = len(board)
         self._board = board
         self._fence = fence
-
-    def owned(self, shards: int) -> range:
-        return range(shards * self.rank // self.size, shards * (self.rank + 1) // self.size)
-
-    def ordered_sum(self, parts_SX: Tensor) -> Tensor:
-        return sum_in_order(self.all_gather(parts_SX))
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return torch.stack(self._exchange(x)).sum(0)

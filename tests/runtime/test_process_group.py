@@ -6,7 +6,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from distinf.runtime.collective import join_group
+from distinf.runtime.process_group import join_group
 from distinf.runtime.worker import free_address
 
 SHARDS = torch.tensor([[1e8], [1.0], [-1e8]])  # in float32, 1e8 + 1 is 1e8

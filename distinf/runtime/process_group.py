@@ -1,53 +1,22 @@
-"""What the ranks of a gang say to each other: a few verbs over torch.distributed.
+"""The collective of a gang of processes, over torch.distributed.
 
-Numerics receive one of these and never see a process group. A gang of one is the same code.
+Numerics receive a collective and never see a process group.
 """
 
 import os
 import socket
 from datetime import timedelta
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from distinf.collective import Collective
 from distinf.runtime.activity import COLLECTIVE, HERE
 
 LOOPBACK = "127.0.0.1"
 
 
-class Single:
-    """The collective of one rank: the reference."""
-
-    rank = 0
-    size = 1
-
-    def owned(self, shards: int) -> range:
-        """This rank's contiguous logical shards."""
-        return range(shards * self.rank // self.size, shards * (self.rank + 1) // self.size)
-
-    def ordered_sum(self, parts_SX: Tensor) -> Tensor:
-        """Sum over all ranks' shards, fp64, in shard order: bitwise the same at any size."""
-        return _sum_in_order(parts_SX)
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        return x.clone()
-
-    def all_gather(self, x: Tensor) -> Tensor:
-        return x.clone()
-
-    def barrier(self) -> None:
-        return None
-
-
-def _sum_in_order(parts_SX: Tensor) -> Tensor:
-    total = torch.zeros(parts_SX.shape[1:], dtype=torch.float64, device=parts_SX.device)
-    for part in parts_SX:
-        total += part
-    return total
-
-
-class ProcessGroup(Single):
+class ProcessGroup(Collective):
     """The default torch.distributed group of this process: gloo on CPU, NCCL on CUDA."""
 
     def __init__(self, rank: int, size: int):
@@ -68,9 +37,6 @@ class ProcessGroup(Single):
             dist.all_gather(gathered, padded)
         return torch.cat([g[: int(n)] for g, n in zip(gathered, lengths, strict=True)])
 
-    def ordered_sum(self, parts_SX: Tensor) -> Tensor:
-        return _sum_in_order(self.all_gather(parts_SX))
-
     def all_reduce(self, x: Tensor) -> Tensor:
         import torch.distributed as dist
 
@@ -86,10 +52,10 @@ class ProcessGroup(Single):
             dist.barrier()
 
 
-def join_group(rank: int, size: int, address: str, *, backend: str, timeout_s: float) -> Any:
-    """Form the default process group at tcp://address -> its collective; Single for size 1."""
+def join_group(rank: int, size: int, address: str, *, backend: str, timeout_s: float) -> Collective:
+    """Form the default process group at tcp://address -> its collective."""
     if size == 1:
-        return Single()
+        return Collective()
     import torch.distributed as dist
 
     host, _, port = address.rpartition(":")
