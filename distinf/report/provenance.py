@@ -3,7 +3,7 @@
 import os
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,17 @@ import yaml
 from distinf.engine.session import Session
 from distinf.errors import SEE, CorruptionError
 from distinf.naming import CONFIG
+from distinf.report.formats import count, duration, size
+from distinf.report.schema import (
+    Bullets,
+    Column,
+    Facts,
+    Row,
+    Section,
+    Table,
+    Text,
+    text,
+)
 from distinf.runtime import Agenda
 from distinf.tasks.task import STUDIES
 
@@ -76,3 +87,50 @@ def _replay(session: Session) -> str:
     if session.context["task"] in STUDIES:
         return command
     return f"cd {shlex.quote(os.getcwd())} && {command}"
+
+
+def origin(source: Provenance) -> Section:
+    """The page's last section."""
+    facts = [("fingerprint", source.fingerprint), *source.machine.items()]
+    facts += [(f"{name} version", str(found)) for name, found in source.versions.items()]
+    facts += [(f"{name} seed", str(found)) for name, found in source.seeds.items()]
+    again = "Carry this run out again, in a folder beside it:" if source.command else ""
+    return Section(
+        "provenance",
+        "Provenance",
+        [
+            Text(again),
+            Text(source.command, "pre"),
+            Facts(facts),
+            Text(source.config_yaml, "pre", folded="Resolved configuration"),
+        ],
+    )
+
+
+def remarks(deviations: Sequence[str], quarantined: Mapping[str, Sequence[int]]) -> Section:
+    """What was left out, and what is not as published; `quarantined`: split -> row ids."""
+    left_out = [
+        (f"{split} ({len(ids)}):", ", ".join(map(str, ids))) for split, ids in quarantined.items()
+    ]
+    why = "Left out because their loss or gradient was not finite."
+    apart = "Deviations from what was published, and reconstructions"
+    return Section(
+        "remarks",
+        "Deviations",
+        [
+            Section("quarantined", "Quarantined samples", [Bullets(left_out)], why),
+            Section("deviations", apart, [Bullets([("", line) for line in deviations])]),
+        ],
+    )
+
+
+def costs(rows: Sequence[Row]) -> Table:
+    """From the rows of costs.csv."""
+    columns = [
+        text("stage", "stage"),
+        Column("units", "units", count),
+        Column("wall time", "seconds", duration),
+        Column("worker time", "worker_seconds", duration),
+        Column("stored", "bytes", size),
+    ]
+    return Table("Cost by stage", rows, columns, "costs")

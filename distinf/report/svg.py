@@ -7,7 +7,7 @@ picture is right in light, in dark and on paper. The same figure gives the same 
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -93,6 +93,12 @@ def drawing(name: str, height_in: float) -> Iterator[Figure]:
     """A styled figure to draw and `export` inside the block; text in it is never markup."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         yield Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+
+
+def picture(name: str, title: str, draw: Callable[[Figure], bool | None]) -> str | None:
+    """What `draw` draws into a figure, as `export` gives it; None where it returns False."""
+    with drawing(name, 3.5) as figure:
+        return None if draw(figure) is False else export(figure, name, title)
 
 
 def export(figure: Figure, name: str, title: str) -> str:

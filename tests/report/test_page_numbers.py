@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
+from distinf.numerics.bootstrap import RESAMPLES, bootstrap_means, differences, estimate
 from distinf.report import formats
-from distinf.report.intervals import RESAMPLES, bootstrap_means, differences, estimate
 from distinf.report.rows import csv_text, json_text
 from distinf.report.spectral.findings import Findings, Outcome
 from distinf.report.spectral.tables import tables

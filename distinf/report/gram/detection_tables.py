@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.numerics.bootstrap import estimate
 from distinf.report.gram.findings import (
     BETWEEN,
     Configuration,
@@ -27,7 +28,6 @@ from distinf.report.gram.summaries import (
     rates,
     summary,
 )
-from distinf.report.intervals import estimate
 from distinf.report.rows import plain
 from distinf.tasks.notes import beside
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distinf.numerics.bootstrap import estimate
 from distinf.numerics.comparison import (
     Correlated,
     correlated,
@@ -46,7 +47,6 @@ from distinf.report.gram.summaries import (
     unfiltered,
     versus,
 )
-from distinf.report.intervals import estimate
 
 PARETO_METHODS = 0.75  # Vitel and Chhabra, Tables 4 to 6
 PARETO_LAYERS = 0.5  # and Table 3

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
+from distinf.numerics.bootstrap import RESAMPLES
 from distinf.report.formats import count
 from distinf.report.gram import accuracy_figures, detection_figures, machine_figures
 from distinf.report.gram.captions import captions, titles
@@ -13,7 +14,6 @@ from distinf.report.gram.summaries import spoken
 from distinf.report.gram.tables import Tables, tables
 from distinf.report.gram.views import facts, listed, views
 from distinf.report.gram.wording import answer
-from distinf.report.intervals import RESAMPLES
 from distinf.report.templates import Picture, page_template, source
 
 Draw = Callable[[Findings, Tables, str, str], str | None]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.numerics.bootstrap import Estimate, Trials, differences, estimate
 from distinf.numerics.metrics import auc_by_chance, ndr_by_chance
 from distinf.report.gram.findings import (
     ALL,
@@ -20,7 +21,6 @@ from distinf.report.gram.findings import (
     Configuration,
     Findings,
 )
-from distinf.report.intervals import Estimate, Trials, differences, estimate
 
 Row = dict[str, Any]
 Key = tuple[int, int]

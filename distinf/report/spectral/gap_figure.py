@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 
+from distinf.numerics.bootstrap import Estimate, differences, estimate
 from distinf.report.formats import count, identifier, rounded, shortened, signed
-from distinf.report.intervals import Estimate, differences, estimate
 from distinf.report.spectral.captions import titles
 from distinf.report.spectral.findings import CONTROL, SELECTED, Findings, Outcome
 from distinf.report.spectral.summaries import reductions

@@ -2,10 +2,10 @@
 
 from markupsafe import Markup
 
+from distinf.numerics.bootstrap import RESAMPLES
 from distinf.report.columns import View
 from distinf.report.formats import count
 from distinf.report.grids import Grid
-from distinf.report.intervals import RESAMPLES
 from distinf.report.spectral.captions import Tables
 from distinf.report.spectral.experiment_views import (
     attributions_view,

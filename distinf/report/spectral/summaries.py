@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distinf.report.intervals import Trials, differences, estimate
+from distinf.numerics.bootstrap import Trials, differences, estimate
 from distinf.report.spectral.findings import CONTROL, Outcome
 
 Row = dict[str, Any]
