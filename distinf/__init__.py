@@ -10,6 +10,7 @@ from distinf.lazily import from_homes
 if TYPE_CHECKING:
     from distinf.numerics.aggregation import aggregate
     from distinf.numerics.capture import per_sample_gradients
+    from distinf.numerics.ekfac import EkFac, ekfac, sampled_labels
     from distinf.numerics.influence import influence
     from distinf.numerics.krylov import arnoldi
     from distinf.numerics.projection import TwoSided
@@ -19,24 +20,30 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "EkFac",
     "SparseRows",
     "TensorTask",
     "TwoSided",
     "__version__",
     "aggregate",
     "arnoldi",
+    "ekfac",
     "influence",
     "per_sample_gradients",
+    "sampled_labels",
 ]
 
 _HOMES = {
+    "EkFac": "numerics.ekfac",
     "SparseRows": "numerics.sparse",
     "TensorTask": "tasks.tensor_task",
     "TwoSided": "numerics.projection",
     "aggregate": "numerics.aggregation",
     "arnoldi": "numerics.krylov",
+    "ekfac": "numerics.ekfac",
     "influence": "numerics.influence",
     "per_sample_gradients": "numerics.capture",
+    "sampled_labels": "numerics.ekfac",
 }
 
 

@@ -73,7 +73,7 @@ def _flat(grads: Tensor | SparseRows) -> Tensor:
     return grads.flatten(1)
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     """At least float32: sums over positions are never taken in less."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
@@ -85,7 +85,7 @@ class Outer:
     inputs_first: bool = False
 
     def __call__(self, module: nn.Module, given: Tensor, grad: Tensor) -> Tensor:
-        x_NLI, g_NLO = (_wide(t).reshape(len(t), -1, t.shape[-1]) for t in (given, grad))
+        x_NLI, g_NLO = (wide(t).reshape(len(t), -1, t.shape[-1]) for t in (given, grad))
         rows, columns = (x_NLI, g_NLO) if self.inputs_first else (g_NLO, x_NLI)
         if rows.shape[-1] >= 16 * columns.shape[-1]:  # as LoRA's B: a sixth of the time on a CPU
             return torch.bmm(columns.mT, rows).mT
@@ -98,24 +98,34 @@ class Outer:
 
 def narrowed(values: Tensor, factor: Tensor) -> Tensor:
     """[..., p]: an Outer rule's input or gradient [..., I] by a projection's factor [I, p]."""
-    values, device = _wide(values), values.device.type
+    values, device = wide(values), values.device.type
     off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else None
     with off or nullcontext():
         return values @ factor.to(values.dtype)
 
 
 def _sum_of_positions(module: nn.Module, given: Tensor, grad: Tensor) -> Tensor:
-    return _wide(grad).reshape(len(grad), -1, grad.shape[-1]).sum(1)
+    return wide(grad).reshape(len(grad), -1, grad.shape[-1]).sum(1)
 
 
 def _embedding_rows(module: nn.Embedding, given: Tensor, grad: Tensor) -> SparseRows:
     ids = given.reshape(-1)
     samples = torch.arange(len(given), device=ids.device).repeat_interleave(len(ids) // len(given))
-    rows = _wide(grad).reshape(len(ids), -1)
+    rows = wide(grad).reshape(len(ids), -1)
     if module.padding_idx is not None:
         real = ids != module.padding_idx
         samples, ids, rows = samples[real], ids[real], rows[real]
     return SparseRows.summed(samples, ids, rows, len(given), module.num_embeddings)
+
+
+def patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, given: Tensor) -> Tensor:
+    """[N, C, S..., K...]: what a convolution's kernel meets at each position of its output."""
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    given = functional.pad(given, module._reversed_padding_repeated_twice, mode=mode)
+    windows = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    for axis, (size, stride, dilation) in enumerate(windows, start=2):
+        given = given.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    return given
 
 
 def _conv_weight(module: nn.Conv2d, given: Tensor, grad: Tensor) -> Tensor:
@@ -141,37 +151,37 @@ def _conv_weight(module: nn.Conv2d, given: Tensor, grad: Tensor) -> Tensor:
 
 def _channel_sum(module: nn.Module, given: Tensor, grad: Tensor) -> Tensor:
     """A bias per channel: [N, C, ...] summed over positions."""
-    return _wide(grad).reshape(*grad.shape[:2], -1).sum(2)
+    return wide(grad).reshape(*grad.shape[:2], -1).sum(2)
 
 
 def _batch_norm_weight(module: nn.BatchNorm2d, given: Tensor, grad: Tensor) -> Tensor:
     mean, variance = module.running_mean, module.running_var
     assert mean is not None
     assert variance is not None
-    normed = functional.batch_norm(_wide(given), _wide(mean), _wide(variance), eps=module.eps)
+    normed = functional.batch_norm(wide(given), wide(mean), wide(variance), eps=module.eps)
     return _channel_sum(module, given, normed * grad)
 
 
 def _group_norm_weight(module: nn.GroupNorm, given: Tensor, grad: Tensor) -> Tensor:
-    normed = functional.group_norm(_wide(given), module.num_groups, eps=module.eps)
+    normed = functional.group_norm(wide(given), module.num_groups, eps=module.eps)
     return _channel_sum(module, given, normed * grad)
 
 
 def _layer_norm_weight(module: nn.LayerNorm, given: Tensor, grad: Tensor) -> Tensor:
-    normed = functional.layer_norm(_wide(given), module.normalized_shape, eps=module.eps)
+    normed = functional.layer_norm(wide(given), module.normalized_shape, eps=module.eps)
     return _layer_norm_bias(module, given, normed * grad)
 
 
 def _rms_norm_weight(module: nn.RMSNorm, given: Tensor, grad: Tensor) -> Tensor:
     eps = torch.finfo(given.dtype).eps if module.eps is None else module.eps
-    normed = functional.rms_norm(_wide(given), module.normalized_shape, eps=eps)
+    normed = functional.rms_norm(wide(given), module.normalized_shape, eps=eps)
     return (normed * grad).reshape(len(grad), -1, *module.normalized_shape).sum(1)
 
 
 def _by_probing(module: nn.Module, given: Tensor, grad: Tensor) -> Tensor:
     """For an output that is affine in each entry of the weight: what the entry is multiplied by."""
     ones = torch.ones_like(module.get_parameter("weight"), dtype=grad.dtype)
-    given = _wide(given)
+    given = wide(given)
     normed = _with_weight(module, ones, given) - _with_weight(module, 0 * ones, given)
     return (normed * grad).reshape(len(grad), -1, len(ones)).sum(1)
 
@@ -219,7 +229,7 @@ def _foretold(module: nn.Module, weight: Tensor) -> bool:
 
 
 def _layer_norm_bias(module: nn.LayerNorm, given: Tensor, grad: Tensor) -> Tensor:
-    return _wide(grad).reshape(len(grad), -1, *module.normalized_shape).sum(1)
+    return wide(grad).reshape(len(grad), -1, *module.normalized_shape).sum(1)
 
 
 _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -137,8 +137,8 @@ def test_zero_gradients_have_zero_scores_not_nan():
 
 def test_bad_input_says_what_to_change(gradients):
     train, query = gradients
-    with pytest.raises(InputError, match="estimator 'ekfac' is unknown"):
-        distinf.influence(train, query, "ekfac")
+    with pytest.raises(InputError, match="estimator 'lissa' is unknown"):
+        distinf.influence(train, query, "lissa")
     with pytest.raises(InputError, match=r"must be one of tracin.*or an estimator's settings"):
         distinf.influence(train, query, arnoldi.ArnoldiScoreSettings)
     with pytest.raises(InputError, match="needs curvature"):

@@ -3,13 +3,19 @@
 Shape legend: Q queries, N training samples, P parameters, K Ritz pairs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from distinf.errors import InputError
 from distinf.numerics import variants
+from distinf.numerics.estimators.register import Estimator
 from distinf.numerics.krylov import RitzPairs
+from distinf.numerics.sparse import SparseRows
 from distinf.numerics.variants import (
     Complement,
     Coordinates,
@@ -77,3 +83,51 @@ def scores(
         count=count,
         solved_dots_QN=solved_dots_QN,
     )
+
+
+def scores_of_blocks(
+    train: Mapping[str, Tensor | SparseRows],
+    query: Mapping[str, Tensor | SparseRows],
+    settings: ArnoldiScoreSettings,
+    curvature: Any,
+) -> dict[str, Tensor]:
+    """{block: fp64 [Q, N]}, or {"all": [Q, N]} with one curvature over all blocks in train's order.
+
+    InputError where `curvature` is no RitzPairs (or one per block), or one of other parameters.
+    """
+    rows = {name: _dense(name, block) for name, block in train.items()}
+    queries = {name: _dense(name, query[name]) for name in train}
+    pairs = curvature or {}
+    if isinstance(curvature, RitzPairs):
+        pairs = {"all": curvature}
+        rows, queries = ({"all": torch.cat([*given.values()], 1)} for given in (rows, queries))
+    return {
+        name: _scores_of_block(name, rows[name], queries[name], settings, pairs.get(name))
+        for name in rows
+    }
+
+
+def _dense(name: str, block: Tensor | SparseRows) -> Tensor:
+    if isinstance(block, SparseRows):
+        raise InputError(
+            f"{name}: estimator 'arnoldi' takes no sparse rows; leave the embedding out, or give "
+            "its .dense()"
+        )
+    return block.double()
+
+
+def _scores_of_block(
+    name: str, train_NP: Tensor, query_QP: Tensor, settings: ArnoldiScoreSettings, pairs: Any
+) -> Tensor:
+    if not isinstance(pairs, RitzPairs):
+        raise InputError(f"{name}: estimator 'arnoldi' needs curvature=distinf.arnoldi(...) pairs")
+    if pairs.vectors.shape[1] != train_NP.shape[1]:
+        raise InputError(
+            f"{name}: the curvature acts on {pairs.vectors.shape[1]} parameters, but gradients "
+            f"have {train_NP.shape[1]}; compute both over the same blocks"
+        )
+    coordinates = Coordinates.of(train_NP, query_QP, pairs.vectors)
+    return scores(coordinates, spectrum_of(pairs, settings), settings).scores_QN
+
+
+ESTIMATOR = Estimator("arnoldi", ArnoldiScoreSettings, scores_of_blocks, needs="pairs")

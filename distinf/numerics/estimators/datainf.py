@@ -9,9 +9,11 @@ Shape legend: Q queries, N training samples (of `count` in all), P stored entrie
 from dataclasses import dataclass
 from math import isfinite
 
+import torch
 from torch import Tensor
 
 from distinf.errors import InputError
+from distinf.numerics.estimators.register import Estimator, Products
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,22 @@ def scores(cross_QN: Tensor, correction_QN: Tensor, damping: float, count: int) 
             "out, or set a damping > 0"
         )
     return (cross_QN - correction_QN / count) / damping
+
+
+def of_products(found: Products, settings: DataInfSettings) -> Tensor:
+    """fp64 [Q, N] of a block."""
+    sqnorm_N, damping = found.train_sqnorm_N, settings.damping
+    if damping is None:
+        if found.entries is None:
+            raise InputError(
+                f"{found.block}: DataInf's default damping needs the embedding's size; set the "
+                "vocabulary of these SparseRows, or damping"
+            )
+        damping = default_damping(float(sqnorm_N.sum()), len(sqnorm_N), found.entries)
+    if damping == 0.0:  # every training gradient is zero, so no sample moves any query
+        return torch.zeros_like(found.cross_QN)
+    correction_QN = found.through(weights(found.cross_QN, sqnorm_N, damping))
+    return scores(found.cross_QN, correction_QN, damping, len(sqnorm_N))
+
+
+ESTIMATOR = Estimator("datainf", DataInfSettings, of_products)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distinf.errors import InputError
+from distinf.numerics.estimators.register import Estimator, Products
 from distinf.numerics.variants import Scaling, Variant, VariantScores, apply_variant
 
 GRADED = 1e-12  # of the largest squared norm: where eigenvectors lose more than 10 of 16 digits
@@ -202,3 +203,11 @@ def _inverse(factor: GramFactor, damping: float) -> Tensor:
     if not damping > 0:
         raise InputError(f"Fisher damping is {damping}; set a damping > 0")
     return 1.0 / (factor.values_R + factor.count * damping)
+
+
+def of_products(found: Products, settings: FisherSettings) -> Tensor:
+    """fp64 [Q, N] of a block."""
+    return scores_of_gram(found.gram(), found.cross_QN, settings).scores_QN
+
+
+ESTIMATOR = Estimator("fisher", FisherSettings, of_products, needs="gram", linear=False)

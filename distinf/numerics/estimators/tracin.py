@@ -8,6 +8,8 @@ from math import isfinite
 
 from torch import Tensor
 
+from distinf.numerics.estimators.register import Estimator
+
 
 @dataclass(frozen=True)
 class TracInSettings:
@@ -24,3 +26,8 @@ def scores(cross_QN: Tensor, settings: TracInSettings | None = None) -> Tensor:
     """[Q, N]: learning_rate * g_q . g_i (Vitel and Chhabra, Eq. 3)."""
     settings = settings or TracInSettings()
     return settings.learning_rate * cross_QN
+
+
+ESTIMATOR = Estimator(
+    "tracin", TracInSettings, lambda found, settings: scores(found.cross_QN, settings)
+)
