@@ -24,6 +24,7 @@ from distinf.errors import SEE, CorruptionError, InputError
 from distinf.naming import refuse_names
 from distinf.numerics.batches import mapped
 from distinf.numerics.curvature import dense_embeddings
+from distinf.numerics.randomness import generator
 from distinf.runtime import Ledger, Unit, Work, digest
 from distinf.runtime.activity import HERE
 from distinf.runtime.litter import TOLD
@@ -320,11 +321,6 @@ def row_ranges(rows: int, rows_per_unit: int) -> list[tuple[int, int]]:
 def draw(seed: int, purpose: str, count: int, size: int | None) -> np.ndarray:
     """`size` (None: all) distinct ids of `count` in random order, from (seed, purpose) alone."""
     return generator(seed, purpose).permutation(count)[:size]
-
-
-def generator(seed: int, purpose: str) -> np.random.Generator:
-    """Counter-based random numbers for one purpose."""
-    return np.random.Generator(np.random.Philox(key=int(digest([seed, purpose])[:16], 16)))
 
 
 def _number(attempt: str) -> int:

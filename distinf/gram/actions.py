@@ -4,13 +4,13 @@ A configuration (random, full, or an estimator, group and aggregation) leads to 
 are kept; a job is named by that set, so that configurations that keep the same rows are one job.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from distinf.digest import sha256
 from distinf.engine.session import draw
 from distinf.errors import InputError
 from distinf.gram.scores import (
@@ -194,7 +194,7 @@ def _kept_rows(session: Session, cell: Cell, name: str, kept: int) -> np.ndarray
 
 def rows_digest(rows: np.ndarray) -> str:
     """Names a set of rows."""
-    return hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).tobytes()).hexdigest()[:20]
+    return sha256(np.ascontiguousarray(rows, dtype=np.int64).tobytes())[:20]
 
 
 def flipped_rows(session: Session, cell: str) -> np.ndarray | None:

@@ -197,11 +197,6 @@ def refuse_unusable(model: nn.Module, layout: Layout) -> None:
             )
 
 
-def mean_gradient(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:
-    """[P]: gradient of the mean loss of the batch's samples, model in evaluation mode."""
-    return sum_gradient(model, loss, batch, layout) / rows(batch)
-
-
 def hessian_product(
     model: nn.Module, loss: Loss, batches: Batches, layout: Layout, kind: Kind = "hessian"
 ) -> Matvec:

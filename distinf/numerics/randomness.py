@@ -1,6 +1,7 @@
-"""Counter-based random numbers: entry i depends on (seed, purpose, stream, i) and nothing else.
+"""Random numbers from (seed, purpose) alone, whoever draws them.
 
-Only raw Philox bits and exact arithmetic are used, so no math library can change them.
+Of `uniform` and `signs` entry i depends on (seed, purpose, stream, i) and nothing else. They take
+raw Philox bits and exact arithmetic, so no math library can change them.
 """
 
 from hashlib import blake2b
@@ -8,6 +9,8 @@ from hashlib import blake2b
 import numpy as np
 import torch
 from torch import Tensor
+
+from distinf.digest import digest, sha256
 
 
 def uniform(seed: int, purpose: str, size: int, *, stream: int = 0) -> Tensor:
@@ -21,6 +24,16 @@ def signs(seed: int, purpose: str, size: int, *, stream: int = 0) -> Tensor:
     raw = _philox(seed, purpose, stream).random_raw(-(-size // 64))
     bits = np.unpackbits(raw.astype("<u8").view(np.uint8), bitorder="little")[:size]
     return torch.from_numpy(bits.astype(np.float64) * 2.0 - 1.0)
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """For draws whose order the caller fixes."""
+    return np.random.Generator(np.random.Philox(key=int(digest([seed, purpose])[:16], 16)))
+
+
+def number(seed: int, purpose: str) -> int:
+    """A seed of 32 bits, for generators that take one."""
+    return int.from_bytes(bytes.fromhex(sha256(f"{purpose}/{seed}".encode())[:8]), "little")
 
 
 def _philox(seed: int, purpose: str, stream: int) -> np.random.Philox:

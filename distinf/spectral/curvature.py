@@ -19,9 +19,9 @@ from distinf.numerics.curvature import (
     Kind,
     SplitLoss,
     hessian_product,
-    mean_gradient,
     microbatch_rows,
     sharded_mean_product,
+    sum_gradient,
 )
 from distinf.numerics.krylov import (
     ArnoldiSettings,
@@ -172,7 +172,7 @@ def decided(name: str, task: Task, settings: CurvatureSettings) -> CurvatureSett
         model = task.model().eval()
         batch = task.batch("train", np.arange(min(2, task.rows("train"))))
         layout = Layout.of(model, settings.blocks)
-        mean_gradient(model, loss, batch, layout)
+        sum_gradient(model, loss, batch, layout)
     except Exception:  # the rehearsal tells of it
         return settings
 

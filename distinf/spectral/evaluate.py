@@ -175,11 +175,6 @@ def gap(columns: Mapping[str, np.ndarray], task: Task, criterion: Criterion) -> 
         return (metric - reference) / reference
 
 
-def relative_gap(columns: Mapping[str, np.ndarray], task: Task) -> np.ndarray:
-    """[E] (metric - reference) / reference (Eq. 9); without a reference, the metric itself."""
-    return gap(columns, task, "relative")
-
-
 def binary_capacity(rates: np.ndarray) -> np.ndarray:
     """1 - h2(p) bits per use of a binary symmetric channel of error rate p in [0, 1].
 

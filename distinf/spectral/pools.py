@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distinf.engine.session import generator
 from distinf.errors import InputError
+from distinf.numerics.randomness import generator
 from distinf.runtime import Unit
 from distinf.spectral.arms import ALL_TARGETS, arm_of
 from distinf.spectral.scores import stored_scores

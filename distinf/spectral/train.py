@@ -9,7 +9,6 @@ Training starts from the task's own weights or from a checkpoint, and its end is
 run that trains a model of its own writes model-<variation>.safetensors beside it.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from distinf.collective import Collective
-from distinf.engine.session import done_for_all, generator, row_ranges
+from distinf.digest import digest, sha256
+from distinf.engine.session import done_for_all, row_ranges
 from distinf.errors import CorruptionError, InputError
 from distinf.numerics.curvature import per_sample
 from distinf.numerics.precision import float_edges, precision
-from distinf.runtime import Cost, Lever, Runtime, Unit, digest, hand_out
+from distinf.numerics.randomness import generator
+from distinf.runtime import Cost, Lever, Runtime, Unit, hand_out
 from distinf.runtime.activity import HERE, SHARD
 from distinf.runtime.handed import handed
 from distinf.spectral.session import Outline, Session
@@ -137,7 +138,7 @@ def _is_exported(session: Session) -> bool:
         except (KeyError, CorruptionError):
             continue
         is_ours = checkpoint.about(data).get("basis") == session.basis[NAME]
-        if is_ours and sums.get(name) == hashlib.sha256(data).hexdigest():
+        if is_ours and sums.get(name) == sha256(data):
             return True
     return False
 

@@ -4,7 +4,6 @@ A path is a file or a URL (s3://, gs://). Every worker reads it, so on a cluster
 that all nodes see.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from distinf.digest import sha256
 from distinf.errors import CorruptionError, InputError
 from distinf.store import open_root
 
@@ -40,7 +40,7 @@ def read(path: str) -> bytes:
 
 def content_digest(path: str) -> str:
     """sha256 of the file's bytes."""
-    return hashlib.sha256(read(path)).hexdigest()
+    return sha256(read(path))
 
 
 def load_checked(path: str, model: nn.Module, settings: Mapping[str, Any] | None = None) -> None:

@@ -4,7 +4,6 @@ A task is built anew in every process. One that draws its data without a seed, o
 another node has in another version, would give each worker other rows under the same numbers.
 """
 
-import hashlib
 import os
 import random
 import socket
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from distinf.digest import sha256
 from distinf.errors import InputError
 from distinf.numerics.rounding import rounding_of
 from distinf.numerics.undisturbed import undisturbed
@@ -63,7 +63,7 @@ def seen(task: Task, digests: Mapping[str, str]) -> dict[str, str]:
             ids = np.unique([0, rows // 2, rows - 1])
             with telling(f"batch('{split}', {ids.tolist()})"):
                 batch = task.batch(split, ids)
-            found[f"batch('{split}')"] = _digest(_bytes(_leaves(batch)))
+            found[f"batch('{split}')"] = sha256(*_bytes(_leaves(batch)))
     return found
 
 
@@ -75,7 +75,7 @@ def seen_model(task: Task, model: nn.Module | None = None) -> dict[str, str]:
     if model is None:
         with telling("model()"):
             model = task.model()
-    found = {MODEL: _digest(_entries(model))}
+    found = {MODEL: sha256(*_entries(model))}
     try:
         with undisturbed(model):
             batch = task.batch("train", np.unique([0, rows_of(task, "train") - 1]))
@@ -160,10 +160,3 @@ def _entries(model: nn.Module) -> Iterable[bytes]:
         if isinstance(values, Tensor) and values.numel() and values.device.type != "meta":
             flat = values.detach().reshape(-1)
             yield from _bytes([flat[:: -(-len(flat) // SAMPLED)], flat[-1:]])
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part)
-    return total.hexdigest()

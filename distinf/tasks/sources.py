@@ -7,7 +7,6 @@ belongs in its digests().
 """
 
 import ast
-import hashlib
 import site
 import sys
 import sysconfig
@@ -17,6 +16,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from distinf import __version__
+from distinf.digest import sha256
 
 OURS = "distinf"
 ABSENT = "absent"
@@ -141,11 +141,10 @@ def _ours() -> str:
     here = Path(__file__).resolve().parents[1]
     if not _is_own(__file__):
         return __version__
-    total = hashlib.sha256()
-    for file in sorted(here.rglob("*.py")):
-        total.update(file.relative_to(here).as_posix().encode() + b"\0" + file.read_bytes())
-    return f"{__version__}+{total.hexdigest()[:20]}"
+    files = sorted(here.rglob("*.py"))
+    named = (f.relative_to(here).as_posix().encode() + b"\0" + f.read_bytes() for f in files)
+    return f"{__version__}+{sha256(*named)[:20]}"
 
 
 def _digest(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:20]
+    return sha256(Path(file).read_bytes())[:20]

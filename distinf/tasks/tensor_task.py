@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from distinf.digest import sha256
 from distinf.errors import InputError
 from distinf.tasks.notes import beside, placed, truth
 from distinf.tasks.task import SPLITS, Batch, PerSampleLoss, Shapes, Wording
@@ -159,7 +160,7 @@ class TensorTask:
             for name, values in columns.items()
         }
         state = self.model().state_dict().values()
-        return found | {"model": hashlib.sha256("".join(map(_digest, state)).encode()).hexdigest()}
+        return found | {"model": sha256("".join(map(_digest, state)).encode())}
 
     def _refuse_shared_rows(self) -> None:
         """Equal rows: in every column that both splits have, equal to the last bit."""
@@ -250,4 +251,4 @@ def _row_digests(columns: Sequence[Tensor]) -> Iterator[bytes]:
 def _digest(values: Any) -> str:
     plain = values.detach().cpu().contiguous()
     head = f"{plain.dtype} {tuple(plain.shape)} ".encode()
-    return hashlib.sha256(head + plain.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    return sha256(head, plain.view(-1).view(torch.uint8).numpy().tobytes())

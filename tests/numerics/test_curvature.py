@@ -6,7 +6,6 @@ from distinf.collective import Collective
 from distinf.errors import InputError
 from distinf.numerics.curvature import (
     hessian_product,
-    mean_gradient,
     microbatch_rows,
     sharded_mean_product,
     sum_gradient,
@@ -109,7 +108,7 @@ def test_unusable_losses_and_kinds_are_refused_with_the_remedy():
         averaged(vector)
 
 
-def test_gradients_are_sums_and_means_over_samples():
+def test_gradients_are_sums_over_samples():
     model, batch = classifier()
     layout = Layout.of(model)
     model.eval()
@@ -117,9 +116,6 @@ def test_gradients_are_sums_and_means_over_samples():
     expected = torch.autograd.grad(loss.sum(), list(model.parameters()))
     total = sum_gradient(model, CrossEntropy(), batch, layout)
     torch.testing.assert_close(total, torch.cat([g.view(-1) for g in expected]))
-    torch.testing.assert_close(
-        mean_gradient(model, CrossEntropy(), batch, layout) * len(loss), total
-    )
 
 
 def test_an_unused_parameter_has_a_zero_gradient_and_product():

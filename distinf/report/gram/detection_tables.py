@@ -18,7 +18,6 @@ from distinf.report.gram.findings import (
 from distinf.report.gram.summaries import (
     Row,
     areas,
-    cell_of,
     estimators,
     falling,
     groups,
@@ -237,7 +236,3 @@ def costs(findings: Findings) -> list[Row]:
         return rows
     names = ("units", "seconds", "worker_seconds", "bytes")
     return [*rows, {"stage": "total"} | {n: sum(r[n] for r in rows) for n in names}]
-
-
-def flips_known(findings: Findings) -> bool:
-    return any(c.flips for c in cell_of(findings).values())

@@ -12,7 +12,6 @@ from distinf.report.spectral.findings import OPPOSITE, SELECTED, Attribution, Fi
 from distinf.report.svg import COLOR, drawing, export, linear_axis, title
 
 MOST_EACH = 4
-COLUMNS = 2
 CLIPPED_SHARE = 0.005  # of the elements, the largest: drawn in the full hue
 
 

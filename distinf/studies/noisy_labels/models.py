@@ -24,9 +24,9 @@ from torch import nn
 
 from distinf.errors import InputError, install_command
 from distinf.gram.blocks import HEAD_NAMES
+from distinf.numerics.randomness import number
 from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.known import KNOWN
-from distinf.studies.noisy_labels.noise import number
 from distinf.studies.noisy_labels.settings import LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.vocabulary import compress
 

@@ -1,13 +1,8 @@
 """Random draws by (seed, purpose), and label noise made with one."""
 
-import hashlib
-
 import numpy as np
 
-
-def number(seed: int, purpose: str) -> int:
-    """A 32-bit seed of its own for every purpose."""
-    return int.from_bytes(hashlib.sha256(f"{purpose}/{seed}".encode()).digest()[:4], "little")
+from distinf.numerics.randomness import number
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:

@@ -3,7 +3,6 @@
 Shapes: n rows of a batch, L its longest row in tokens, N training rows, Q queries.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distinf.digest import sha256
 from distinf.errors import InputError
 from distinf.gram.settings import StageSettings, TrainSettings
 from distinf.gram.task import Fit, Tell, no_one
@@ -321,4 +321,4 @@ def task(settings: NoisyLabelSettings, seed: int) -> NoisyLabels:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(content, sort_keys=True).encode())

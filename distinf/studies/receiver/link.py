@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from distinf.errors import InputError, install_command
+from distinf.numerics.randomness import number
 from distinf.studies.receiver import detectors, pilots, qam
 from distinf.studies.receiver.scenario import (
     CHANNEL_MODELS,
@@ -276,9 +277,8 @@ def channel_seed(seed: int, split: str, frame: int) -> int:
     torch's CPU generator uses 32 bits of its seed, too few to hash 35,000 frames without a
     collision; the frame number goes through a bijection of 32 bits instead.
     """
-    base = hashlib.sha256(f"receiver fading/{seed}".encode()).digest()[:4]
-    number = int.from_bytes(base, "little") + 2 * frame + SPLITS.index(split)
-    return number * 0x9E3779B1 % 2**32
+    first = number(seed, "receiver fading")
+    return (first + 2 * frame + SPLITS.index(split)) * 0x9E3779B1 % 2**32
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Shapes: N slots, A receive antennas, C = 2(2A + 1) channels, S = 14 symbols, F s
 a symbol.
 """
 
-import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from distinf.digest import sha256
+from distinf.numerics.randomness import number
 from distinf.store import Rows
 from distinf.studies.receiver import losses, pilots
 from distinf.studies.receiver.dataset import Dataset
@@ -146,7 +147,7 @@ class ReceiverTask(ABC):
     def model(self) -> nn.Module:
         """DeepRx with weights that depend on the seed alone; torch's own generator is untouched."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_stable_int(f"receiver model/{self.seed}"))
+            torch.manual_seed(number(self.seed, "receiver model"))
             return self._build()
 
     @property
@@ -383,8 +384,4 @@ def _activation_bytes(model: nn.Module, inputs: Tensor) -> int:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _stable_int(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+    return sha256(json.dumps(content, sort_keys=True).encode())
