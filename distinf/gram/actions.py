@@ -103,7 +103,7 @@ def run(session: Session, runtime: Runtime) -> None:
         return
     resources = job_resources(session.settings)
     work = session.work("distinf.gram.actions:body")
-    runtime.grid(work, wanted, session.ledger(NAME), resources)
+    runtime.pool(work, wanted, session.ledger(NAME), resources)
 
 
 def check(session: Session) -> None:

@@ -66,7 +66,7 @@ def check(session: Session) -> None:
 def run(session: Session, runtime: Runtime) -> None:
     wanted = [unit for unit, _ in units(session.outline)]
     if wanted:
-        runtime.grid(session.work("distinf.gram.train:body"), wanted, session.ledger(NAME))
+        runtime.pool(session.work("distinf.gram.train:body"), wanted, session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:

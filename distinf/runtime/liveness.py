@@ -35,7 +35,7 @@ class Limits:
     first_unit_s: float
 
     def unit(self, longest_s: float | None, again: int) -> float:
-        """Without a report, in a pool or grid; twice as long each time that it was tried again."""
+        """Without a report, in a pool; twice as long each time that it was tried again."""
         least = self.first_unit_s if longest_s is None else max(self.unit_s, LIKE * longest_s)
         return least * 2.0**again
 

@@ -11,14 +11,16 @@ from distinf.runtime.worker import Outcome, Worker, raise_if_final
 
 
 class LocalRuntime:
-    """A pool, gang or grid of one. A gang has one rank: ordered sums make that the same result."""
+    """A pool or gang of one. A gang has one rank: ordered sums make that the same result."""
 
     def __init__(self, settings: RuntimeSettings):
         self._settings = settings
         self._worker: Worker | None = None
         self.busy_s = 0.0
 
-    def pool(self, work: Work, units: Sequence[Unit], ledger: Ledger) -> None:
+    def pool(
+        self, work: Work, units: Sequence[Unit], ledger: Ledger, resources: Resources | None = None
+    ) -> None:
         done = ledger.committed_ids()
         for unit in {unit.id: unit for unit in units if unit.id not in done}.values():
             self._attempt(unit.describe(), lambda n, unit=unit: self._ready().run(work, unit, n))
@@ -29,11 +31,6 @@ class LocalRuntime:
         return self._attempt(
             work.title, lambda _: self._ready().run_rank(work, 0, 1, "", timeout_s)
         ).value
-
-    def grid(
-        self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources | None = None
-    ) -> None:
-        self.pool(work, jobs, ledger)
 
     def blind_nodes(self, path: str) -> list[str]:
         return []  # there is no node but this

@@ -26,7 +26,7 @@ class RuntimeSettings:
 
     kind        ray, or local: everything in this process, one unit after the other
     workers     warm actors, which are also a gang's ranks; 0: as many as the cluster has room for
-    num_cpus    of each worker (pool, gang and grid)
+    num_cpus    of each worker
     num_gpus    of each worker, fractions too; a worker with any takes CUDA, the others the CPU
     threads     torch threads of a worker; more than one changes the order of sums
     address     of a cluster to join ("auto" finds one on this machine); null starts a local one
@@ -93,7 +93,7 @@ class Work:
     """What a worker runs, as import paths and JSON: nothing is pickled.
 
     prepare  "module:function", called as prepare(context, device) -> state, once per worker
-    body     "module:function", called as body(state, unit, attempt) in a pool or grid, and as
+    body     "module:function", called as body(state, unit, attempt) in a pool, and as
              body(state, collective, attempt) in a gang; commits its own results
     attempt  a name that no other attempt at the same unit has
     """
@@ -109,15 +109,20 @@ class Work:
 
 
 class Runtime(Protocol):
-    """Three shapes of work over one set of warm workers. All return when all is committed.
+    """Two shapes of work over one set of warm workers. Both return when all is committed.
 
     `busy_s` adds up the seconds that workers spent in bodies.
     """
 
     busy_s: float
 
-    def pool(self, work: Work, units: Sequence[Unit], ledger: Ledger) -> None:
-        """Map the body over the units that the ledger does not hold yet; retry those that fail."""
+    def pool(
+        self, work: Work, units: Sequence[Unit], ledger: Ledger, resources: Resources | None = None
+    ) -> None:
+        """Map the body over the units that the ledger does not hold yet; retry those that fail.
+
+        Each once (by id), on workers of the given (or usual) resources.
+        """
 
     def gang(self, work: Work, ranks: int, ledger: Ledger | None = None) -> Any:
         """Run the body on every rank at once -> rank 0's JSON-able return value.
@@ -126,11 +131,6 @@ class Runtime(Protocol):
         ledger, only attempts that committed nothing count against `attempts`.
         `ranks` is the most that can be used; 0 means as many as there are workers.
         """
-
-    def grid(
-        self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources | None = None
-    ) -> None:
-        """Run independent jobs, each once (by id), on workers of the given (or usual) resources."""
 
     def blind_nodes(self, path: str) -> list[str]:
         """Names of nodes that could be given work but do not see the file at `path`."""

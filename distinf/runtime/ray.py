@@ -1,4 +1,4 @@
-"""The Ray runtime: one set of warm actors for pools, gangs and grids. The only `import ray`."""
+"""The Ray runtime: one set of warm actors for pools and gangs. The only `import ray`."""
 
 import atexit
 import contextlib
@@ -75,15 +75,12 @@ class RayRuntime:
 
     # -- verbs -----------------------------------------------------------------------------
 
-    def pool(self, work: Work, units: Sequence[Unit], ledger: Ledger) -> None:
-        self.grid(work, units, ledger)
-
-    def grid(
-        self, work: Work, jobs: Sequence[Unit], ledger: Ledger, resources: Resources | None = None
+    def pool(
+        self, work: Work, units: Sequence[Unit], ledger: Ledger, resources: Resources | None = None
     ) -> None:
         resources = resources or self._settings.resources
         done = ledger.committed_ids()
-        waiting = deque({unit.id: unit for unit in jobs if unit.id not in done}.values())
+        waiting = deque({unit.id: unit for unit in units if unit.id not in done}.values())
         if not waiting:
             return
         self._start(resources)

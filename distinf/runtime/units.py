@@ -36,7 +36,7 @@ class Unit:
     """A row range, one Krylov step, or one training job.
 
     `basis` is the digest of everything else that the result depends on (settings, inputs, seed);
-    `start:stop` are rows or steps; `job` holds what tells one job of a grid from the next.
+    `start:stop` are rows or steps; `job` holds what tells one job from the next.
     The id depends on nothing else: not on the workers, not on the order.
     """
 

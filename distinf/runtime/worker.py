@@ -122,7 +122,7 @@ class Worker:
         return torch.device("cpu")
 
     def run(self, work: Work, unit: Unit, attempt: int) -> Outcome:
-        """The body on one unit, in a pool or grid."""
+        """The body on one unit, in a pool."""
         name = f"{attempt}-{uuid.uuid4().hex[:8]}"
         with HERE.doing(UNIT):
             return self._guard(lambda: resolve(work.body)(self._prepared(work), unit, name))

@@ -76,7 +76,7 @@ def is_done(session: Session) -> bool:
 
 
 def run(session: Session, runtime: Runtime) -> None:
-    runtime.grid(
+    runtime.pool(
         session.work("distinf.spectral.actions:body"),
         chosen_jobs(session),
         session.ledger(NAME),

@@ -65,7 +65,7 @@ def test_one_ranks_death_stops_all_quickly_and_the_gang_restarts(runtime, tmp_pa
 def test_a_shape_that_no_node_has_is_refused(runtime, tmp_path):
     ledger = Ledger(open_root(str(tmp_path)), "square")
     with pytest.raises(InputError, match=r"lower runtime.num_cpus or runtime.num_gpus"):
-        runtime.grid(work(str(tmp_path), "square"), units(1), ledger, Resources(num_gpus=4))
+        runtime.pool(work(str(tmp_path), "square"), units(1), ledger, Resources(num_gpus=4))
 
 
 def test_another_shape_takes_the_place_of_the_warm_workers(runtime, tmp_path):
@@ -73,7 +73,7 @@ def test_another_shape_takes_the_place_of_the_warm_workers(runtime, tmp_path):
     runtime.pool(work(root, "square"), units(2), Ledger(open_root(root), "square"))
     wide = [Unit("where", "wide", i, i + 1) for i in range(2)]
     ledger = Ledger(open_root(root), "where")
-    runtime.grid(work(root, "where"), wide, ledger, Resources(num_cpus=2))
+    runtime.pool(work(root, "where"), wide, ledger, Resources(num_cpus=2))
     assert len({record["pid"] for record in ledger.read(wide).values()}) == 1
 
 

@@ -93,7 +93,7 @@ def test_bad_input_is_raised_at_once_with_its_own_line(runtime, root):
 def test_duplicate_jobs_run_once(runtime, root):
     jobs = [*units(2), *units(2)]
     ledger = Ledger(open_root(root), "square")
-    runtime.grid(work(root, "square"), jobs, ledger, Resources(num_cpus=1))
+    runtime.pool(work(root, "square"), jobs, ledger, Resources(num_cpus=1))
     assert [calls(root, f"row{i}") for i in range(2)] == [1, 1]
 
 
