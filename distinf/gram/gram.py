@@ -31,7 +31,7 @@ from distinf.gram.blocks import SPARSE, Block
 from distinf.gram.gradients import dense_rows, finite_rows, sparse_rows
 from distinf.gram.paired import EACH, QUERIES, SELF, chosen
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
-from distinf.gram.settings import OF_WORDS
+from distinf.gram.settings import OF_ALL_PAIRS, OF_WORDS
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.tiles import (
     NAME,
@@ -192,13 +192,13 @@ def _self(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
     ranges = ((unit.start, unit.stop), tuple(unit.job["columns"]))
     blocks = session.cell(name).blocks.of(slab)
     if slab == SPARSE:
-        with watch.step(_needing(session, "datainf", "fisher", "fisher-joint"), by_width(blocks)):
+        with watch.step(_needing(session, "datainf", *OF_ALL_PAIRS), by_width(blocks)):
             words = (_scaled_words(sparse_rows(session, name, TRAIN, a, b)) for a, b in ranges)
             return {named("self", 0): sparse_gram(*words).float().numpy()}
     shares, cell = by_width(blocks), session.cell(name)
     small = {b.name: shares.pop(b.name) for b in blocks if narrow(cell, b)}  # Fisher needs none
-    both, joint = (_needing(session, *e) for e in (("fisher", "fisher-joint"), ("fisher-joint",)))
-    with watch.step(both, shares), watch.step(joint, small):
+    wanted = _needing(session, *OF_ALL_PAIRS)
+    with watch.step(wanted, shares), watch.step([e for e in wanted if e != "fisher"], small):
         rows, columns = (
             _by_block(blocks, dense_rows(session, name, TRAIN, slab, a, b).to(session.device))
             for a, b in ranges

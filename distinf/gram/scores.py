@@ -11,6 +11,7 @@ Shape legend: E estimators, H ways of aggregating, B blocks, Q queries, N traini
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from distinf.gram.blocks import ALL, EMBEDDING, SPARSE, Block
 from distinf.gram.gradients import columns, finite_rows
 from distinf.gram.gram import solving
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
-from distinf.gram.settings import HOWS, OF_WORDS, StageSettings
+from distinf.gram.settings import HOWS, JOINT, OF_ALL_PAIRS, OF_WORDS, StageSettings
 from distinf.gram.stopwatch import TOOK, Stopwatch, joint_name
 from distinf.gram.tiles import (
     WORD_CROSS,
@@ -37,13 +38,13 @@ from distinf.gram.tiles import (
     tiled,
 )
 from distinf.numerics.aggregation import tallies
-from distinf.numerics.estimators import cosine, datainf, fisher, tracin
+from distinf.numerics.estimators import ESTIMATORS, datainf, fisher
+from distinf.numerics.estimators.register import Products
 from distinf.numerics.products import scales
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 
 NAME = "scores"
-JOINT = "fisher-joint"
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -88,12 +89,14 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         blocks = len(cell.blocks.of(unit.job["slab"]))
         wanted = blockwise(outline.settings, unit.job["slab"])
         wide = sum(not narrow(cell, block) for block in cell.blocks.of(unit.job["slab"]))
-        solves, estimators = wide * ("fisher" in wanted), len(wanted)
+        of_pairs = [name for name in wanted if name in OF_ALL_PAIRS]
+        solves = sum(wide if name == "fisher" else blocks for name in of_pairs)
+        estimators = len(wanted)
     sorts = 20.0 * blocks * estimators * queries * rows
     dense = 3 * 8.0 * rows**2 if solves else 0.0
     held = 8.0 * min(queries, queries_at_once(rows)) * rows * 6
-    solved = "fisher-joint" if "group" in unit.job else "fisher"
-    advice = f"leave {solved} out of scores.estimators"
+    solved = [JOINT] if "group" in unit.job else of_pairs or ["fisher"]
+    advice = f"leave {', '.join(solved)} out of scores.estimators"
     return Cost(
         flops=solves * solve + sorts,
         bytes=8.0 * blocks * estimators * len(HOWS) * rows,
@@ -225,15 +228,30 @@ class _Block:
         """fp64 [stop - start, N]."""
         if name in OF_WORDS:
             return self._rows("cross", WORD_CROSS[name], start, stop)
-        if name == "tracin":
-            return tracin.scores(cross_QN)
-        if name == "cosine":
-            return cosine.scores(cross_QN, self._query_sqnorm_Q[start:stop], self._sqnorm_N)
         if name == "datainf":
             return self._datainf(cross_QN, start, stop)
-        if narrow(self._cell, self._cell.blocks.of(self._slab)[self._place]):
+        if name == "fisher" and narrow(self._cell, self._block):
             return self._preconditioned(name, start, stop)
-        return self._exact(name)[start:stop]
+        if name == "fisher":
+            return self._exact(name)[start:stop]
+        found = Products(
+            block=self._block.name,
+            cross_QN=cross_QN,
+            query_sqnorm_Q=self._query_sqnorm_Q[start:stop],
+            train_sqnorm_N=self._sqnorm_N,
+            gram=lambda: torch.from_numpy(self.self_gram()),
+            through=lambda weights_QN: weights_QN @ torch.from_numpy(self.self_gram()),
+            entries=self._block.entries,
+        )
+        settings, damping = ESTIMATORS[name].settings(), self._session.settings.scores.damping
+        if name in damping:
+            settings = replace(settings, damping=damping[name])
+        scores_QN: Tensor = ESTIMATORS[name].scores(found, settings)
+        return scores_QN
+
+    @property
+    def _block(self) -> Block:
+        return self._cell.blocks.of(self._slab)[self._place]
 
     def _datainf(self, cross_QN: Tensor, start: int, stop: int) -> Tensor:
         damping = dampings(self._session, self._cell, self._slab)[self._place]
@@ -258,7 +276,7 @@ class _Block:
         if self._fisher is None:
             cross_QN = self.cross(0, self._cell.rows[QUERY])
             damping = self._session.settings.scores.damping.get(name)
-            with solving(name, self._cell.blocks.of(self._slab)[self._place].name):
+            with solving(name, self._block.name):
                 solved = fisher.solve(torch.from_numpy(self.self_gram()), cross_QN, damping)
             self._fisher = solved.scores_QN
             self.notes[name] = _note(solved)

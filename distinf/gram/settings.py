@@ -4,20 +4,25 @@ of a run's fingerprint (NOT_FINGERPRINTED in distinf/engine/fingerprint.py names
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from distinf.engine.bounds import at_least, not_negative, positive
 from distinf.naming import refuse_names
 from distinf.numerics.capture import Method
+from distinf.numerics.estimators import ESTIMATORS
 from distinf.numerics.precision import Precision
 
-Estimator = Literal[
-    "tracin", "cosine", "datainf", "fisher", "fisher-joint", "tracin-we-top10", "tracin-we-both10"
-]
+JOINT = "fisher-joint"
+OF_WORDS = ("tracin-we-top10", "tracin-we-both10")  # on the input embedding alone
+BLOCKWISE = tuple(name for name, each in ESTIMATORS.items() if each.needs in ("products", "gram"))
+OF_ALL_PAIRS = (JOINT, *(name for name in BLOCKWISE if ESTIMATORS[name].needs == "gram"))
+if TYPE_CHECKING:
+    Estimator = str
+else:
+    Estimator = Literal[(*BLOCKWISE, JOINT, *OF_WORDS)]
 How = Literal["mean", "rank", "vote"]
 HOWS: tuple[How, ...] = ("mean", "rank", "vote")
-DAMPED = ("datainf", "fisher", "fisher-joint")
-OF_WORDS = ("tracin-we-top10", "tracin-we-both10")  # on the input embedding alone
+DAMPED = (*(name for name in BLOCKWISE if hasattr(ESTIMATORS[name].settings(), "damping")), JOINT)
 Epoch = Literal["least_query_loss", "best_query_accuracy", "last"]
 BASELINES = ("random", "full")
 GRID = "grid"

@@ -12,7 +12,7 @@ from distinf.engine.session import row_ranges
 from distinf.gram.blocks import SPARSE, Block
 from distinf.gram.gradients import finite_rows
 from distinf.gram.session import TRAIN, Cell, Session
-from distinf.gram.settings import StageSettings
+from distinf.gram.settings import OF_ALL_PAIRS, StageSettings
 from distinf.numerics.estimators import datainf
 from distinf.runtime import Unit
 from distinf.store import array_of, open_group
@@ -43,8 +43,9 @@ def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> li
         job["top"] = any(name in wanted for name in WORD_CROSS)
     if phase == "self":
         wide = any(not narrow(cell, block) for block in cell.blocks.of(slab))
-        needed = "fisher-joint" in wanted or ("fisher" in wanted and wide)
-        if not (needed or (slab == SPARSE and "datainf" in wanted)):
+        needed = {name for name in OF_ALL_PAIRS if wide or name != "fisher"}
+        needed |= {"datainf"} if slab == SPARSE else set()
+        if not needed & set(wanted):
             return []
         pairs = [(a, b, c, d) for a, b in tiles for c, d in tiles if c <= a]
         return [_unit(cell, a, b, job, columns=[c, d]) for a, b, c, d in pairs]
