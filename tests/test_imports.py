@@ -40,6 +40,7 @@ LEVELS = {
     "printable": 0,
     "naming": 1,
     "masking": 1,
+    "blobs": 0,
     "collective": 0,
     "digest": 0,
     "errors": 0,

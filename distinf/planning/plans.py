@@ -73,10 +73,7 @@ def plan(
         return _on_gpus(session, config, devices.device(gpu), gpus, blobs)
     workers = workers_of(config.runtime)
     if gflops is not None:
-        if not gflops > 0:
-            raise InputError(f"--gflops {gflops:g}: give a number above 0")
-        note = f"times at an assumed {gflops:g} GFLOP/s a worker; not measured"
-        speeds = assumed(config.runtime, gflops * 1e9, note)
+        speeds = assumed(config.runtime, gflops)
     else:
         # A run that cannot fit is refused before anything of its size is measured.
         refuse_what_cannot_fit(quick_plans(session, config.runtime), config.runtime, blobs)
@@ -118,10 +115,7 @@ def _of_passes(
         runtime = _with_gpus(runtime)
         workers, where = max(1, int(gpus / runtime.num_gpus)), f"{gpus} x {gpu}"
     elif gflops is not None:
-        if not gflops > 0:
-            raise InputError(f"--gflops {gflops:g}: give a number above 0")
-        note = f"times at an assumed {gflops:g} GFLOP/s a worker; not measured"
-        speeds = assumed(config.runtime, gflops * 1e9, note)
+        speeds = assumed(config.runtime, gflops)
     else:
         refuse_what_cannot_fit(quick_plans(session, config.runtime), config.runtime, blobs)
         speeds = passes.measured_passes(session, config.runtime)
@@ -216,15 +210,18 @@ def workers_of(runtime: RuntimeSettings) -> int:
     return runtime.workers or max(1, room(this_machine(), runtime.resources))
 
 
-def assumed(runtime: RuntimeSettings, flops: float, note: str = "") -> Speeds:
+def assumed(runtime: RuntimeSettings, gflops: float) -> Speeds:
     """Everything at this rate of arithmetic."""
+    if not gflops > 0:
+        raise InputError(f"--gflops {gflops:g}: give a number above 0")
     start_s = 0.0 if runtime.kind == "local" else Speeds.start_s
-    return Speeds(flops=flops, start_s=start_s, notes=(note,) if note else ())
+    note = f"times at an assumed {gflops:g} GFLOP/s a worker; not measured"
+    return Speeds(flops=gflops * 1e9, start_s=start_s, notes=(note,))
 
 
 def quick_plans(session: Any, runtime: RuntimeSettings) -> list[StagePlan]:
     """Units, bytes and memory; the times are not to be looked at."""
-    speeds = assumed(runtime, 1e10)
+    speeds = assumed(runtime, 10)
     return stage_plans(session, workers_of(runtime), lambda _: speeds, runtime)
 
 

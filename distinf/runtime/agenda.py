@@ -7,22 +7,16 @@ agenda/0003.json   the units of the part in place 3, as soon as they are known
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
+from distinf.blobs import Blobs
 from distinf.errors import SEE, CorruptionError
-from distinf.runtime.ledger import Records
 from distinf.runtime.records import RECORD_BYTES, seal, unseal
 
 FOLDER = "agenda"
 ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 START = f"{FOLDER}/start.json"
 MOST_BYTES = 4 * RECORD_BYTES  # ten million units
-
-
-class Kept(Records, Protocol):
-    """The verbs of a store that the agenda needs."""
-
-    def put(self, key: str, data: bytes) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Part:
 class Agenda:
     """The parts of a run, in the order in which they are carried out. One writer: the driver."""
 
-    def __init__(self, blobs: Kept):
+    def __init__(self, blobs: Blobs):
         self._blobs = blobs
         self._known: dict[int, Part] = {}
 

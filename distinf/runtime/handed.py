@@ -7,15 +7,15 @@ and comes back after the last, so a kill in between leaves files without sums, n
 import contextlib
 from collections.abc import Mapping
 
+from distinf.blobs import Blobs
 from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError, in_one_line
-from distinf.runtime.agenda import Kept
 from distinf.runtime.records import RECORD_BYTES, seal, unseal
 
 FOLDER = "handed"
 
 
-def hand_out(blobs: Kept, name: str, files: Mapping[str, bytes]) -> None:
+def hand_out(blobs: Blobs, name: str, files: Mapping[str, bytes]) -> None:
     """Put the files, by key and in this order, in place of those of this kind, then their sums."""
     folders = {key.rpartition("/")[0] for key in files}
     before: set[str] = set()
@@ -35,7 +35,7 @@ def sums_of(name: str) -> str:
     return f"{FOLDER}/{name}.json"
 
 
-def handed(blobs: Kept, name: str) -> dict[str, str]:
+def handed(blobs: Blobs, name: str) -> dict[str, str]:
     """The files of one kind and their sums; KeyError if none were handed out."""
     key = sums_of(name)
     files = unseal(blobs.get(key, most=RECORD_BYTES), key).get("files")
@@ -44,7 +44,7 @@ def handed(blobs: Kept, name: str) -> dict[str, str]:
     return files
 
 
-def changed(blobs: Kept, name: str, within: str) -> list[str]:
+def changed(blobs: Blobs, name: str, within: str) -> list[str]:
     """One line for each file of one kind that is missing or is not as it was handed out.
 
     within  the folder that its files lie in, "" for the run's own

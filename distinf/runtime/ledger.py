@@ -11,8 +11,9 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from distinf.blobs import Blobs
 from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError, in_one_line
 from distinf.runtime.records import RECORD_BYTES, Record, believed, seal, unseal
@@ -21,15 +22,6 @@ from distinf.runtime.units import Unit
 SEGMENT_RECORDS = 1_000
 SEGMENT_BYTES = 1 << 30
 SEGMENT = "segment-"
-
-
-class Records(Protocol):
-    """The four verbs that the ledger needs of a store."""
-
-    def put_if_absent(self, key: str, data: bytes) -> bool: ...
-    def get(self, key: str, most: int | None = None) -> bytes: ...
-    def names(self, prefix: str) -> list[str]: ...
-    def delete(self, key: str) -> None: ...
 
 
 @dataclass
@@ -49,9 +41,9 @@ class Examined:
 class Ledger:
     """The commit records of one stage, under `ledger/<stage>/`."""
 
-    def __init__(self, records: Records, stage: str):
+    def __init__(self, blobs: Blobs, stage: str):
         self.stage = stage
-        self._records = records
+        self._blobs = blobs
         self._prefix = f"ledger/{stage}"
         self._segments: dict[str, list[Record]] = {}
         self._numbers: dict[str, tuple[int, str]] = {}  # the order of the segments, by name
@@ -68,10 +60,10 @@ class Ledger:
             **content,
         }
         name = self._name(unit.id)
-        is_loose = self._records.put_if_absent(name, seal(record))
+        is_loose = self._blobs.put_if_absent(name, seal(record))
         standing = self.get(unit)
         if is_loose and unit.id in self._sealed:  # it came after its unit's record was sealed
-            self._records.delete(name)
+            self._blobs.delete(name)
         return record if standing is None else standing
 
     def read(self, units: Iterable[Unit] | None = None) -> dict[str, Record]:
@@ -94,7 +86,7 @@ class Ledger:
     def examine(self) -> Examined:
         """Every record and segment, read anew; what cannot be believed is told, not raised."""
         found, loose = Examined(), {}
-        fresh = Ledger(self._records, self.stage)
+        fresh = Ledger(self._blobs, self.stage)
         names, seen = self._names(), set[str]()
         while names:
             name = names.pop(0)
@@ -129,7 +121,7 @@ class Ledger:
             self._read_segments(names)
             listed = sorted(u for u in map(self._unit_of, names) if u)
             for late in self._sealed.keys() & listed:
-                self._records.delete(self._name(late))
+                self._blobs.delete(self._name(late))
             loose = [u for u in listed if u not in self._sealed]
             if len(loose) < SEGMENT_RECORDS:
                 return sealed
@@ -150,7 +142,7 @@ class Ledger:
             if any(each["unit"] == unit_id for each in records):
                 for each in records:
                     if each["unit"] != unit_id:
-                        self._records.put_if_absent(self._name(each["unit"]), seal(each))
+                        self._blobs.put_if_absent(self._name(each["unit"]), seal(each))
                 move([name])
         move({self._name(unit_id)} & set(names))
         return record
@@ -161,13 +153,13 @@ class Ledger:
         number = max((number for number, _ in self._numbers.values()), default=0) + 1
         data = seal({"stage": self.stage, "number": number, "records": records})
         name = f"{self._prefix}/{SEGMENT}{sha256(data)[:20]}.json"
-        self._records.put_if_absent(name, data)
+        self._blobs.put_if_absent(name, data)
         self._read_segments([name])  # read back, before what is in it goes
         for record in records:
-            self._records.delete(self._name(record["unit"]))
+            self._blobs.delete(self._name(record["unit"]))
 
     def _names(self) -> list[str]:
-        return self._records.names(self._prefix)
+        return self._blobs.names(self._prefix)
 
     def _name(self, unit_id: str) -> str:
         return f"{self._prefix}/{unit_id}.json"
@@ -188,7 +180,7 @@ class Ledger:
                         self._add(each)
 
     def _read_segment(self, name: str) -> None:
-        content = unseal(self._records.get(name, most=SEGMENT_BYTES), name)
+        content = unseal(self._blobs.get(name, most=SEGMENT_BYTES), name)
         number, records = content.get("number", 0), content.get("records")
         if type(number) is not int or not isinstance(records, list):
             raise CorruptionError(f"{name} is no segment of commit records; {SEE}")
@@ -220,7 +212,7 @@ class Ledger:
         self._loose |= {u: r for u, r in found.items() if r is not None and u not in self._sealed}
 
     def _loose_record(self, name: str) -> Record:
-        record = unseal(self._records.get(name, most=RECORD_BYTES), name)
+        record = unseal(self._blobs.get(name, most=RECORD_BYTES), name)
         if record.get("unit") != self._unit_of(name):
             raise CorruptionError(f"{name} holds the record of unit {record.get('unit')!r:.40}")
         return believed(record, self.stage, name)

@@ -7,23 +7,16 @@ the group is still there (`Session.commit`).
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
+from distinf.blobs import Blobs
 from distinf.errors import CorruptionError
-from distinf.runtime.agenda import Kept
 from distinf.runtime.ledger import Ledger
 from distinf.runtime.records import JOBS, Record
 
 TOLD = "told"  # what workers told of the units that they were at
 
 
-class Swept(Kept, Protocol):
-    """The verbs of a store that a sweep needs."""
-
-    def sweep(self) -> int: ...
-
-
-def sweep(blobs: Swept, stages: Sequence[str], of_jobs: Sequence[str]) -> int:
+def sweep(blobs: Blobs, stages: Sequence[str], of_jobs: Sequence[str]) -> int:
     """Delete drafts, words on units under way, and groups that no record names -> how many files.
 
     stages   all stages of the run; those `of_jobs` have their groups under jobs/
@@ -36,7 +29,7 @@ def sweep(blobs: Swept, stages: Sequence[str], of_jobs: Sequence[str]) -> int:
     return count + _sweep_groups(blobs, JOBS, of_jobs)
 
 
-def _sweep_groups(blobs: Swept, folder: str, stages: Sequence[str]) -> int:
+def _sweep_groups(blobs: Blobs, folder: str, stages: Sequence[str]) -> int:
     try:
         named = {group for stage in stages for group in _groups(Ledger(blobs, stage).read())}
         left = [name for name in blobs.names(folder) if _group(name) not in named]
@@ -51,7 +44,7 @@ def _sweep_groups(blobs: Swept, folder: str, stages: Sequence[str]) -> int:
     return len(left)
 
 
-def _delete(blobs: Swept, names: Iterable[str]) -> None:
+def _delete(blobs: Blobs, names: Iterable[str]) -> None:
     for name in names:
         blobs.delete(name)
 

@@ -5,9 +5,8 @@ so it comes out the same, and what was made of it stands; on another machine it 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
-from distinf.runtime.agenda import Kept
+from distinf.blobs import Blobs
 from distinf.runtime.ledger import Ledger
 from distinf.runtime.records import RECORD_BYTES, Record, seal, unseal
 from distinf.runtime.units import Unit
@@ -15,20 +14,14 @@ from distinf.runtime.units import Unit
 FOLDER, ASIDE = "repairs", "damaged"
 
 
-class Movable(Protocol):
-    """The verb of a store that setting aside needs."""
-
-    def move(self, key: str, to: str) -> None: ...
-
-
-def remember(blobs: Kept, stage: str, unit_id: str, record: Record) -> None:
+def remember(blobs: Blobs, stage: str, unit_id: str, record: Record) -> None:
     """Keep the sums of the unit's files as its record has them."""
     if "manifest" in record:
         files = {"files": record["manifest"]["files"]}
         blobs.put(f"{FOLDER}/{stage}/{unit_id}.json", seal(files))
 
 
-def differing(blobs: Kept, units: Sequence[Unit]) -> list[Unit]:
+def differing(blobs: Blobs, units: Sequence[Unit]) -> list[Unit]:
     """Of these units, which are committed, those that came out otherwise than they were."""
     found = []
     for name, unit in _remembered(blobs, units):
@@ -39,20 +32,20 @@ def differing(blobs: Kept, units: Sequence[Unit]) -> list[Unit]:
     return found
 
 
-def settle(blobs: Kept, units: Sequence[Unit]) -> None:
+def settle(blobs: Blobs, units: Sequence[Unit]) -> None:
     """Remember nothing more of these units. What was made of those that differ is out by now."""
     for name, _ in _remembered(blobs, units):
         blobs.delete(name)
 
 
-def _remembered(blobs: Kept, units: Sequence[Unit]) -> list[tuple[str, Unit]]:
+def _remembered(blobs: Blobs, units: Sequence[Unit]) -> list[tuple[str, Unit]]:
     by_id = {unit.id: unit for unit in units}
     names = blobs.names(f"{FOLDER}/{units[0].stage}") if units else []
     stems = {name: name.rsplit("/", 1)[-1].removesuffix(".json") for name in names}
     return [(name, by_id[stem]) for name, stem in stems.items() if stem in by_id]
 
 
-def moving(blobs: Movable, name: str) -> Callable[[Iterable[str]], None]:
+def moving(blobs: Blobs, name: str) -> Callable[[Iterable[str]], None]:
     """What moves files of a run into a folder of this name below damaged/."""
 
     def move(names: Iterable[str]) -> None:
@@ -62,7 +55,7 @@ def moving(blobs: Movable, name: str) -> Callable[[Iterable[str]], None]:
     return move
 
 
-def forget(blobs: Kept, units: Iterable[Unit], move: Callable[[Iterable[str]], None]) -> int:
+def forget(blobs: Blobs, units: Iterable[Unit], move: Callable[[Iterable[str]], None]) -> int:
     """Take these units' records out -> of how many there was one."""
     taken = [Ledger(blobs, unit.stage).take_out(unit.id, move) for unit in units]
     return sum(record is not None for record in taken)

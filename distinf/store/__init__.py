@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from distinf.lazily import from_homes
 
 if TYPE_CHECKING:
-    from distinf.store.blobs import Blobs, open_root
+    from distinf.blobs import Blobs
+    from distinf.store.blobs import open_root
     from distinf.store.groups import array_of, open_group, read_group, write_group
     from distinf.store.objects import damage, verify_group
     from distinf.store.rows import CachedRows, Rows

@@ -1,7 +1,4 @@
-"""Named byte strings in a folder or a bucket: durable put, put-if-absent, get, list.
-
-The whole store stands on these few verbs, so a local folder, s3:// and gs:// differ only here.
-"""
+"""Blobs in a folder or a bucket: a local folder, s3:// and gs:// differ only here."""
 
 import contextlib
 import errno
@@ -11,50 +8,13 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
+from distinf.blobs import Blobs
 from distinf.errors import CorruptionError, InputError
 from distinf.store.regular import open_regular, read_whole, too_large
 
 DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
-
-
-class Blobs(Protocol):
-    """Keys are '/'-separated, relative to the root; values are whole byte strings."""
-
-    root: str
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write durably, replacing what was there."""
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write durably unless the key exists, atomically; True if this call wrote it."""
-
-    def get(self, key: str, most: int | None = None) -> bytes:
-        """The bytes; KeyError if there are none, CorruptionError if they are more than `most`, or
-        if it is no regular file in the folder."""
-
-    def size(self, key: str) -> int:
-        """How many bytes there are; errors as in `get`."""
-
-    def names(self, prefix: str) -> list[str]:
-        """Sorted keys below `prefix/` (all depths), as keys relative to the root."""
-
-    def delete(self, key: str) -> None:
-        """Remove the key if it is there."""
-
-    def move(self, key: str, to: str) -> None:
-        """Put what is there under another key, whatever it is; nothing if nothing is."""
-
-    def sweep(self) -> int:
-        """Delete the drafts of puts that never ended -> how many."""
-
-    def free_bytes(self) -> int | None:
-        """Room left, or None where the backend has no such limit."""
-
-    def require(self, key: str) -> None:
-        """From now on no folder is made while this key is not there: one that was moved or
-        unmounted is a FileNotFoundError, and not begun anew."""
 
 
 class Folder:

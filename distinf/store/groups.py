@@ -15,9 +15,9 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import MemoryStore
 
+from distinf.blobs import Blobs
 from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError
-from distinf.store.blobs import Blobs
 from distinf.store.layout import ITEM_BYTES, Manifest
 from distinf.store.objects import checked_layouts, chunk_sizes, intact, verify_group
 

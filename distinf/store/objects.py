@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from distinf.blobs import Blobs
 from distinf.digest import sha256
 from distinf.errors import CorruptionError, in_one_line
-from distinf.store.blobs import Blobs
 from distinf.store.layout import METADATA_BYTES, ArrayLayout, Manifest, layouts
 
 REPAIR = "`distinf verify --repair` makes it again"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from distinf.blobs import Blobs
 from distinf.errors import SEE, CorruptionError
-from distinf.store.blobs import Blobs
 from distinf.store.groups import open_group
 
 OPEN_UNITS = 1_024  # units whose arrays stay open, about 11 kB each: no metadata is read twice

@@ -105,7 +105,7 @@ MUTATIONS = [
     _without(
         "late records go when others are sealed", "runtime/ledger.py",
         "            for late in self._sealed.keys() & listed:\n"
-        "                self._records.delete(self._name(late))\n",
+        "                self._blobs.delete(self._name(late))\n",
         LEDGER + "test_late_records_that_are_sealed_again_change_nothing",
     ),
     _without(
