@@ -15,14 +15,13 @@ from distinf.errors import InputError
 
 @dataclass(frozen=True)
 class Cancellation:
-    """One group of parameters; `least`, `median` and `most` are over its `active` ones."""
+    """One group of parameters; `least`, `median` and `most` are over those with a gradient that
+    is not zero in some sample."""
 
     l1: float  # sum of |g| over samples and parameters / sum over parameters of |sum of g|
     least: float
     median: float
     most: float
-    active: int  # parameters with a gradient that is not zero in some sample
-    infinite: int  # active ones whose gradients add up to exactly zero
 
 
 def cancellation(sum_abs_P: Tensor, sum_P: Tensor) -> Cancellation:
@@ -39,7 +38,7 @@ def cancellation(sum_abs_P: Tensor, sum_P: Tensor) -> Cancellation:
         raise InputError("sums of gradients are not finite; drop the quarantined samples first")
     active_P = sum_abs_P > 0
     if not bool(active_P.any()):
-        return Cancellation(math.nan, math.nan, math.nan, math.nan, 0, 0)
+        return Cancellation(math.nan, math.nan, math.nan, math.nan)
     above_P, below_P = sum_abs_P[active_P], sum_P[active_P]
     each_P, _ = (above_P / below_P).sort()
     count = len(each_P)
@@ -48,8 +47,6 @@ def cancellation(sum_abs_P: Tensor, sum_P: Tensor) -> Cancellation:
         least=float(each_P[0]),
         median=float(each_P[(count - 1) // 2] + each_P[count // 2]) / 2,
         most=float(each_P[-1]),
-        active=count,
-        infinite=int(torch.isinf(each_P).sum()),
     )
 
 

@@ -28,18 +28,12 @@ RITZ_PRECISION = 1e-7
 
 @dataclass(frozen=True)
 class PolicyReport:
-    """What the policy met and did.
-
-    negative: values < 0; unsafe: values whose damped denominator is not safely positive; changed:
-    replaced by their magnitude; dropped: left to the complement; smallest: the smallest value met.
-    """
+    """What the policy did. changed: values replaced by their magnitude; dropped: left to the
+    complement."""
 
     policy: Policy = "keep"
-    negative: int = 0
-    unsafe: int = 0
     changed: int = 0
     dropped: int = 0
-    smallest: float = nan
 
 
 @dataclass(frozen=True)
@@ -133,11 +127,8 @@ def spectrum(
     final_K = changed_K[kept]
     report = PolicyReport(
         policy=policy,
-        negative=int(negative_K.sum()),
-        unsafe=int(unsafe_K.sum()),
         changed=int((changed_K != values_K).sum()),
         dropped=int(dropped_K.sum()),
-        smallest=smallest,
     )
     # The trace is the operator's own, so the complement's share is what its own values leave.
     return Spectrum(final_K, damping, outside(values_K[kept]), tuple(kept.tolist()), report)

@@ -118,17 +118,12 @@ def stored_scores(session: Session, loss: str = "", variant: str = "ell-relative
     if variant == "tracin":
         return session.cached(("tracin", loss), lambda: tracin_scores(session, loss))
     name = f"{loss}.{variant}"
-    return session.cached(("scores", name), lambda: _columns(session, [name])[name])
+    return session.cached(("scores", name), lambda: _column(session, name))
 
 
-def all_scores(session: Session) -> dict[str, np.ndarray]:
-    """Every stored score, fp64 [targets, rows], by "<loss>.<variant>"."""
-    return _columns(session)
-
-
-def _columns(session: Session, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def _column(session: Session, name: str) -> np.ndarray:
     wanted = [unit for unit, _ in units(session.outline)]
-    return {k: v.T.copy() for k, v in session.rows(wanted).columns(names).items()}
+    return session.rows(wanted).columns([name])[name].T.copy()
 
 
 def nonpositive_counts(session: Session) -> dict[str, int]:

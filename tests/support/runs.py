@@ -58,8 +58,9 @@ def copied(session: Session, out: Path) -> Session:
 
 
 def all_scores(session: Session) -> dict[str, np.ndarray]:
-    """Every stored score array, by name."""
-    return scores.all_scores(session)
+    """Every stored score array, fp64 [targets, rows], by "<loss>.<variant>"."""
+    units = [unit for unit, _ in scores.units(session.outline)]
+    return {name: values.T for name, values in session.rows(units).columns().items()}
 
 
 def same_bits(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:

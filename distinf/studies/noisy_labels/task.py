@@ -211,11 +211,6 @@ class NoisyCell:
         size = None if vocabulary is None else len(vocabulary)
         return meta_model(self.settings.model, self.settings.lora, size, len(self.classes()))
 
-    def block_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The trainable parameters by name."""
-        named = self.skeleton().named_parameters()
-        return {name: tuple(p.shape) for name, p in named if p.requires_grad}
-
     def fit(
         self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell = no_one
     ) -> Fit:
