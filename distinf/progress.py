@@ -27,7 +27,7 @@ from distinf.report.gram import report as gram_report
 from distinf.report.gram.findings import EPOCHS
 from distinf.report.gram.free_rankings import OWN_LOSS, SUGGESTED
 from distinf.report.spectral import results
-from distinf.report.spectral.wording import no_better
+from distinf.report.spectral.headline import no_better
 from distinf.runtime import Unit
 from distinf.saying import own_stderr
 from distinf.terminal import Terminal

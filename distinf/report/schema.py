@@ -34,6 +34,7 @@ from matplotlib.figure import Figure as Canvas
 from distinf.report.formats import MISSING, SPACE, fixed, missing, number, signed
 
 Row = dict[str, Any]
+Draw = Callable[[Canvas], bool | None]
 LARGE = 200.0  # percent or points, from which decimals say nothing
 
 
@@ -143,7 +144,7 @@ class Figure:
     name: str
     title: str
     caption: str
-    draw: Callable[[Canvas], bool | None]
+    draw: Draw
     file: str = ""
 
 
@@ -176,10 +177,13 @@ class Section:
 
     anchor: str
     title: str
-    items: Sequence["Table | Figure | Text | Facts | Bullets | Section"]
+    items: Sequence["Item"]
     intro: str = ""
     short: str = ""
     folded: bool = False
+
+
+Item = Table | Figure | Text | Facts | Bullets | Section
 
 
 @dataclass(frozen=True)

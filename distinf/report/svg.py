@@ -7,7 +7,7 @@ picture is right in light, in dark and on paper. The same figure gives the same 
 import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -157,6 +157,17 @@ def linear_axis(axes: Axes, which: str, integer: bool = False) -> None:
     target = getattr(axes, f"{which}axis")
     target.set_major_locator(MaxNLocator(6, integer=integer, steps=[1, 2, 2.5, 5, 10]))
     target.set_major_formatter(FuncFormatter(lambda v, _: _linear_label(v)))
+
+
+def row_axis(axes: Axes, labels: Sequence[str], room: tuple[float, float] = (0.45, 0.55)) -> None:
+    """A row for each label, the first at the top, and a line at x = 0."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - room[0], -room[1])
+    axes.tick_params(axis="y", labelcolor=COLOR["ink"])
+    axes.grid(False)
+    axes.grid(True, axis="x")
+    axes.axvline(0, color=COLOR["muted"], lw=0.9, zorder=1)
+    linear_axis(axes, "x")
 
 
 def legend(figure: Figure, *panels: Axes, columns: int = 5, most: int = 28) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from distinf.report import formats
 from distinf.report.maps import tinted
-from distinf.report.spectral.experiment_views import table_1_view
-from distinf.report.spectral.experiment_words import question, reading, setup
+from distinf.report.schema import Section, Text
+from distinf.report.spectral.arm_figures import parts, reach, relative, stretches
 from distinf.report.spectral.families import (
     arms,
     base_of,
@@ -21,10 +21,16 @@ from distinf.report.spectral.families import (
     varied,
 )
 from distinf.report.spectral.findings import Family, Findings, Published
-from distinf.report.spectral.path_figure import panel_arms
-from distinf.report.spectral.rate_figure import parts, reach, relative, runs
+from distinf.report.spectral.metric_figures import panel_arms
+from distinf.report.spectral.page import page
 from distinf.report.spectral.tables import tables
 from tests.support.experiments import small, trials
+from tests.support.html import parts as parts_of
+
+
+def section(made: Findings, anchor: str) -> Section:
+    every = [i for s in page(made).sections for i in (s, *s.items)]
+    return next(s for s in every if isinstance(s, Section) and s.anchor == anchor)
 
 
 def arm_rows(made: Findings, name: str) -> dict[str, dict]:
@@ -108,21 +114,20 @@ def test_setup_tells_what_differs_from_the_headline():
     family = Family("several", ("pool",), several)
     made = small(family)
     assert fixed(made, family) == {"aim": "multi-target", "steps": 15, "targets": 1}
-    said = setup(made, family)
+    said = next(i.text for i in section(made, "experiment-1").items if isinstance(i, Text))
     assert said == (
-        "Compared: pool 50, 200. All else is as in the headline, but: multi-target, 15 steps, "
-        "on 1 target."
+        "Compared: pool of 50, pool of 200. Unlike the headline: multi-target, 15 steps, on 1 "
+        "targets. Base arm: pool of 50."
     )
-    assert question(made, family) == "Can several targets be improved at once?"
 
 
 @pytest.mark.parametrize(
     ("gap", "seeds", "words"),
     [
-        (70.0, 6, "Ahead of the base arm beyond the interval: pool of 200"),
-        (42.0, 6, "No arm differs from the base arm"),
-        (9.0, 6, "Behind the base arm beyond the interval: pool of 200"),
-        (70.0, 2, "Fewer than 6 pairs cannot tell"),
+        (70.0, 6, "1 of 1 ahead of and 0 behind the base arm"),
+        (42.0, 6, "0 of 1 ahead of and 0 behind the base arm"),
+        (9.0, 6, "0 of 1 ahead of and 1 behind the base arm"),
+        (70.0, 2, "0 of 0 ahead of and 0 behind the base arm"),
     ],
 )
 def test_reading_follows_the_interval_of_the_difference(gap, seeds, words):
@@ -132,8 +137,7 @@ def test_reading_follows_the_interval_of_the_difference(gap, seeds, words):
         for o in trials({1: gap}, pool=200)
     ]
     family = Family("pools", ("pool",), [*trials({1: 40.0}), *noisy][: 6 + seeds])
-    made = small(family)
-    assert words in reading(made, family, tables(made))
+    assert words in section(small(family), "experiment-1").intro
 
 
 # Table 1
@@ -150,12 +154,12 @@ def cross(values: dict[tuple[str, str], float]) -> Family:
 def test_table_1_ranks_each_column_by_its_means_and_leaves_random_out():
     ours = cross({("bce", "classic"): 20.0, ("bce", "tracin"): 30.0, ("ber", "classic"): 10.0})
     theirs = cross({("bce", "classic"): 50.0, ("bce", "tracin"): 1.0, ("ber", "classic"): 2.0})
-    printed = [
+    theirs_printed = [
         Published("source", "bce", "classic", "helpful", 11.0, 2.0, column="800k"),
         Published("source", "ber", "classic", "helpful", 12.0, None, column="800k"),
         Published("source", "", "", "random", 99.0, column="800k"),
     ]
-    made = small(ours, published=printed, beside={"reduced": small(theirs, label="9 slots")})
+    made = small(ours, published=theirs_printed, beside={"reduced": small(theirs, label="9 slots")})
     rows = tables(made)["table_1"]
     places = {
         (r["column"], r["loss"], r["variant"]): r["place"]
@@ -168,9 +172,10 @@ def test_table_1_ranks_each_column_by_its_means_and_leaves_random_out():
     assert places["800k", "ber", "classic"] == 1
     assert all(r["place"] is None for r in rows if r["selection"] == "random")
     assert math.isnan(next(r["sd_pct"] for r in rows if r["mean_pct"] == 12.0))
-    same = small(ours, published=printed, label="800k", beside={})
-    first = table_1_view(tables(same)).rows[0]
-    assert [e.text for e in first[1]] == [
+    same = small(ours, published=theirs_printed, label="800k", beside={})
+    table = next(t for t in parts_of(page(same)) if getattr(t, "file", "") == "table_1")
+    first = printed(table).lines[0]
+    assert [c.text for c in first.cells[2:]] == [
         "22.5 ± 1.9".replace(" ", formats.SPACE),
         "11.0 ± 2.0".replace(" ", formats.SPACE),
     ]
@@ -188,7 +193,7 @@ def test_rates_are_mapped_against_where_the_metric_began():
     assert (scale.up, scale.down) == (pytest.approx(math.log(2)), pytest.approx(math.log(2)))
     worst = reach([np.array([[0.01, 0.5]])])
     assert worst.down == pytest.approx(math.log(4))  # what lies beyond is hatched
-    assert runs(worst.scaled(relative(np.array([[0.01, 0.5, 0.5, 0.01]]))) < -1) == [(0, 1, 2)]
+    assert stretches(worst.scaled(relative(np.array([[0.01, 0.5, 0.5, 0.01]]))) < -1) == [(0, 1, 2)]
 
 
 def test_coarse_and_fine_rates_get_maps_of_their_own():

@@ -17,9 +17,6 @@ from distinf.report.gram.detection_figures import grid_figure
 from distinf.report.gram.machine_figures import correlations_figure, training_figure
 from distinf.report.gram.page import render as render_gram
 from distinf.report.gram.tables import tables as gram_tables
-from distinf.report.spectral.axis_figures import axis_grid
-from distinf.report.spectral.diagnostics import score_runs_figure, scores_figure
-from distinf.report.spectral.figures import targets_figure
 from distinf.report.spectral.findings import (
     AxisCurves,
     EvaluationPoints,
@@ -27,13 +24,12 @@ from distinf.report.spectral.findings import (
     ScoreSet,
     Target,
 )
-from distinf.report.spectral.page import render
-from distinf.report.spectral.run_figures import table_1_figure, variations_figure
-from distinf.report.spectral.tables import tables
+from distinf.report.spectral.page import page
 from distinf.report.svg import drawing, export, legend, title
-from tests.report.test_page import BROWSER
+from tests.report.test_page import render
 from tests.support import gram_findings
 from tests.support.experiments import study
+from tests.support.html import BROWSER, picture
 from tests.support.labels import labels, outside, overlapping
 
 FEW = settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])
@@ -47,13 +43,13 @@ def pages() -> dict[str, str]:
     return {"study": render(WHOLE), "layers": render_gram(gram_findings.findings())}
 
 
-def read(picture: str | None) -> str:
+def read(drawn: str | None) -> str:
     """The picture, once it is known that its texts can be read."""
-    assert picture is not None
-    assert labels(picture)
-    assert overlapping(picture) == []
-    assert outside(picture) == []
-    return picture
+    assert drawn is not None
+    assert labels(drawn)
+    assert overlapping(drawn) == []
+    assert outside(drawn) == []
+    return drawn
 
 
 def test_texts_that_lie_on_each_other_are_found():
@@ -77,8 +73,8 @@ def test_texts_that_lie_on_each_other_are_found():
 def test_no_text_of_a_page_lies_on_another(pages, name):
     pictures = re.findall(r"<svg.*?</svg>", pages[name], re.DOTALL)
     assert len(pictures) > 8
-    for picture in pictures:
-        read(picture)
+    for drawn in pictures:
+        read(drawn)
 
 
 @FEW
@@ -94,7 +90,7 @@ def test_the_names_of_targets_near_each_other_do_not_meet(rows):
     ids, snr, gap = (np.array(column) for column in zip(*rows, strict=True))
     points = EvaluationPoints(ids, gap, snr, reference_E=np.full(ids.size, 0.01))
     found = Findings("t", "t", targets=[Target(int(i), 0.1, 1.0) for i in ids], evaluation=points)
-    named = {x.text for x in labels(read(targets_figure(found)))} & {str(i) for i in ids}
+    named = {x.text for x in labels(read(picture(page(found), "targets")))} & {str(i) for i in ids}
     assert named or len(ids) > 1
 
 
@@ -103,14 +99,9 @@ def test_the_names_of_targets_near_each_other_do_not_meet(rows):
 def test_names_of_runs_do_not_meet(names):
     one = WHOLE.beside["reduced"]
     named = replace(WHOLE, label=names[0], beside={n: replace(one, label=n) for n in names[1:]})
-    rows = tables(named)
-    for picture in (
-        axis_grid(named, "axis", "t"),
-        score_runs_figure(named, "scores", "t"),
-        table_1_figure(rows, "table", "t"),
-        variations_figure(rows["variations"], "BER", "runs", "t"),
-    ):
-        read(picture)
+    made = page(named)
+    for name in ("axis", "score-runs", "table-1", "variations"):
+        read(picture(made, name))
 
 
 @FEW
@@ -120,12 +111,12 @@ def test_ticks_of_any_size_do_not_meet(exponent, many):
     rng = np.random.default_rng(0)
     scores = {1: 10.0**exponent * rng.standard_t(3, 500)}
     sets = [ScoreSet("bce", f"variant {k}", scores) for k in range(many)]
-    read(scores_figure(Findings("t", "t", scores=sets)))
+    read(picture(page(Findings("t", "t", scores=sets)), "scores"))
     x = [3.0 * k * 10.0**exponent for k in range(10)]
     curves = AxisCurves(x, [1] * 10, {"before": [0.1] * 10, "random": [0.2] * 10})
     runs = {str(k): replace(WHOLE, axis_curves=curves, families=FIRST) for k in range(2)}
     found = replace(WHOLE, axis_curves=curves, families=FIRST, beside=runs)
-    read(axis_grid(found, "axis", "t"))
+    read(picture(page(found), "axis"))
 
 
 @FEW

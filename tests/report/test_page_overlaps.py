@@ -4,15 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 
+from distinf.report.render import printed
+from distinf.report.spectral.experiments import overlaps as overlaps_table
 from distinf.report.spectral.findings import ScoreSet
-from distinf.report.spectral.overlaps import overlaps, overlaps_view
-from distinf.report.spectral.page import render
+from distinf.report.spectral.tables import tables
+from tests.report.test_page import render
 from tests.support.findings import findings
 
 POOL = 3
 CLASSIC = np.array([9.0, 8.0, 7.0, 1.0, 0.0, np.nan])
 SCALED = np.array([9.0, 8.0, 0.0, 7.0, np.inf, 1.0])  # not finite: never in a pool
 TURNED = CLASSIC[::-1].copy()
+
+
+def overlaps(run):
+    return tables(run).get("overlaps", [])
 
 
 def made(first, second):
@@ -37,10 +43,11 @@ def test_a_run_beside_it_is_compared_by_the_same_score_alone():
 
 def test_the_page_has_least_to_most_over_the_targets():
     run = made({5: CLASSIC, 6: CLASSIC}, {5: SCALED, 6: TURNED})
-    shown = overlaps_view(run, overlaps(run))
-    assert [(stubs, [e.text for e in entries]) for stubs, entries, _ in shown.rows] == [
-        (("bce", "classic"), ["0 to 2", ""]),
-        (("bce", "theta-relative"), ["", "0 to 2"]),
+    shown = printed(overlaps_table(run, overlaps(run)))
+    assert [c.heading for c in shown.columns] == ["loss", "variant", "classic", "theta-relative"]
+    assert [[c.text for c in line.cells] for line in shown.lines] == [
+        ["bce", "classic", "", "0 to 2"],
+        ["bce", "theta-relative", "0 to 2", ""],
     ]
     assert "how many two scores share" in render(run)
 
@@ -48,4 +55,4 @@ def test_the_page_has_least_to_most_over_the_targets():
 def test_one_score_has_nothing_to_share():
     run = replace(made({5: CLASSIC}, {}), scores=[ScoreSet("bce", "classic", {5: CLASSIC})])
     assert overlaps(run) == []
-    assert overlaps_view(run, []) is None
+    assert "how many two scores share" not in render(run)

@@ -4,10 +4,7 @@ import html
 import json
 import math
 import re
-import shutil
-import subprocess
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -27,9 +24,8 @@ from distinf.report.schema import (
     stub,
     text,
 )
-from tests.report.test_page import ATTACK, Document
+from tests.support.html import ATTACK, BROWSER, Document, opened
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 ROWS = [
     {"loss": "bce", "variant": "a", "mean_pct": 9.0, "sd_pct": 1.0, "n": 3, "void": None},
     {"loss": "bce", "variant": "b", "mean_pct": -1200.0, "low_pct": -2.0, "high_pct": 4.0},
@@ -126,17 +122,6 @@ def test_texts_are_escaped_and_one_script_alone_may_run():
     assert document.text.count("<script>alert(1)</script>") > 20
     assert "script-src &#39;sha256-" in made or "script-src 'sha256-" in made
     assert render.html(attacked, {ATTACK}) == made
-
-
-def opened(page: str, folder: Path) -> str:
-    """The document as a browser has it once its scripts have run."""
-    file = folder / "index.html"
-    file.write_text(page, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    flags += [f"--user-data-dir={folder / 'profile'}", file.as_uri()]
-    return subprocess.run(
-        [str(BROWSER), *flags], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH to open the page in")

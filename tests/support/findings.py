@@ -14,9 +14,7 @@ from distinf.report.spectral.findings import (
     Provenance,
     Published,
     Ritz,
-    ScoredSample,
     ScoreSet,
-    Solve,
     StageCost,
     Target,
     TrainingCurve,
@@ -87,7 +85,11 @@ def findings(**changes: object) -> Findings:
         scores=_scores(rng),
         top_samples=_top(rng),
         ritz=_ritz(rng),
-        solves=[Solve(i, "bce", "converged", 61 + i % 7, 8.4e-7) for i in TARGETS],
+        solves=[
+            {"target": i, "loss": "bce", "status": "converged"}
+            | {"steps": 61 + i % 7, "residual": 8.4e-7}
+            for i in TARGETS
+        ],
         training=_training(rng),
         costs=[
             StageCost("data", 26, 2.1, 3.9, 153_000_000),
@@ -176,7 +178,7 @@ def _scores(rng: np.random.Generator) -> list[ScoreSet]:
     ]  # fmt: skip
 
 
-def _top(rng: np.random.Generator) -> list[ScoredSample]:
+def _top(rng: np.random.Generator) -> list[dict]:
     rows = []
     for target in TARGETS:
         for rank in range(1, 51):
@@ -187,9 +189,8 @@ def _top(rng: np.random.Generator) -> list[ScoredSample]:
                     "loss": float(rng.uniform(0.02, 0.4)),
                 }
                 score = sign * 0.9 / rank**0.4
-                rows.append(
-                    ScoredSample(target, sign * rank, int(rng.integers(4080)), score, columns)
-                )
+                own = {"target": target, "rank": sign * rank, "id": int(rng.integers(4080))}
+                rows.append(own | {"score": score, "columns": columns})
     return rows
 
 

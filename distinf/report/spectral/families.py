@@ -21,7 +21,6 @@ NAMES = {
     "lr": "learning rate",
     "newton_lr": "step size η",
     "adapter": "adapter rank",
-    "pool": "pool",
     "weight_decay": "weight decay",
     "batch_size": "batch",
 }
@@ -29,14 +28,19 @@ NAMES = {
 
 @lru_cache(maxsize=CACHED)
 def kind(family: Family) -> Kind:
-    """How the page shows the family; see findings.Family."""
+    """How the page shows the family."""
     names = set(varied(family)) - {"selection"}
-    steps = max((o.value("steps") for o in family.outcomes), default=0)
+    steps = longest(family)
     if names == {"loss", "variant"}:
         return "table 1"
     if rate(family) and steps >= FEWEST_STEPS:
         return "rates"
     return "updates" if "update" in names and steps else "other"
+
+
+def longest(family: Family) -> int:
+    """The most fine-tuning steps of any arm."""
+    return max((o.value("steps") for o in family.outcomes), default=0)
 
 
 @lru_cache(maxsize=CACHED)
@@ -49,14 +53,9 @@ def rate(family: Family) -> str | None:
     return None
 
 
-def of_kind(findings: Findings, wanted: Kind) -> list[Family]:
-    """The run's families of one kind that hold any trial."""
-    return [f for f in findings.families if f.outcomes and kind(f) == wanted]
-
-
 def table_1(findings: Findings) -> Family | None:
     """The family that crosses losses with variants."""
-    return next(iter(of_kind(findings, "table 1")), None)
+    return next((f for f in findings.families if f.outcomes and kind(f) == "table 1"), None)
 
 
 def experiments(findings: Findings) -> list[Family]:
@@ -74,22 +73,20 @@ def _joined(families: tuple[Family, ...]) -> tuple[Family, ...]:
     hosts = [f for f in families if kind(f) == "updates"]
     guests = {f: next((h for h in hosts if _takes(h, f)), None) for f in families}
     found = []
-    for family in families:
-        if guests[family] is None:
-            more = [o for f, host in guests.items() if host is family for o in f.outcomes]
-            outcomes = [*family.outcomes, *more]
-            found.append(replace(family, outcomes=outcomes) if more else family)
+    for family in (f for f in families if guests[f] is None):
+        more = [o for f, host in guests.items() if host is family for o in f.outcomes]
+        found.append(replace(family, outcomes=[*family.outcomes, *more]) if more else family)
     return tuple(found)
 
 
 def _takes(host: Family, other: Family) -> bool:
     alone = len({o.update for o in other.outcomes}) == 1 and kind(other) == "other"
-    fits = [
+    ours, theirs = (
         ({o.target for o in f.outcomes}, {o.value("steps") for o in f.outcomes})
         for f in (host, other)
-    ]
+    )
     new = {o.update for o in other.outcomes} - {o.update for o in host.outcomes}
-    return alone and bool(new) and fits[0] == fits[1]
+    return alone and bool(new) and ours == theirs
 
 
 def runs(findings: Findings) -> dict[str, Findings]:
@@ -119,18 +116,17 @@ def varied(family: Family) -> tuple[str, ...]:
 @lru_cache(maxsize=CACHED)
 def arms(family: Family) -> dict[tuple[Any, ...], list[Outcome]]:
     """Values of what is varied -> trials, in the order that they came."""
-    names = varied(family)
     found: dict[tuple[Any, ...], list[Outcome]] = {}
     for outcome in family.outcomes:
-        found.setdefault(tuple(outcome.value(n) for n in names), []).append(outcome)
+        found.setdefault(tuple(outcome.value(n) for n in varied(family)), []).append(outcome)
     return found
 
 
 def arm_label(names: Sequence[str], outcome: Outcome) -> str:
     """An arm in words: its selection, then whatever else is varied and plays a part in it."""
-    selection = [outcome.selection] if "selection" in names else []
+    words = [outcome.selection] if "selection" in names else []
     rest = [n for n in names if n != "selection" and _plays_a_part(n, outcome)]
-    words = selection + [spoken(name, outcome.value(name)) for name in rest]
+    words += [spoken(name, outcome.value(name)) for name in rest]
     return ", ".join(words) or outcome.selection
 
 
@@ -138,16 +134,13 @@ def spoken(name: str, value: Any) -> str:
     """A setting's value as it stands in a sentence or beside a row."""
     if name == "adapter":
         return f"adapters of rank {value}" if value else "all parameters"
-    if name == "order":
-        return f"{value} order"
     if name == "steps":
         return f"{count(value)} step{'' if value == 1 else 's'}"
-    if name == "pool":
-        return f"pool of {count(value)}"
     if name in ("loss", "variant", "update", "aim", "selection"):
         return str(value)
     shown = f"{value:g}" if isinstance(value, float) else number(value)
-    return f"{NAMES.get(name, name)} {shown}"
+    patterns = {"order": "{} order", "pool": "pool of {}", "targets": "on {} targets"}
+    return patterns.get(name, NAMES.get(name, name) + " {}").format(shown)
 
 
 def fixed(findings: Findings, family: Family) -> dict[str, Any]:
@@ -173,15 +166,15 @@ def control_of(findings: Findings, family: Family, arm: Sequence[Outcome]) -> li
     first = arm[0]
     if first.selection == CONTROL:
         return []
-    for place in (family.outcomes, findings.headline_outcomes()):
-        found = [
+    places = (
+        [
             o
             for o in place
             if o.selection == CONTROL and o.loss in ("", first.loss) and _as_done(o, first)
         ]
-        if found:
-            return found
-    return []
+        for place in (family.outcomes, findings.headline_outcomes())
+    )
+    return next(filter(None, places), [])
 
 
 def base_of(findings: Findings, family: Family) -> list[Outcome]:
@@ -194,6 +187,11 @@ def base_of(findings: Findings, family: Family) -> list[Outcome]:
         return []
     usual = tuple(head[0].value(name) for name in varied(family))
     return arms(family).get(usual) or head
+
+
+def same_arm(one: Outcome, other: Outcome) -> bool:
+    names = ("selection", *COMPARED, *other.settings)
+    return all(one.value(n) == other.value(n) for n in names)
 
 
 def _as_done(one: Outcome, other: Outcome) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from distinf.numerics.krylov import has_converged
 from distinf.report.provenance import Provenance, StageCost
-from distinf.report.rows import plain
+from distinf.report.rows import Row, plain
 from distinf.spectral.attribution import Attribution
 
 SELECTED, CONTROL, OPPOSITE = "helpful", "random", "harmful"
@@ -146,17 +146,6 @@ class ScoreSet:
 
 
 @dataclass(frozen=True)
-class ScoredSample:
-    """A row of the tables of most helpful (rank 1, 2, …) and most harmful (-1, -2, …) samples."""
-
-    target: int
-    rank: int
-    id: int
-    score: float
-    columns: Mapping[str, float | int | str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Target:
     """An evaluation sample to improve, before fine-tuning; `gap` is relative to the reference."""
 
@@ -205,17 +194,6 @@ class Ritz:
 
 
 @dataclass(frozen=True)
-class Solve:
-    """One refined query's outcome, as the solver returned it."""
-
-    target: int
-    loss: str
-    status: str
-    steps: int
-    residual: float
-
-
-@dataclass(frozen=True)
 class TrainingCurve:
     steps: Sequence[int]
     loss: Sequence[float]
@@ -256,9 +234,9 @@ class Findings:
     evaluation: EvaluationPoints | None = None
     axis_curves: AxisCurves | None = None
     scores: Sequence[ScoreSet] = ()
-    top_samples: Sequence[ScoredSample] = ()
+    top_samples: Sequence[Row] = ()  # target, rank (-1, … harmful), id, score, columns
     ritz: Ritz | None = None
-    solves: Sequence[Solve] = ()
+    solves: Sequence[Row] = ()  # refined queries: target, loss, status, steps, residual
     training: TrainingCurve | None = None
     costs: Sequence[StageCost] = ()
     families: Sequence[Family] = ()
@@ -286,15 +264,16 @@ class Findings:
             and (o.update, o.aim) == (head.update, head.aim)
         ]
 
-    def selections(self) -> list[str]:
-        """The headline's selections: helpful, random, harmful, then others as they came."""
-        seen = list(dict.fromkeys(o.selection for o in self.headline_outcomes()))
-        order = [SELECTED, CONTROL, OPPOSITE]
-        return [s for s in order if s in seen] + [s for s in seen if s not in order]
+    def by_selection(self) -> dict[str, list[Outcome]]:
+        """The headline's trials: helpful, random, harmful, then others as they came."""
+        found: dict[str, list[Outcome]] = {SELECTED: [], CONTROL: [], OPPOSITE: []}
+        for outcome in self.headline_outcomes():
+            found.setdefault(outcome.selection, []).append(outcome)
+        return {selection: mine for selection, mine in found.items() if mine}
 
     def guided(self) -> str:
         """The headline's selection that scores are to improve: helpful, or else the first one."""
-        seen = self.selections()
+        seen = self.by_selection()
         others = [s for s in seen if s not in (CONTROL, OPPOSITE)]
         return SELECTED if SELECTED in seen or not others else others[0]
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from distinf.numerics.krylov import projected_pairs
 from distinf.numerics.variants import VARIANTS
-from distinf.report import publishing
-from distinf.report.provenance import provenance_of
-from distinf.report.spectral import findings as page
-from distinf.report.spectral import results
-from distinf.report.spectral.page import render
+from distinf.report import publishing, render
+from distinf.report.provenance import StageCost, provenance_of
+from distinf.report.rows import Row
+from distinf.report.spectral import findings as of
+from distinf.report.spectral import page, results
 from distinf.report.spectral.tables import tables
 from distinf.report.spectral.warnings import deviations, quarantined, warnings
 from distinf.runtime import Runtime
@@ -51,24 +51,25 @@ def run(session: Session, runtime: Runtime) -> None:
 def write(session: Session) -> None:
     """The report's files."""
     found = findings(session)
-    publishing.publish(session, found.to_json(), tables(found), render(found))
+    rows = tables(found)
+    publishing.publish(session, found.to_json(), rows, render.html(page.page(found, rows), rows))
 
 
-def findings(session: Session) -> page.Findings:
+def findings(session: Session) -> of.Findings:
     """Everything that the page shows, read from committed arrays."""
     words, task, settings = results.wording(session), session.task, session.settings
     headline = results.run_families(session)[0]
     others = results.non_target_means(session)
     title = settings.report.title or f"Training {words.noun} that help, and the gain from them"
-    return page.Findings(
+    return of.Findings(
         title=title,
         task=_sentence(session, words),
         question=words.question,
-        metric=page.MetricInfo(
+        metric=of.MetricInfo(
             name=words.metric, reference=words.reference,
             baseline=words.baseline_label, axis=words.axis, log=words.log,
         ),
-        headline=page.Headline(
+        headline=of.Headline(
             loss=settings.actions.loss or session.outline.losses[0],
             variant=settings.actions.variant, noun=words.noun, pool=settings.actions.pool,
             steps=settings.actions.steps, update=settings.actions.update,
@@ -151,11 +152,11 @@ def _named(session: Session, name: str, value: float) -> float | str:
     return named[place] if 0 <= place < len(named) else float(value)
 
 
-def _targets(session: Session, words: Wording) -> list[page.Target]:
+def _targets(session: Session, words: Wording) -> list[of.Target]:
     task, columns = session.task, evaluate.evaluation(session)
     chosen = evaluate.chosen_targets(session)
     return [
-        page.Target(
+        of.Target(
             id=int(row),
             metric=float(columns[task.metric][row]),
             gap=float(gap),
@@ -168,7 +169,7 @@ def _targets(session: Session, words: Wording) -> list[page.Target]:
     ]
 
 
-def _evaluation_points(session: Session) -> page.EvaluationPoints:
+def _evaluation_points(session: Session) -> of.EvaluationPoints:
     task, columns = session.task, evaluate.evaluation(session)
     settings = session.settings.targets
     gap = evaluate.gap(columns, task, settings.criterion)
@@ -176,7 +177,7 @@ def _evaluation_points(session: Session) -> page.EvaluationPoints:
     if task.reference:
         name = results.wording(session).reference or task.reference
         rule = f"{name} at least {settings.min_reference:g}, and {rule}"
-    return page.EvaluationPoints(
+    return of.EvaluationPoints(
         ids_E=np.arange(len(gap)),
         gap_E=gap,
         axis_E=columns[task.axis] if task.axis else None,
@@ -189,11 +190,11 @@ def _evaluation_points(session: Session) -> page.EvaluationPoints:
     )
 
 
-def _score_sets(session: Session) -> list[page.ScoreSet]:
+def _score_sets(session: Session) -> list[of.ScoreSet]:
     nonpositive, shares = scores.nonpositive_counts(session), scores.outside_shares(session)
     ids = evaluate.chosen_targets(session).ids
     return [
-        page.ScoreSet(
+        of.ScoreSet(
             loss,
             variant,
             dict(zip(ids.tolist(), scores.stored_scores(session, loss, variant), strict=True)),
@@ -205,7 +206,7 @@ def _score_sets(session: Session) -> list[page.ScoreSet]:
     ]
 
 
-def _top_samples(session: Session, words: Wording) -> list[page.ScoredSample]:
+def _top_samples(session: Session, words: Wording) -> list[Row]:
     settings = session.settings.actions
     found = []
     for rank, target in enumerate(evaluate.chosen_targets(session).ids.tolist()):
@@ -218,14 +219,15 @@ def _top_samples(session: Session, words: Wording) -> list[page.ScoredSample]:
         places = [*range(1, len(best) + 1), *range(-1, -len(worst) - 1, -1)]
         for i, (place, row) in enumerate(zip(places, rows.tolist(), strict=True)):
             shown = {n: _named(session, n, float(batch[n][i])) for n in words.columns if n in batch}
-            found.append(page.ScoredSample(target, place, row, float(scores_N[row]), shown))
+            own = {"target": target, "rank": place, "id": row, "score": float(scores_N[row])}
+            found.append(own | {"columns": shown})
     return found
 
 
-def _ritz(session: Session) -> page.Ritz:
+def _ritz(session: Session) -> of.Ritz:
     pairs, spectrum = curvature.stored_pairs(session), queries.damped_spectrum(session)
     values_M, _, residuals_M = projected_pairs(pairs.hessenberg)
-    return page.Ritz(
+    return of.Ritz(
         values_K=pairs.values.tolist(),
         residuals_K=pairs.residuals.tolist(),
         kept=len(spectrum.values_K),
@@ -248,26 +250,24 @@ def _kept(count: int, places: Sequence[int] | None) -> list[bool]:
     return [places is None or place in places for place in range(count)]
 
 
-def _solves(session: Session) -> list[page.Solve]:
+def _solves(session: Session) -> list[Row]:
     ids = evaluate.chosen_targets(session).ids
     return [
-        page.Solve(
-            int(ids[rank]), loss, record["summary"]["status"], record["summary"]["steps"],
-            record["summary"]["residual"],
-        )
+        {"target": int(ids[rank]), "loss": loss}
+        | {k: record["summary"][k] for k in ("status", "steps", "residual")}
         for (rank, loss), record in queries.solves(session).items()
-    ]  # fmt: skip
+    ]
 
 
-def _training(session: Session) -> page.TrainingCurve | None:
+def _training(session: Session) -> of.TrainingCurve | None:
     loss = train.loss_curve(session)
     if not len(loss):
         return None
     label = f"training loss ({session.outline.losses[0]})"
-    return page.TrainingCurve(list(range(1, len(loss) + 1)), loss.tolist(), label)
+    return of.TrainingCurve(list(range(1, len(loss) + 1)), loss.tolist(), label)
 
 
-def _costs(session: Session) -> list[page.StageCost]:
+def _costs(session: Session) -> list[StageCost]:
     times = session.times()
     found = []
     for stage in WORKING:
@@ -276,7 +276,7 @@ def _costs(session: Session) -> list[page.StageCost]:
         if not records or (session.name and not spent):  # a variation shares what it can
             continue
         found.append(
-            page.StageCost(
+            StageCost(
                 stage=stage.NAME,
                 units=len(records),
                 seconds=sum(t["seconds"] for t in spent),

@@ -1,0 +1,182 @@
+"""What groups of trials add up to: means, spreads, paired differences, as columns of a table."""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from distinf.numerics.bootstrap import Trials, differences, estimate, mean_sd
+from distinf.report.rows import Row
+from distinf.report.spectral.families import (
+    COMPARED,
+    arm_label,
+    arms,
+    base_of,
+    control_of,
+    rate,
+    varied,
+)
+from distinf.report.spectral.findings import CONTROL, AxisCurves, Family, Findings, Outcome
+
+VERSUS = ("points", "low_points", "high_points")
+
+
+def reductions(outcomes: Iterable[Outcome]) -> Trials:
+    """(draw, (target, seed)) -> gap reduction."""
+    return _by_trial(outcomes, lambda o: o.gap_reduction_pct)
+
+
+def _by_trial(outcomes: Iterable[Outcome], of: Callable[[Outcome], float | None]) -> Trials:
+    found = {(o.draw, (o.target, o.seed)): of(o) for o in outcomes}
+    return {trial: float(v) for trial, v in found.items() if v is not None}
+
+
+def _estimated(trials: Trials) -> Row:
+    e = estimate(trials)
+    row: Row = {"mean_pct": e.mean, "sd_pct": e.sd, "low_pct": e.low, "high_pct": e.high}
+    return row | {"trials": e.trials, "failed": e.failed, "targets": e.targets}
+
+
+def reduction(outcomes: Iterable[Outcome]) -> Row:
+    """Mean, sd and interval of the gap reduction, and over what."""
+    return _estimated(reductions(outcomes))
+
+
+def _reduction_after(outcomes: list[Outcome], steps: int, reference: dict[int, float]) -> Row:
+    """The same after the first `steps` steps; `reference`: target -> the metric to reach."""
+
+    def closed(o: Outcome) -> float | None:
+        path = o.metric_by_step
+        if len(path) <= steps or o.target not in reference:
+            return None
+        gap = path[0] - reference[o.target]
+        return 100 * (path[0] - path[steps]) / gap if gap > 0 else math.nan
+
+    return _estimated(_by_trial(outcomes, closed))
+
+
+def side_effect(outcomes: list[Outcome]) -> Row:
+    """Changes of others' mean metric in percent: non_target_, sibling_ and fresh_ columns."""
+    row = Row()
+    for whose in ("non_target", "sibling", "fresh"):
+        changes = _by_trial(outcomes, lambda o, w=whose: getattr(o, f"{w}_change_pct"))  # type: ignore[misc]
+        e = estimate(changes)
+        row |= {f"{whose}_mean_pct": e.mean, f"{whose}_sd_pct": e.sd}
+        row |= {f"{whose}_low_pct": e.low, f"{whose}_high_pct": e.high}
+    return row
+
+
+def difference(ours: Iterable[Outcome], control: Iterable[Outcome]) -> Row:
+    """Ours − control over the pairs of equal target and seed, in points."""
+    values = differences(reductions(ours), reductions(control))
+    e, wins = estimate(values), sum(v > 0 for v in values.values())
+    row: Row = {"points": e.mean, "sd_points": e.sd, "low_points": e.low, "high_points": e.high}
+    row |= {"pairs": e.trials, "targets": e.targets, "wins": wins}
+    row["ties"] = sum(v == 0 for v in values.values())
+    return row | {"win_share": wins / e.trials if e.trials else math.nan}
+
+
+def against(prefix: str, ours: list[Outcome], control: list[Outcome], pairs: str = "") -> Row:
+    """`difference` with its columns' `prefix`: points, interval, pairs and wins."""
+    versus = difference(ours, control)
+    row = {f"{prefix}{k}": versus[k] for k in VERSUS}
+    return row | ({pairs: versus["pairs"]} if pairs else {k: versus[k] for k in ("pairs", "wins")})
+
+
+def spread(outcomes: list[Outcome]) -> Row:
+    """Mean and sd of the gap reduction, without an interval."""
+    mean, sd, finite = mean_sd(o.gap_reduction_pct for o in outcomes)
+    return {"mean_pct": mean, "sd_pct": sd, "trials": finite, "failed": len(outcomes) - finite}
+
+
+def others(group: Sequence[Outcome]) -> Row:
+    """The other samples after the last step: their mean metric, and the gap that was closed."""
+    mean, sd, _ = mean_sd(o.non_target_gap_reduction_pct for o in group)
+    row = {"non_target_metric": mean_sd(o.non_target_metric for o in group)[0]}
+    return row | {"non_target_gap_mean_pct": mean, "non_target_gap_sd_pct": sd}
+
+
+def path(outcomes: Iterable[Outcome]) -> list[Row]:
+    """Per fine-tuning step, from before the first: the targets' mean metric, sd and trials."""
+    series = [o.metric_by_step for o in outcomes]
+    rows = []
+    for step in range(max((len(s) for s in series), default=0)):
+        mean, sd, finite = mean_sd(s[step] for s in series if len(s) > step)
+        rows.append({"step": step, "mean": mean, "sd": sd, "trials": finite})
+    return rows
+
+
+def extra(columns: Mapping[str, Any], own: Collection[str]) -> Row:
+    """Columns from the data; one that would shadow ours, or another, gets a trailing underscore."""
+    found: Row = {}
+    for key, value in columns.items():
+        name = str(key)
+        while name in found or name in own:
+            name += "_"
+        found[name] = value
+    return found
+
+
+def trial(outcome: Outcome) -> Row:
+    """One fine-tune as a row; its further settings are columns, the path only its end."""
+    own = {k: v for k, v in vars(outcome).items() if k not in ("metric_by_step", "settings")}
+    last = outcome.metric_by_step[-1] if len(outcome.metric_by_step) else None
+    own |= {"steps": outcome.value("steps"), "metric_after": last}
+    return own | extra({k: v for k, v in outcome.settings.items() if k != "steps"}, own)
+
+
+def bins(curves: AxisCurves | None) -> list[Row]:
+    """Per bin of the axis: its centre, its samples and every curve."""
+    if curves is None:
+        return []
+    return [
+        {"x": x, "samples": curves.counts[b]} | {k: y[b] for k, y in curves.curves.items()}
+        for b, x in enumerate(curves.x)
+    ]
+
+
+def arm_rows(findings: Findings, family: Family) -> list[Row]:
+    """Per arm: gap closed, minus random, minus the base arm, and what it did to other samples.
+
+    `base` marks the arm that others are compared with, where the family has it. `early_` columns
+    are after as many steps as the headline took, where the family took more.
+    """
+    base = base_of(findings, family)
+    references = {t.id: t.reference or 0.0 for t in findings.targets}
+    rows = []
+    for group in arms(family).values():
+        row = told_apart(family, group[0]) | reduction(group)
+        early = findings.headline.steps or 0
+        if 0 < early < group[0].value("steps"):
+            after = _reduction_after(group, early, references)
+            row |= {"early_steps": early} | {f"early_{k}": v for k, v in after.items()}
+        control = control_of(findings, family, group)
+        if control:
+            row |= against("vs_random_", group, control)
+        row["base"] = group is base or group == base
+        if base and not row["base"] and group[0].selection != CONTROL:
+            row |= against("vs_base_", group, base, "base_pairs")
+        rows.append(row | side_effect(group) | others(group))
+    return rows
+
+
+def rate_rows(findings: Findings, family: Family) -> list[Row]:
+    """Per arm of a sweep: the metric early and at last, and the step at which it was lowest."""
+    early = findings.headline.steps
+    rows = []
+    for group in arms(family).values():
+        means = [r["mean"] for r in path(group)]
+        finite = [k for k, m in enumerate(means) if math.isfinite(m)]
+        best = min(finite, key=lambda k: means[k]) if finite else None
+        row = told_apart(family, group[0]) | {"rate": group[0].value(str(rate(family)))}
+        if early is not None and early < len(means):
+            row |= {"early_steps": early, "early_mean": means[early]}
+        row |= {"last_mean": means[-1], "best_step": best}
+        rows.append(row | {"best_mean": math.nan if best is None else means[best]})
+    return rows
+
+
+def told_apart(family: Family, first: Outcome) -> Row:
+    """The experiment, the arm in words, and every setting that an arm can have."""
+    names = dict.fromkeys(["selection", *COMPARED, *first.settings])
+    row: Row = {"experiment": family.name, "arm": arm_label(varied(family), first)}
+    return row | {name: first.value(name) for name in names}
