@@ -8,6 +8,7 @@ import pytest
 
 from distinf.report import formats
 from distinf.report.maps import tinted
+from distinf.report.render import printed
 from distinf.report.schema import Section, Text
 from distinf.report.spectral.arm_figures import parts, reach, relative, stretches
 from distinf.report.spectral.families import (
