@@ -21,7 +21,7 @@ from distinf.saying import Voice
 if TYPE_CHECKING:
     from distinf.config import RunConfig
     from distinf.engine.verifying import Verification
-    from distinf.runtime import Unit
+    from distinf.runtime import Part, Unit
     from distinf.store import Blobs
 
 
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     init = commands.add_parser("init", help="write a configuration with every key, explained")
     init.add_argument("task", metavar="TASK", help="a study, or your own task's module:function")
     init.add_argument("file", metavar="FILE", nargs="?", help="default: by the task; - prints it")
-    init.add_argument("--route", choices=("basis", "gram"), help="gram for `distinf score`")
+    init.add_argument("--recipe", metavar="NAME", help="spectral, or gram for `distinf score`")
     init.add_argument("--force", action="store_true", help="write over a file that is there")
     init.set_defaults(call=_init)
 
@@ -235,10 +235,10 @@ def _carry_out(
     unread = is_begun(out) and not looks
 
     def watch(
-        stage: str, units: Sequence["Unit"], done: Callable[[], float]
+        part: "Part", units: Sequence["Unit"], done: Callable[[], float]
     ) -> AbstractContextManager[None]:
         voice.rest()
-        return reporter(stage, units, done)
+        return reporter(part, units, done)
 
     log.addHandler(spoken)
     log.setLevel(logging.INFO)
@@ -254,16 +254,16 @@ def _carry_out(
 def _score(options: argparse.Namespace) -> None:
     raw = _read(options, "score")
     began = _announce(options, str(raw["out"]))
-    from distinf.config import resolve, route_class
+    from distinf.config import recipe_in, resolve
     from distinf.config_file import assign
 
-    if route_class(raw, options.config).ROUTE != "gram":
-        raise InputError(f"{options.config}: score ranks by the Gram route; use distinf run for it")
+    if recipe_in(raw, options.config) != "gram":
+        raise InputError(f"{options.config}: score is the Gram recipe; use distinf run for it")
     assign(raw, "actions.configurations", [], options.config)
     try:
         config = resolve(raw, options.config)
     except InputError:
-        task = _task_of_another_route(options)
+        task = _task_of_another_recipe(options)
         if task is None:
             raise
         way = f"; rank its task by: distinf score {task}" if ":" in task else ""
@@ -271,7 +271,7 @@ def _score(options: argparse.Namespace) -> None:
     _carry_out(config, options.accept, began, options.voice)
 
 
-def _task_of_another_route(options: argparse.Namespace) -> str | None:
+def _task_of_another_recipe(options: argparse.Namespace) -> str | None:
     """The task of a configuration that `distinf run` would take; None if it takes it neither."""
     from distinf.config import resolve
 
@@ -290,7 +290,7 @@ def _init(options: argparse.Namespace) -> None:
     options.voice.say("loading torch and the task")
     from distinf.keys import starting_config
 
-    text = starting_config(options.task, options.route or "")
+    text = starting_config(options.task, options.recipe or "")
     if file == "-":
         print(text, end="")
         return
@@ -299,7 +299,7 @@ def _init(options: argparse.Namespace) -> None:
             made.write(text)
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; name another FILE") from None
-    verb = "score" if options.route == "gram" and function else "run"
+    verb = "score" if options.recipe == "gram" and function else "run"
     _print(f"{file}: every key at its default; next: distinf {verb} {shlex.quote(file)}")
 
 

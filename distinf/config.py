@@ -7,48 +7,47 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from distinf.config_file import assign, merged, read, read_yaml, reason, refuse_boundless
-from distinf.engine.session import Session
+from distinf.engine.recipe import REPORT, Recipe, recipe_named
+from distinf.engine.session import Session, session_of
+from distinf.engine.stage import WHOLE
 from distinf.errors import InputError
-from distinf.gram import session as gram_session
-from distinf.gram import settings as gram_route
-from distinf.gram.task import cells_of
 from distinf.masking import given_again, masked, unknown
 from distinf.naming import refuse_names, shown
 from distinf.runtime import RuntimeSettings, digest
 from distinf.runtime.units import differences, flatten
-from distinf.spectral import curvature
-from distinf.spectral import session as basis_session
-from distinf.spectral import settings as basis
-from distinf.tasks.identity import seen, seen_model, stated
+from distinf.tasks.checkpoint import content_digest
+from distinf.tasks.identity import rows_of, seen, seen_model, stated
 from distinf.tasks.sources import sources
 from distinf.tasks.task import (
-    ROUTE_OF_STUDY,
+    SPLITS,
+    STUDIES,
+    GeneratingTask,
     Task,
     build_task,
+    recipe_of,
     settings_type,
     task_path,
 )
 
 Settings = TypeVar("Settings")
 METHOD = "gradients.method"
-NOT_VARIED = ("task", "route", "out", "runtime", "beside", "report", "provenance")
+NOT_VARIED = ("task", "recipe", "out", "runtime", "beside", "report", "provenance")
 
 
 class RunConfig(BaseModel):
     """One run.
 
     task      a study, or module:function of your own, from the folder that you are in
-    route     basis or gram; empty: the study's own, or basis
+    recipe    spectral, gram, or module:object of your own; empty: the task's own, or spectral
     seed      of all randomness
     out       folder or URL of the run; empty: runs/ and the configuration's name
     settings  the task's own; they may stand outside of it too, where no other key is called so.
@@ -61,12 +60,10 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ROUTE: ClassVar[str] = ""
-    SESSIONS: ClassVar[ModuleType]  # its Session and bases
-    STAGES: ClassVar[type]  # the dataclass of its stages' settings
+    RECIPE: ClassVar[Recipe]
 
-    task: str = "receiver"
-    route: str = ""
+    task: str
+    recipe: str = ""
     seed: int = Field(default=0, ge=0)
     out: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -76,14 +73,15 @@ class RunConfig(BaseModel):
 
     @property
     def stages(self) -> Any:
-        """The settings of the route's stages, as its sessions hold them."""
-        names = [field.name for field in dataclasses.fields(self.STAGES)]
-        return self.STAGES(**{name: getattr(self, name) for name in names})
+        """The settings of the recipe's stages, as its sessions hold them."""
+        kind = self.RECIPE.settings
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
 
-    @property
+    @cached_property
     def decided(self) -> Any:
         """`stages` as the run takes them, with what only the task can show decided."""
-        return self.stages
+        decide = self.RECIPE.decided
+        return decide(self.task, self.identity, self.stages) if decide else self.stages
 
     @property
     def decisions(self) -> dict[str, Any]:
@@ -93,8 +91,7 @@ class RunConfig(BaseModel):
 
     def session(self, root: str, device: torch.device) -> Session:
         """The run as this process sees it."""
-        found: Session = self.SESSIONS.Session(self.context(root), device)
-        return found
+        return session_of(self.context(root), device)
 
     @cached_property
     def identity(self) -> Task:
@@ -109,8 +106,8 @@ class RunConfig(BaseModel):
     @cached_property
     def seen(self) -> dict[str, dict[str, str]]:
         """By cell: what every other process must see of the task as this one does."""
-        cells = cells_of(self.identity) if self.ROUTE == "gram" else {"": self.identity}
-        return {n: seen(cell, stated(cell)) | seen_model(cell) for n, cell in cells.items()}
+        cells = self.RECIPE.cells(self.identity).items()
+        return {name: seen(cell, stated(cell)) | seen_model(cell) for name, cell in cells}
 
     @cached_property
     def variations(self) -> "dict[str, RunConfig]":
@@ -132,12 +129,12 @@ class RunConfig(BaseModel):
     @property
     def method(self) -> str | None:
         """gradients.method; None where it is still to be chosen."""
-        chosen: str | None = self.stages.gradients.method
+        chosen: str | None = getattr(getattr(self, "gradients", None), "method", "")
         return chosen
 
     def settled(self, methods: Mapping[str, str]) -> "RunConfig":
         """With the methods that were chosen, the run's by "" and variations' by name, filled in."""
-        if self.method is not None or "" not in methods:
+        if self.method is not None or not methods.get(""):
             return self
         main = methods[""]
         gradients = dataclasses.replace(self.stages.gradients, method=main)
@@ -147,7 +144,8 @@ class RunConfig(BaseModel):
             for name, changes in self.beside.items()
         }
         made = self.model_copy(update={"gradients": gradients, "beside": beside})
-        made.__dict__.pop("variations", None)
+        for name in ("variations", "decided"):
+            made.__dict__.pop(name, None)
         return made
 
     def context(
@@ -155,23 +153,25 @@ class RunConfig(BaseModel):
     ) -> dict[str, Any]:
         """What a worker needs to know of this run, as JSON; of a variation, its name and what it
         shares with the run."""
-        own, shared = self._bases(run or {})
-        beside = {n: config.context(root, n, shared) for n, config in self.variations.items()}
+        keys, lent = self.RECIPE.keys(self.values, run or {})
+        beside = {n: config.context(root, n, lent) for n, config in self.variations.items()}
         if beside:
-            shown = {n: context["basis"]["report"] for n, context in beside.items()}
-            own["report"] = digest([own["report"], shown])
+            own = keys[WHOLE]
+            shown = {n: context["keys"][WHOLE][REPORT] for n, context in beside.items()}
+            own[REPORT] = digest([own[REPORT], shown])
         return {
             "name": name,
             "beside": beside,
             "root": root,
+            "recipe": self.recipe,
             "task": self.task,
             "task_settings": self.settings,
             "seed": self.seed,
             "settings": dataclasses.asdict(self.decided),
-            "basis": own,
+            "keys": keys,
             "seen": self.seen,
             "sources": self.sources,
-            **shared,
+            **lent,
         }
 
     def stored_form(self) -> dict[str, Any]:
@@ -185,72 +185,70 @@ class RunConfig(BaseModel):
         """Dotted keys of those that a run's folder has only the masks of."""
         return [*unknown(self.settings), *unknown(self.beside, "beside")]
 
-    def _bases(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The digests of the stages, and what a variation may have of its run, or had of `run`."""
-        identity = self.task, masked(self.settings), self.identity, self.seed, self.decided
-        return self.SESSIONS.bases(*identity), {}
-
-
-class BasisConfig(RunConfig):
-    """A run of the basis route: curvature first, then projections of gradients."""
-
-    ROUTE: ClassVar[str] = "basis"
-    SESSIONS: ClassVar[ModuleType] = basis_session
-    STAGES: ClassVar[type] = basis.StageSettings
-
-    data: basis.DataSettings = Field(default_factory=basis.DataSettings)
-    train: basis.TrainSettings = Field(default_factory=basis.TrainSettings)
-    evaluate: basis.EvaluateSettings = Field(default_factory=basis.EvaluateSettings)
-    targets: basis.TargetSettings = Field(default_factory=basis.TargetSettings)
-    curvature: basis.CurvatureSettings = Field(default_factory=basis.CurvatureSettings)
-    gradients: basis.GradientSettings = Field(default_factory=basis.GradientSettings)
-    scores: basis.ScoreSettings = Field(default_factory=basis.ScoreSettings)
-    trajectory: basis.TrajectorySettings = Field(default_factory=basis.TrajectorySettings)
-    attribution: basis.AttributionSettings = Field(default_factory=basis.AttributionSettings)
-    actions: basis.ActionSettings = Field(default_factory=basis.ActionSettings)
-    report: basis.ReportSettings = Field(default_factory=basis.ReportSettings)
-
-    @cached_property
-    def product(self) -> basis.CurvatureSettings:
-        """The curvature's settings with the product that passes the model."""
-        return curvature.decided(self.task, self.identity, self.curvature)
-
     @property
-    def decided(self) -> Any:
-        return dataclasses.replace(self.stages, curvature=self.product)
-
-    def _bases(self, run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        identity = self.task, masked(self.settings), self.identity, self.seed, self.decided
-        found, chosen_in = basis_session.bases(*identity, run.get("chosen_in"))
-        return found, {"chosen_in": chosen_in}
-
-
-class GramConfig(RunConfig):
-    """A run of the Gram route: gradients once, then products of them."""
-
-    ROUTE: ClassVar[str] = "gram"
-    SESSIONS: ClassVar[ModuleType] = gram_session
-    STAGES: ClassVar[type] = gram_route.StageSettings
-
-    train: gram_route.TrainSettings = Field(default_factory=gram_route.TrainSettings)
-    gradients: gram_route.GradientSettings = Field(default_factory=gram_route.GradientSettings)
-    gram: gram_route.GramSettings = Field(default_factory=gram_route.GramSettings)
-    scores: gram_route.ScoreSettings = Field(default_factory=gram_route.ScoreSettings)
-    actions: gram_route.ActionSettings = Field(default_factory=gram_route.ActionSettings)
-    report: gram_route.ReportSettings = Field(default_factory=gram_route.ReportSettings)
+    def values(self) -> dict[str, dict[str, Any]]:
+        """By cell, all that a stage can read: settings by section, the seed, facts of the task."""
+        settings = dataclasses.asdict(self.decided)
+        for name in self.RECIPE.files:  # what is in a file counts, not where it lies
+            section, key = name.split(".")
+            if settings[section][key]:
+                settings[section][key] = content_digest(settings[section][key])
+        found = {}
+        for name, task in self.RECIPE.cells(self.identity).items():
+            facts = _facts(self.task, name, task, masked(self.settings))
+            found[name] = {**settings, "seed": self.seed, "task": facts}
+        return found
 
 
-ROUTES: dict[str, type[RunConfig]] = {"basis": BasisConfig, "gram": GramConfig}
+@cache
+def config_class(name: str) -> type[RunConfig]:
+    """The configurations of a recipe: a run's own keys, and a section for each of its settings."""
+    recipe = recipe_named(name)
+    hints = get_type_hints(recipe.settings)
+    sections: Any = {key: (kind, Field(default_factory=kind)) for key, kind in hints.items()}
+    made: type[RunConfig] = create_model(
+        "RunConfig", __base__=RunConfig, __doc__=recipe.settings.__doc__, **sections
+    )
+    made.RECIPE = recipe
+    return made
 
 
-def route_class(raw: Mapping[str, Any], where: str) -> type[RunConfig]:
-    """The kind of run: as the `route` key says, or the study's own, or the basis route."""
-    named = raw.get("route") or ROUTE_OF_STUDY.get(str(raw.get("task", "receiver")), "basis")
-    if not isinstance(named, str) or named not in ROUTES:
+def recipe_in(raw: Mapping[str, Any], where: str) -> str:
+    """The name of a configuration's recipe: as its `recipe` says, or the task's own."""
+    if "route" in raw:
         raise InputError(
-            f"{where}: route: {shown(named)} is unknown; use one of {', '.join(ROUTES)}"
+            f"{where}: route: is called recipe, and basis spectral; write recipe: spectral or gram"
         )
-    return ROUTES[named]
+    task = raw.get("task")
+    for near in difflib.get_close_matches("task", raw, cutoff=0.7) if task is None else ():
+        raise InputError(f"{where}: unknown key '{near}'; did you mean 'task'?")
+    if not isinstance(task, str) or not task:
+        raise InputError(f"{where}: task: is needed: a study ({', '.join(STUDIES)}) or mine:task")
+    named = raw.get("recipe") or recipe_of(task)
+    if not isinstance(named, str):
+        raise InputError(f"{where}: recipe: {shown(named)} is no name")
+    return named
+
+
+def _facts(name: str, cell: str, task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a cell of a task: what results may depend on beside settings."""
+    identity = stated(task)
+    return {
+        "path": task_path(name),
+        "cell": cell,
+        "settings": dict(settings),
+        "identity": identity,
+        "data": identity.get("data") or dict(settings),
+        "losses": list(task.losses),
+        "rows": {split: rows_of(task, split) for split in SPLITS},
+        "rows_per_unit": _per_unit(task),
+    }
+
+
+def _per_unit(task: Task) -> dict[str, int]:
+    if not isinstance(task, GeneratingTask):
+        return {}
+    return {split: task.rows_per_unit(split) for split in SPLITS}
 
 
 def load(path: str, overrides: Sequence[str] = (), verb: str = "run") -> RunConfig:
@@ -285,11 +283,12 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     if odd:
         raise InputError(f"{where}: unknown key '{odd[0]}'; keys are names such as 'train'")
     raw = {key: value for key, value in raw.items() if value is not None}  # all commented out
-    kind = route_class(raw, where)
+    name = recipe_in(raw, where)
+    kind = config_class(name)
     raw = _with_own_settings(raw, kind)
     raw |= {key: given_again(raw[key], key) for key in ("settings", "beside") if key in raw}
     try:
-        config = kind(**{**raw, "route": kind.ROUTE})
+        config = kind(**{**raw, "recipe": name})
     except ValidationError as error:
         own = _untyped(error, raw)
         raise InputError(f"{where}: {_explain(error, kind)}{own}") from None
@@ -316,8 +315,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
 
 def _with_own_settings(raw: Mapping[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
     """Keys that the run does not have but the task's settings do, moved in among those."""
-    task = raw.get("task", "receiver")
-    typed = settings_type(task) if isinstance(task, str) else None
+    typed = settings_type(raw["task"])
     if not dataclasses.is_dataclass(typed):
         return dict(raw)
     own = {field.name for field in dataclasses.fields(typed)} - kind.model_fields.keys()
@@ -332,7 +330,7 @@ def _untyped(error: ValidationError, raw: Mapping[str, Any]) -> str:
     """Where an unknown key belongs that is a setting of a task which does not say what it has."""
     first = error.errors()[0]
     unknown = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
-    if not unknown or dataclasses.is_dataclass(settings_type(raw.get("task", "receiver"))):
+    if not unknown or dataclasses.is_dataclass(settings_type(raw["task"])):
         return ""
     return f"; a setting of the task's own is settings.{first['loc'][0]}"
 

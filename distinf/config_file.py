@@ -27,7 +27,7 @@ def read(
 
     path   a YAML file; or the folder or URL of a run, or the config.yaml in it, to replay that
            run: its `out` is where it lies; or a task's module:function, with every default
-    verb   run, or score: each command has folders of its own, and `score` takes the Gram route
+    verb   run, or score: each command has folders of its own, and `score` takes the Gram recipe
            where none is named
     out    in place of what is said anywhere else
 
@@ -43,8 +43,8 @@ def read(
         raw["out"] = out
     elif not raw.get("out"):
         raw["out"] = default_folder(path, verb)
-    if verb == "score" and not raw.get("route"):
-        raw["route"] = "gram"
+    if verb == "score" and not raw.get("recipe"):
+        raw["recipe"] = "gram"
     return raw
 
 

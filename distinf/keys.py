@@ -19,9 +19,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from distinf.config import ROUTES, RunConfig
+from distinf.config import RunConfig, config_class
+from distinf.engine.recipe import RECIPES
 from distinf.studies.receiver.imports.mapping import TfrecordImport
-from distinf.tasks.task import ROUTE_OF_STUDY, STUDIES, build_task, settings_type
+from distinf.tasks.task import STUDIES, build_task, recipe_of, settings_type
 
 NEEDED = object()  # in place of a default
 SHOWN_WIDTH = 100
@@ -178,11 +179,12 @@ def _pieces(first: list[str], text: str, names: set[str]) -> Iterator[tuple[list
 # -- a configuration to begin with -------------------------------------------------------------
 
 
-def starting_config(task: str, route: str = "") -> str:
+def starting_config(task: str, recipe: str = "") -> str:
     """YAML of a run of the task with every key at its default, each with its meaning."""
     typed = settings_type(task)
-    kind = ROUTES[route or ROUTE_OF_STUDY.get(task, "basis")]
-    lines = [f"task: {task}", f"route: {kind.ROUTE}"]
+    name = recipe or recipe_of(task)
+    kind = config_class(name)
+    lines = [f"task: {task}", f"recipe: {name}"]
     for key in keys_of(kind):
         if key.name in NOT_GIVEN:
             continue
@@ -263,9 +265,10 @@ def reference() -> str:
     """docs/configuration.md."""
     shared = {name for name, _ in _defaults(RunConfig)}
     parts = [INTRODUCTION, "## Every run\n", *_tables("", keys_of(RunConfig))]
-    for name, kind in ROUTES.items():
+    for name in RECIPES:
+        kind = config_class(name)
         own = [key for key in keys_of(kind) if key.name not in shared]
-        parts += [f"## The {name} route\n", f"{inspect.cleandoc(kind.__doc__ or '')}\n"]
+        parts += [f"## The {name} recipe\n", f"{inspect.cleandoc(kind.__doc__ or '')}\n"]
         parts += _tables("", own)
     for study in STUDIES:
         typed = settings_type(study)

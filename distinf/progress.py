@@ -2,11 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
 
-import numpy as np
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,23 +18,15 @@ from rich.text import Text
 
 from distinf.engine.run import page_path
 from distinf.engine.session import Session
-from distinf.engine.standing import described
 from distinf.planning import Plan
 from distinf.printable import printable
-from distinf.report.gram import report as gram_report
-from distinf.report.gram.findings import EPOCHS
-from distinf.report.gram.free_rankings import OWN_LOSS, SUGGESTED
-from distinf.report.spectral import results
-from distinf.report.spectral.headline import no_better
-from distinf.runtime import Unit
+from distinf.runtime import Part, Unit
 from distinf.saying import own_stderr
 from distinf.terminal import Terminal
 
 POLL_S = 0.5
 SOON_S = 2.0  # the first plain line of a stage that takes longer
 PLAIN_S = 10.0
-MOST_CELLS = 20  # columns of the terminal for a label
-MOST_LETTERS = 300  # of a text, before it is fitted into the terminal
 
 
 class Reporter:
@@ -48,13 +38,13 @@ class Reporter:
 
     @contextmanager
     def __call__(
-        self, stage: str, units: Sequence[Unit], done: Callable[[], float]
+        self, part: Part, units: Sequence[Unit], done: Callable[[], float]
     ) -> Iterator[None]:
         stop = threading.Event()
         began = time.monotonic()
         start = done()
         show = self._live if self._console.is_terminal else self._plain
-        thread = threading.Thread(target=show, args=(stage, len(units), start, done, stop))
+        thread = threading.Thread(target=show, args=(part.words, len(units), start, done, stop))
         thread.start()
         try:
             yield
@@ -67,13 +57,13 @@ class Reporter:
         self._console.print(
             Text.assemble(
                 ("done", "green"),
-                printable(f" {described(stage):<26} {count} unit{'s' if count != 1 else ''}"),
+                printable(f" {part.words:<26} {count} unit{'s' if count != 1 else ''}"),
                 f" in {seconds:.1f} s{kept}",
             )
         )
 
     def _live(
-        self, stage: str, total: int, start: float, done: Callable[[], float], stop: threading.Event
+        self, words: str, total: int, start: float, done: Callable[[], float], stop: threading.Event
     ) -> None:
         columns = (
             TextColumn("     {task.description:<26}", markup=False),
@@ -84,12 +74,12 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(printable(described(stage)), total=total, completed=int(start))
+            task = bar.add_task(printable(words), total=total, completed=int(start))
             while not stop.wait(POLL_S):
                 bar.update(task, completed=done())
 
     def _plain(
-        self, stage: str, total: int, start: float, done: Callable[[], float], stop: threading.Event
+        self, words: str, total: int, start: float, done: Callable[[], float], stop: threading.Event
     ) -> None:
         began = time.monotonic()
         wait_s = min(SOON_S, PLAIN_S)
@@ -100,7 +90,7 @@ class Reporter:
             left = (total - now) * elapsed / (now - start) if now > start else None
             about = f", about {left:.0f} s left" if left is not None else ""
             self._console.print(
-                f"     {described(stage)}: {_of(now, total)} after {elapsed:.0f} s{about}",
+                f"     {words}: {_of(now, total)} after {elapsed:.0f} s{about}",
                 soft_wrap=True,
             )
 
@@ -113,97 +103,11 @@ def _of(done: float, total: int) -> str:
 def summary(session: Session, seconds: float, console: Terminal | None = None) -> None:
     """The answer in a few lines, and where the report is."""
     out = console or Terminal()
-    for line in SUMMARIES[session.ROUTE](session):
+    for line in session.recipe.summary(session):
         out.print(line, soft_wrap=True)
     out.print(f"finished in {seconds:.0f} s")
     report = f"report: {page_path(session)}"
     out.print(report, soft_wrap=True)
-
-
-def _basis_summary(session: Any) -> list[Table | str]:
-    """What each selection did to its targets and to the other rows."""
-    trials = results.headline_outcomes(session)
-    words = results.wording(session)
-    table = Table(title="Gap reduction after fine-tuning", title_justify="left")
-    others = f"{words.metric} of others"
-    for name in ("fine-tuned on", "mean", "deviation", others, "trials"):
-        table.add_column(name, justify="left" if name == "fine-tuned on" else "right")
-    for selection in session.settings.actions.selections:
-        mine = [t for t in trials if t.selection == selection]
-        found = np.array([t.gap_reduction_pct for t in mine])
-        found = found[np.isfinite(found)]
-        price = [t.non_target_change_pct for t in mine if t.non_target_change_pct is not None]
-        if len(found):
-            mean, deviation = (
-                f"{found.mean():.1f} %",
-                f"{found.std(ddof=1) if len(found) > 1 else 0.0:.1f}",
-            )
-            paid = f"{np.mean(price):+.1f} %" if price else ""
-            table.add_row(f"{selection} {words.noun}", mean, deviation, paid, str(len(found)))
-    means = results.non_target_means(session)
-    baseline = means.get("baseline")
-    said = no_better(words.metric, means["before"], baseline, words.baseline_label)
-    return [said, table] if said else [table]
-
-
-def _gram_summary(session: Any) -> list[Table | str]:
-    """What was caught, what filtering did, and where the ranked rows are."""
-    lines: list[Table | str] = []
-    accuracies = gram_report.accuracies(session)
-    if accuracies:
-        table = Table(title="Test accuracy after leaving rows out", title_justify="left")
-        epoch = EPOCHS[session.settings.train.selected_epoch]
-        for name in ("left out by", "best epoch", epoch, "runs"):
-            table.add_column(name, justify="left" if name == "left out by" else "right")
-        for name, best, at_best, runs in accuracies:
-            table.add_row(name, f"{best:.1%}", f"{at_best:.1%}", str(runs))
-        lines.append(table)
-    elif losses := gram_report.query_losses(session):
-        table = Table(title="Query loss after leaving rows out", title_justify="left")
-        for name in ("left out by", "lowest", "runs"):
-            table.add_column(name, justify="left" if name == "left out by" else "right")
-        for name, lowest, runs in losses:
-            table.add_row(name, f"{lowest:.4g}", str(runs))
-        lines.append(table)
-    return [*lines, _worst_table(session), *gram_report.summary_lines(session)]
-
-
-def _worst_table(session: Any) -> Table:
-    """The rows that harm the most, for a first look; the CSV has all of them."""
-    rows = gram_report.worst_rows(session)
-    shown: dict[str, tuple[str, Literal["left", "right"]]] = {
-        "row": ("row", "right"),
-        "label": ("label", "left"),
-        SUGGESTED: ("suggested", "left"),
-        OWN_LOSS: ("own loss", "right"),
-        "text": ("text", "left"),
-    }
-    table = Table(title="The most detrimental training rows", title_justify="left", box=None)
-    kept = [key for key in shown if any(key in row for row in rows)]
-    table.expand = "text" in kept  # which takes what the others leave
-    for key in kept:
-        heading, justify = shown[key]
-        ratio, most = (1, None) if key == "text" else (None, MOST_CELLS)
-        table.add_column(
-            heading, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio, max_width=most
-        )
-    for row in rows:
-        table.add_row(*(_one_line(row.get(key, "")) for key in kept))
-    return table
-
-
-def _one_line(value: Any) -> Text:
-    """A value from data as a terminal can show it: nothing in it is obeyed."""
-    if isinstance(value, float):
-        return Text(f"{value:.3g}")
-    spaced = " ".join(str(value)[:MOST_LETTERS].split())
-    return Text(printable(spaced))
-
-
-SUMMARIES: Mapping[str, Callable[[Any], Sequence[Table | str]]] = {
-    "basis": _basis_summary,
-    "gram": _gram_summary,
-}
 
 
 def plan_table(plan: Plan, console: Terminal | None = None) -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distinf.config import ROUTES, load, resolve
+from distinf.config import config_class, load, resolve
+from distinf.engine.recipe import RECIPES
 from distinf.errors import InputError
 from distinf.runtime.units import differences, flatten
 from distinf.spectral.settings import TrainSettings
@@ -66,20 +67,20 @@ BAD = [
 @pytest.mark.parametrize(("raw", "message"), BAD, ids=[m[:30] for _, m in BAD])
 def test_bad_input_is_one_line(raw, message):
     with pytest.raises(InputError) as caught:
-        resolve(raw)
+        resolve(raw if "tasks" in raw else {"task": "receiver", **raw})
     assert re.search(message, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_scientific_notation_that_yaml_reads_as_text_is_a_number(tmp_path):
     file = tmp_path / "c.yaml"
-    file.write_text("train: {lr: 1e-3}\n")
+    file.write_text("task: receiver\ntrain: {lr: 1e-3}\n")
     assert load(str(file)).train.lr == 1e-3
 
 
 def test_overrides_reach_nested_and_task_keys(tmp_path):
     file = tmp_path / "c.yaml"
-    file.write_text("seed: 1\n")
+    file.write_text("task: receiver\nseed: 1\n")
     config = load(str(file), ["seed=5", "train.steps=7", "settings.scenario.snr_db=[0, 9]"])
     assert (config.seed, config.train.steps) == (5, 7)
     assert config.settings["scenario"]["snr_db"] == [0.0, 9.0]
@@ -94,7 +95,7 @@ def test_a_python_file_in_the_place_of_a_config_is_told_how_its_task_is_named(tm
 @pytest.mark.parametrize("override", ["seed", "=3", "seed.x=3", "train=[", "nothing.at.all=1"])
 def test_a_bad_override_is_one_line(tmp_path, override):
     file = tmp_path / "c.yaml"
-    file.write_text("seed: 1\n")
+    file.write_text("task: receiver\nseed: 1\n")
     with pytest.raises(InputError):
         load(str(file), [override])
 
@@ -153,27 +154,26 @@ def test_every_config_we_ship_is_valid(path, tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\na b,0\n")
     own = ["data.path=" + str(tmp_path / "rows.csv")] if "your-file" in path.read_text() else []
     config = load(str(path), own)
-    chain = config.context("memory://x")["basis"]
-    assert "report" in chain
-    for cell in chain.get("cells", {"": chain}).values():
-        assert cell.keys() >= {"data", "train"}
+    keys = config.context("memory://x")["keys"]
+    assert "report" in keys[""]
+    assert any(cell.keys() >= {"data", "train"} for cell in keys.values())
 
 
-def test_the_basis_of_a_stage_covers_what_it_depends_on_and_no_more():
-    def basis(**changes):
-        return resolve({**POINTS, **changes}).context("x")["basis"]
+def test_the_key_of_a_stage_covers_what_it_depends_on_and_no_more():
+    def keys(**changes):
+        return resolve({**POINTS, **changes}).context("x")["keys"][""]
 
     def changed(**changes):
-        before, after = basis(), basis(**changes)
+        before, after = keys(), keys(**changes)
         return [stage for stage in before if before[stage] != after[stage]]
 
-    whole = ["data", "train", "evaluate", "curvature", "queries", "gradients", "scores"]
+    whole = ["data", "train", "evaluate", "targets", "curvature", "queries", "gradients", "scores"]
     rest = ["trajectory", "tracin", "attribution", "actions", "report"]
     assert changed(seed=1) == [*whole, *rest]
-    # A fine-tuning job's own id says how it is done: the stage's basis covers the rest.
+    # A fine-tuning job's own id says how it is done: the stage's key covers the rest.
     assert changed(actions={**POINTS["actions"], "lr": 1.0}) == ["report"]
     assert changed(actions={**POINTS["actions"], "non_targets": 9}) == ["actions", "report"]
-    assert changed(targets={"count": 1}) == ["queries", "gradients", "scores", *rest]
+    assert changed(targets={"count": 1}) == ["targets", "queries", "gradients", "scores", *rest]
     assert changed(beside={"other": {"train.steps": 3}}) == ["report"]
     assert changed(runtime={"kind": "ray", "workers": 7}) == []
     assert changed(data={"cache_mb": 1}) == []
@@ -185,8 +185,8 @@ def test_differences_name_dotted_keys():
 
 
 def test_every_stage_setting_is_a_key_of_the_config():
-    for config in ROUTES.values():
-        stages = {field.name for field in dataclasses.fields(config.STAGES)}
+    for config in map(config_class, RECIPES):
+        stages = {field.name for field in dataclasses.fields(config.RECIPE.settings)}
         assert stages <= set(config.model_fields)
 
 

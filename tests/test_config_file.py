@@ -44,7 +44,7 @@ def test_a_runs_folder_its_file_and_its_url_replay_it(tmp_path):
 def test_score_takes_the_gram_route_where_none_is_named(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("task: mine:task\n")
-    assert read(str(file), verb="score")["route"] == "gram"
-    assert "route" not in read(str(file))
-    file.write_text("route: basis\n")
-    assert read(str(file), verb="score")["route"] == "basis"
+    assert read(str(file), verb="score")["recipe"] == "gram"
+    assert "recipe" not in read(str(file))
+    file.write_text("recipe: spectral\n")
+    assert read(str(file), verb="score")["recipe"] == "spectral"

@@ -53,13 +53,15 @@ def test_a_hostile_override_is_one_line(text):
         read("mine:task", [f"settings.x={text}"])
 
 
-@pytest.mark.parametrize("route", [[None], {}, {"a": 1}, 7, "x" * 5_000, ["gram"]])
-def test_a_route_that_is_none_is_one_line(route):
-    if not route:
-        assert resolve({**POINTS, "route": route}).ROUTE == "basis"
+@pytest.mark.parametrize("recipe", [[None], {}, {"a": 1}, 7, "x" * 5_000, ["gram"]])
+def test_a_recipe_that_is_none_is_one_line(recipe):
+    if not recipe:
+        assert resolve({**POINTS, "recipe": recipe}).recipe == "spectral"
         return
-    with pytest.raises(InputError, match=r"route: .* is unknown; use one of basis, gram") as raised:
-        resolve({**POINTS, "route": route})
+    with pytest.raises(
+        InputError, match=r"recipe: .*(is unknown; use one of spectral, gram|is no name)"
+    ) as raised:
+        resolve({**POINTS, "recipe": recipe})
     assert len(str(raised.value)) < 200
 
 
@@ -87,7 +89,7 @@ def test_a_number_of_any_size_is_refused_in_one_line(train):
     with pytest.raises(InputError, match=r"train: steps: .* are more than 1000000 commits"):
         resolve(merged(POINTS, {"train": train}))
     with pytest.raises(InputError, match="scores: top: inf must be a share"):
-        resolve({"task": POINTS["task"], "route": "gram", "scores": {"top": float("inf")}})
+        resolve({"task": POINTS["task"], "recipe": "gram", "scores": {"top": float("inf")}})
 
 
 # -- files that say how far a run is ------------------------------------------------------------

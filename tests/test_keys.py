@@ -9,12 +9,17 @@ import yaml
 
 from distinf import keys
 from distinf.cli import main
-from distinf.config import ROUTES, load, resolve
+from distinf.config import config_class, load, resolve
+from distinf.engine.recipe import RECIPES
 from distinf.studies.receiver.imports.mapping import TfrecordImport
 from distinf.tasks.task import STUDIES, settings_type
 from tests.support.runs import ROOT, distinf
 
-SETTINGS = [*ROUTES.values(), *(settings_type(study) for study in STUDIES), TfrecordImport]
+SETTINGS = [
+    *map(config_class, RECIPES),
+    *(settings_type(study) for study in STUDIES),
+    TfrecordImport,
+]
 
 
 def with_all_within(kind: type) -> set[type]:
@@ -137,13 +142,13 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("task", "route"),
+    ("task", "recipe"),
     [("receiver", ""), ("noisy_labels", ""), ("mine_with_keys:task", "gram")],
 )
-def test_a_written_configuration_is_the_defaults(folder, task, route):
-    assert main(["init", task, "made.yaml", *(["--route", route] if route else [])]) == 0
+def test_a_written_configuration_is_the_defaults(folder, task, recipe):
+    assert main(["init", task, "made.yaml", *(["--recipe", recipe] if recipe else [])]) == 0
     made = load("made.yaml", ["out=x"])
-    assert made == resolve({"task": task, "route": route, "out": "x"})
+    assert made == resolve({"task": task, "recipe": recipe, "out": "x"})
 
 
 def test_every_key_of_a_written_configuration_is_explained(folder, capsys):

@@ -105,7 +105,7 @@ def test_a_run_with_a_secret_keeps_it_nowhere_resumes_and_is_compared_by_it(
 ):
     monkeypatch.setenv("THE_TOKEN", TOKEN)
     (tmp_path / "mine.yaml").write_text(
-        f"task: {__name__}:task\nruntime: {{kind: local}}\nroute: gram\n"
+        f"task: {__name__}:task\nruntime: {{kind: local}}\nrecipe: gram\n"
         f"settings: {{hub: {{token: {TOKEN}}}, password: {PIN}}}\n"
     )
     out = tmp_path / "run"

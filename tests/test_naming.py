@@ -79,14 +79,17 @@ GIVEN_IN_SETTINGS = {
     "a variation": ({"beside": {OUTSIDE: {"train.steps": 3}}}, "beside: the name"),
     "two variations": ({"beside": {"a": {"seed": 1}, "A": {"seed": 2}}}, "beside: 'a' and 'A'"),
     "an experiment": ({"actions": {"also": {OUTSIDE: {"steps": 3}}}}, "actions: also: the name"),
-    "a group": ({"route": "gram", "scores": {"groups": {"a/b": ".*"}}}, "scores: groups: the name"),
+    "a group": (
+        {"recipe": "gram", "scores": {"groups": {"a/b": ".*"}}},
+        "scores: groups: the name",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", GIVEN_IN_SETTINGS)
 def test_names_in_settings_are_refused(case):
     changes, line = GIVEN_IN_SETTINGS[case]
-    base = {"task": POINTS["task"]} if "route" in changes else POINTS
+    base = {"task": POINTS["task"]} if "recipe" in changes else POINTS
     with pytest.raises(InputError, match=line) as raised:
         resolve(merged(base, changes))
     assert "\n" not in str(raised.value)

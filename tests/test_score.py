@@ -154,7 +154,7 @@ def test_settings_of_a_training_are_refused_where_there_is_none(folder, keys, sa
 
 
 def test_a_basis_run_cannot_be_scored(folder):
-    (folder / "mine.yaml").write_text("task: mine:task\nroute: basis\n")
+    (folder / "mine.yaml").write_text("task: mine:task\nrecipe: spectral\n")
     done = distinf("score", str(folder / "mine.yaml"), "--out", str(folder / "out"))
     assert done.returncode == 2
     assert "distinf run" in done.stderr

@@ -7,35 +7,32 @@ from importlib import metadata
 from typing import Any
 
 from distinf import __version__
-from distinf.config import BasisConfig, RunConfig
+from distinf.config import RunConfig
 from distinf.runtime.units import flatten
 from distinf.tasks.checkpoint import content_digest
 from distinf.tasks.identity import stated
 
-NOT_FINGERPRINTED = (
-    "runtime", "out", "provenance", "data.cache_mb", "report", "train.checkpoint", "gradients.check"
-)  # fmt: skip
-BITWISE = {  # by route: another version, other last bits
-    "basis": ("torch", "numpy", "sionna-no-rt", "sionna"),
-    "gram": ("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),
-}
+NOT_FINGERPRINTED = ("runtime", "out", "provenance", "report")
 PACKAGES = ("torch", "numpy", "zarr", "ray", "sionna-no-rt", "transformers", "peft")
 
 
 def fingerprint(config: RunConfig) -> dict[str, Any]:
     """What a resumed run must agree on, by dotted key: config, data, model and code."""
-    plain = config.stored_form()
+    plain, recipe = config.stored_form(), config.RECIPE
+    left_out = (*NOT_FINGERPRINTED, *recipe.unread, *recipe.files)
     keys = {
         key: value
         for key, value in flatten(plain).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in NOT_FINGERPRINTED)
+        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
     }
     keys |= {f"digest.{name}": value for name, value in stated(config.identity).items()}
-    if isinstance(config, BasisConfig) and config.train.checkpoint:
-        keys["digest.checkpoint"] = content_digest(config.train.checkpoint)
+    for name in recipe.files:
+        section, key = name.split(".")
+        path = getattr(getattr(config, section), key)
+        keys |= {f"digest.{key}": content_digest(path)} if path else {}
     keys["runtime.threads"] = config.runtime.threads
     keys["runtime.device"] = "cuda" if config.runtime.num_gpus else "cpu"
-    keys |= {f"version.{name}": _version(name) for name in BITWISE[config.ROUTE]}
+    keys |= {f"version.{name}": _version(name) for name in recipe.packages}
     return keys | {f"code.{name}": digest for name, digest in config.sources.items()}
 
 

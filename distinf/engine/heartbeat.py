@@ -22,6 +22,7 @@ from distinf.store.regular import open_regular, read_whole
 
 if TYPE_CHECKING:  # the stages are heavy to import
     from distinf.engine.running import Watcher
+    from distinf.runtime import Part
 
 HEARTBEAT = "heartbeat.json"
 MOST_BYTES = 64 << 20  # of a configuration
@@ -138,11 +139,13 @@ class Beating:
         """`watch`, with every stage told of here too."""
 
         @contextmanager
-        def watched(stage: str, units: Sequence[Any], done: Callable[[], float]) -> Iterator[None]:
-            before = self._titles.index(stage)
+        def watched(
+            part: "Part", units: Sequence[Any], done: Callable[[], float]
+        ) -> Iterator[None]:
+            before = self._titles.index(part.title)
             self._count = done
-            self._say(stage=stage, units=len(units), stages_done=before)
-            with watch(stage, units, done):
+            self._say(stage=part.title, units=len(units), stages_done=before)
+            with watch(part, units, done):
                 yield
             self._count = None
 

@@ -1,32 +1,141 @@
-"""Recipes: the kinds of run there are."""
+"""Recipes: the kinds of run there are, each an object that says all that is its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from distinf.runtime.worker import resolve
+from distinf.engine.stage import WHOLE, Keys, Stage, Values, keys_of, picked
+from distinf.errors import InputError
+from distinf.naming import shown
+from distinf.runtime import Cost, Runtime, Unit, digest
+from distinf.runtime.handed import FOLDER, sums_of
 
-RECIPES = {  # named here, imported on demand
-    "basis": "distinf.recipes.spectral:RECIPE",
+if TYPE_CHECKING:
+    from distinf.engine.session import Session
+
+RECIPES = {  # named here, imported on demand; another is named as module:object
+    "spectral": "distinf.recipes.spectral:RECIPE",
     "gram": "distinf.recipes.gram:RECIPE",
 }
+REPORT = "report"
+PAGE = f"{REPORT}/index.html"
+
+
+def whole(task: Any) -> dict[str, Any]:
+    """A task as a single cell."""
+    return {WHOLE: task}
+
+
+def nothing_checked(session: Any) -> str:
+    """No method of gradients to choose."""
+    return ""
+
+
+def no_summary(session: Any) -> Sequence[Any]:
+    """Nothing but where the report is."""
+    return ()
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A kind of run.
 
-    stages  in their order; the last is the report
-    check   InputError for what can only fail later, hours into the run -> the method by which it
-            takes gradients
+    settings  dataclass of its stages' settings, a section a field, each with its default
+    stages    in their order, without the report; each after those that it needs
+    report    session -> None: writes report/ by report/publishing.py, from committed arrays alone
+    session   what a process holds of a run; None: engine.session.Session
+    cells     task -> {name: task} of a run of several (datasets, seeds), each with keys of its own
+    check     session -> the method by which gradients are taken, "" for none; InputError for what
+              can only fail later, hours into the run
+    decided   (task's name, task, settings) -> settings, with what only the task can show
+    lent      (keys, values, what the run lends) -> (keys to take instead, what this run lends):
+              what a variation shares with its run beyond equal keys
+    summary   session -> lines and tables for the terminal, once all is done
+    packages  another version of one of these gives other last bits
+    files     settings that name a file, of which the content counts
+    unread    settings that change no result
     """
 
-    stages: Sequence[ModuleType]
-    check: Callable[[Any], str]
+    settings: type
+    stages: tuple[Stage, ...]
+    report: Callable[[Any], None] | None = None
+    session: "type[Session] | None" = None
+    cells: Callable[[Any], Mapping[str, Any]] = whole
+    check: Callable[[Any], str] = nothing_checked
+    decided: Callable[[str, Any, Any], Any] | None = None
+    lent: Callable[[Keys, Values, Mapping[str, Any]], tuple[Keys, dict[str, Any]]] | None = None
+    summary: Callable[[Any], Sequence[Any]] = no_summary
+    packages: tuple[str, ...] = ("torch", "numpy")
+    files: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def working(self) -> tuple[Stage, ...]:
+        """The stages that have units, but for the report."""
+        return tuple(stage for stage in self.stages if stage.run is not None)
+
+    @property
+    def last(self) -> Stage:
+        """The report, made of all the others."""
+        assert self.report is not None  # see recipe_named
+        return Stage(
+            REPORT, REPORT, units=_page, run=_reporting(self.report), done=_is_reported
+        )  # fmt: skip
+
+    def keys(
+        self, cells: Mapping[str, Values], lends: Mapping[str, Any]
+    ) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
+        """Of each cell, by its values: the stages' keys; the report's is the whole's.
+
+        Second, what a variation of this run may take from it; `lends`: what this one may."""
+        found = {cell: keys_of(self.stages, values) for cell, values in cells.items()}
+        lent: dict[str, Any] = {}
+        if self.lent is not None:
+            given, lent = self.lent(found[WHOLE], cells[WHOLE], lends)
+            found[WHOLE] = keys_of(self.stages, cells[WHOLE], given)
+        values = next(iter(cells.values()))
+        sections = [name for name in values if name not in ("task", "seed")]
+        settings = picked(values, [*sections, *(f"-{name}" for name in self.unread)])
+        key = digest([REPORT, found, settings])
+        return {**found, WHOLE: {**found.get(WHOLE, {}), REPORT: key}}, lent
 
 
 def recipe_named(name: str) -> Recipe:
-    """One of RECIPES."""
-    found: Any = resolve(RECIPES[name])
-    return found  # type: ignore[no-any-return]
+    """One of RECIPES, or module:object; InputError if it is none, or cannot report."""
+    module, _, attribute = RECIPES.get(name, name).partition(":")
+    if not module or not attribute:
+        known = ", ".join(RECIPES)
+        raise InputError(f"recipe: {shown(name)} is unknown; use one of {known}, or module:object")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"recipe: {name}: {error}") from None
+    if not isinstance(found, Recipe):
+        raise InputError(f"recipe: {name} is no Recipe of distinf/engine/recipe.py")
+    if found.report is None:
+        raise InputError(f"recipe: {name} has no report; give its Recipe one, report=write")
+    return found
+
+
+# -- the report --------------------------------------------------------------------------------
+
+
+def _page(outline: Any) -> Sequence[tuple[Unit, Cost]]:
+    return [(Unit(REPORT, outline.keys[REPORT]), Cost(bytes=3e6))]
+
+
+def _reporting(write: Callable[[Any], None]) -> Callable[[Any, Runtime], None]:
+    def run(session: Any, runtime: Runtime) -> None:
+        write(session)
+        (unit, _), empty = _page(session.outline)[0], {"group": REPORT, "files": {}, "bytes": 0}
+        session.ledger(REPORT).commit(unit, 1, {"manifest": empty, "summary": {}})
+
+    return run
+
+
+def _is_reported(session: Any) -> bool:
+    """The page and the sums of all files are there, and they are this run's."""
+    there = {*session.blobs.names(REPORT), *session.blobs.names(FOLDER)}
+    units = [unit for unit, _ in _page(session.outline)]
+    return {PAGE, sums_of(REPORT)} <= there and bool(session.done(units))

@@ -15,11 +15,11 @@ import torch
 import yaml
 
 from distinf.config import METHOD, RunConfig, dump, load
-from distinf.engine import running as route
+from distinf.engine import running
 from distinf.engine.fingerprint import fingerprint, provenance
 from distinf.engine.heartbeat import Beating, is_begun
 from distinf.engine.lease import held, is_lease
-from distinf.engine.session import OF_JOBS, Session
+from distinf.engine.session import Session
 from distinf.errors import SEE, CorruptionError, DistinfError, InputError, Interrupted
 from distinf.masking import masked, variable, without
 from distinf.naming import CONFIG
@@ -29,7 +29,7 @@ from distinf.runtime.litter import sweep
 from distinf.runtime.units import differences
 from distinf.store import Blobs, open_root
 
-WHOLE = ("task", "route")  # where they differ, nothing is alike
+WHOLE = ("task", "recipe")  # where they differ, nothing is alike
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
 
 
@@ -57,7 +57,7 @@ def _write_config(session: Session, config: RunConfig, text: str | None) -> None
             LOG.warning("warning: %s was edited or damaged; it is written anew", CONFIG)
             stored = _provenance_in(whole, CONFIG) or {}
             whole = dump(config.settled(_stored_methods(stored)), stored).encode()
-        Agenda(blobs).begin(whole.decode(), route.planned(session))
+        Agenda(blobs).begin(whole.decode(), running.planned(session))
         if found != whole:
             blobs.put(CONFIG, whole)
         if text is not None:
@@ -78,10 +78,10 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
         raise InputError(
             f"out: {blobs.root} is not empty and holds no {CONFIG}; choose another --out"
         )
-    for each in route.together(session):
+    for each in running.together(session):
         each.refuse_other_data()
     LOG.info("checking the task on a few rows")
-    methods = route.check(session)
+    methods = running.check(session)
     if config.method is None:
         config = config.settled(methods)
         session.settle(config.context(blobs.root))
@@ -205,7 +205,7 @@ def _session(config: RunConfig, root: str) -> Session:
     return config.session(root, torch.device("cpu"))
 
 
-def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ()) -> Session:
+def execute(config: RunConfig, watch: running.Watcher, accept: Sequence[str] = ()) -> Session:
     """Carry the run out, from wherever it stands, and close what it started.
 
     InputError if another driver that lives works in its folder.
@@ -222,7 +222,7 @@ def execute(config: RunConfig, watch: route.Watcher, accept: Sequence[str] = ())
 
 
 def _carried_out(
-    config: RunConfig, session: Session, text: str | None, watch: route.Watcher
+    config: RunConfig, session: Session, text: str | None, watch: running.Watcher
 ) -> Session:
     runtime, begun = open_runtime(config.runtime), False
     try:
@@ -233,13 +233,14 @@ def _carried_out(
         _write_config(session, config, text)
         session.blobs.require(CONFIG)
         begun = True
-        swept = sweep(session.blobs, [stage.NAME for stage in route.stages_of(session)], OF_JOBS)
+        swept = _swept(session)
         if swept:
             LOG.info("took away %d files of attempts that never ended", swept)
         hidden = partial(without, settings=config.settings)
-        beat = Beating(session.blobs, route.titles(session), hidden)
+        titles = [part.title for part in running.planned(session)]
+        beat = Beating(session.blobs, titles, hidden)
         with beat.beating():
-            route.run(session, runtime, beat.watching(watch))
+            running.run(session, runtime, beat.watching(watch))
     except (DistinfError, OSError) as error:
         if begun and _raw_config(session.blobs) is None:
             raise Interrupted(
@@ -252,6 +253,12 @@ def _carried_out(
     finally:
         runtime.close()
     return session
+
+
+def _swept(session: Session) -> int:
+    stages = (*session.recipe.working, session.recipe.last)
+    jobs = [stage.name for stage in stages if stage.is_jobs]
+    return sweep(session.blobs, [stage.name for stage in stages], jobs)
 
 
 def _with_details(session: Session, error: DistinfError) -> DistinfError:
@@ -306,12 +313,13 @@ def rewrite_report(session: Session) -> str:
 
 
 def _rewritten(session: Session) -> str:
-    for each in route.together(session):
-        for stage in route.stages_of(session)[:-1]:
-            if not route.is_done(each, stage, route.wanted_units(each, stage)):
-                name = route.titled(each, stage)
+    for each in running.together(session):
+        for stage in session.recipe.working:
+            if not stage.is_done(each, stage.wanted_units(each)):
+                name = running.part_of(each, stage).title
                 raise InputError(f"report: stage '{name}' is not done; finish the run first")
-    route.stages_of(session)[-1].write(session)
+    assert session.recipe.report is not None  # see recipe_named
+    session.recipe.report(session)
     return page_path(session)
 
 

@@ -1,7 +1,7 @@
 """A run as one process sees it: where it is stored, and what is done already.
 
-The context that crosses to a worker is JSON: root, task, settings, and the basis of each stage,
-which is the digest of all that the stage's results depend on.
+The context that crosses to a worker is JSON: root, recipe, task, settings, and the key of each
+stage, which is the digest of all that the stage's results depend on.
 """
 
 import contextlib
@@ -10,42 +10,58 @@ import json
 import socket
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from distinf.collective import Collective
+from distinf.engine.recipe import Recipe, recipe_named
+from distinf.engine.stage import WHOLE, Keys
 from distinf.errors import SEE, CorruptionError, InputError
-from distinf.naming import refuse_names
+from distinf.naming import CONFIG, refuse_names
 from distinf.numerics.batches import mapped
 from distinf.numerics.curvature import dense_embeddings
 from distinf.numerics.randomness import generator
-from distinf.runtime import Ledger, Unit, Work, digest
+from distinf.runtime import Ledger, Lever, Unit, Work, digest
 from distinf.runtime.activity import HERE
 from distinf.runtime.litter import TOLD
 from distinf.runtime.records import JOBS, Record
 from distinf.store import Rows, open_root, read_group, write_group
 from distinf.tasks.culprit import InHand, failing_row
-from distinf.tasks.identity import needs_model, refuse_other, seen, seen_model, stated
+from distinf.tasks.identity import needs_model, refuse_other, rows_of, seen, seen_model, stated
+from distinf.tasks.rehearsal import checked_shapes
 from distinf.tasks.sources import digest_of, loaded_beyond, sources
-from distinf.tasks.task import Batch, Task, task_path
+from distinf.tasks.task import SPLITS, Batch, Shapes, Task, build_task, task_path
 
 SOURCES = "sources"  # digests of modules beyond those that a task's files name
 TIMES, LONGEST_S = ("began", "seconds", "busy_s"), 1e12  # of a note; what is more is damage
 TELL_S = 5.0  # seconds between two words on a unit's progress, at least
-OF_JOBS = ("actions",)  # stages whose units are jobs, each with a folder of its own under jobs/
 
 
-class Session(ABC):
-    """Opens nothing before it is asked. Each route has its own, with settings and a task."""
+PREPARE = "distinf.engine.session:prepare"
 
-    ROUTE: ClassVar[str]  # its name in engine/recipe.py
-    PREPARE: ClassVar[str]  # "module:function", called on a worker: (context, device) -> session
+
+@dataclass(frozen=True)
+class Outline:
+    """All that the list of units depends on: no data, no device.
+
+    keys  by stage. rows: by split
+    """
+
+    settings: Any
+    keys: Keys
+    rows: Mapping[str, int]
+    shapes: Shapes
+
+
+class Session:
+    """Opens nothing before it is asked. A recipe may have its own, with more to offer."""
 
     def __init__(self, context: Mapping[str, Any], device: torch.device):
         self.context = {k: v for k, v in context.items() if k != "beside"}
@@ -55,7 +71,7 @@ class Session(ABC):
         }
         self.device = device
         self.seed: int = context["seed"]
-        self.basis: Mapping[str, str] = context["basis"]
+        self.keys: Keys = context["keys"][WHOLE]
         self._cache: dict[Any, Any] = {}
         self._modules = 0  # how many this process had imported when their sources were noted
         self._told: dict[str, float] = {}
@@ -64,31 +80,52 @@ class Session(ABC):
     @property
     def asked_method(self) -> Any:
         """gradients.method as it was set; None leaves the choice to the rehearsal."""
-        return self.context["settings"]["gradients"]["method"]
+        return self.context["settings"].get("gradients", {}).get("method")
 
     def settle(self, context: Mapping[str, Any]) -> None:
         """Take a context that differs in settings alone, before anything is done with them."""
         for name, inner in self.beside.items():
             inner.settle(context["beside"][name])
         self.context = {k: v for k, v in context.items() if k != "beside"}
-        self.basis = context["basis"]
+        self.keys = context["keys"][WHOLE]
         for name in ("settings", "outline"):
             self.__dict__.pop(name, None)
         self._cache.clear()
 
-    @property
-    @abstractmethod
+    @cached_property
+    def recipe(self) -> Recipe:
+        return recipe_named(self.context["recipe"])
+
+    @cached_property
+    def settings(self) -> Any:
+        """Of the recipe's stages, a section a field."""
+        return TypeAdapter(self.recipe.settings).validate_python(self.context["settings"])
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """By cell, as this process built them; rows that the run makes are not attached yet."""
+        built = build_task(self.context["task"], self.context["task_settings"], self.seed)
+        return dict(self.recipe.cells(built))
+
+    @cached_property
+    def task(self) -> Any:
+        """That of a run of a single cell."""
+        return self.tasks[WHOLE]
+
+    @cached_property
     def outline(self) -> Any:
         """All that the list of units depends on."""
+        rows = {split: rows_of(self.task, split) for split in SPLITS}
+        return Outline(self.settings, self.keys, rows, checked_shapes(self.task))
 
-    @abstractmethod
-    def built(self) -> Mapping[str, Task]:
-        """By cell, the tasks as this process built them."""
+    def kept_rows(self) -> tuple[Lever, ...]:
+        """What a worker keeps in its host's memory once it was read."""
+        return ()
 
     def refuse_other_data(self) -> None:
         """InputError if this process has other code, data or model settings than the driver."""
         _refuse_other_code(self.context["sources"], sources(task_path(self.context["task"])))
-        for cell, task in self.built().items():
+        for cell, task in self.tasks.items():
             drivers = {k: v for k, v in self.context["seen"][cell].items() if not needs_model(k)}
             refuse_other(drivers, seen(task, stated(task)))
 
@@ -132,7 +169,7 @@ class Session(ABC):
         self._cache.clear()
 
     def work(self, body: str) -> Work:
-        return Work(body, self.PREPARE, self.context)
+        return Work(body, PREPARE, self.context)
 
     def commit(
         self,
@@ -147,7 +184,7 @@ class Session(ABC):
         """Write the unit's group, verify it, put its record: after this it is done."""
         refuse_names(f"{unit.stage}: arrays", arrays, cased=True)
         self._note_sources()
-        folder = f"{JOBS}/{unit.id}" if unit.stage in OF_JOBS else f"{unit.stage}.zarr/{unit.id}"
+        folder = f"{JOBS}/{unit.id}" if self._is_job(unit) else f"{unit.stage}.zarr/{unit.id}"
         manifest = write_group(
             self.blobs, f"{folder}/{attempt}", arrays,
             chunk_rows=chunk_rows, may_hold_nan=may_hold_nan,
@@ -158,6 +195,9 @@ class Session(ABC):
         if self._told.pop(unit.id, None) is not None:
             self.blobs.delete(f"{TOLD}/{unit.stage}/{unit.id}")
         return record
+
+    def _is_job(self, unit: Unit) -> bool:
+        return any(stage.is_jobs for stage in self.recipe.stages if stage.name == unit.stage)
 
     def _refuse_swept(self, unit: Unit, record: Record) -> None:
         """OSError if another driver, which took this one for dead, deleted what was committed."""
@@ -274,6 +314,20 @@ class Session(ABC):
                 if _is_time(note) and note.get("run", "") == self.name:
                     found.append(note)
         return found
+
+
+def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
+    """What a worker holds for as long as it works on one run."""
+    session = session_of(context, device)
+    session.blobs.require(CONFIG)
+    session.refuse_other_data()
+    return session
+
+
+def session_of(context: Mapping[str, Any], device: torch.device) -> Session:
+    """The run as this process sees it, by its recipe's own kind of session."""
+    kind = recipe_named(context["recipe"]).session or Session
+    return kind(context, device)
 
 
 def _manifest(record: Record) -> Mapping[str, Any]:

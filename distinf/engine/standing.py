@@ -17,23 +17,6 @@ from distinf.store import Blobs
 from distinf.terminal import Terminal
 
 PAGE = "report/index.html"
-DESCRIPTIONS = {
-    "index": "count records",
-    "pilots": "pilot patterns",
-    "import": "import records",
-    "data": "generate data",
-    "train": "train",
-    "evaluate": "evaluate, choose targets",
-    "curvature": "curvature (Arnoldi)",
-    "queries": "target gradients",
-    "gradients": "per-sample gradients",
-    "gram": "products of gradients",
-    "scores": "influence scores",
-    "trajectory": "gradients at checkpoints",
-    "attribution": "what drives a row",
-    "actions": "fine-tune",
-    "report": "report",
-}
 
 
 @dataclass(frozen=True)
@@ -44,6 +27,7 @@ class StageStatus:
     """
 
     stage: str
+    words: str
     done: int
     total: int
     retries: int
@@ -112,12 +96,12 @@ def stages_of(blobs: Blobs) -> list[StageStatus]:
 
 def _stage_status(part: Part, ledger: Ledger) -> StageStatus:
     if part.units is None:
-        return StageStatus(part.title, 0, part.planned, 0, None, is_planned=True)
+        return StageStatus(part.title, part.words, 0, part.planned, 0, None, is_planned=True)
     mine = set(part.units)
     records = [record for unit, record in ledger.read().items() if unit in mine]
     retries = sum(int(record["attempt"]) - 1 for record in records)
     left = None if part.is_over else _left(records, len(part.units))
-    return StageStatus(part.title, len(records), len(part.units), retries, left)
+    return StageStatus(part.title, part.words, len(records), len(part.units), retries, left)
 
 
 def _left(records: Collection[Mapping[str, Any]], total: int) -> float | None:
@@ -130,17 +114,11 @@ def _left(records: Collection[Mapping[str, Any]], total: int) -> float | None:
     return (total - len(times)) * sum(usual) / len(usual)
 
 
-def described(stage: str) -> str:
-    """A stage's title in words: "reduced: train"."""
-    run, _, name = stage.rpartition(": ")
-    return f"{run}: {DESCRIPTIONS.get(name, name)}" if run else DESCRIPTIONS.get(name, name)
-
-
 def _place(stages: Sequence[StageStatus]) -> str:
     """The first stage that is not done."""
     at = next((stage for stage in stages if not stage.is_complete), stages[-1])
     units = f"{at.done} of {at.total} unit{'s' if at.total != 1 else ''}"
-    return f"at {described(at.stage)}, {units}{' planned' if at.is_planned else ''}"
+    return f"at {at.words}, {units}{' planned' if at.is_planned else ''}"
 
 
 def status_table(found: RunStatus, console: Terminal | None = None) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from distinf.digest import sha256
 from distinf.engine.session import draw
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.gram.scores import (
     all_scores,
@@ -54,7 +55,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
             continue
         cost = fit_cost(outline, cell, kept_count(outline, cell))
         for name in _planned(outline, cell):
-            job = Unit(NAME, cell.basis[NAME], job={"cell": cell.name, "planned": name})
+            job = Unit(NAME, cell.keys[NAME], job={"cell": cell.name, "planned": name})
             found.append((job, cost))
     return found
 
@@ -172,7 +173,7 @@ def _of_cell(session: Session, cell: Cell) -> dict[str, Filtered]:
             continue  # nothing is known to be wrong: it would be "random" under another name
         rows = _kept_rows(session, cell, name, kept)
         job = {"cell": cell.name, "kept": rows_digest(rows)}
-        found[name] = Filtered(cell.name, name, rows, Unit(NAME, cell.basis[NAME], job=job))
+        found[name] = Filtered(cell.name, name, rows, Unit(NAME, cell.keys[NAME], job=job))
     return found
 
 
@@ -220,3 +221,9 @@ def results(session: Session) -> Iterator[tuple[Filtered, Mapping[str, np.ndarra
     """Every configuration of every cell with its history, whichever job it shares."""
     for filtered in filterings(session):
         yield filtered, session.arrays(filtered.job)
+
+
+STAGE = Stage(  # a job is named by the rows that it keeps
+    NAME, "fine-tune", needs=("train",), in_units=("actions.fraction", "actions.configurations"),
+    units=units, run=run, wanted=wanted_units, done=is_done, resources=job_resources, is_jobs=True,
+)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.gram.session import DATA, Outline, Session, data_unit
 from distinf.gram.task import Prepared
@@ -17,7 +18,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """One per cell; none for a task whose rows are there already."""
     return [
         (
-            data_unit(cell.name, cell.basis),
+            data_unit(cell.name, cell.keys),
             Cost(bytes=stored, memory=2 * stored),
         )
         for cell in outline.cells.values()
@@ -42,3 +43,8 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     with telling(f"prepare() of {unit.job['cell'] or 'the task'}"):
         arrays = task.prepare()
     return session.commit(unit, attempt, arrays)
+
+
+STAGE = Stage(
+    NAME, "read data", reads=("task.path", "task.cell", "task.identity"), units=units, run=run
+)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.engine.session import row_ranges
+from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
 from distinf.gram.blocks import SPARSE
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, layout_of
@@ -63,7 +64,7 @@ def rehearsed(session: Session, task: Task, model: nn.Module, methods: Methods) 
 def split_units(settings: StageSettings, cell: Cell, split: str) -> list[Unit]:
     """The units of one split of a cell, in row order."""
     return [
-        Unit(NAME, cell.basis[NAME], a, b, {"cell": cell.name, "split": split})
+        Unit(NAME, cell.keys[NAME], a, b, {"cell": cell.name, "split": split})
         for a, b in row_ranges(cell.rows[split], settings.gradients.rows_per_unit)
     ]
 
@@ -334,3 +335,12 @@ def finite_rows(session: Session, name: str, split: str) -> np.ndarray:
         ("finite", name, split), lambda: columns(session, name, split, "finite")
     )
     return found
+
+
+def _reads(values: Values) -> Names:
+    """The seed draws projections, where there are any."""
+    seed = ("seed",) if values["gradients"]["projection"] else ()
+    return ("gradients", "-gradients.check", *seed)
+
+
+STAGE = Stage(NAME, "per-sample gradients", needs=("train",), reads=_reads, units=units, run=run)

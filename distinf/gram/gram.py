@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.gram.blocks import SPARSE, Block
 from distinf.gram.gradients import dense_rows, finite_rows, sparse_rows
@@ -423,3 +424,11 @@ def solving(estimator: str, block: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"scores.damping.{estimator}: '{block}': {error}") from None
+
+
+STAGE = Stage(
+    NAME, "products of gradients", needs=("gradients",),
+    reads=("gram", "scores.damping.datainf"),
+    in_units=("scores.estimators", "scores.damping"),
+    units=units, run=run,
+)  # fmt: skip

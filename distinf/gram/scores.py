@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from distinf.engine.session import row_ranges
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.gram.blocks import ALL, EMBEDDING, SPARSE, Block
 from distinf.gram.gradients import columns, finite_rows
@@ -58,13 +59,13 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 
 def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:
     """A cell's units, slabs first."""
-    basis = cell.basis[NAME]
+    key = cell.keys[NAME]
     found = []
     if blockwise(settings):
-        found = [Unit(NAME, basis, job=_job(cell, slab=slab)) for slab in cell.blocks.slabs]
+        found = [Unit(NAME, key, job=_job(cell, slab=slab)) for slab in cell.blocks.slabs]
     if JOINT in settings.scores.estimators:
         found += [
-            Unit(NAME, basis, job=_job(cell, group=group, blocks=list(members)))
+            Unit(NAME, key, job=_job(cell, group=group, blocks=list(members)))
             for group, members in cell.groups.items()
         ]
     return found
@@ -442,3 +443,6 @@ def not_among(name: str, known: Sequence[str]) -> str:
     every = (", ".join(dict.fromkeys(part)) for part in parts)
     hint = f"did you mean '{near[0]}'?" if near else "use one each of " + " / ".join(every)
     return f"'{name}' is not among the scores; {hint}"
+
+
+STAGE = Stage(NAME, "influence scores", needs=("gram",), reads=("scores",), units=units, run=run)

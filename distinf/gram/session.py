@@ -1,33 +1,31 @@
-"""A run of the Gram route as one process sees it, and what each stage's results depend on."""
+"""A run of the Gram recipe as one process sees it."""
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from distinf.engine import session as stages_session
+from distinf.engine import session as engine_session
+from distinf.engine.stage import Keys
 from distinf.errors import InputError
 from distinf.gram.blocks import Blocks, blocks_of, groups_of
 from distinf.gram.settings import StageSettings
-from distinf.gram.task import Prepared, Trainable, cells_of
-from distinf.naming import CONFIG
+from distinf.gram.task import Prepared, Trainable
 from distinf.numerics.hooks import known_layers
 from distinf.numerics.parameters import Layout
-from distinf.runtime import Unit, digest
-from distinf.tasks.identity import rows_of, stated
+from distinf.runtime import Unit
+from distinf.tasks.identity import rows_of
 from distinf.tasks.methods import in_a_run, method_by_layers
 from distinf.tasks.rehearsal import checked_shapes
-from distinf.tasks.task import Batch, Shapes, Task, build_task, task_path, telling
+from distinf.tasks.task import Batch, Shapes, Task, telling
 
 DATA = "data"
 TRAIN, QUERY = "train", "evaluation"  # the task's splits, as this route uses them
-Basis = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Cell:
     """A dataset and seed: all that the list of its units depends on."""
 
     name: str
-    basis: Basis
+    keys: Keys
     rows: Mapping[str, int]
     shapes: Shapes
     blocks: Blocks
@@ -49,46 +47,12 @@ class Outline:
     """All that the list of units depends on."""
 
     settings: StageSettings
-    basis: Basis  # of the report
+    keys: Keys  # of the report
     cells: Mapping[str, Cell]
 
 
-def bases(
-    name: str, task_settings: Mapping[str, Any], task: Task, seed: int, settings: StageSettings
-) -> dict[str, Any]:
-    """ "report", and "cells": by name the digest chain of each, as in the basis route.
-
-    A cell's digests cover its own dataset and seed, so that more of either keep the rest.
-    """
-    found = {}
-    for cell, of in cells_of(task).items():
-        found[cell] = _cell_bases([task_path(name), cell, stated(of)], seed, settings)
-    report = digest([found, asdict(settings.actions), asdict(settings.report)])
-    return {"report": report, "cells": found}
-
-
-def _cell_bases(identity: Any, seed: int, settings: StageSettings) -> dict[str, str]:
-    s = asdict(settings)
-    recipe = {k: v for k, v in s["train"].items() if k != "evaluation_batch"}
-    s["gradients"].pop("check")  # it changes no number
-    passes = {k: v for k, v in s["gradients"].items() if not k.endswith("_per_batch")}
-    found = {DATA: digest([DATA, identity])}
-    found["train"] = digest([found[DATA], recipe])
-    # Batches change no more than last bits, but those they do.
-    batches = {k: v for k, v in s["gradients"].items() if k.endswith("_per_batch")}
-    projected_by = [seed] if s["gradients"]["projection"] else []
-    found["gradients"] = digest([found["train"], passes, batches, *projected_by])
-    found["gram"] = digest([found["gradients"], s["gram"], s["scores"]["damping"].get("datainf")])
-    found["scores"] = digest([found["gram"], s["scores"]])
-    found["actions"] = found["train"]  # a job is named by the rows that it keeps
-    return found
-
-
-class Session(stages_session.Session):
+class Session(engine_session.Session):
     """Opens nothing before it is asked."""
-
-    ROUTE = "gram"
-    PREPARE = "distinf.gram.session:prepare"
 
     @cached_property
     def settings(self) -> StageSettings:
@@ -102,29 +66,24 @@ class Session(stages_session.Session):
         method = method_by_layers(model, layout_of(model, asked), only_hooks=only_hooks)
         return replace(found, gradients=replace(asked, method=method))
 
-    @cached_property
-    def tasks(self) -> dict[str, Task]:
-        """Each cell's task, no rows attached yet."""
-        return cells_of(build_task(self.context["task"], self.context["task_settings"], self.seed))
-
     def task(self, cell: str) -> Task:
         """A cell's task; its rows come from the run once they are committed."""
         task = self.tasks[cell]
         if isinstance(task, Prepared) and ("attached", cell) not in self._cache:
-            unit = data_unit(cell, self.cell_basis(cell))
+            unit = data_unit(cell, self.cell_keys(cell))
             if self.ledger(DATA).get(unit) is not None:
                 task.attach(self.arrays(unit))
                 self._cache["attached", cell] = True
         return task
 
-    def cell_basis(self, cell: str) -> Basis:
-        found: Basis = self.context["basis"]["cells"][cell]
+    def cell_keys(self, cell: str) -> Keys:
+        found: Keys = self.context["keys"][cell]
         return found
 
     @property
     def outline(self) -> Outline:
         """Rows are as planned until the data stage is done, and as found afterwards."""
-        return Outline(self.settings, self.basis, {name: self.cell(name) for name in self.tasks})
+        return Outline(self.settings, self.keys, {name: self.cell(name) for name in self.tasks})
 
     def cell(self, name: str) -> Cell:
         """As planned until its rows are attached, then as found."""
@@ -136,7 +95,7 @@ class Session(stages_session.Session):
         blocks = self._blocks(task)
         return Cell(
             name=name,
-            basis=self.cell_basis(name),
+            keys=self.cell_keys(name),
             rows={split: rows_of(task, split) for split in (TRAIN, QUERY)},
             shapes=checked_shapes(task),
             blocks=blocks,
@@ -157,9 +116,6 @@ class Session(stages_session.Session):
     def batch(self, cell: str, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""
         return self.read(self.task(cell), split, ids)
-
-    def built(self) -> Mapping[str, Task]:
-        return self.tasks
 
     def kept_model(self) -> nn.Module | None:
         slot = self._cache.get(("latest", "model"))
@@ -211,14 +167,6 @@ def _blocks_of_model(model: nn.Module, layout: Layout, settings: Any) -> Blocks:
     return blocks_of(dense, settings, word, linear, dense_words)
 
 
-def data_unit(cell: str, basis: Basis) -> Unit:
+def data_unit(cell: str, keys: Keys) -> Unit:
     """The unit that makes a cell's rows."""
-    return Unit(DATA, basis[DATA], job={"cell": cell})
-
-
-def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
-    """What a worker holds for as long as it works on one run."""
-    session = Session(context, device)
-    session.blobs.require(CONFIG)
-    session.refuse_other_data()
-    return session
+    return Unit(DATA, keys[DATA], job={"cell": cell})

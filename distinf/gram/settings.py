@@ -202,7 +202,7 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """The settings of all stages of the Gram route."""
+    """The settings of a Gram run's stages: gradients once, then products of them."""
 
     train: TrainSettings = field(default_factory=TrainSettings)
     gradients: GradientSettings = field(default_factory=GradientSettings)

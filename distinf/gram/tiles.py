@@ -71,7 +71,7 @@ def narrow(cell: Cell, block: Block) -> bool:
 
 
 def _unit(cell: Cell, start: int, stop: int, job: Mapping[str, Any], **more: Any) -> Unit:
-    return Unit(NAME, cell.basis[NAME], start, stop, {**job, **more})
+    return Unit(NAME, cell.keys[NAME], start, stop, {**job, **more})
 
 
 # -- what was stored -------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
-from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.gram.session import DATA, QUERY, TRAIN, Cell, Outline, Session
 from distinf.gram.settings import Epoch, TrainSettings
 from distinf.gram.task import METRICS, Fit, Trainable, selected_epoch
 from distinf.runtime import Cost, Lever, Runtime, Unit
@@ -156,7 +157,7 @@ def fit_summary(fit: Fit) -> dict[str, float]:
 
 
 def _unit(cell: Cell) -> Unit:
-    return Unit(NAME, cell.basis[NAME], job={"cell": cell.name})
+    return Unit(NAME, cell.keys[NAME], job={"cell": cell.name})
 
 
 def stored_fit(session: Session, name: str) -> dict[str, np.ndarray]:
@@ -193,3 +194,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
                     f"task: fit()'s weights have '{name}' {given.shape}, where model() has {has}"
                 )
             found.copy_(torch.from_numpy(np.array(given)).to(found.dtype))
+
+
+STAGE = Stage(
+    NAME, "train", needs=(DATA,), reads=("train", "-train.evaluation_batch"), units=units, run=run
+)

@@ -20,13 +20,16 @@ from distinf.planning.speeds import (
     scaled,
     split_bytes,
 )
-from distinf.planning.staging import GANGS, SpeedsOf, StagePlan, stage_plans
+from distinf.planning.staging import SpeedsOf, StagePlan, stage_plans
 from distinf.runtime import Node, RuntimeSettings, this_machine
 from distinf.spectral.session import Outline, Session
 from distinf.store import Blobs, open_root
 
 SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a margin
 UNSEEN = "the cluster's machines are asked when the run starts; memory is not checked here"
+SHARDS = {  # what to raise where a stage cannot use all workers
+    "train": "train.shards", "curvature": "curvature.shards", "queries": "curvature.shards",
+}  # fmt: skip
 NOTED = 0.05  # of the whole time, from which on a remedy is named
 
 
@@ -67,7 +70,7 @@ def plan(
     """
     blobs = open_root(str(config.out))
     session: Any = config.session(blobs.root, torch.device("cpu"))
-    if session.ROUTE == "gram":
+    if not isinstance(session, Session):
         return _of_passes(session, config, gflops, gpu, gpus, blobs)
     if gpu is not None:
         return _on_gpus(session, config, devices.device(gpu), gpus, blobs)
@@ -193,8 +196,8 @@ def _with_reading(
         )
     for p in found:
         name = p.stage.rpartition(": ")[2]
-        if name in GANGS and p.workers < workers and p.seconds > NOTED * whole:
-            knob = "train.shards" if name == "train" else "curvature.shards"
+        if name in SHARDS and p.workers < workers and p.seconds > NOTED * whole:
+            knob = SHARDS[name]
             notes.append(f"{p.stage} can use {p.workers} of {workers} workers: raise {knob}")
     return found, notes
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distinf.engine.session import prepare
 from distinf.errors import DistinfError
 from distinf.naming import CONFIG
 from distinf.numerics.capture import finite_rows, flat_gradients
@@ -26,7 +27,7 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import Precision, precision
 from distinf.runtime import Unit
 from distinf.runtime.worker import Worker
-from distinf.spectral.session import Session, prepare
+from distinf.spectral.session import Session
 from distinf.store import Rows, open_root
 from distinf.tasks.task import SPLITS, Batch, GeneratingTask
 
@@ -283,7 +284,7 @@ def _start(job: Mapping[str, Any]) -> Probe:
     worker = Worker(job["threads"], gpus=job["gpus"])
     worker.ready()
     open_root(job["context"]["root"]).put(CONFIG, b"")  # a folder without one is no run's
-    session = prepare(job["context"], worker.device())
+    session: Any = prepare(job["context"], worker.device())
     probe = Probe(session, job["batches"], job["seconds"], job["threads"])
     _ = session.task
     return probe

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from distinf.errors import InputError
-from distinf.runtime import Cost, Lever
+from distinf.runtime import Cost
 from distinf.spectral import curvature
 from distinf.spectral.session import Outline
 from distinf.spectral.settings import StageSettings
@@ -115,15 +115,6 @@ def batches(outline: Outline) -> dict[str, int]:
         "product": product,
         "gradient": 1 if loop else settings.gradients.chunk,
     }
-
-
-def cached_levers(outline: Outline) -> tuple[Lever, ...]:
-    """Splits whose rows a worker keeps in its host's memory once they were read."""
-    kept = [size for size in split_bytes(outline).values() if 0 < size <= _limit(outline)]
-    # Below a split's size it is not kept at all.
-    return tuple(
-        Lever("data.cache_mb", size / 2**20, size, least=0.0, where="host") for size in kept
-    )
 
 
 def scaled(speeds: Speeds, measured: Outline, outline: Outline) -> Speeds:

@@ -1,29 +1,23 @@
 """What each stage of a run takes: its units' costs, shared out among workers."""
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from distinf.engine import running as route
+from distinf.engine import running
+from distinf.engine.recipe import REPORT
+from distinf.engine.session import Session
+from distinf.engine.stage import Stage
 from distinf.planning.room import Asked, demand
-from distinf.planning.speeds import REPORT_S, STAGE_S, Speeds, cached_levers
-from distinf.runtime import Cost, Resources, RuntimeSettings, Unit
-from distinf.spectral.session import Outline
-from distinf.spectral.settings import StageSettings
+from distinf.planning.speeds import REPORT_S, STAGE_S, Speeds
+from distinf.runtime import Cost, RuntimeSettings, Unit
 
-# How many ranks can share a unit of a gang's stage. Other stages spread whole units.
-GANGS: Mapping[str, Callable[[StageSettings], int]] = {
-    "train": lambda settings: settings.train.shards,
-    "curvature": lambda settings: settings.curvature.shards,
-    "queries": lambda settings: settings.curvature.shards,
-}
 RANK_ZERO = ("checkpoint", "model", "gradient")  # work of a gang that is not shared
 
-SpeedsOf = Callable[[Outline], Speeds]
+SpeedsOf = Callable[[Any], Speeds]  # of an outline
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class StagePlan:
 
 
 def stage_plans(
-    session: Any,
+    session: Session,
     workers: int,
     speeds_of: SpeedsOf,
     runtime: RuntimeSettings = RuntimeSettings(),  # noqa: B008 (frozen)
@@ -53,9 +47,7 @@ def stage_plans(
     """The run's stages, then those of its variations: each unit once, where it comes first."""
     seen: set[str] = set()
     found: list[StagePlan] = []
-    *stages, last = route.stages_of(session)
-    parts = [(each, stage) for each in route.together(session) for stage in stages]
-    for each, stage in [*parts, (session, last)]:
+    for each, stage in running.parts(session):
         new = [(unit, cost) for unit, cost in stage.units(each.outline) if unit.id not in seen]
         seen |= {unit.id for unit, _ in new}
         if new or each is session:
@@ -67,19 +59,17 @@ def stage_plans(
 
 
 def _asked(
-    session: Any, stage: ModuleType, costs: Sequence[Cost], base: float, runtime: RuntimeSettings
+    session: Session, stage: Stage, costs: Sequence[Cost], base: float, runtime: RuntimeSettings
 ) -> Asked:
     """What the stage's workers hold, and how many there can be."""
-    own: Callable[[Any], Resources | None] | None = getattr(stage, "job_resources", None)
+    own = stage.resources
     jobs = own(session.settings) if own and runtime.kind == "ray" else None
     resources = jobs or runtime.resources
     on_gpu = on_gpus(runtime) or (resources.num_gpus > 0 and runtime.kind == "ray")
-    cached = cached_levers(session.outline) if session.ROUTE == "basis" else ()
-    demands = dict.fromkeys(demand(cost, base, cached, on_gpu) for cost in costs)
-    gang = session.ROUTE == "basis" and stage.NAME in GANGS
+    demands = dict.fromkeys(demand(cost, base, session.kept_rows(), on_gpu) for cost in costs)
     return Asked(
-        stage=route.titled(session, stage),
-        most=GANGS[stage.NAME](session.settings) if gang else len(costs),
+        stage=running.part_of(session, stage).title,
+        most=stage.shards(session.settings) if stage.shards else len(costs),
         resources=resources,
         gpu_setting="actions.resources_gpus" if jobs else "runtime.num_gpus",
         demands=tuple(demands),
@@ -87,8 +77,8 @@ def _asked(
 
 
 def _stage_plan(
-    session: Any,
-    stage: ModuleType,
+    session: Session,
+    stage: Stage,
     units: Sequence[tuple[Unit, Cost]],
     workers: int,
     speeds: Speeds,
@@ -96,19 +86,18 @@ def _stage_plan(
     asked: Asked,
 ) -> StagePlan:
     costs = [cost for _, cost in units]
-    gang = session.ROUTE == "basis" and stage.NAME in GANGS
-    shards = GANGS[stage.NAME](session.settings) if gang else None
+    shards = stage.shards(session.settings) if stage.shards else None
     useful = max(1, min(workers, len(costs) if shards is None else shards))
-    if stage.NAME == "report":
+    if stage.name == REPORT:
         seconds = REPORT_S
     elif shards is None:
         times = [speeds.seconds(cost) + speeds.commit_s(cost) for cost in costs]
         seconds = makespan(times, useful) + _first_s(costs, speeds)
     else:
         seconds = sum(_gang_s(cost, speeds, shards, useful) for cost in costs)
-    cached = cached_levers(session.outline) if costs and session.ROUTE == "basis" else ()
+    cached = session.kept_rows() if costs else ()
     return StagePlan(
-        stage=route.titled(session, stage),
+        stage=running.part_of(session, stage).title,
         units=len(costs),
         flops=sum(cost.flops for cost in costs),
         bytes=sum(cost.bytes for cost in costs),

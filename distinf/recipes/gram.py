@@ -1,35 +1,24 @@
-"""The Gram route: its stages in order, and what is refused before any of them runs."""
-
-import numpy as np
+"""The Gram recipe: gradients once, then products of them."""
 
 from distinf.engine.recipe import Recipe
 from distinf.gram import actions, data, gradients, gram, scores, train
-from distinf.gram.session import TRAIN, Session
-from distinf.gram.task import Checked, Prepared, described_rows, rehearse_probabilities
-from distinf.report.gram import report
-from distinf.tasks.methods import methods_to_try
-from distinf.tasks.rehearsal import rehearse
+from distinf.gram.checks import check
+from distinf.gram.session import Session
+from distinf.gram.settings import StageSettings
+from distinf.gram.task import cells_of
+from distinf.report.gram.report import write
+from distinf.report.gram.terminal import summary
 
-STAGES = (data, train, gradients, gram, scores, actions, report)
-
-
-def check(session: Session) -> str:
-    """InputError for what can only fail later, hours into the run -> the method of gradients."""
-    asked, method = session.asked_method, session.settings.gradients.chosen
-    methods = methods_to_try(asked, method)
-    first = next(iter(session.tasks.values()))  # the others have other datasets or seeds
-    if isinstance(first, Checked):
-        first.check()
-    for task in session.tasks.values():
-        if not isinstance(task, Prepared):
-            method = gradients.rehearsed(session, task, rehearse(task), methods)
-            methods = methods[methods.index(method) :]
-            described_rows(task, np.arange(min(2, task.rows(TRAIN))))
-            rehearse_probabilities(task)
-    train.check(session)
-    scores.check(session.outline)
-    actions.check(session)
-    return method
-
-
-RECIPE = Recipe(STAGES, check)
+RECIPE = Recipe(
+    settings=StageSettings,
+    stages=(
+        data.STAGE, train.STAGE, gradients.STAGE, gram.STAGE, scores.STAGE, actions.STAGE,
+    ),
+    report=write,
+    session=Session,
+    cells=cells_of,
+    check=check,
+    summary=summary,
+    packages=("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),
+    unread=("train.evaluation_batch", "gradients.check", "actions.resources_gpus"),
+)  # fmt: skip

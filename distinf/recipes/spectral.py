@@ -1,10 +1,8 @@
-"""The basis route: its stages in order, and what is refused before any of them runs."""
-
-from torch import nn
+"""The spectral recipe: curvature first, then projections of gradients on its Ritz vectors."""
 
 from distinf.engine.recipe import Recipe
-from distinf.naming import refuse_names
-from distinf.report.spectral import report
+from distinf.report.spectral.report import write
+from distinf.report.spectral.terminal import summary
 from distinf.spectral import (
     actions,
     attribution,
@@ -17,57 +15,33 @@ from distinf.spectral import (
     train,
     trajectory,
 )
+from distinf.spectral.checks import check
 from distinf.spectral.session import Session
-from distinf.tasks.identity import has_own_rows
-from distinf.tasks.methods import methods_to_try
-from distinf.tasks.rehearsal import few_rows, rehearse
-from distinf.tasks.task import STUDIES, GeneratingTask, build_task
+from distinf.spectral.settings import StageSettings
 
-STAGES = (
-    data,
-    train,
-    evaluate,
-    curvature,
-    queries,
-    gradients,
-    scores,
-    trajectory,
-    attribution,
-    actions,
-    report,
+RECIPE = Recipe(
+    settings=StageSettings,
+    stages=(
+        data.STAGE,
+        train.STAGE,
+        evaluate.STAGE,
+        evaluate.TARGETS,
+        curvature.STAGE,
+        queries.STAGE,
+        gradients.STAGE,
+        scores.STAGE,
+        trajectory.STAGE,
+        trajectory.TRACIN,
+        attribution.STAGE,
+        actions.STAGE,
+    ),
+    report=write,
+    session=Session,
+    check=check,
+    decided=curvature.decided,
+    lent=evaluate.targets_of_the_run,
+    summary=summary,
+    packages=("torch", "numpy", "sionna-no-rt", "sionna"),
+    files=("train.checkpoint",),
+    unread=("data.cache_mb", "gradients.check"),
 )
-
-
-def check(session: Session) -> str:
-    """InputError for what can only fail later, hours into the run -> the method of gradients."""
-    method = session.settings.gradients.chosen
-    methods = methods_to_try(session.asked_method, method)
-    if has_own_rows(session.task):
-        model = rehearse(session.task)
-        _refuse_parameters(model)
-        method = gradients.rehearsed(session, model, methods)
-    elif isinstance(session.task, GeneratingTask) and session.context["task"] not in STUDIES:
-        _rehearse_made(session)
-    evaluate.check(session.outline)
-    queries.check(session.outline)
-    trajectory.check(session.outline)
-    actions.check(session.outline)
-    train.check(session)
-    curvature.check(session)
-    attribution.check(session)
-    return method
-
-
-def _rehearse_made(session: Session) -> None:
-    """On a few rows made here, of a task whose rows are made in the run."""
-    other = build_task(session.context["task"], session.context["task_settings"], session.seed)
-    few_rows(other)
-    _refuse_parameters(rehearse(other))
-
-
-def _refuse_parameters(model: nn.Module) -> None:
-    """InputError for a name among the model's state that cannot be an array's in a checkpoint."""
-    refuse_names("task: model()'s parameters and buffers", model.state_dict(), cased=True)
-
-
-RECIPE = Recipe(STAGES, check)

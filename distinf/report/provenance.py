@@ -38,6 +38,25 @@ class StageCost:
     bytes: int
 
 
+def stage_costs(session: Session) -> list[StageCost]:
+    """Of the stages that did anything; a variation shares what it can."""
+    times, found = session.times(), []
+    for stage in session.recipe.working:
+        records = session.done(stage.wanted_units(session)).values()
+        spent = [t for t in times if t["stage"] == stage.name]
+        if records and (spent or not session.name):
+            found.append(
+                StageCost(
+                    stage=stage.name,
+                    units=len(records),
+                    seconds=sum(t["seconds"] for t in spent),
+                    worker_seconds=sum(t["busy_s"] for t in spent),
+                    bytes=sum(r["manifest"]["bytes"] for r in records),
+                )
+            )
+    return found
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Enough to carry the run out again."""
@@ -62,7 +81,7 @@ def provenance_of(session: Session) -> Provenance:
     return Provenance(
         config_yaml=text,
         command=_replay(session),
-        fingerprint=session.basis["report"],
+        fingerprint=session.keys["report"],
         versions=record.get("versions") or {},
         machine={**machine, "processor": platform.machine()},
         seeds={"run": session.seed},

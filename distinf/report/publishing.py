@@ -1,27 +1,12 @@
-"""What the report stages of all routes share: one unit, its files, and when it is done."""
+"""A report's files: its page and its tables as CSV and JSON, written in one go."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distinf.engine.recipe import PAGE, REPORT
 from distinf.report.rows import Row, csv_text, json_text
-from distinf.runtime import Cost, Unit, hand_out
-from distinf.runtime.handed import FOLDER, sums_of
-
-NAME = "report"
-PAGE = "index.html"
-
-
-def units(outline: Any) -> Sequence[tuple[Unit, Cost]]:
-    """One unit: the page."""
-    return [(Unit(NAME, outline.basis[NAME]), Cost(bytes=3e6))]
-
-
-def is_done(session: Any) -> bool:
-    """The page and the sums of all files are there, and they are this run's."""
-    unit = units(session.outline)[0][0]
-    there = {*session.blobs.names(NAME), *session.blobs.names(FOLDER)}
-    return {f"{NAME}/{PAGE}", sums_of(NAME)} <= there and bool(session.done([unit]))
+from distinf.runtime import hand_out
 
 
 def publish(
@@ -38,12 +23,5 @@ def publish(
         files[f"{name}.csv"] = csv_text(rows).encode()
         files[f"{name}.json"] = json_text(rows).encode()
     files["findings.json"] = json.dumps(findings, indent=1).encode()
-    files[PAGE] = page.encode()
-    hand_out(session.blobs, NAME, {f"{NAME}/{name}": data for name, data in files.items()})
-
-
-def commit(session: Any) -> None:
-    """Say that the report is written: after this it is done."""
-    unit = units(session.outline)[0][0]
-    empty = {"group": NAME, "files": {}, "bytes": 0}
-    session.ledger(NAME).commit(unit, 1, {"manifest": empty, "summary": {}})
+    named = {f"{REPORT}/{name}": data for name, data in files.items()}
+    hand_out(session.blobs, REPORT, {**named, PAGE: page.encode()})

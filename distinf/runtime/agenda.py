@@ -17,15 +17,17 @@ FOLDER = "agenda"
 ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 START = f"{FOLDER}/start.json"
 MOST_BYTES = 4 * RECORD_BYTES  # ten million units
+KINDS = {"title": str, "stage": str, "planned": int, "words": str}  # of a part, as it is stored
 
 
 @dataclass(frozen=True)
 class Part:
     """A stage of the run or of a variation.
 
-    title    as people read it, a variation's name before it
+    title    its name, a variation's before it
     stage    whose ledger has its units
-    planned  how many there are, as far as could be told at the start
+    planned  how many units there are, as far as could be told at the start
+    words    what it does, a variation's name before it
     units    their ids; None where that hangs on stages before it. Of a part that is over, those
              that it needed
     is_over  nothing was left to do
@@ -34,6 +36,7 @@ class Part:
     title: str
     stage: str
     planned: int
+    words: str = ""
     units: tuple[str, ...] | None = None
     is_over: bool = False
 
@@ -53,7 +56,7 @@ class Agenda:
             if name != START:
                 self._blobs.delete(name)
         self._known.clear()
-        plain = [{"title": p.title, "stage": p.stage, "planned": p.planned} for p in parts]
+        plain = [{key: getattr(p, key) for key in KINDS} for p in parts]
         self._blobs.put(START, seal({"config": config, "parts": plain}))
 
     def _is_begun_with(self, config: str, parts: Sequence[Part]) -> bool:
@@ -73,7 +76,7 @@ class Agenda:
         What was over stays so: should a unit of it be lost, that it was there remains known.
         """
         before = self._known.get(place) or self._part(place, Part("", "", 0))
-        now = Part("", "", 0, tuple(sorted(units)), is_over)
+        now = Part("", "", 0, "", tuple(sorted(units)), is_over)
         if before is None or (now != before and not (before.is_over and not is_over)):
             self._blobs.put(_name(place), seal({"units": now.units, "over": is_over}))
             before = now
@@ -113,14 +116,13 @@ class Agenda:
         return replace(part, units=tuple(units), is_over=over)
 
     def _start(self) -> list[Part]:
-        return [Part(p["title"], p["stage"], p["planned"]) for p in self._content()["parts"]]
+        return [Part(*(p[key] for key in KINDS)) for p in self._content()["parts"]]
 
     def _content(self) -> dict[str, Any]:
         content = unseal(self._blobs.get(START, most=MOST_BYTES), START)
         parts = content.get("parts")
-        kinds = {"title": str, "stage": str, "planned": int}
         if type(content.get("config")) is not str or not isinstance(parts, list) or not all(
-            isinstance(part, dict) and all(type(part.get(k)) is kind for k, kind in kinds.items())
+            isinstance(part, dict) and all(type(part.get(k)) is kind for k, kind in KINDS.items())
             for part in parts
         ):  # fmt: skip
             raise CorruptionError(f"{START} does not say what the run has to do; {SEE}")

@@ -58,7 +58,7 @@ def believed(record: Any, stage: str, name: str) -> Record:
 
 def _unit(record: Mapping[str, Any], stage: str) -> Unit | None:
     """The unit that the record is of; None if its id is not the hash of what it says."""
-    kinds = {"stage": str, "basis": str, "start": int, "stop": int, "job": dict}
+    kinds = {"stage": str, "key": str, "start": int, "stop": int, "job": dict}
     if any(type(record.get(key)) is not kind for key, kind in kinds.items()):
         return None
     try:

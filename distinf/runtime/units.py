@@ -35,20 +35,20 @@ def _same(value: Any) -> Any:
 class Unit:
     """A row range, one Krylov step, or one training job.
 
-    `basis` is the digest of everything else that the result depends on (settings, inputs, seed);
+    `key` is the digest of everything else that the result depends on (settings, inputs, seed);
     `start:stop` are rows or steps; `job` holds what tells one job from the next.
     The id depends on nothing else: not on the workers, not on the order.
     """
 
     stage: str
-    basis: str
+    key: str
     start: int = 0
     stop: int = 0
     job: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
-        return digest([self.stage, self.basis, self.start, self.stop, dict(self.job)])
+        return digest([self.stage, self.key, self.start, self.stop, dict(self.job)])
 
     def describe(self) -> str:
         if self.job:
@@ -60,7 +60,7 @@ class Unit:
     def as_json(self) -> dict[str, Any]:
         return {
             "stage": self.stage,
-            "basis": self.basis,
+            "key": self.key,
             "start": self.start,
             "stop": self.stop,
             "job": dict(self.job),

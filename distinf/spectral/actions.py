@@ -6,12 +6,14 @@ the last.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
 from torch import nn
 
 from distinf.engine.session import draw, to_device
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.numerics.adapters import add_adapters
 from distinf.numerics.curvature import sum_gradient
@@ -32,6 +34,7 @@ from distinf.spectral.gradients import scored_rows
 from distinf.spectral.pools import job_ranks, job_rows, signs
 from distinf.spectral.queries import damped_spectrum
 from distinf.spectral.session import Outline, Session
+from distinf.spectral.settings import ActionSettings
 from distinf.spectral.train import trained_model, trained_optimizer
 from distinf.tasks.task import Batch, RedrawingTask
 
@@ -287,3 +290,11 @@ def _metric(session: Session, model: nn.Module, ids: np.ndarray) -> np.ndarray:
 def non_targets_before(session: Session) -> np.ndarray:
     """The metric of `non_target_ids` before any fine-tuning."""
     return evaluation(session)[session.task.metric][non_target_ids(session)]
+
+
+STAGE = Stage(
+    NAME, "fine-tune", needs=("scores",),
+    reads=("evaluate", "actions.non_targets", "actions.guard", "actions.fresh_draws"),
+    in_units=tuple(f"actions.{f.name}" for f in fields(ActionSettings)),
+    units=units, run=run, done=is_done, is_jobs=True,
+)  # fmt: skip

@@ -86,8 +86,8 @@ def family_jobs(outline: Outline, family: Family, chosen: int | None = None) -> 
             if rank == ALL_TARGETS:
                 job["among"] = among
             if arm.variant == "tracin":
-                job["trajectory"] = outline.basis["tracin"]
-            found.append(Unit(NAME, outline.basis[NAME], job=job))
+                job["trajectory"] = outline.keys["tracin"]
+            found.append(Unit(NAME, outline.keys[NAME], job=job))
     return found
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distinf.engine.session import row_ranges
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.numerics.elements import element_shares
 from distinf.numerics.parameters import Layout
@@ -53,7 +54,7 @@ def target_units(outline: Outline, count: int) -> list[Unit]:
     """One unit per target, by rank, of the first `count` targets."""
     settings = outline.settings.attribution
     wanted = min(settings.targets, count) if settings.rows else 0
-    return [Unit(NAME, outline.basis[NAME], job={"target": rank}) for rank in range(wanted)]
+    return [Unit(NAME, outline.keys[NAME], job={"target": rank}) for rank in range(wanted)]
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -196,3 +197,11 @@ def attributions(session: Session) -> list[Attribution]:
             target = int(ids[unit.job["target"]])
             found.append(Attribution(target, int(row), int(rank), float(score), parts, axes))
     return found
+
+
+STAGE = Stage(
+    NAME, "what drives a row", needs=("scores", "tracin"),
+    reads=("attribution.rows", "gradients.chunk", "actions.loss", "actions.variant"),
+    in_units=("attribution.targets",),
+    units=units, run=run, done=is_done,
+)  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distinf.collective import Collective
 from distinf.engine.session import done_for_all, draw, row_ranges
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.numerics.curvature import (
     Kind,
@@ -38,7 +39,7 @@ from distinf.numerics.second_derivatives import passing_kind
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.activity import HERE, SHARD
 from distinf.spectral.session import Outline, Session
-from distinf.spectral.settings import CurvatureSettings
+from distinf.spectral.settings import REFINEMENT, CurvatureSettings, StageSettings
 from distinf.spectral.train import trained_model
 from distinf.tasks.identity import has_own_rows
 from distinf.tasks.task import STUDIES, Batch, Task
@@ -50,16 +51,16 @@ PRODUCT = 9.0  # an exact Hessian product costs nine forward passes (jvp over gr
 def step_units(outline: Outline) -> list[Unit]:
     """One unit per Krylov step."""
     steps = outline.settings.curvature.steps
-    return [Unit(NAME, outline.basis[NAME], j, j + 1, {"krylov_step": j}) for j in range(steps)]
+    return [Unit(NAME, outline.keys[NAME], j, j + 1, {"krylov_step": j}) for j in range(steps)]
 
 
 def pairs_unit(outline: Outline) -> Unit:
-    return Unit(NAME, outline.basis[NAME], job={"part": "ritz pairs"})
+    return Unit(NAME, outline.keys[NAME], job={"part": "ritz pairs"})
 
 
 def probe_units(outline: Outline) -> list[Unit]:
     probes = outline.settings.curvature.probes
-    return [Unit(NAME, outline.basis[NAME], i, i + 1, {"trace_probe": i}) for i in range(probes)]
+    return [Unit(NAME, outline.keys[NAME], i, i + 1, {"trace_probe": i}) for i in range(probes)]
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -158,7 +159,12 @@ def check(session: Session) -> None:
     microbatch(outline)
 
 
-def decided(name: str, task: Task, settings: CurvatureSettings) -> CurvatureSettings:
+def decided(name: str, task: Task, settings: StageSettings) -> StageSettings:
+    """Recipe.decided: with the product that passes the model."""
+    return replace(settings, curvature=_passing(name, task, settings.curvature))
+
+
+def _passing(name: str, task: Task, settings: CurvatureSettings) -> CurvatureSettings:
     """The settings with the product that passes the model, tried on two training rows.
 
     The studies' own models are known to pass. What else is wrong with the task is for the
@@ -343,3 +349,10 @@ def stored_pairs(session: Session, trace: bool = True) -> RitzPairs:
     found = np.concatenate([session.arrays(unit)["value"] for unit in probes])
     error = float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else float("nan")
     return replace(pairs, trace=float(values.sum()) + float(found.mean()), trace_error=error)
+
+
+STAGE = Stage(
+    NAME, "curvature (Arnoldi)", needs=("train",),
+    reads=("curvature", *(f"-curvature.{name}" for name in REFINEMENT)),
+    units=units, run=run, done=is_done, shards=lambda settings: settings.curvature.shards,
+)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
@@ -41,3 +42,13 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
             f"{sorted(lengths)} rows instead of {unit.stop - unit.start}"
         )
     return session.commit(unit, attempt, arrays, chunk_rows=session.settings.data.chunk_rows)
+
+
+STAGE = Stage(
+    NAME, "generate data",
+    reads=(
+        "task.path", "seed", "task.data", "task.rows", "task.rows_per_unit",
+        "data", "-data.cache_mb",
+    ),
+    units=units, run=run,
+)  # fmt: skip

@@ -5,15 +5,16 @@ Shape legend: E evaluation rows, T targets.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from distinf.engine.session import row_ranges
+from distinf.engine.stage import Keys, Stage, Values
 from distinf.errors import InputError
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit, digest
 from distinf.runtime.ledger import Record
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import TargetSettings
@@ -45,7 +46,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     passed = LIVE * shapes.activation_bytes_per_sample * settings.batch_size
     return [
         (
-            Unit(NAME, outline.basis[NAME], a, b),
+            Unit(NAME, outline.keys[NAME], a, b),
             Cost(
                 flops=shapes.flops_per_sample * (b - a),
                 bytes=40.0 * (b - a),
@@ -284,3 +285,28 @@ def _listed(rows: Sequence[int]) -> str:
     """ "rows 3, 7 are": at most ten of them."""
     names = ", ".join(map(str, rows[:10])) + (" …" if len(rows) > 10 else "")
     return f"row {names} is" if len(rows) == 1 else f"rows {names} are"
+
+
+STAGE = Stage(
+    NAME, "evaluate, choose targets", needs=("train",), reads=("evaluate",), units=units, run=run
+)
+
+
+def targets_of_the_run(
+    keys: Keys, values: Values, lends: Mapping[str, Any]
+) -> tuple[Keys, dict[str, Any]]:
+    """Recipe.lent: in which evaluation the targets are chosen, the run's where a variation has the
+    same rows and settings of targets."""
+    chosen_in = {
+        "evaluate": keys[NAME],
+        "rows_per_unit": values[NAME]["rows_per_unit"],
+        "choice": digest([keys["data"], values["targets"]]),
+        "targets": keys["targets"],
+    }
+    lent = lends.get("chosen_in", chosen_in)
+    if lent["choice"] == chosen_in["choice"]:
+        chosen_in = dict(lent)
+    return {"targets": chosen_in["targets"]}, {"chosen_in": chosen_in}
+
+
+TARGETS = Stage("targets", "choose targets", needs=(NAME,), reads=("targets",))  # made on the way

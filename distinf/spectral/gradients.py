@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.engine.session import row_ranges
+from distinf.engine.stage import Stage
 from distinf.numerics.capture import Method, Methods, finite_rows, flat_gradients
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
@@ -49,7 +50,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     flops = 3 * shapes.flops_per_sample + 2.0 * shapes.parameters * width
     return [
         (
-            Unit(NAME, outline.basis[NAME], a, b),
+            Unit(NAME, outline.keys[NAME], a, b),
             Cost(
                 flops=flops * (b - a),
                 bytes=4.0 * width * (b - a),
@@ -195,3 +196,9 @@ def quarantined_rows(session: Session) -> list[int]:
     wanted = [unit for unit, _ in units(session.outline)]
     done = session.done(wanted)
     return [row for unit in wanted for row in done[unit.id]["summary"]["quarantined"]]
+
+
+STAGE = Stage(
+    NAME, "per-sample gradients", needs=("queries",), reads=("gradients", "-gradients.check"),
+    units=units, run=run,
+)  # fmt: skip

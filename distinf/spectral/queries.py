@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distinf.collective import Collective
 from distinf.engine.session import done_for_all
+from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
 from distinf.numerics.capture import finite_rows, flat_gradients
 from distinf.numerics.parameters import Layout
@@ -28,6 +29,7 @@ from distinf.spectral.curvature import (
 )
 from distinf.spectral.evaluate import chosen_targets, evaluated
 from distinf.spectral.session import Outline, Session
+from distinf.spectral.settings import REFINEMENT
 from distinf.spectral.train import trained_model
 from distinf.tasks.methods import agree, in_a_run
 from distinf.tasks.task import Batch, PerSampleLoss
@@ -36,14 +38,14 @@ NAME = "queries"
 
 
 def gradient_unit(outline: Outline) -> Unit:
-    return Unit(NAME, outline.basis[NAME], job={"part": "target gradients"})
+    return Unit(NAME, outline.keys[NAME], job={"part": "target gradients"})
 
 
 def solve_units(outline: Outline) -> list[Unit]:
     """One per refined target (by rank) and loss."""
     refined = min(outline.settings.curvature.refine, outline.settings.targets.count)
     return [
-        Unit(NAME, outline.basis[NAME], job={"solve": rank, "loss": loss})
+        Unit(NAME, outline.keys[NAME], job={"solve": rank, "loss": loss})
         for rank in range(refined)
         for loss in outline.losses
     ]
@@ -249,3 +251,17 @@ def converged_solutions(session: Session) -> dict[tuple[int, str], np.ndarray]:
         for key, record in solves(session).items()
         if record["summary"]["status"] == "converged"
     }
+
+
+def _reads(values: Values) -> Names:
+    """With solves, the operator that they invert."""
+    refinement = tuple(f"curvature.{name}" for name in REFINEMENT)
+    operator = ("scores.damping", "scores.negative", "scores.complement")
+    solved = values["curvature"]["refine"] > 0
+    return ("gradients.method", *refinement, *(operator if solved else ()))
+
+
+STAGE = Stage(
+    NAME, "target gradients", needs=("evaluate", "curvature", "targets"), reads=_reads,
+    units=units, run=run, done=is_done, shards=lambda settings: settings.curvature.shards,
+)  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from distinf.engine.session import row_ranges
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.numerics.variants import VARIANTS, Coordinates, scores, split_dots
 from distinf.runtime import Cost, Lever, Runtime, Unit
@@ -37,7 +38,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     per_row += 8.0 * 8 * targets
     return [
         (
-            Unit(NAME, outline.basis[NAME], a, b),
+            Unit(NAME, outline.keys[NAME], a, b),
             Cost(
                 flops=2.0 * (b - a) * count * keep,
                 bytes=8.0 * (b - a) * count,
@@ -150,3 +151,8 @@ def outside_shares(session: Session) -> dict[str, list[float]]:
         with np.errstate(invalid="ignore"):
             shares[loss] = (outside / (inside + outside)).tolist()
     return shares
+
+
+STAGE = Stage(
+    NAME, "influence scores", needs=("gradients",), reads=("scores",), units=units, run=run
+)

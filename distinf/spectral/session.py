@@ -1,24 +1,21 @@
-"""A run of the basis route as one process sees it, and what each stage's results depend on."""
+"""A run of the spectral recipe as one process sees it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from distinf.engine import session as stages_session
+from distinf.engine import session as engine_session
 from distinf.engine.session import row_ranges
-from distinf.naming import CONFIG
+from distinf.engine.stage import WHOLE, Keys
 from distinf.numerics.parameters import Layout
-from distinf.runtime import Unit, digest
+from distinf.runtime import Lever, Unit
 from distinf.spectral.settings import StageSettings
 from distinf.store import CachedRows, Rows
-from distinf.tasks.checkpoint import content_digest
-from distinf.tasks.identity import rows_of, stated
+from distinf.tasks.identity import rows_of
 from distinf.tasks.methods import method_by_layers
 from distinf.tasks.rehearsal import checked_shapes
 from distinf.tasks.task import (
@@ -29,7 +26,6 @@ from distinf.tasks.task import (
     StoredTask,
     Task,
     build_task,
-    task_path,
     telling,
 )
 
@@ -41,7 +37,7 @@ class Outline:
     """All that the list of units depends on: no data, no device."""
 
     settings: StageSettings
-    basis: Mapping[str, str]
+    keys: Keys
     rows: Mapping[str, int]
     rows_per_unit: Mapping[str, int]  # of a generating task; empty for one with its own data
     losses: Sequence[str]
@@ -53,79 +49,8 @@ class Outline:
         return min(self.settings.train.rows or self.rows["train"], self.rows["train"])
 
 
-def bases(
-    name: str,
-    task_settings: Mapping[str, Any],
-    task: Task,
-    seed: int,
-    settings: StageSettings,
-    run: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, str], Mapping[str, Any]]:
-    """Digest chain: each stage's basis covers its own settings and what it reads from.
-
-    What cannot change a result is left out (cache sizes, checkpoint intervals), and so is what a
-    unit's own id already says (how many seeds, which selections): asking for more keeps the rest.
-    The second is in which evaluation the targets are chosen: that of the `run` whose variation this
-    is, if both have the same rows and settings of targets.
-    """
-    per_unit = (
-        {split: task.rows_per_unit(split) for split in SPLITS}
-        if isinstance(task, GeneratingTask)
-        else {}
-    )
-    identity = stated(task)
-    found: dict[str, str] = {}
-    s = asdict(settings)
-    refine = {k: s["curvature"].pop(k) for k in list(s["curvature"]) if k.startswith("refine")}
-    data = {k: v for k, v in s["data"].items() if k != "cache_mb"}
-    train = {k: v for k, v in s["train"].items() if k != "checkpoint_every"}
-    if train["checkpoint"]:  # what is in the file counts, not where it lies
-        train["checkpoint"] = content_digest(train["checkpoint"])
-    rows = {split: rows_of(task, split) for split in SPLITS}
-    rows_from = identity.get("data") or dict(task_settings)
-    found["data"] = digest([task_path(name), seed, rows_from, rows, per_unit, data])
-    found["train"] = digest(
-        [found["data"], dict(task_settings), identity, list(task.losses), train]
-    )
-    found["evaluate"] = digest([found["train"], s["evaluate"]])
-    found["curvature"] = digest([found["train"], s["curvature"]])
-    chosen_in = {
-        "evaluate": found["evaluate"],
-        "rows_per_unit": settings.evaluate.rows_per_unit,
-        "choice": digest([found["data"], s["targets"]]),
-    }
-    if run and run["choice"] == chosen_in["choice"]:
-        chosen_in = dict(run)
-    targets = [chosen_in["evaluate"], chosen_in["choice"]]
-    operator = [s["scores"][k] for k in ("damping", "negative", "complement")]
-    solved = [refine, *operator] if refine["refine"] else []
-    s["gradients"].pop("check")  # it changes no number
-    method = s["gradients"]["method"]
-    found["queries"] = digest([found["evaluate"], found["curvature"], targets, solved, method])
-    found["gradients"] = digest([found["queries"], s["gradients"]])
-    found["scores"] = digest([found["gradients"], s["scores"]])
-    passes = {k: s["gradients"][k] for k in ("chunk", "method", "precision")}
-    found["trajectory"] = digest([found["evaluate"], targets, passes, s["curvature"]["blocks"]])
-    # Which checkpoints TracIn sums over: their units name them one by one.
-    chosen = [s["trajectory"], s["train"]["checkpoint_every"]]
-    found["tracin"] = digest([found["trajectory"], chosen])
-    headline = {k: s["actions"][k] for k in ("loss", "variant")}
-    summed = found["tracin"] if headline["variant"] == "tracin" else ""
-    found["attribution"] = digest(
-        [found["scores"], s["attribution"]["rows"], s["gradients"]["chunk"], headline, summed]
-    )
-    measured = [s["actions"][k] for k in ("non_targets", "guard", "fresh_draws")]
-    found["actions"] = digest([found["scores"], s["evaluate"], measured])
-    read = [found[name] for name in ("actions", "tracin", "attribution")]
-    found["report"] = digest([read, s["actions"], s["attribution"], s["report"]])
-    return found, chosen_in
-
-
-class Session(stages_session.Session):
+class Session(engine_session.Session):
     """Opens nothing before it is asked."""
-
-    PREPARE = "distinf.spectral.session:prepare"
-    ROUTE = "basis"
 
     @cached_property
     def settings(self) -> StageSettings:
@@ -143,7 +68,7 @@ class Session(stages_session.Session):
     @cached_property
     def task(self) -> Task:
         """The task, its generated or imported rows attached; they are read on first use."""
-        task = build_task(self.context["task"], self.context["task_settings"], self.seed)
+        task = self.tasks[WHOLE]
         for split in SPLITS:
             keep = partial(self._fits_in_memory, split)
             if isinstance(task, GeneratingTask):
@@ -169,7 +94,7 @@ class Session(stages_session.Session):
         )
         return Outline(
             settings=self.settings,
-            basis=self.basis,
+            keys=self.keys,
             rows={split: rows_of(task, split) for split in SPLITS},
             rows_per_unit=per_unit,
             losses=list(task.losses),
@@ -184,19 +109,17 @@ class Session(stages_session.Session):
         found: nn.Module | None = self._cache.get("trained")
         return found
 
-    def built(self) -> Mapping[str, Task]:
-        return {"": self.task}
+    def kept_rows(self) -> tuple[Lever, ...]:
+        """Splits up to data.cache_mb; below a split's size it is not kept at all."""
+        rows, per_row = self.outline.rows, self.outline.shapes.row_bytes
+        sizes = {split: count * per_row.get(split, 0.0) for split, count in rows.items()}
+        kept = [sizes[split] for split in sizes if sizes[split] and self._fits_in_memory(split)]
+        return tuple(
+            Lever("data.cache_mb", size / 2**20, size, least=0.0, where="host") for size in kept
+        )
 
     def fresh_model(self) -> nn.Module:
         return self.model_of(self.task).to(self.device)
-
-
-def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
-    """What a worker holds for as long as it works on one run."""
-    session = Session(context, device)
-    session.blobs.require(CONFIG)
-    session.refuse_other_data()
-    return session
 
 
 def split_units(outline: Outline, split: str) -> list[Unit]:
@@ -204,4 +127,4 @@ def split_units(outline: Outline, split: str) -> list[Unit]:
     if not outline.rows_per_unit:
         return []
     ranges = row_ranges(outline.rows[split], outline.rows_per_unit[split])
-    return [Unit(DATA, outline.basis[DATA], a, b, {"split": split}) for a, b in ranges]
+    return [Unit(DATA, outline.keys[DATA], a, b, {"split": split}) for a, b in ranges]

@@ -130,6 +130,13 @@ class TargetSettings:
             object.__setattr__(self, "count", len(self.ids))
 
 
+REFINEMENT = (
+    "refine",
+    "refine_steps",
+    "refine_tolerance",
+)  # what solves of the targets take
+
+
 @dataclass(frozen=True)
 class CurvatureSettings:
     """Arnoldi on the mean curvature over some training rows.
@@ -388,7 +395,7 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """The settings of all stages of the basis route."""
+    """The settings of a spectral run's stages: curvature first, then projections of gradients."""
 
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainSettings = field(default_factory=TrainSettings)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from distinf.collective import Collective
 from distinf.digest import digest, sha256
 from distinf.engine.session import done_for_all, row_ranges
+from distinf.engine.stage import Stage
 from distinf.errors import CorruptionError, InputError
 from distinf.numerics.curvature import per_sample
 from distinf.numerics.precision import float_edges, precision
@@ -29,7 +30,7 @@ from distinf.numerics.randomness import generator
 from distinf.runtime import Cost, Lever, Runtime, Unit, hand_out
 from distinf.runtime.activity import HERE, SHARD
 from distinf.runtime.handed import handed
-from distinf.spectral.session import Outline, Session
+from distinf.spectral.session import DATA, Outline, Session
 from distinf.spectral.settings import TrainSettings
 from distinf.tasks import checkpoint
 from distinf.tasks.identity import has_own_rows
@@ -49,7 +50,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     state = 4.0 * 3 * shapes.parameters
     return [
         (
-            Unit(NAME, outline.basis[NAME], a, b, {"to_step": b}),
+            Unit(NAME, outline.keys[NAME], a, b, {"to_step": b}),
             Cost(
                 flops=per_step * (b - a),
                 bytes=state,
@@ -137,7 +138,7 @@ def _is_exported(session: Session) -> bool:
             data, sums = session.blobs.get(name), handed(session.blobs, name)
         except (KeyError, CorruptionError):
             continue
-        is_ours = checkpoint.about(data).get("basis") == session.basis[NAME]
+        is_ours = checkpoint.about(data).get("key") == session.keys[NAME]
         if is_ours and sums.get(name) == sha256(data):
             return True
     return False
@@ -153,7 +154,7 @@ def _export(session: Session, last: Unit) -> None:
     about = {
         "task": session.context["task"],
         "seed": session.seed,
-        "basis": session.basis[NAME],
+        "key": session.keys[NAME],
         "step": last.stop,
     }
     name = _weights_name(session)
@@ -354,3 +355,11 @@ def _load_optimizer(
                 if tensor.shape == parameter.shape:  # strides too: sums follow memory order
                     tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
                 optimizer.state[parameter][key] = tensor
+
+
+STAGE = Stage(
+    NAME, "train", needs=(DATA,),
+    reads=("task.settings", "task.identity", "task.losses", "train", "-train.checkpoint_every"),
+    in_units=("train.checkpoint_every",),
+    units=units, run=run, done=is_done, shards=lambda settings: settings.train.shards,
+)  # fmt: skip

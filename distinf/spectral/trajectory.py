@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.engine.session import row_ranges
+from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.numerics.capture import finite_rows, flat_gradients
 from distinf.numerics.hooks import projected_gradients
@@ -48,7 +49,7 @@ def checkpoint_units(outline: Outline, checkpoint: Unit) -> list[Unit]:
     """Row ranges of the scored rows at one checkpoint, which is named by its step."""
     per_unit = outline.settings.gradients.rows_per_unit
     return [
-        Unit(NAME, outline.basis[NAME], a, b, {"checkpoint": checkpoint.stop})
+        Unit(NAME, outline.keys[NAME], a, b, {"checkpoint": checkpoint.stop})
         for a, b in row_ranges(scored_rows(outline), per_unit)
     ]
 
@@ -215,3 +216,14 @@ def deviations(session: Session) -> list[str]:
         "checkpoints: what plain gradient steps change to first order. Training took its steps "
         f"with {optimizer}."
     ]
+
+
+STAGE = Stage(
+    NAME, "gradients at checkpoints", needs=("evaluate", "targets"),
+    reads=("gradients.chunk", "gradients.method", "gradients.precision", "curvature.blocks"),
+    in_units=("gradients.rows", "gradients.rows_per_unit", "gradients.candidates"),
+    units=units, run=run,
+)  # fmt: skip
+TRACIN = Stage(  # which checkpoints are summed; the units name them one by one
+    "tracin", "sum over checkpoints", needs=(NAME,), reads=("trajectory", "train.checkpoint_every")
+)

@@ -5,10 +5,12 @@ A task is an import path plus settings. Every worker builds its own; none is eve
 
 import difflib
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,11 +30,9 @@ Batch = dict[str, Tensor]
 PerSampleLoss = Callable[[nn.Module, Batch], Tensor]  # -> [N]
 SPLITS = ("train", "evaluation")
 
-STUDIES = {  # named here, imported on demand
-    "receiver": "distinf.studies.receiver.task:task",
-    "noisy_labels": "distinf.studies.noisy_labels.task:task",
-}
-ROUTE_OF_STUDY = {"receiver": "basis", "noisy_labels": "gram"}
+STUDIES = tuple(  # each a folder of distinf/studies; imported on demand
+    sorted(file.parent.name for file in Path(__file__).parents[1].glob("studies/*/task.py"))
+)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class ElementTask(Protocol):
 def task_path(name: str) -> str:
     """A study's short name, or "module:function" as it stands."""
     if name in STUDIES:
-        return STUDIES[name]
+        return f"distinf.studies.{name}.task:task"
     faults.note_task(name)
     if not all(name.partition(":")):
         known = ", ".join(sorted(STUDIES))
@@ -207,6 +207,14 @@ def settings_type(name: str) -> Any:
         raise InputError(f"task: {name} is no task factory; write it as task(settings, seed)")
     hinted = typing.get_type_hints(factory).get(names[0], dict)
     return hinted if is_dataclass(hinted) else dict[str, Any]
+
+
+def recipe_of(name: str) -> str:
+    """The recipe that a task is for, as its module's RECIPE says; "spectral" where it has none."""
+    with telling(f"importing {name}"):
+        factory = resolve(task_path(name))
+        module = sys.modules.get(getattr(factory, "__module__", ""))
+    return str(getattr(module, "RECIPE", "spectral"))
 
 
 @contextmanager

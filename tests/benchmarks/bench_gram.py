@@ -93,7 +93,7 @@ def session_of(folder: str, rows: int, queries: int) -> Any:
 
     config = resolve(
         {
-            "task": "tests.benchmarks.bench_gram:task", "route": "gram", "out": folder,
+            "task": "tests.benchmarks.bench_gram:task", "recipe": "gram", "out": folder,
             "runtime": {"kind": "local"}, "settings": {"rows": rows, "queries": queries},
             "gradients": {"rows_per_batch": 8, "rows_per_unit": 250},
             "scores": {"estimators": ESTIMATORS},

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distinf.config import load
-from distinf.engine import running as route
 from distinf.engine.run import reopen
 from distinf.planning import Plan, plan
 from distinf.spectral.session import Session
@@ -87,11 +86,11 @@ def carry_out(config: str, overrides: Sequence[str], out: str) -> tuple[float, W
 def stored_bytes(session: Session) -> dict[str, float]:
     """Committed bytes by stage."""
     return {
-        stage.NAME: sum(
+        stage.name: sum(
             record["manifest"]["bytes"]
             for record in session.done([u for u, _ in stage.units(session.outline)]).values()
         )
-        for stage in route.stages_of(session)
+        for stage in session.recipe.working
     }
 
 

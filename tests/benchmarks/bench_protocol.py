@@ -32,7 +32,7 @@ from distinf.engine.lease import RENEW_S, Lease, held
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
-from distinf.runtime import Ledger, RuntimeSettings, Unit, Work, open_runtime
+from distinf.runtime import Ledger, Part, RuntimeSettings, Unit, Work, open_runtime
 from distinf.runtime import ray as ray_runtime
 from distinf.runtime.records import Record
 from distinf.runtime.worker import keep_freed_memory
@@ -121,7 +121,11 @@ def life(seconds: float, pairs: int) -> None:
         beating, lease = Beating(blobs, ["gradients"]), Lease(blobs, 1)
         lease.claim()
         watch = beating.watching(silent)
-        with watch("gradients", units, lambda: len(Ledger(blobs, "gradients").committed_ids())):
+        with watch(
+            Part("gradients", "gradients", len(units)),
+            units,
+            lambda: len(Ledger(blobs, "gradients").committed_ids()),
+        ):
             beat_s, renew_s = processor_s(beating._say, 50), processor_s(lease.renew, 50)
     print(
         f"heartbeat, 999 records: {beat_s * 1e3:.1f} ms every {BEAT_S:g} s, {beat_s / BEAT_S:.3%}"

@@ -54,7 +54,6 @@ def stage_alone(config_file: str, stage: str) -> dict[str, float]:
     import torch
 
     from distinf.config import load
-    from distinf.engine import running as route
     from distinf.engine.run import open_session
     from distinf.runtime import open_runtime
 
@@ -62,9 +61,9 @@ def stage_alone(config_file: str, stage: str) -> dict[str, float]:
     config = load(config_file)
     session = open_session(config)
     runtime = open_runtime(config.runtime)
-    module = next(module for module in route.stages_of(session) if stage == module.NAME)
+    (found_stage,) = (each for each in session.recipe.working if stage == each.name)
     wall, cpu = time.perf_counter(), time.process_time()
-    module.run(session, runtime)
+    found_stage.run(session, runtime)
     found = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     status = Path("/proc/self/status").read_text().splitlines()
     peak_kb = next(line.split()[1] for line in status if line.startswith("VmHWM"))

@@ -11,6 +11,7 @@ import pytest
 
 from distinf.engine.heartbeat import SILENT_S, Beating, Heartbeat, last_heartbeat
 from distinf.errors import InputError
+from distinf.runtime import Part
 from distinf.store import open_root
 from tests.support.runs import silent
 
@@ -93,6 +94,6 @@ def test_a_word_that_cannot_be_written_stops_nothing():
         yield
 
     beat, reached = Beating(Full(), ["data"]), False
-    with beat.beating(), beat.watching(watch)("data", [], lambda: 0):
+    with beat.beating(), beat.watching(watch)(Part("data", "data", 0), [], lambda: 0):
         reached = True
     assert reached

@@ -12,7 +12,6 @@ import yaml
 from torch.func import functional_call, hessian, jacrev
 
 from distinf.config import load
-from distinf.engine import running as route
 from distinf.engine.run import reopen, rewrite_report
 from distinf.engine.session import draw
 from distinf.engine.standing import stages_of
@@ -133,7 +132,7 @@ def test_the_folders_config_replays_the_run(finished, tmp_path):
     text = finished.blobs.get("config.yaml")
     assert yaml.safe_load(text)["provenance"]["fingerprint"]["train.steps"] == 12
     assert load(finished.blobs.root).out == finished.blobs.root
-    assert dict(config.context("x")["basis"]) == dict(finished.basis)
+    assert config.context("x")["keys"] == finished.context["keys"]
 
 
 def test_chunks_and_units_change_scores_by_rounding_alone(finished, tmp_path):
@@ -210,7 +209,7 @@ def test_another_config_is_refused_by_key_and_can_be_accepted(finished, tmp_path
         "scores.damping"
     ]
     assert not same_bits(all_scores(first), all_scores(second))
-    assert second.basis["curvature"] == first.basis["curvature"]
+    assert second.keys["curvature"] == first.keys["curvature"]
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
@@ -260,7 +259,7 @@ def test_not_enough_disk_is_refused_before_anything_is_written(tmp_path, monkeyp
 
 
 def test_units_are_planned_without_data(finished):
-    planned = {s.NAME: s.units(finished.outline) for s in route.stages_of(finished)}
+    planned = {s.name: s.units(finished.outline) for s in finished.recipe.working}
     assert [len(planned[s]) for s in ("train", "curvature", "gradients")] == [4, 8 + 1 + 2, 4]
     assert all(cost.flops > 0 for _, cost in planned["train"])
     assert sum(cost.bytes for _, cost in planned["gradients"]) < 1e6
@@ -320,8 +319,8 @@ def test_more_seeds_keep_the_jobs_that_are_done(tmp_path):
 
 def test_another_damping_keeps_the_pass_over_the_gradients(finished, tmp_path):
     changed = run_points(tmp_path / "run", scores={"damping": 0.5})
-    assert changed.basis["gradients"] == finished.basis["gradients"]
-    assert changed.basis["scores"] != finished.basis["scores"]
+    assert changed.keys["gradients"] == finished.keys["gradients"]
+    assert changed.keys["scores"] != finished.keys["scores"]
 
 
 def test_a_changed_policy_and_a_refined_solve_do_not_mix(tmp_path):

@@ -511,7 +511,8 @@ def test_what_is_planned_becomes_known(tmp_path):
 
     seen = {}
 
-    def watch(stage, units, done):
+    def watch(part, units, done):
+        stage = part.title
         seen[stage] = {s.stage: s for s in stages_of(open_root(str(tmp_path / "run")))}
         if stage == "actions":
             raise Stop

@@ -11,7 +11,7 @@ WORDS = (
     "", " ", "..", "../x", "../../../etc/passwd", "/etc/passwd", "/dev/zero", "~", "c/0", "a/b",
     "a\x00b", "\ud800", "\u202eevil\u2066", "\x1b[31mred\x1b[0m", "\r\n", "a\nb", "=1+1", "@x",
     "[bold]x[/bold]", "{{7*7}}", "<script>", "%s%n", "null", "NaN", "1e999", "0x10", "1_000", "yes",
-    "zarr.json", "object", "float32", "|O", "pickle", "numcodecs.pickle", "gzip", "v2", "basis",
+    "zarr.json", "object", "float32", "|O", "pickle", "numcodecs.pickle", "gzip", "v2", "key",
     "gram", "receiver", "os:system", "nowhere:task", "tests.support.blobs_task:points",
     "tests.support.blobs_task:task", "train", "x" * 300, "y" * 20_000, "é", "e\u0301", "\ufeff",
     "memory://other", "s3://bucket/x", "file:///", "auto", "local", "ray", "vmap", "all", "lora",

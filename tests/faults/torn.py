@@ -41,7 +41,7 @@ class Configurations:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "torn.yaml"
         points = resolve({**POINTS, "out": "x"}).stored_form()
-        words = resolve({"task": TASK, "route": "gram", "out": "x"}).stored_form()
+        words = resolve({"task": TASK, "recipe": "gram", "out": "x"}).stored_form()
         trees = [yaml.safe_load(p.read_text()) for p in (REPOSITORY / "configs").glob("*.yaml")]
         published = [tree for tree in trees if "task" in tree and "extends" not in tree]
         self._trees = [points, {**points, **VARIED}, words, *published]

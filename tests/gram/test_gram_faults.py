@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 STAGES = ("data", "train", "gradients", "gram", "scores", "actions")
 CONFIG = {
     "task": "tests.support.words_task:task",
-    "route": "gram",
+    "recipe": "gram",
     "runtime": {"kind": "local"},
     "settings": {"rows": 40, "queries": 10},
     "train": {"epochs": 2, "lr": 0.05, "batch_size": 10},

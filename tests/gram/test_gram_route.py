@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distinf.config import resolve
-from distinf.engine import running as route
+from distinf.engine import running
 from distinf.errors import InputError
 from distinf.gram import actions, data, gradients, gram, scores, tiles, train
 from distinf.gram.scores import all_scores, right_queries
@@ -37,7 +37,7 @@ CHAIN = (data, train, gradients, gram, scores)
 
 def session_of(out, **changes) -> Session:
     raw = {
-        "task": TASK, "route": "gram", "out": str(out), "runtime": {"kind": "local"},
+        "task": TASK, "recipe": "gram", "out": str(out), "runtime": {"kind": "local"},
         "settings": {"double": True},
         "train": {"epochs": 3, "lr": 0.05, "batch_size": 10},
         "gradients": {"embeddings": True, "rows_per_unit": 17, "slab": 60,
@@ -388,7 +388,7 @@ def test_a_trained_embedding_is_among_all_that_is_trained(tmp_path, monkeypatch)
 def test_the_seed_is_part_of_projected_gradients_alone(tmp_path):
     def basis(**changes):
         (cell,) = session_of(tmp_path / "run", **changes).outline.cells.values()
-        return cell.basis["gradients"]
+        return cell.keys["gradients"]
 
     projected = {"projection": 2, "project_above": 0}
     fixed = {"task": PLAIN}
@@ -487,7 +487,7 @@ def test_a_job_is_the_fit_of_the_rows_that_it_keeps(acted):
 )
 def test_bad_settings_are_one_line(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        route.check(session_of(tmp_path / "run", **changes))
+        running.check(session_of(tmp_path / "run", **changes))
 
 
 def test_the_selected_epoch_is_part_of_the_key_of_all_that_follows_it(tmp_path):
@@ -496,10 +496,10 @@ def test_the_selected_epoch_is_part_of_the_key_of_all_that_follows_it(tmp_path):
         for rule in ("least_query_loss", "last")
     )
     for name, cell in one.outline.cells.items():
-        theirs = other.outline.cells[name].basis
-        assert cell.basis["data"] == theirs["data"]
+        theirs = other.outline.cells[name].keys
+        assert cell.keys["data"] == theirs["data"]
         for stage in ("train", "gradients", "gram", "scores", "actions"):
-            assert cell.basis[stage] != theirs[stage]
+            assert cell.keys[stage] != theirs[stage]
 
 
 def test_full_without_known_noise_and_layers_without_a_rule_are_refused_first(
@@ -507,7 +507,7 @@ def test_full_without_known_noise_and_layers_without_a_rule_are_refused_first(
 ):
     full = {"configurations": ["full"]}
     with pytest.raises(InputError, match="cell '' does not know any"):
-        route.check(session_of(tmp_path / "run", task=PLAIN, actions=full))
+        running.check(session_of(tmp_path / "run", task=PLAIN, actions=full))
 
     class Own(torch.nn.Linear):
         def forward(self, x):
@@ -522,7 +522,7 @@ def test_full_without_known_noise_and_layers_without_a_rule_are_refused_first(
 
     monkeypatch.setattr(words_task.Cell, "model", model)
     with pytest.raises(InputError, match=r"classifier.weight.*weight of a Own"):
-        route.check(session_of(tmp_path / "run"))
+        running.check(session_of(tmp_path / "run"))
 
 
 def test_no_query_right_is_said(tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_they_stand_on_the_page_and_in_the_tables(run):
 def test_another_run_of_the_same_cells_takes_the_same_rows(run, tmp_path):
     other = session_of(tmp_path / "run", report={"rows": 3})
     for name, cell in run.outline.cells.items():
-        assert other.cell(name).basis["gradients"] == cell.basis["gradients"]
+        assert other.cell(name).keys["gradients"] == cell.keys["gradients"]
     rows = np.arange(50)
     cells = [run.cell("words-0"), other.cell("words-0"), run.cell("words-1")]
     first, again, another = (paired._drawn(cell, rows, 9).tolist() for cell in cells)

@@ -40,7 +40,7 @@ root, settings, script, units = json.loads(sys.stdin.readline())
 runtime = open_runtime(RuntimeSettings(address=os.environ["RAY_ADDRESS"], **settings))
 
 def pool(body):
-    wanted = [Unit(body, "basis", i, i + 1) for i in range(units)]
+    wanted = [Unit(body, "key", i, i + 1) for i in range(units)]
     ledger = Ledger(open_root(root), body)
     runtime.pool(work(root, body, **script), wanted, ledger)
     return list(ledger.read(wanted).values())
@@ -221,7 +221,7 @@ def test_a_folder_that_one_node_does_not_see_is_refused(cluster, config, tmp_pat
 
 
 def test_a_node_lost_in_the_middle_of_a_pool_costs_the_unit_in_flight(cluster, tmp_path):
-    wanted = [Unit("square", "basis", i, i + 1) for i in range(9)]
+    wanted = [Unit("square", "key", i, i + 1) for i in range(9)]
     script = {str(i): {"before1": "sleep1.2"} for i in range(9)}
     blobs = open_root(str(tmp_path))
     with another_node(cluster) as number:

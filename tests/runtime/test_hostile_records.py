@@ -13,7 +13,7 @@ from distinf.runtime.records import seal
 from distinf.store import open_root
 from tests.support.hostile import ANYTHING, changed, signed
 
-UNITS = [Unit("s", "basis", i, i + 1, {"split": "train"}) for i in range(3)]
+UNITS = [Unit("s", "key", i, i + 1, {"split": "train"}) for i in range(3)]
 
 
 def record(unit):

@@ -15,7 +15,7 @@ from distinf.store import open_root
 
 
 def units(count: int, stage: str = "s") -> list[Unit]:
-    return [Unit(stage, "basis", i, i + 1) for i in range(count)]
+    return [Unit(stage, "key", i, i + 1) for i in range(count)]
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_sealed_record_stands_against_a_late_one_however_it_is_read(blobs, mon
 
 def test_late_records_that_are_sealed_again_change_nothing(blobs, monkeypatch):
     unit = sealed_and_late(blobs, monkeypatch)
-    other = Unit("s", "basis", 7, 8)
+    other = Unit("s", "key", 7, 8)
     Ledger(blobs, "s").commit(other, 1, {"word": "new"})
     Ledger(blobs, "s").seal_full_segments()
     assert Ledger(blobs, "s").get(unit)["word"] == "sealed"

@@ -67,7 +67,7 @@ def runtime() -> Iterator[Runtime]:
 
 
 def squares(runtime: Runtime, root: str, count: int = 6, **script) -> list[int]:
-    units = [Unit("square", "basis", i, i + 1) for i in range(count)]
+    units = [Unit("square", "key", i, i + 1) for i in range(count)]
     ledger = Ledger(open_root(root), "square")
     runtime.pool(work(root, "square", **script), units, ledger)
     assert len(ledger.read(units)) == count

@@ -21,7 +21,7 @@ def runtime() -> Iterator[Runtime]:
 
 
 def units(count: int) -> list[Unit]:
-    return [Unit("square", "basis", i, i + 1) for i in range(count)]
+    return [Unit("square", "key", i, i + 1) for i in range(count)]
 
 
 def test_a_worker_killed_before_its_commit_is_replaced(runtime, tmp_path):

@@ -34,7 +34,7 @@ def root(tmp_path) -> str:
 
 
 def units(count: int) -> list[Unit]:
-    return [Unit("square", "basis", i, i + 1) for i in range(count)]
+    return [Unit("square", "key", i, i + 1) for i in range(count)]
 
 
 def values(root: str, wanted: list[Unit]) -> list[float]:
@@ -119,7 +119,7 @@ def test_a_missing_body_is_bad_input(runtime, root):
 
 
 def test_workers_prepare_once_and_use_the_threads_they_were_given(runtime, root):
-    wanted = [Unit("where", "basis", i, i + 1) for i in range(4)]
+    wanted = [Unit("where", "key", i, i + 1) for i in range(4)]
     ledger = Ledger(open_root(root), "where")
     runtime.pool(work(root, "where"), wanted, ledger)
     records = ledger.read(wanted).values()

@@ -83,7 +83,7 @@ def test_workers_that_died_while_idle_cost_no_attempt(tmp_path, monkeypatch):
     settings = RuntimeSettings(kind="ray", workers=2, dashboard=False, attempts=1)
     runtime = open_runtime(settings)
     root = str(tmp_path)
-    wanted = [Unit("square", "basis", i, i + 1) for i in range(4)]
+    wanted = [Unit("square", "key", i, i + 1) for i in range(4)]
     ledger = Ledger(open_root(root), "square")
     try:
         runtime.pool(work(root, "square"), wanted[:2], ledger)

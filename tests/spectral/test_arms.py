@@ -285,8 +285,8 @@ def test_a_variation_shares_what_it_does_not_change_and_is_in_the_report(finishe
     reduced = finished.beside["reduced"]
     assert reduced.outline.training_rows == 120
     assert scores.stored_scores(reduced).shape == (2, 120)
-    assert reduced.basis["data"] == finished.basis["data"]
-    assert reduced.basis["train"] != finished.basis["train"]
+    assert reduced.keys["data"] == finished.keys["data"]
+    assert reduced.keys["train"] != finished.keys["train"]
     found = finished.blobs.get("report/findings.json").decode()
     assert '"reduced"' in found
     records = finished.ledger("train").committed_ids()

@@ -65,7 +65,7 @@ def test_a_run_takes_double_backward_where_forward_mode_does_not_pass(tmp_path):
 def test_what_was_decided_is_in_the_key():
     def key(task: str, kind: str) -> str:
         changes = {"task": f"{HERE}:{task}", "curvature": {"kind": kind}, "out": "nowhere"}
-        return resolve(merged(POINTS, changes)).context("nowhere")["basis"]["curvature"]
+        return resolve(merged(POINTS, changes)).context("nowhere")["keys"][""]["curvature"]
 
     assert key("silu", "hessian") == key("silu", "hessian-double-backward")
 

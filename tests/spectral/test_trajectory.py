@@ -144,16 +144,16 @@ def test_a_further_checkpoint_keeps_the_passes_that_are_done(finished, tmp_path)
     more = planned(tmp_path, task=NAME, trajectory={"checkpoints": 4})
     ids = {unit.id for unit, _ in trajectory.units(finished.outline)}
     assert ids < {unit.id for unit, _ in trajectory.units(more.outline)}
-    assert more.basis["tracin"] != finished.basis["tracin"]
-    assert more.basis["scores"] == finished.basis["scores"]
+    assert more.keys["tracin"] != finished.keys["tracin"]
+    assert more.keys["scores"] == finished.keys["scores"]
 
 
 def test_the_curvature_and_the_damping_play_no_part(finished, tmp_path):
     same = {"curvature": {"steps": 9}, "scores": {"damping": 1.0}, "gradients": {"rows": 120}}
     other = planned(tmp_path, task=NAME, **CHECKPOINTS, **same)
-    assert other.basis["trajectory"] == finished.basis["trajectory"]
+    assert other.keys["trajectory"] == finished.keys["trajectory"]
     fewer = planned(tmp_path, task=NAME, **CHECKPOINTS, targets={"count": 1})
-    assert fewer.basis["trajectory"] != finished.basis["trajectory"]
+    assert fewer.keys["trajectory"] != finished.keys["trajectory"]
 
 
 def test_a_row_whose_gradient_is_not_finite_has_no_score(tmp_path):

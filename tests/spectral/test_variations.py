@@ -47,7 +47,7 @@ def test_a_variation_has_the_runs_targets_though_its_own_gaps_are_others(tmp_pat
     assert ours.ids.tolist() == theirs.ids.tolist() != own.ids.tolist()
     columns = evaluate.evaluation(finished.beside["other"])
     assert np.array_equal(theirs.gaps, columns["metric"][theirs.ids].astype(np.float64))
-    assert finished.basis["queries"] != finished.beside["other"].basis["queries"]
+    assert finished.keys["queries"] != finished.beside["other"].keys["queries"]
 
 
 def test_other_settings_of_targets_choose_in_the_variations_own_model(tmp_path):
@@ -60,7 +60,7 @@ def test_other_settings_of_targets_choose_in_the_variations_own_model(tmp_path):
 def test_the_runs_targets_are_part_of_a_variations_identity(tmp_path):
     other = {"beside": {"other": {"train.steps": 1}}}
     one, two = (run_points(tmp_path / str(n), train={"steps": n}, **other) for n in (12, 13))
-    first, second = one.beside["other"].basis, two.beside["other"].basis
+    first, second = one.beside["other"].keys, two.beside["other"].keys
     assert first["evaluate"] == second["evaluate"]
     assert all(first[stage] != second[stage] for stage in ("queries", "trajectory", "actions"))
 

@@ -73,7 +73,7 @@ def test_plan_knows_its_bytes_and_the_data_stage_has_no_units(dataset):
     for split in ("train", "evaluation"):
         row = sum(v[0].nbytes for v in columns[split].values()) + 8  # and the slot's hash
         assert shapes.row_bytes[split] == row
-    assert config.context("x")["basis"] != resolve(TINY).context("x")["basis"]
+    assert config.context("x")["keys"] != resolve(TINY).context("x")["keys"]
 
 
 def test_a_whole_run_on_imported_slots(dataset, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from distinf.runtime import Work
 from distinf.runtime.worker import Outcome, Worker, free_address, resolve
 from distinf.spectral.session import Session
 
-PREPARE = "distinf.spectral.session:prepare"
+PREPARE = "distinf.engine.session:prepare"
 SUMS = ("ordered_sum", "all_reduce", "all_gather", "barrier")
 TIMEOUT_S = 60.0
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from distinf.config import RunConfig, load, resolve
-from distinf.engine import running as route
 from distinf.engine.run import open_session
 from distinf.runtime import open_runtime
 from distinf.spectral.session import Session
@@ -22,10 +21,10 @@ def run_until(last: str, config: RunConfig, session: Session | None = None) -> S
     session = session or open_session(config)
     runtime = open_runtime(config.runtime)
     try:
-        for stage in route.stages_of(session):
-            if not route.is_done(session, stage, _units(session, stage)):
+        for stage in (*session.recipe.working, session.recipe.last):
+            if not stage.is_done(session, _units(session, stage)):
                 stage.run(session, runtime)
-            if last == stage.NAME:
+            if last == stage.name:
                 return session
     finally:
         runtime.close()

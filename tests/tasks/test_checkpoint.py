@@ -54,7 +54,7 @@ def test_the_end_of_training_is_written_bit_for_bit_and_says_what_it_is(trained,
         "task": trained.context["task"],
         "seed": 0,
         "step": 12,
-        "basis": trained.basis["train"],
+        "key": trained.keys["train"],
     }
 
 
@@ -137,9 +137,12 @@ def test_what_is_in_the_file_counts_and_not_where_it_lies(weights, tmp_path, mon
     one = points_config(tmp_path / "run", train={"checkpoint": weights})
     two = points_config(tmp_path / "run", train={"checkpoint": "copy.safetensors"})
     assert two.train.checkpoint == str(copy)
-    assert one.context("x")["basis"] == two.context("x")["basis"]
+    assert one.context("x")["keys"] == two.context("x")["keys"]
     assert fingerprint(one) == fingerprint(two)
-    assert one.context("x")["basis"]["train"] != points_config("x").context("x")["basis"]["train"]
+    assert (
+        one.context("x")["keys"][""]["train"]
+        != points_config("x").context("x")["keys"][""]["train"]
+    )
 
     run_until("train", two)
     tensors = load_file(copy)

@@ -72,7 +72,7 @@ def task(settings: dict, seed: int):
 def config_of(out, kind, **changes):
     gradients = changes.pop("gradients", {})
     return resolve({
-        "task": "tests.tasks.test_methods:task", "route": "gram", "out": str(out),
+        "task": "tests.tasks.test_methods:task", "recipe": "gram", "out": str(out),
         "runtime": {"kind": "local"}, "settings": {"kind": kind},
         "gradients": {"rows_per_batch": 16, **gradients}, "actions": {"configurations": []},
         **changes,
@@ -120,9 +120,9 @@ def test_the_choice_is_stored_and_a_resumed_run_has_the_same(tmp_path):
     reopened = reopen(str(tmp_path / "run"))
     explicit = open_session(config_of(tmp_path / "other", "several", gradients={"method": "vmap"}))
     for other in (again, reopened, explicit):
-        assert other.basis == session.basis
+        assert other.keys == session.keys
     unlike = open_session(config_of(tmp_path / "loop", "several", gradients={"method": "loop"}))
-    cells = [s.basis["cells"][""] for s in (session, unlike)]
+    cells = [s.keys["cells"][""] for s in (session, unlike)]
     assert cells[0]["train"] == cells[1]["train"]
     assert cells[0]["gradients"] != cells[1]["gradients"]
 
@@ -133,8 +133,8 @@ def test_a_variation_has_the_runs_choice_and_may_have_its_own(tmp_path):
     found = {n: s.settings.gradients.method for n, s in session.beside.items()}
     assert found == {"more": "vmap", "own": "loop"}
     again = open_session(config_of(tmp_path / "run", "several", beside=beside))
-    assert {n: s.basis for n, s in again.beside.items()} == {
-        n: s.basis for n, s in session.beside.items()
+    assert {n: s.keys for n, s in again.beside.items()} == {
+        n: s.keys for n, s in session.beside.items()
     }
 
 
@@ -151,7 +151,7 @@ def test_the_check_can_be_turned_off_and_is_no_part_of_the_run(tmp_path):
     assert checked_session(config)[0].settings.gradients.method == "hooks"
     on = open_session(config_of(tmp_path / "on", "linear"))
     off = open_session(config_of(tmp_path / "on", "linear", gradients={"check": False}))
-    assert on.basis == off.basis
+    assert on.keys == off.keys
 
 
 def test_the_basis_route_scores_layers_that_hooks_do_not_know(tmp_path):
@@ -174,12 +174,12 @@ def test_the_basis_route_scores_layers_that_hooks_do_not_know(tmp_path):
     same(values, expected)
 
 
-def test_keys_of_the_basis_route_hold_the_method_and_not_the_check(tmp_path):
+def test_keys_of_the_spectral_recipe_hold_the_method_and_not_the_check(tmp_path):
     raw = config_of(tmp_path / "run", "linear").model_dump(include={"task", "out", "runtime"})
 
     def keys(**gradients):
         changes = {"settings": {"kind": "linear"}, "gradients": gradients}
-        return resolve({**raw, **changes}).context(str(tmp_path))["basis"]
+        return resolve({**raw, **changes}).context(str(tmp_path))["keys"][""]
 
     hooks, loop = keys(method="hooks"), keys(method="loop")
     assert keys(method="hooks", check=False) == hooks
@@ -190,7 +190,7 @@ def test_keys_of_the_basis_route_hold_the_method_and_not_the_check(tmp_path):
 
 
 def test_query_losses_of_the_basis_route_are_checked_too(tmp_path):
-    changes = {"route": "basis", "settings": {"kind": "linear", "dropped": True}, "actions": {},
+    changes = {"recipe": "spectral", "settings": {"kind": "linear", "dropped": True}, "actions": {},
                "gradients": {"chunk": 8, "rows_per_batch": 16}}  # fmt: skip
     changes["gradients"].pop("rows_per_batch")
     raw = config_of(tmp_path / "run", "linear").model_dump(include={"task", "out", "runtime"})

@@ -194,7 +194,7 @@ def fitted(settings: dict, seed: int) -> Fitted:
 def test_without_test_rows_the_report_is_on_the_query_loss(tmp_path, capsys):
     config = tmp_path / "fit.yaml"
     config.write_text(
-        "route: gram\ntask: tests.tasks.test_rehearsal:fitted\nruntime: {kind: local}\n"
+        "recipe: gram\ntask: tests.tasks.test_rehearsal:fitted\nruntime: {kind: local}\n"
         "train: {epochs: 2}\nscores: {estimators: [tracin]}\nactions: {configurations: [random]}\n"
     )
     assert cli.main(["run", str(config), "--out", str(tmp_path / "run")]) == 0

@@ -11,9 +11,8 @@ from torch import nn
 
 from distinf import cli
 from distinf.config import resolve
+from distinf.engine.session import prepare
 from distinf.errors import InputError
-from distinf.gram import session as gram_session
-from distinf.spectral import session as basis_session
 from distinf.tasks.identity import refuse_other, rows_of, seen, seen_model, stated
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
@@ -114,14 +113,14 @@ def test_a_worker_with_other_rows_than_the_driver_is_refused(tmp_path, capsys):
     assert not list(Path(out, "ledger").rglob("*.json"))
 
 
-@pytest.mark.parametrize("of", [basis_session, gram_session])
-def test_a_worker_of_either_route_compares_before_its_first_unit(tmp_path, of):
-    raw = {"task": "tests.support.blobs_task:task", "route": of.Session.ROUTE, "out": "x"}
+@pytest.mark.parametrize("recipe", ["spectral", "gram"])
+def test_a_worker_of_either_recipe_compares_before_its_first_unit(tmp_path, recipe):
+    raw = {"task": "tests.support.blobs_task:task", "recipe": recipe, "out": "x"}
     context = resolve(raw).context(str(tmp_path))
-    assert of.prepare(context, torch.device("cpu")).outline
+    assert prepare(context, torch.device("cpu")).outline
     context["seen"][""]["batch('train')"] = "another"
     with pytest.raises(InputError, match=r"batch\('train'\) differ"):
-        of.prepare(context, torch.device("cpu"))
+        prepare(context, torch.device("cpu"))
 
 
 def test_what_is_compared_is_what_a_row_holds():

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.gram import actions, data, gradients, gram, scores, tiles, train
+from distinf.gram import actions, gradients, scores, tiles, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import SPARSE, layer
 from distinf.gram.paired import Separated, separated
@@ -40,12 +40,11 @@ from distinf.report.gram.warnings import (
     summary,
     warnings,
 )
-from distinf.report.provenance import provenance_of
+from distinf.report.provenance import provenance_of, stage_costs
 from distinf.report.rows import array_summary
 from distinf.tasks.notes import beside
 from distinf.tasks.task import telling
 
-WORKING = (data, train, gradients, gram, scores, actions)
 MODULES = ("query_key_value", "qkv_proj", "query", "value", "key", "dense", "q_proj", "k_proj",
            "v_proj", "o_proj", "c_attn", "c_proj")  # fmt: skip
 
@@ -75,7 +74,7 @@ def findings(session: Session) -> page.Findings:
         retrained=list(_retrained(session)),
         ranking=[row for cell in cells for row in _top(session, cell)],
         conditioning=[found for cell in cells for found in _conditioning(session, cell)],
-        costs=_costs(session),
+        costs=stage_costs(session),
         estimator_times=[found for cell in cells for found in estimator_times(session, cell)],
         deviations=[*getattr(words, "deviations", ()), *_deviations(session, cells[0])],
         methods_published=list(published[0]),
@@ -316,25 +315,3 @@ def _numbers(task: Any, split: str, rows: np.ndarray) -> list[int]:
     if isinstance(task, Numbered):
         return np.asarray(task.numbers(split))[rows].tolist()
     return [told["row"] for told in described_rows(task, rows)] if split == TRAIN else rows.tolist()
-
-
-def _costs(session: Session) -> list[page.StageCost]:
-    times, found = session.times(), []
-    for stage in WORKING:
-        if stage is actions:
-            wanted = actions.jobs(session)
-        else:
-            wanted = [unit for unit, _ in stage.units(session.outline)]
-        records = session.done(wanted).values()
-        spent = [t for t in times if t["stage"] == stage.NAME]
-        if records:
-            found.append(
-                page.StageCost(
-                    stage=stage.NAME,
-                    units=len(records),
-                    seconds=sum(t["seconds"] for t in spent),
-                    worker_seconds=sum(t["busy_s"] for t in spent),
-                    bytes=sum(r["manifest"]["bytes"] for r in records),
-                )
-            )
-    return found

@@ -16,16 +16,8 @@ from distinf.report.gram.gathering import cell_ranking, findings
 from distinf.report.gram.page import render
 from distinf.report.gram.tables import tables
 from distinf.report.gram.warnings import chance_warnings, class_warnings, label_warnings
-from distinf.runtime import Runtime
 
 WORST = 10  # rows in the terminal
-NAME, units, is_done = publishing.NAME, publishing.units, publishing.is_done
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    """Write the report's files; then say so."""
-    write(session)
-    publishing.commit(session)
 
 
 def write(session: Session) -> None:

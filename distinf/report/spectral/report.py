@@ -7,45 +7,31 @@ import numpy as np
 from distinf.numerics.krylov import projected_pairs
 from distinf.numerics.variants import VARIANTS
 from distinf.report import publishing, render
-from distinf.report.provenance import StageCost, provenance_of
+from distinf.report.provenance import provenance_of, stage_costs
 from distinf.report.rows import Row
 from distinf.report.spectral import findings as of
 from distinf.report.spectral import page, results
 from distinf.report.spectral.tables import tables
 from distinf.report.spectral.warnings import deviations, quarantined, warnings
-from distinf.runtime import Runtime
 from distinf.spectral import (
-    actions,
     attribution,
     curvature,
-    data,
     evaluate,
     gradients,
     queries,
     scores,
     train,
-    trajectory,
 )
 from distinf.spectral.session import Session
 from distinf.tasks.task import Wording
 
-NAME, units, is_done = publishing.NAME, publishing.units, publishing.is_done
 OPERATORS = {
     "hessian": "Hessian",
     "hessian-double-backward": "Hessian (double backward)",
     "gauss-newton": "Gauss-Newton matrix",
     "gauss-newton-double-backward": "Gauss-Newton matrix (double backward)",
 }
-WORKING = (
-    data, train, evaluate, curvature, queries, gradients, scores, trajectory, attribution, actions,
-)  # fmt: skip
 TOP = 5  # most helpful and most harmful rows listed per target
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    """Write report/index.html, findings.json and every table as CSV and JSON; then say so."""
-    write(session)
-    publishing.commit(session)
 
 
 def write(session: Session) -> None:
@@ -87,12 +73,12 @@ def findings(session: Session) -> of.Findings:
         solves=_solves(session),
         attributions=attribution.attributions(session),
         training=_training(session),
-        costs=_costs(session),
+        costs=stage_costs(session),
         non_target_before=others["before"],
         non_target_reference=others.get("reference"),
         non_target_baseline=others.get("baseline"),
         label=f"{session.outline.training_rows:,} {words.noun}",
-        data=session.basis["data"],
+        data=session.keys["data"],
         beside={name: findings(inner) for name, inner in session.beside.items()},
         published=() if session.name else words.published,
         deviations=[*words.deviations, *deviations(session)],
@@ -117,7 +103,7 @@ def _sentence(session: Session, words: Wording) -> str:
     most = settings.targets.per_condition
     if most and hasattr(session.task, "conditions"):
         largest += f", at most {most} under the same conditions"
-    if session.name and session.context["chosen_in"]["evaluate"] != session.basis["evaluate"]:
+    if session.name and session.context["chosen_in"]["evaluate"] != session.keys["evaluate"]:
         largest = "that the run improves"
     chosen = "named in the settings" if settings.targets.ids else largest
     pairs = len(queries.damped_spectrum(session).values_K)
@@ -265,23 +251,3 @@ def _training(session: Session) -> of.TrainingCurve | None:
         return None
     label = f"training loss ({session.outline.losses[0]})"
     return of.TrainingCurve(list(range(1, len(loss) + 1)), loss.tolist(), label)
-
-
-def _costs(session: Session) -> list[StageCost]:
-    times = session.times()
-    found = []
-    for stage in WORKING:
-        records = session.done([unit for unit, _ in stage.units(session.outline)]).values()
-        spent = [t for t in times if t["stage"] == stage.NAME]
-        if not records or (session.name and not spent):  # a variation shares what it can
-            continue
-        found.append(
-            StageCost(
-                stage=stage.NAME,
-                units=len(records),
-                seconds=sum(t["seconds"] for t in spent),
-                worker_seconds=sum(t["busy_s"] for t in spent),
-                bytes=sum(r["manifest"]["bytes"] for r in records),
-            )
-        )
-    return found

@@ -47,6 +47,8 @@ WORDING = Wording(
     metric="loss",
 )
 
+RECIPE = "gram"
+
 
 class NoisyCell:
     """A dataset with a seed: tokenised rows that are attached, a classifier and its fine-tuning.

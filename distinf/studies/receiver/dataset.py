@@ -61,15 +61,15 @@ def not_as_finished(blobs: Blobs) -> list[str]:
             f"ledger/{PILOTS if name == PILOTS else ROWS}: the records of '{name}' are not those "
             f"that {FILE} was made of, or are missing"
             for name, expected in facts["digests"].items()
-            if not _is_whole(blobs, name, facts["basis"], expected)
+            if not _is_whole(blobs, name, facts["key"], expected)
         ]
     except (LookupError, TypeError, AttributeError):
         return [f"{FILE} is not what an import writes"]
 
 
-def _is_whole(blobs: Blobs, name: str, basis: str, expected: str) -> bool:
+def _is_whole(blobs: Blobs, name: str, key: str, expected: str) -> bool:
     examined = Ledger(blobs, PILOTS if name == PILOTS else ROWS).examine()
-    mine = [record for record in examined.records.values() if record["basis"] == basis]
+    mine = [record for record in examined.records.values() if record["key"] == key]
     records = [r for r in mine if name == PILOTS or r["job"]["split"] == name]
     return bool(examined.problems) or content(records) == expected
 
@@ -147,4 +147,4 @@ class Dataset:
 
     def _records(self, stage: str) -> Mapping[str, Record]:
         found = Ledger(self._blobs, stage).read()
-        return {k: r for k, r in found.items() if r["basis"] == self.facts["basis"]}
+        return {k: r for k, r in found.items() if r["key"] == self.facts["key"]}

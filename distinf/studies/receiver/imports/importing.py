@@ -3,8 +3,7 @@
 Units are row ranges; a kill loses those in flight, and running again gives the same bytes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from pydantic import TypeAdapter
 
 from distinf import __version__
+from distinf.engine.running import Watcher
 from distinf.errors import DistinfError, InputError, Interrupted
-from distinf.runtime import Ledger, RuntimeSettings, Unit, Work, digest, open_runtime
+from distinf.runtime import Ledger, Part, RuntimeSettings, Unit, Work, digest, open_runtime
 from distinf.runtime.ledger import Record, seal, unseal
 from distinf.runtime.units import differences, flatten
 from distinf.store import Blobs, Rows, open_root, write_group
@@ -35,7 +35,7 @@ from distinf.studies.receiver.imports.tfrecords import (
 
 BLOCK_ROWS = 96  # decoded at once; bounds memory, changes no bit
 SPARE_BYTES = 64 << 20
-Watch = Callable[[str, Sequence[Unit], Callable[[], int]], AbstractContextManager[None]]
+TITLES = {PILOTS: "pilot patterns", COUNTS: "count records", ROWS: "import records"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Imported:
     rates: Mapping[str, Mapping[str, float]]
 
 
-def import_records(config: TfrecordImport, out: str, watch: Watch) -> Imported:
+def import_records(config: TfrecordImport, out: str, watch: Watcher) -> Imported:
     """Carry the import out, from wherever it stands.
 
     InputError in one line for what is wrong, most of it before anything is written.
@@ -72,7 +72,11 @@ def import_records(config: TfrecordImport, out: str, watch: Watch) -> Imported:
 
 
 def _carried_out(
-    config: TfrecordImport, tables: PilotTables, files: Sequence[Source], blobs: Blobs, watch: Watch
+    config: TfrecordImport,
+    tables: PilotTables,
+    files: Sequence[Source],
+    blobs: Blobs,
+    watch: Watcher,
 ) -> Imported:
     runtime = open_runtime(_runtime(config))
     try:
@@ -138,7 +142,7 @@ def _claim(blobs: Blobs, facts: Mapping[str, Any]) -> None:
 
 
 def _count(
-    config: TfrecordImport, files: Sequence[Source], blobs: Blobs, runtime: Any, watch: Watch
+    config: TfrecordImport, files: Sequence[Source], blobs: Blobs, runtime: Any, watch: Watcher
 ) -> list[Source]:
     """The files with their numbers of records, each counted once."""
     context = {"root": blobs.root, "config": _plain(config), "files": [asdict(f) for f in files]}
@@ -160,7 +164,7 @@ def context_of(
         "root": blobs.root,
         "config": plain,
         "files": listed,
-        "basis": digest([settings, listed, _pilots_digest(tables)]),
+        "key": digest([settings, listed, _pilots_digest(tables)]),
     }
 
 
@@ -169,12 +173,12 @@ def _rows(context: Mapping[str, Any], split: str) -> int:
 
 
 def units_of(stage: str, context: Mapping[str, Any]) -> list[Unit]:
-    basis = context["basis"]
+    key = context["key"]
     if stage == PILOTS:
-        return [Unit(PILOTS, basis)]
+        return [Unit(PILOTS, key)]
     step = context["config"]["rows_per_unit"]
     return [
-        Unit(ROWS, basis, start, min(start + step, rows), {"split": split})
+        Unit(ROWS, key, start, min(start + step, rows), {"split": split})
         for split in SPLITS
         for rows in [_rows(context, split)]
         for start in range(0, rows, step)
@@ -183,7 +187,7 @@ def units_of(stage: str, context: Mapping[str, Any]) -> list[Unit]:
 
 def _run(
     stage: str, units: Sequence[Unit], context: Mapping[str, Any], blobs: Blobs, runtime: Any,
-    watch: Watch,
+    watch: Watcher,
 ) -> None:  # fmt: skip
     """Map the stage's body over the units that the ledger does not hold."""
     ledger = Ledger(blobs, stage)
@@ -191,7 +195,8 @@ def _run(
     if wanted <= ledger.committed_ids():
         return
     work = Work(f"{__name__}:{stage}_body", f"{__name__}:prepare", context)
-    with watch(stage, units, lambda: len(ledger.committed_ids() & wanted)):
+    part = Part(stage, stage, len(units), TITLES[stage])
+    with watch(part, units, lambda: len(ledger.committed_ids() & wanted)):
         runtime.pool(work, units, ledger)
 
 
@@ -286,7 +291,7 @@ def finish(context: Mapping[str, Any], blobs: Blobs) -> Imported:
     facts: dict[str, Any] = {
         "format": FORMAT,
         "distinf": __version__,
-        "basis": context["basis"],
+        "key": context["key"],
         "scenario": context["config"]["scenario"],
         "labels": list(TypeAdapter(TfrecordImport).validate_python(context["config"]).labels),
         "rows": {split: len(r) for split, r in rows.items()},
