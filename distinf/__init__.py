@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from distinf.numerics.sparse import SparseRows
     from distinf.tasks.tensor_task import TensorTask
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EkFac",

@@ -357,6 +357,10 @@ def _look_for_run(options: argparse.Namespace) -> None:
     if not is_begun(options.run):
         raise InputError(f"{options.run}: no {CONFIG} there; give the folder of a run")
     options.voice.say(f"reading {options.run}")
+    from distinf.engine.format import refuse_other_format
+    from distinf.store import open_root
+
+    refuse_other_format(open_root(options.run))
 
 
 def _holds_import(folder: str) -> bool:

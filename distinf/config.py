@@ -16,13 +16,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from distinf.config_file import assign, merged, read, read_yaml, reason, refuse_boundless
+from distinf.digest import digest
 from distinf.engine.recipe import REPORT, Recipe, recipe_named
 from distinf.engine.session import Session, session_of
 from distinf.engine.stage import WHOLE
 from distinf.errors import InputError
 from distinf.masking import given_again, masked, unknown
 from distinf.naming import refuse_names, shown
-from distinf.runtime import RuntimeSettings, digest
+from distinf.runtime import RuntimeSettings
 from distinf.runtime.units import differences, flatten
 from distinf.tasks.checkpoint import content_digest
 from distinf.tasks.identity import rows_of, seen, seen_model, stated

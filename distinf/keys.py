@@ -26,7 +26,7 @@ from distinf.tasks.task import STUDIES, build_task, recipe_of, settings_type
 
 NEEDED = object()  # in place of a default
 SHOWN_WIDTH = 100
-NOT_GIVEN = ("task", "route", "out", "provenance")  # said elsewhere, or none of a user's business
+NOT_GIVEN = ("task", "recipe", "out", "provenance")  # said elsewhere, or none of a user's business
 VALUE_TYPES = {
     bool: "true or false", int: "whole number", float: "number", str: "text",
     types.NoneType: "null",

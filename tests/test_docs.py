@@ -171,11 +171,11 @@ def test_ten_lines_find_suspicious_rows(tmp_path):
     "key", sorted(set(re.findall(r"^\| `([a-z]+\.[a-z_]+)`", PAGE, re.MULTILINE)))
 )
 def test_every_key_of_the_table_is_a_setting(key):
-    from distinf.config import GramConfig
+    from distinf.config import config_class
     from distinf.studies.noisy_labels.settings import NoisyLabelSettings
 
     part, name = key.split(".")
-    fields = GramConfig.model_fields
+    fields = config_class("gram").model_fields
     owner = fields[part].annotation if part in fields else None
     if owner is None:
         owner = type(getattr(NoisyLabelSettings(), part))

@@ -144,8 +144,8 @@ def test_a_folder_that_vanished_stops_the_run_and_is_not_made_anew(tmp_path, sta
     config = resolve({**POINTS, "out": str(out)})
 
     @contextmanager
-    def moving(name, units, done):
-        if name == stage:
+    def moving(part, units, done):
+        if part.title == stage:
             out.rename(elsewhere)
         yield
 

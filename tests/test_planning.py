@@ -143,13 +143,16 @@ def test_a_variation_is_planned_for_what_it_adds(tmp_path):
 
 
 def test_rows_that_memory_does_not_hold_are_read_again(tmp_path):
-    outline = session_of(tmp_path, data={"cache_mb": 1e-3}).outline
+    session = session_of(tmp_path, data={"cache_mb": 1e-3})
+    outline = session.outline
     rates = {"random row": Rate(0, 0.25), "row in order": Rate(0, 0.125)}
     slow = Speeds(flops=1.0, rates={**FLAT.rates, **rates})
     small = replace(outline, shapes=replace(outline.shapes, row_bytes={"train": 1.0}))
     large = replace(outline, shapes=replace(outline.shapes, row_bytes={"train": 100.0}))
-    assert [lever.bytes for lever in speeds.cached_levers(small)] == [240]
-    assert not speeds.cached_levers(large)
+    session.outline = small
+    assert [lever.bytes for lever in session.kept_rows()] == [240]
+    session.outline = large
+    assert not session.kept_rows()
     assert speeds.reading(slow, small).rates["train"].sample == 1.0
     read = speeds.reading(slow, large).rates
     assert (read["train"].sample, read["product"].sample) == (1.25, 1.25)

@@ -11,7 +11,8 @@ from distinf import progress
 from distinf.engine import running
 from distinf.engine import session as sessions
 from distinf.gram import data, train
-from distinf.runtime import RuntimeSettings, open_runtime
+from distinf.report.gram import terminal
+from distinf.runtime import Part, RuntimeSettings, open_runtime
 from distinf.terminal import Terminal
 from tests.gram.test_gram_route import session_of
 
@@ -44,9 +45,9 @@ def test_the_worst_rows_are_shown_and_nothing_in_their_texts_is_obeyed(monkeypat
          "text": text, "suggested_label": "returns"}
         for k, text in enumerate(texts)
     ]  # fmt: skip
-    monkeypatch.setattr(progress.gram_report, "worst_rows", lambda _: rows)
+    monkeypatch.setattr(terminal.gram_report, "worst_rows", lambda _: rows)
     out = io.StringIO()
-    Terminal(file=out, width=100, force_terminal=False).print(progress._worst_table(None))
+    Terminal(file=out, width=100, force_terminal=False).print(terminal._worst_table(None))
     told = out.getvalue()
     assert "[red]not markup[/red]" in told
     assert "\\x1b[31mred\\x07 bell" in told
@@ -72,9 +73,10 @@ def test_words_in_quick_succession_are_stored_once(tmp_path):
 ASIDE = """
 import os, sys
 from distinf.progress import Reporter
+from distinf.runtime import Part
 reporter = Reporter()
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # as while Ray starts
-with reporter("train", [None], lambda: 1.0):
+with reporter(Part("train", "train", 1, "train"), [None], lambda: 1.0):
     pass
 """
 
@@ -88,7 +90,8 @@ def test_the_lines_count_committed_units_and_show_the_share_of_all(monkeypatch):
     monkeypatch.setattr(progress, "PLAIN_S", 0.01)
     out = io.StringIO()
     done = iter([0.0, *[1.5] * 1_000_000])
-    with progress.Reporter(Terminal(file=out, width=40))("train", [None] * 6, lambda: next(done)):
+    part = Part("train", "train", 6, "train")
+    with progress.Reporter(Terminal(file=out, width=40))(part, [None] * 6, lambda: next(done)):
         while "left" not in out.getvalue():
             time.sleep(0.01)
     assert "train: 1 of 6 units (25% with those begun) after" in out.getvalue()

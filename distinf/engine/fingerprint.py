@@ -8,6 +8,7 @@ from typing import Any
 
 from distinf import __version__
 from distinf.config import RunConfig
+from distinf.engine.format import FORMAT
 from distinf.runtime.units import flatten
 from distinf.tasks.checkpoint import content_digest
 from distinf.tasks.identity import stated
@@ -40,6 +41,7 @@ def provenance(config: RunConfig, accepted: Sequence[str] = ()) -> dict[str, Any
     """What config.yaml records beside the settings."""
     found = {name: version for name in PACKAGES if (version := _version(name))}
     return {
+        "format": FORMAT,
         "versions": {"distinf": __version__, "python": platform.python_version()} | found,
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "fingerprint": fingerprint(config),

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from distinf.digest import digest
 from distinf.engine.stage import WHOLE, Keys, Stage, Values, keys_of, picked
 from distinf.errors import InputError
 from distinf.naming import shown
-from distinf.runtime import Cost, Runtime, Unit, digest
+from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.handed import FOLDER, sums_of
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import yaml
 from distinf.config import METHOD, RunConfig, dump, load
 from distinf.engine import running
 from distinf.engine.fingerprint import fingerprint, provenance
+from distinf.engine.format import refuse_other_format
 from distinf.engine.heartbeat import Beating, is_begun
 from distinf.engine.lease import held, is_lease
 from distinf.engine.session import Session
@@ -70,6 +71,7 @@ def _write_config(session: Session, config: RunConfig, text: str | None) -> None
 def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Session, str | None]:
     """The session, and the config.yaml to write (None: it stands); nothing is written here."""
     blobs = open_root(str(config.out))
+    refuse_other_format(blobs)
     stored = _stored_provenance(blobs)
     _refuse_unknown_secrets(config)
     config = config.settled(_stored_methods(stored))

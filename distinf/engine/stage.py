@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distinf.runtime import Cost, Resources, Runtime, Unit, digest
+from distinf.digest import digest
+from distinf.runtime import Cost, Resources, Runtime, Unit
 
 Names = tuple[str, ...]
 Values = Mapping[str, Any]  # settings by section, "seed", and facts of the task under "task"
@@ -32,7 +33,8 @@ class Stage:
                "-train.rows" is not among them), "seed", facts of the task ("task.rows"). Or a
                function that tells it from the values, where one setting decides whether another
                counts
-    in_units   settings that its units name one by one, so that asking for more keeps the rest
+    uncounted  settings that it looks at and that change no result: they say which units there are,
+               each of which names what is its own, or they are only checked
     units      outline -> [(unit, cost)], from the settings alone
     run        carries out what is not committed; None for a choice, which has a key and no units
     wanted     session -> its units, where what they are hangs on the stages before
@@ -46,7 +48,7 @@ class Stage:
     title: str
     needs: Names = ()
     reads: Names | Callable[[Values], Names] = ()
-    in_units: Names = ()
+    uncounted: Names = ()
     units: Callable[[Any], Sequence[tuple[Unit, Cost]]] = no_units
     run: Callable[[Any, Runtime], None] | None = None
     wanted: Callable[[Any], Sequence[Unit]] | None = None

@@ -224,6 +224,6 @@ def results(session: Session) -> Iterator[tuple[Filtered, Mapping[str, np.ndarra
 
 
 STAGE = Stage(  # a job is named by the rows that it keeps
-    NAME, "fine-tune", needs=("train",), in_units=("actions.fraction", "actions.configurations"),
+    NAME, "fine-tune", needs=("train",), uncounted=("actions", "scores"),
     units=units, run=run, wanted=wanted_units, done=is_done, resources=job_resources, is_jobs=True,
 )  # fmt: skip

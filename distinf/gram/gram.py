@@ -429,6 +429,6 @@ def solving(estimator: str, block: str) -> Iterator[None]:
 STAGE = Stage(
     NAME, "products of gradients", needs=("gradients",),
     reads=("gram", "scores.damping.datainf"),
-    in_units=("scores.estimators", "scores.damping"),
+    uncounted=("scores.estimators", "scores.damping"),
     units=units, run=run,
 )  # fmt: skip

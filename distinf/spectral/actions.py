@@ -6,7 +6,6 @@ the last.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -34,7 +33,6 @@ from distinf.spectral.gradients import scored_rows
 from distinf.spectral.pools import job_ranks, job_rows, signs
 from distinf.spectral.queries import damped_spectrum
 from distinf.spectral.session import Outline, Session
-from distinf.spectral.settings import ActionSettings
 from distinf.spectral.train import trained_model, trained_optimizer
 from distinf.tasks.task import Batch, RedrawingTask
 
@@ -295,6 +293,6 @@ def non_targets_before(session: Session) -> np.ndarray:
 STAGE = Stage(
     NAME, "fine-tune", needs=("scores",),
     reads=("evaluate", "actions.non_targets", "actions.guard", "actions.fresh_draws"),
-    in_units=tuple(f"actions.{f.name}" for f in fields(ActionSettings)),
+    uncounted=("actions", "trajectory"),
     units=units, run=run, done=is_done, is_jobs=True,
 )  # fmt: skip

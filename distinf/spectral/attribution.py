@@ -202,6 +202,6 @@ def attributions(session: Session) -> list[Attribution]:
 STAGE = Stage(
     NAME, "what drives a row", needs=("scores", "tracin"),
     reads=("attribution.rows", "gradients.chunk", "actions.loss", "actions.variant"),
-    in_units=("attribution.targets",),
+    uncounted=("attribution.targets",),
     units=units, run=run, done=is_done,
 )  # fmt: skip

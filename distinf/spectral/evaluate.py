@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from distinf.digest import digest
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Keys, Stage, Values
 from distinf.errors import InputError
-from distinf.runtime import Cost, Lever, Runtime, Unit, digest
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import TargetSettings
@@ -288,8 +289,9 @@ def _listed(rows: Sequence[int]) -> str:
 
 
 STAGE = Stage(
-    NAME, "evaluate, choose targets", needs=("train",), reads=("evaluate",), units=units, run=run
-)
+    NAME, "evaluate, choose targets", needs=("train",), reads=("evaluate",), uncounted=("targets",),
+    units=units, run=run,
+)  # fmt: skip
 
 
 def targets_of_the_run(

@@ -258,7 +258,8 @@ def _reads(values: Values) -> Names:
     refinement = tuple(f"curvature.{name}" for name in REFINEMENT)
     operator = ("scores.damping", "scores.negative", "scores.complement")
     solved = values["curvature"]["refine"] > 0
-    return ("gradients.method", *refinement, *(operator if solved else ()))
+    passes = ("gradients.method", "gradients.precision")
+    return (*passes, *refinement, *(operator if solved else ()))
 
 
 STAGE = Stage(

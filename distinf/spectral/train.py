@@ -360,6 +360,6 @@ def _load_optimizer(
 STAGE = Stage(
     NAME, "train", needs=(DATA,),
     reads=("task.settings", "task.identity", "task.losses", "train", "-train.checkpoint_every"),
-    in_units=("train.checkpoint_every",),
+    uncounted=("train.checkpoint_every",),
     units=units, run=run, done=is_done, shards=lambda settings: settings.train.shards,
 )  # fmt: skip

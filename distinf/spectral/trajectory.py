@@ -221,7 +221,10 @@ def deviations(session: Session) -> list[str]:
 STAGE = Stage(
     NAME, "gradients at checkpoints", needs=("evaluate", "targets"),
     reads=("gradients.chunk", "gradients.method", "gradients.precision", "curvature.blocks"),
-    in_units=("gradients.rows", "gradients.rows_per_unit", "gradients.candidates"),
+    uncounted=(
+        "gradients.rows", "gradients.rows_per_unit", "gradients.candidates",
+        "trajectory.checkpoints",
+    ),
     units=units, run=run,
 )  # fmt: skip
 TRACIN = Stage(  # which checkpoints are summed; the units name them one by one

@@ -15,6 +15,8 @@ from distinf.runtime import Part
 from distinf.store import open_root
 from tests.support.runs import silent
 
+TRAIN = Part("train", "train", 7)
+
 
 def ended_process() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
@@ -53,7 +55,7 @@ def test_every_word_of_a_run_is_kept(tmp_path):
     beat = Beating(blobs, ["data", "train", "report"])
     with beat.beating():
         begun = last_heartbeat(blobs.root)
-        with beat.watching(silent)("train", range(7), lambda: 3.5):
+        with beat.watching(silent)(TRAIN, range(7), lambda: 3.5):
             during = last_heartbeat(blobs.root)
     ended = last_heartbeat(blobs.root)
     assert (begun.state, begun.stage, begun.stages) == ("running", "", 3)
@@ -76,7 +78,7 @@ def test_where_and_why_a_run_stopped_is_kept(tmp_path, error, why):
     with (
         pytest.raises(type(error)),
         beat.beating(),
-        beat.watching(silent)("train", range(7), lambda: 2),
+        beat.watching(silent)(TRAIN, range(7), lambda: 2),
     ):
         raise error
     last = last_heartbeat(blobs.root)

@@ -10,6 +10,7 @@ from distinf import cli
 from distinf.config import resolve
 from distinf.errors import InputError
 from distinf.spectral import curvature
+from distinf.spectral.settings import StageSettings
 from distinf.tasks.tensor_task import TensorTask
 from tests.numerics.cases import ByHand, CrossEntropy
 from tests.support.blobs_task import points
@@ -88,5 +89,5 @@ def test_where_only_gauss_newton_passes_it_is_named_and_works(tmp_path):
 
 
 def test_where_forward_mode_passes_the_settings_stay_as_they_are():
-    settings = curvature.CurvatureSettings()
+    settings = StageSettings()
     assert curvature.decided("mine:task", through(nn.Tanh()), settings) == settings

@@ -122,7 +122,7 @@ def test_the_choice_is_stored_and_a_resumed_run_has_the_same(tmp_path):
     for other in (again, reopened, explicit):
         assert other.keys == session.keys
     unlike = open_session(config_of(tmp_path / "loop", "several", gradients={"method": "loop"}))
-    cells = [s.keys["cells"][""] for s in (session, unlike)]
+    cells = [s.keys for s in (session, unlike)]
     assert cells[0]["train"] == cells[1]["train"]
     assert cells[0]["gradients"] != cells[1]["gradients"]
 

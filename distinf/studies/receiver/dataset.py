@@ -24,7 +24,7 @@ from distinf.store import Blobs, Rows, open_root, read_group
 from distinf.studies.receiver.scenario import ScenarioConfig
 
 STARTED, FILE = "import.json", "dataset.json"
-FORMAT = "distinf receiver slots 1"
+FORMAT = "distinf receiver slots 2"
 STAGES = COUNTS, PILOTS, ROWS = "index", "pilots", "import"
 SHARED = ("prbs", "rx_antennas", "bits_per_symbol")  # what slots and network must agree on
 
@@ -97,7 +97,9 @@ class Dataset:
                 f"{why}, on a folder that every node sees"
             ) from None
         if found.get("format") != FORMAT:
-            raise InputError(f"settings.dataset: {self._root} is not of format '{FORMAT}'")
+            raise InputError(
+                f"settings.dataset: {self._root} is not of format '{FORMAT}'; import it again"
+            )
         return found
 
     def check(self, scenario: ScenarioConfig) -> None:
