@@ -112,8 +112,8 @@ def chosen(session: Session, cell: Cell, slab: int) -> Paired | None:
 
 
 def _drawn(cell: Cell, rows: np.ndarray, most: int) -> np.ndarray:
-    """By the cell's own digest: another run of the same cell takes the same."""
-    return rows[draw(0, f"paired {cell.keys['gradients']}", len(rows), most)].astype(np.int64)
+    """By the cell's name: another run of the same cell takes the same."""
+    return rows[draw(0, f"paired {cell.name}", len(rows), most)].astype(np.int64)
 
 
 # -- what was stored -------------------------------------------------------------------------
