@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -157,6 +158,18 @@ def linear_axis(axes: Axes, which: str, integer: bool = False) -> None:
     target = getattr(axes, f"{which}axis")
     target.set_major_locator(MaxNLocator(6, integer=integer, steps=[1, 2, 2.5, 5, 10]))
     target.set_major_formatter(FuncFormatter(lambda v, _: _linear_label(v)))
+
+
+def note(axes: Axes, text: str, at: tuple[float, float], dx: float, **style: Any) -> None:
+    """Text so many points beside a place: at its right, or at its left below 0."""
+    place: dict[str, Any] = {"textcoords": "offset points", "ha": "left" if dx > 0 else "right"}
+    axes.annotate(text, at, (dx, 0), **(place | {"va": "center"} | style))
+
+
+def finite(values: Any) -> np.ndarray:
+    """The finite ones among them, flat."""
+    made = np.asarray(values, dtype=np.float64)
+    return made[np.isfinite(made)]
 
 
 def row_axis(axes: Axes, labels: Sequence[str], room: tuple[float, float] = (0.45, 0.55)) -> None:

@@ -20,7 +20,7 @@ from distinf.report.rows import Row
 from distinf.report.spectral.families import NAMES, arm_label, arms, rate, varied
 from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
 from distinf.report.spectral.trials import path
-from distinf.report.svg import COLOR, DASH, MARKER, legend, linear_axis, role, row_axis, title
+from distinf.report.svg import COLOR, DASH, MARKER, legend, linear_axis, note, role, row_axis, title
 
 MOST_ROWS, ROW_IN = 30, 0.27
 DIVERGED = -100.0  # a gap that doubled: arms beyond it do not set the scale
@@ -90,16 +90,8 @@ def _beyond(axes: Axes, dot: Dot, shown: tuple[float, float]) -> None:
     color, left = COLOR[dot.color], dot.mean < shown[0]
     at = shown[0 if left else 1] + (0.025 if left else -0.025) * (shown[1] - shown[0])
     axes.plot([at], [dot.row], "<" if left else ">", color=color, ms=5.2, mew=0, label=dot.name)
-    axes.annotate(
-        fixed(dot.mean, 0),
-        (at, dot.row),
-        (7 if left else -7, 0),
-        textcoords="offset points",
-        ha="left" if left else "right",
-        va="center_baseline",
-        color=color,
-        fontsize=8.5,
-    )
+    style: dict[str, Any] = {"color": color, "fontsize": 8.5, "va": "center_baseline"}
+    note(axes, fixed(dot.mean, 0), (at, dot.row), 7 if left else -7, **style)
 
 
 def _stacked(dots: Iterable[Dot]) -> list[Dot]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from distinf.numerics.bootstrap import RESAMPLES
 from distinf.report.formats import (
     SPACE,
     count,
@@ -16,20 +17,31 @@ from distinf.report.rows import Row
 from distinf.report.schema import Card, Column, Table, difference, spread, stub
 from distinf.report.spectral.findings import CONTROL, OPPOSITE, SELECTED, Findings
 from distinf.report.spectral.tables import Tables
+from distinf.report.words import Words
 
 FEW_TARGETS = 5
 # Below six pairs even all wins stay above 5 % in a two-sided sign test (2 · 2⁻⁵ = 6 %).
 FEWEST_PAIRS = 6
-VERDICTS = {
-    "better": "In this run, influence picked better {} than chance did.",
-    "none": "This run does not show a difference between influence and random {}.",
-    "worse": "In this run, influence picked worse {} than chance did.",
-    "unknown": "This run has too few paired trials to compare influence with chance.",
-}
+
+
+def words_of(findings: Findings) -> Words:
+    """The page's words, with what any of them may say of the run."""
+    metric, head = findings.metric, findings.headline
+    limited = any(o.value("stop") is not None for o in findings.outcomes)
+    goal = f"Share of the {metric.name} gap closed" if metric.reference else (
+        f"Reduction of the targets' {metric.name}")  # fmt: skip
+    thing = "of the gap closed" if metric.reference else f"less {metric.name} of the targets"
+    numbers = {"metric": metric.name, "axis": metric.axis or "the axis", "noun": head.noun}
+    numbers |= {"reference": metric.reference or "the reference", "pool": count(head.pool or 50)}
+    numbers |= {"limit": "at most " if limited else "", "steps": count(head.steps), "goal": goal}
+    numbers |= {"fewest": str(FEWEST_PAIRS), "thing": thing, "resamples": count(RESAMPLES)}
+    return Words(__package__, numbers)
 
 
 def paired(findings: Findings, rows: Tables) -> Row | None:
-    return next((r for r in rows["paired"] if r["selection"] == findings.guided()), None)
+    """The guided selection against random; None without pairs."""
+    chosen = (r for r in rows["paired"] if r["selection"] == findings.guided() and r["pairs"])
+    return next(chosen, None)
 
 
 def verdict(pair: Row | None) -> str:
@@ -43,44 +55,35 @@ def verdict(pair: Row | None) -> str:
 
 def answer(findings: Findings, rows: Tables) -> list[str]:
     """Whether influence chose better than chance, what was gained, and at what price to others."""
-    head, metric, chosen = findings.headline, findings.metric, findings.guided()
-    mine = {r["selection"]: r for r in rows["summary"]}
-    if not mine:
-        return ["This run did not act on its scores, so it does not say whether they help."]
+    words, metric, chosen = words_of(findings), findings.metric, findings.guided()
+    if not rows["summary"]:
+        return [words.say("answer", "untried")]
     pair = paired(findings, rows)
-    ours = mine[chosen] if chosen in mine else rows["summary"][0]
-    closed = [f"{r['selection']} {_percent(r, 'mean_pct', '')}" for r in mine.values()]
-    limit = "at most " if any(o.value("stop") is not None for o in findings.outcomes) else ""
-    thing = "of the gap closed" if metric.reference else f"less {metric.name} of the targets"
-    gained = f"After {limit}{count(head.steps)} fine-tuning steps, {thing}: {', '.join(closed)}"
-    if pair is not None and pair["pairs"]:
-        span = interval(pair, "low_points", "high_points")
-        gained += f"; {chosen} minus {CONTROL} is {signed(pair['points'], 0)} points ({span}), and "
-        gained += f"{count(pair['wins'])} of {count(pair['pairs'])} paired trials were won"
-    price = ""
-    if not missing(ours["non_target_mean_pct"]):
-        price = f"The {metric.name} of all other {head.noun} changed by "
-        price += (
-            f"{_percent(ours, 'non_target_mean_pct', 'non_target_', signed)}; above 0 is worse."
-        )
-    first = VERDICTS[verdict(pair)].format(head.noun)
+    told = [f"{r['selection']} {percent(r)}" for r in rows["summary"]]
     before, baseline = findings.non_target_before, findings.non_target_baseline
-    return [
-        f"{no_better(metric.name, before, baseline, metric.baseline)} {first}".strip(),
-        f"{gained}.",
-        *filter(None, [price]),
-    ]
+    beaten = no_better(metric.name, before, baseline, metric.baseline)
+    found = [f"{beaten} {words.say('verdicts', verdict(pair))}".strip()]
+    if pair is None:
+        found.append(words.say("answer", "gained", closed=", ".join(told)))
+    else:
+        numbers = {k: count(pair[k]) for k in ("wins", "pairs")}
+        numbers |= {"points": signed(pair["points"], 0), "chosen": chosen}
+        numbers["span"] = interval(pair, "low_points", "high_points")
+        found.append(words.say("answer", "paired", closed=", ".join(told), **numbers))
+    for r in rows["summary"]:
+        if r["selection"] == chosen and not missing(r["non_target_mean_pct"]):
+            change = percent(r, "non_target_", signed)
+            found.append(words.say("answer", "price", change=change))
+    return found
 
 
 def no_better(metric: str, before: float | None, baseline: float | None, label: str | None) -> str:
     """That the trained model does no better than what needs no training; "" where it does."""
     if baseline is None or before is None or not before >= baseline:
         return ""
-    return (
-        f"The trained model is no better than the {label or 'baseline'} on all other rows "
-        f"({metric} {number(before)} against {number(baseline)}): what follows is about a model "
-        "that has yet to learn its task."
-    )
+    numbers = {"before": number(before), "baseline": number(baseline)}
+    label = label or "baseline"
+    return Words(__package__, numbers).say("answer", "no_better", metric=metric, label=label)
 
 
 def interval(row: Row, low: str, high: str, form: Any = rounded) -> str:
@@ -90,9 +93,11 @@ def interval(row: Row, low: str, high: str, form: Any = rounded) -> str:
     return f"{form(row[low])}\u00a0to\u00a0{form(row[high])}"
 
 
-def _percent(row: Row, mean: str, prefix: str, form: Any = rounded) -> str:
-    span = interval(row, f"{prefix}low_pct", f"{prefix}high_pct", form)
-    return f"{with_unit(form(row[mean]), '%')} ({span})"
+def percent(row: Row, prefix: str = "", form: Any = rounded) -> str:
+    """The mean, and in brackets the interval."""
+    told = with_unit(form(row[f"{prefix}mean_pct"]), "%")
+    low, high = f"{prefix}low_pct", f"{prefix}high_pct"
+    return f"{told} ({interval(row, low, high, form)})" if low in row else told
 
 
 def cards(findings: Findings, rows: Tables) -> list[Card]:
@@ -102,136 +107,93 @@ def cards(findings: Findings, rows: Tables) -> list[Card]:
     for r in rows["summary"]:
         span = f"{interval(r, 'low_pct', 'high_pct')}{SPACE}% ({level})"
         found.append(Card(r["selection"], rounded(r["mean_pct"]), action, span, r["selection"]))
-        if r["selection"] == CONTROL and pair is not None and pair["pairs"]:
+        if r["selection"] == CONTROL and pair is not None:
             name, of = pair["selection"], f"of {count(pair['pairs'])} trials"
             span = f"{interval(pair, 'low_points', 'high_points')} points ({level})"
             points = signed(pair["points"], 0)
             ties = f", {count(pair['ties'])} ties" if pair["ties"] else ""
-            how = f"same target and seed{ties}"
-            found += [
-                Card(f"{name} − {CONTROL}", points, "points", span, "accent"),
-                Card(f"{name} beat {CONTROL}", count(pair["wins"]), of, how, "accent"),
-            ]
-    ours = [r for r in rows["summary"] if r["selection"] == findings.guided()]
-    for r in (r for r in ours if not missing(r["non_target_mean_pct"])):
+            how, won = f"same target and seed{ties}", count(pair["wins"])
+            found.append(Card(f"{name} − {CONTROL}", points, "points", span, "accent"))
+            found.append(Card(f"{name} beat {CONTROL}", won, of, how, "accent"))
+    for r in rows["summary"]:
         low, high = r["non_target_low_pct"], r["non_target_high_pct"]
-        color = OPPOSITE if low > 0 else SELECTED if high < 0 else "ink"
-        label = f"{findings.metric.name} of all others, after {r['selection']}"
-        span = interval(r, "non_target_low_pct", "non_target_high_pct", signed)
-        value = signed(r["non_target_mean_pct"])
-        found.append(Card(label, value, "% change", f"{span}{SPACE}%; above 0 is worse", color))
+        if r["selection"] == findings.guided() and not missing(r["non_target_mean_pct"]):
+            color = OPPOSITE if low > 0 else SELECTED if high < 0 else "ink"
+            label = f"{findings.metric.name} of all others, after {r['selection']}"
+            span = interval(r, "non_target_low_pct", "non_target_high_pct", signed)
+            value, detail = signed(r["non_target_mean_pct"]), f"{span}{SPACE}%; above 0 is worse"
+            found.append(Card(label, value, "% change", detail, color))
     return found
 
 
 def caveats(findings: Findings, rows: Tables) -> list[str]:
     """What the headline's numbers are not, for want of targets, pairs or finite results."""
-    ours = next((r for r in rows["summary"] if r["selection"] == findings.guided()), None)
-    if ours is None:
-        return []
-    found, pair = [], paired(findings, rows)
-    if ours["targets"] == 1:
-        found.append(
-            "One target, or targets of one condition: the intervals cover the seeds; there is none "
-            "over other targets or conditions."
-        )
-    elif ours["targets"] < FEW_TARGETS:
-        few = ours["targets"]
-        found.append(f"Only {few} targets: a bootstrap over so few makes intervals too narrow.")
-    if pair is not None and pair["pairs"] < FEWEST_PAIRS:
-        found.append(f"Fewer than {FEWEST_PAIRS} paired trials cannot rule out chance.")
-    failed = [f"{count(r['failed'])} of {r['selection']}" for r in rows["summary"] if r["failed"]]
-    if failed:
-        found.append(
-            f"Trials without a finite result are left out of every mean ({', '.join(failed)}), "
-            "which flatters a selection that diverged."
-        )
-    return found
+    ours = [r["targets"] for r in rows["summary"] if r["selection"] == findings.guided()]
+    pair, words = paired(findings, rows), words_of(findings)
+    lost = [f"{count(r['failed'])} of {r['selection']}" for r in rows["summary"] if r["failed"]]
+    told = {
+        "one": 1 in ours,
+        "few": bool(ours) and 1 < ours[0] < FEW_TARGETS,
+        "pairs": pair is not None and pair["pairs"] < FEWEST_PAIRS,
+        "failed": bool(lost),
+    }
+    numbers = {"targets": str(*ours), "failed": ", ".join(lost)}
+    return [words.say("caveats", key, **numbers) for key, said in told.items() if said]
 
 
-def headline_tables(
-    rows: Tables, metric: str, prefix: str = "", folded: bool = False
-) -> list[Table]:
+def headline_tables(findings: Findings, rows: Tables, prefix: str = "") -> list[Table]:
     """What each selection did to its targets and to others; `prefix` of the files."""
-    joined = {r["selection"]: r for r in rows["paired"]}
-    full = [
-        r | {f"vs_{k}": v for k, v in joined.get(r["selection"], {}).items()}
-        for r in rows["summary"]
+    joined = {r["selection"]: {f"vs_{k}": v for k, v in r.items()} for r in rows["paired"]}
+    full = [r | joined.get(r["selection"], {}) for r in rows["summary"]]
+    closed = [
+        stub("selection", "selection"),
+        Column("trials", "trials", count),
+        Column("failed", "failed", unless_0),
+        spread("gap closed [%]"),
+        difference(f"minus {CONTROL} [points]"),
+        Column("won", "vs_wins", count),
+        Column("of pairs", "vs_pairs", count),
     ]
-    return [
-        Table(
-            "Gap closed by selection: mean ± sd over targets and seeds, 95 % bootstrap interval",
-            full,
-            [
-                stub("selection", "selection"),
-                Column("trials", "trials", count),
-                Column("failed", lambda r: count(r["failed"]) if r["failed"] else ""),
-                spread("gap closed [%]"),
-                difference(f"minus {CONTROL} [points]"),
-                Column("won, of pairs", _won),
-            ],
-            f"{prefix}summary",
-        ),
-        Table(
-            f"Change of the {metric} of samples that were no target [%]: above 0 is worse",
-            rows["summary"],
-            [
-                stub("selection", "selection"),
-                difference("all others", "non_target_", "pct", mean="mean_"),
-                difference("others under a target's conditions", "sibling_", "pct", mean="mean_"),
-                difference("drawn anew under them", "fresh_", "pct", mean="mean_"),
-            ],
-            f"{prefix}summary",
-        ),
-    ]  # fmt: skip
+    others = [
+        stub("selection", "selection"),
+        difference("all others", "non_target_", "pct", mean="mean_"),
+        difference("others under a target's conditions", "sibling_", "pct", mean="mean_"),
+        difference("drawn anew under them", "fresh_", "pct", mean="mean_"),
+    ]
+    words, file = words_of(findings), f"{prefix}summary"
+    return [words.table("summary", full, closed, file), words.table("others", full, others, file)]
 
 
-def _won(row: Row) -> str:
-    return f"{row['vs_wins']} / {row['vs_pairs']}" if "vs_wins" in row else ""
-
-
-def sources(findings: Findings) -> str:
-    """Where the published numbers are from."""
-    named = "; ".join(dict.fromkeys(p.source for p in findings.published))
-    told = f"Published: {named}. Its data and model are not this run's: compare the pattern, not "
-    return f"{told}the digits." if named else ""
+def unless_0(many: int) -> str:
+    return count(many) if many else ""
 
 
 def target_tables(findings: Findings, rows: Tables, prefix: str = "") -> list[Table]:
-    metric, own = findings.metric, ("id", "axis", "metric", "reference", "gap")
-    extra = [k for k in further(rows["targets"], own)
-             if any(r.get(k) != r["axis"] for r in rows["targets"])]  # fmt: skip
+    """The targets before fine-tuning, and what each selection closed of their gaps."""
+    words, metric, mine = words_of(findings), findings.metric, rows["targets"]
+    more = further(mine, ("id", "axis", "metric", "reference", "gap"))
     wide: dict[int, Row] = {}
     for r in rows["by_target"]:
         named = {f"{r['selection']} {k}": r[k] for k in ("mean_pct", "sd_pct")}
         wide.setdefault(r["target"], {"target": r["target"]}).update(named)
     selections = dict.fromkeys(r["selection"] for r in rows["by_target"])
+    columns = [
+        Column("target", "id", identifier, kind="stub"),
+        Column(metric.axis or "axis", "axis"),
+        Column(metric.name, "metric"),
+        Column(metric.reference or "reference", "reference"),
+        Column("relative gap" if metric.reference else "gap", "gap"),
+        *(any_column(k, mine) for k in more if any(r.get(k) != r["axis"] for r in mine)),
+    ]
+    closed = [Column("target", "target", identifier, kind="stub")]
+    closed += [spread(f"{s} [%]", f"{s} ") for s in selections]
     return [
-        Table(
-            "The targets, before fine-tuning",
-            rows["targets"],
-            [
-                Column("target", "id", identifier, kind="stub"),
-                Column(metric.axis or "axis", "axis"),
-                Column(metric.name, "metric"),
-                Column(metric.reference or "reference", "reference"),
-                Column("relative gap" if metric.reference else "gap", "gap"),
-                *(any_column(k, rows["targets"]) for k in extra),
-            ],
-            f"{prefix}targets",
-        ),
-        Table(
-            "Gap closed by target: mean ± sd over seeds",
-            list(wide.values()),
-            [
-                Column("target", "target", identifier, kind="stub"),
-                *(spread(f"{s} [%]", f"{s} ") for s in selections),
-            ],
-            f"{prefix}by_target",
-        ),
+        words.table("targets", mine, columns, f"{prefix}targets"),
+        words.table("by_target", list(wide.values()), closed, f"{prefix}by_target"),
     ]
 
 
-def further(rows: list[Row], own: tuple[str, ...]) -> list[str]:
+def further(rows: list[Row], own: tuple[str, ...] = ()) -> list[str]:
     """The columns that come from the data."""
     return [k for k in dict.fromkeys(k for r in rows for k in r) if k not in own]
 

@@ -17,7 +17,17 @@ from distinf.report.maps import scale_bar, show
 from distinf.report.rows import Row
 from distinf.report.spectral.families import run_label, runs
 from distinf.report.spectral.findings import OPPOSITE, SELECTED, Attribution, Findings
-from distinf.report.svg import COLOR, DASH, legend, linear_axis, log_axis, row_axis, title
+from distinf.report.svg import (
+    COLOR,
+    DASH,
+    finite,
+    legend,
+    linear_axis,
+    log_axis,
+    note,
+    row_axis,
+    title,
+)
 
 BINS, MOST_STEPS = 60, 1_000
 MOST_MAPS = 4  # of helpful samples, and of harmful ones
@@ -29,7 +39,7 @@ def scores(findings: Findings, canvas: Figure) -> bool:
     target, head = findings.first_scored(), findings.headline
     if target is None:
         return False
-    known = [(s, _finite(s.scores[target])) for s in findings.scores if target in s.scores]
+    known = [(s, finite(s.scores[target])) for s in findings.scores if target in s.scores]
     sets = [(s, scores_N) for s, scores_N in known if scores_N.size]
     ours = [(s.loss, s.variant) == (head.loss, head.variant) and len(sets) > 1 for s, _ in sets]
     names = [shortened(" ".join(filter(None, (s.loss, s.variant)))) for s, _ in sets]
@@ -46,14 +56,9 @@ def score_runs(findings: Findings, canvas: Figure) -> bool:
         scoring = next((s for s in run.scores if (s.loss, s.variant) == head), None)
         if target is not None and scoring is not None and target in scoring.scores:
             label = shortened(f"target {identifier(target)}, {run_label(name, run)}", 60)
-            panels.append((label, True, _finite(scoring.scores[target])))
+            panels.append((label, True, finite(scoring.scores[target])))
     panels = [p for p in panels if p[2].size]
     return len(panels) > 1 and _histograms(findings, panels, 3, 2.2, canvas)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    return values[np.isfinite(values)]
 
 
 def _histograms(
@@ -179,9 +184,9 @@ def training(rows: Sequence[Row], label: str, canvas: Figure) -> bool:
     axes.plot(step[::every], loss[::every], color=COLOR["accent"], lw=0.9, alpha=0.35)
     smooth = running_mean(loss, max(1, step.size // 40))
     axes.plot(step[::every], smooth[::every], color=COLOR["accent"])
-    finite = _finite(loss)
-    if finite.size and finite.min() > 0 and finite.max() > 4 * finite.min():
-        log_axis(axes, "y", finite.tolist())
+    known = finite(loss)
+    if known.size and known.min() > 0 and known.max() > 4 * known.min():
+        log_axis(axes, "y", known.tolist())
     else:
         linear_axis(axes, "y")
     linear_axis(axes, "x")
@@ -192,8 +197,8 @@ def training(rows: Sequence[Row], label: str, canvas: Figure) -> bool:
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of the finite values among the last `window`; NaN where there is none."""
-    finite = np.isfinite(values)
-    sums, counts = np.cumsum(np.where(finite, values, 0.0)), np.cumsum(finite)
+    known = np.isfinite(values)
+    sums, counts = np.cumsum(np.where(known, values, 0.0)), np.cumsum(known)
     sums[window:] -= sums[:-window].copy()
     counts[window:] -= counts[:-window].copy()
     return np.divide(sums, counts, out=np.full(values.size, np.nan), where=counts > 0)
@@ -208,8 +213,7 @@ def costs(rows: Sequence[Row], canvas: Figure) -> bool:
     axes, seconds = canvas.subplots(), [r["seconds"] for r in rows]
     axes.barh(range(len(rows)), seconds, 0.58, color=COLOR["accent"])
     for row, taken in enumerate(seconds):
-        place: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
-        axes.annotate(duration(taken), (taken, row), (6, 0), **place)
+        note(axes, duration(taken), (taken, row), 6)
     row_axis(axes, [shortened(r["stage"]) for r in rows])
     axes.set_xlim(0, 1.12 * max(*seconds, 1e-9))
     title(axes, "wall time [s]")
@@ -218,7 +222,7 @@ def costs(rows: Sequence[Row], canvas: Figure) -> bool:
 
 def attribution(found: Sequence[Attribution], canvas: Figure) -> bool:
     """One target's pictured samples: helpful ones at the left, harmful ones at the right."""
-    drawn = sorted((a for a in found if np.any(_finite(a.parts_SF))), key=lambda a: abs(a.rank))
+    drawn = sorted((a for a in found if np.any(finite(a.parts_SF))), key=lambda a: abs(a.rank))
     sides = [[a for a in drawn if a.rank > 0], [a for a in drawn if a.rank < 0]]
     sides = [side[:MOST_MAPS] for side in sides if side]
     if not sides:
@@ -239,7 +243,7 @@ def attribution(found: Sequence[Attribution], canvas: Figure) -> bool:
 
 def _map(canvas: Figure, place: Any, shown: Attribution, last: bool) -> None:
     parts_SF = np.atleast_2d(np.asarray(shown.parts_SF, dtype=np.float64))
-    sizes = np.abs(_finite(parts_SF))
+    sizes = np.abs(finite(parts_SF))
     reach = float(np.quantile(sizes, 1 - CLIPPED_SHARE)) or float(sizes.max())
     inner = place.subgridspec(
         2, 2, height_ratios=[1, 2.4], width_ratios=[7, 1], hspace=0.04, wspace=0.03

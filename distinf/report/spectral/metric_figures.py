@@ -5,7 +5,7 @@ Shapes: E evaluation samples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from distinf.report.spectral.findings import (
     OPPOSITE,
     SELECTED,
     AxisCurves,
-    EvaluationPoints,
     Family,
     Findings,
     Outcome,
@@ -34,9 +33,11 @@ from distinf.report.svg import (
     DASH,
     MARKER,
     UPDATE_DASH,
+    finite,
     legend,
     linear_axis,
     log_axis,
+    note,
     role,
     row_axis,
     title,
@@ -54,42 +55,42 @@ DIAMOND: dict[str, Any] = {"ms": 7, "mec": COLOR["paper"], "mew": 1.2}
 def gap(findings: Findings, rows: Tables, canvas: Figure) -> bool:
     """Gap reduction of every trial by selection; beside it helpful minus random per target."""
     groups, chosen = findings.by_selection(), findings.guided()
-    every = [o for group in groups.values() for o in group]
-    if not any(math.isfinite(o.gap_reduction_pct) for o in every):
+    closed = {s: np.array([o.gap_reduction_pct for o in mine]) for s, mine in groups.items()}
+    if not any(np.isfinite(values).any() for values in closed.values()):
         return False
     order = {t.id: k for k, t in enumerate(findings.targets)}
-    targets = sorted({o.target for o in every}, key=lambda i: (order.get(i, len(order)), i))
-    pairs = differences(reductions(groups.get(chosen, [])), reductions(groups.get(CONTROL, [])))
-    apart = {i: np.array([v for (_, (t, _)), v in pairs.items() if t == i]) for i in targets}
-    apart = {i: values for i, values in apart.items() if values.size}
+    every = {o.target for group in groups.values() for o in group}
+    targets = sorted(every, key=lambda i: (order.get(i, len(order)), i))
+    pairs = differences(*(reductions(groups.get(s, [])) for s in (chosen, CONTROL)))
+    apart = {i: [v for (_, (t, _)), v in pairs.items() if t == i] for i in targets}
+    apart = {i: values for i, values in apart.items() if values}
     beside = 2 <= len(apart) <= MOST_TARGETS_SHOWN
     canvas.set_figheight(max(1.1 + 0.72 * len(groups), 1.2 + 0.34 * len(apart) * beside))
     ratios = [1.75, 1] if beside else [1]
     axes = canvas.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
-    limits = _shown_range(groups)
-    for row, (selection, group) in enumerate(groups.items()):
-        _strip(axes[0], row, selection, group, targets, limits)
-        _interval(axes[0], rows["summary"][row], row + 0.24, COLOR[role(selection)], limits)
+    limits = _shown_range(closed)
+    for row, (name, group) in enumerate(groups.items()):
+        lanes = np.array([targets.index(o.target) for o in group]) / max(1, len(targets) - 1)
+        _strip(axes[0], name, closed[name], row, row + 0.04 - 0.3 * lanes, limits)
+        _interval(axes[0], rows["summary"][row], row + 0.24, COLOR[role(name)], limits)
     row_axis(axes[0], [shortened(s) for s in groups])
     axes[0].set_xlim(*limits)
     title(axes[0], "gap closed per trial, and the mean with its 95 % interval [%]")
     if beside:
-        _paired(axes[1], apart)
+        _paired(axes[1], list(apart.values()))
+        row_axis(axes[1], [f"target {identifier(i)}" for i in apart], (0.4, 0.6))
         title(axes[1], f"{chosen} − {CONTROL}, same seeds [points]")
     return True
 
 
-def _shown_range(groups: dict[str, list[Outcome]]) -> tuple[float, float]:
+def _shown_range(closed: Mapping[str, np.ndarray]) -> tuple[float, float]:
     """Limits that hold every selection but let a diverged one run over its edge."""
-    finite = {
-        s: [o.gap_reduction_pct for o in group if math.isfinite(o.gap_reduction_pct)]
-        for s, group in groups.items()
-    }
-    every = [v for values in finite.values() for v in values]
-    mains = [v for s in (SELECTED, CONTROL) for v in finite.get(s, [])] or every
+    known = {s: finite(values).tolist() for s, values in closed.items()}
+    every = [v for values in known.values() for v in values]
+    mains = [v for s in (SELECTED, CONTROL) for v in known.get(s, [])] or every
     low, high = min([*mains, 0.0]), max([*mains, 0.0])
     span = high - low
-    for values in filter(None, finite.values()):
+    for values in filter(None, known.values()):
         if low - span <= float(np.median(values)) <= high + span:
             low, high = max(min([*values, low]), low - span), min(max([*values, high]), high + span)
     margin = 0.06 * ((high - low) or 1.0)
@@ -97,103 +98,82 @@ def _shown_range(groups: dict[str, list[Outcome]]) -> tuple[float, float]:
 
 
 def _strip(
-    axes: Axes,
-    row: int,
-    selection: str,
-    group: list[Outcome],
-    targets: list[int],
-    limits: tuple[float, float],
+    axes: Axes, name: str, values: np.ndarray, row: int, y: np.ndarray, limits: tuple[float, float]
 ) -> None:
     """A lane of dots per target; an arrow at an edge counts what lies beyond it."""
-    (low, high), color = limits, COLOR[role(selection)]
-    values = np.array([o.gap_reduction_pct for o in group], dtype=float)
-    lanes = np.array([targets.index(o.target) for o in group], dtype=float)
-    y = row + 0.04 - 0.3 * lanes / max(1, len(targets) - 1)
-    inside = (values >= low) & (values <= high)
-    marker = MARKER.get(selection, "D")
+    (low, high), color = limits, COLOR[role(name)]
+    inside, inset = (values >= low) & (values <= high), 0.012 * (high - low)
+    marker = MARKER.get(name, "D")
     axes.plot(values[inside], y[inside], marker, color=color, ms=4.2, mew=0, alpha=0.5)
-    inset = 0.012 * (high - low)
-    for outside, x, arrow, side in (
-        (values < low, low + inset, "<", "left"),
-        (values > high, high - inset, ">", "right"),
+    for outside, x, arrow, dx in (
+        (values < low, low + inset, "<", 8),
+        (values > high, high - inset, ">", -8),
     ):
         if outside.any():
             axes.plot([x], [row - 0.1], arrow, color=color, ms=6)
-            place: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "center"}
-            note = f"{count(int(outside.sum()))} beyond"
-            axes.annotate(note, (x, row - 0.1), (8 if side == "left" else -8, 0), **place)
+            note(axes, f"{count(int(outside.sum()))} beyond", (x, row - 0.1), dx)
 
 
 def _interval(axes: Axes, row: Row, y: float, color: str, limits: tuple[float, float]) -> None:
     """A diamond at the mean on the line of its interval, with the mean written beside it."""
-    mean, known = row["mean_pct"], math.isfinite(row["low_pct"])
+    mean, low, high = (row[f"{k}_pct"] for k in ("mean", "low", "high"))
     if not math.isfinite(mean):
         return
-    low, high = (row["low_pct"], row["high_pct"]) if known else (mean, mean)
-    if known:
+    if math.isfinite(low):
         axes.plot([low, high], [y, y], color=color, lw=2.6, solid_capstyle="butt")
     axes.plot([mean], [y], "D", color=color, **DIAMOND)
-    at = min(max(mean, high, limits[0]), limits[1])
+    ends = finite(np.array([mean, low, high]))
+    at = min(max(float(ends.max()), limits[0]), limits[1])
     left = at > limits[0] + 0.9 * (limits[1] - limits[0])
-    axes.annotate(
-        f"{rounded(mean)} %",
-        (max(min(mean, low), limits[0]) if left else at, y),
-        (-9 if left else 9, 0),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        va="center_baseline",
-        color=color,
-        fontweight="bold",
-    )
+    place = (max(float(ends.min()), limits[0]) if left else at, y)
+    style = {"color": color, "va": "center_baseline", "fontweight": "bold"}
+    note(axes, f"{rounded(mean)} %", place, -9 if left else 9, **style)
 
 
-def _paired(axes: Axes, apart: dict[int, np.ndarray]) -> None:
+def _paired(axes: Axes, apart: Sequence[Sequence[float]]) -> None:
     """Differences of equal target and seed, a row per target; the means at the right."""
     color = COLOR["accent"]
-    for row, values in enumerate(apart.values()):
-        axes.plot(values, np.full(values.size, row), "o", color=color, ms=4.2, mew=0, alpha=0.45)
-        mean = float(values.mean())
+    style: dict[str, Any] = {"fontweight": "bold", "annotation_clip": False}
+    for row, values in enumerate(apart):
+        axes.plot(values, [row] * len(values), "o", color=color, ms=4.2, mew=0, alpha=0.45)
+        mean = float(np.mean(values))
         axes.plot([mean], [row], "D", color=color, **DIAMOND)
-        axes.annotate(
-            signed(mean, 0),
-            (1, row),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            textcoords="offset points",
-            color=color,
-            fontweight="bold",
-            annotation_clip=False,
-        )
-    row_axis(axes, [f"target {identifier(i)}" for i in apart], (0.4, 0.6))
+        place = ("axes fraction", "data")
+        note(axes, signed(mean, 0), (1, row), 4, color=color, xycoords=place, **style)
 
 
-def steps(findings: Findings, rows: Tables, canvas: Figure) -> bool:
+def steps(findings: Findings, canvas: Figure) -> bool:
     """The targets' metric over fine-tuning steps: mean and one sd per selection."""
-    known = [r for r in rows["steps"] if math.isfinite(r["mean"])]
-    if max((r["step"] for r in known), default=0) == 0:
+    groups = findings.by_selection()
+    if max((len(o.metric_by_step) for g in groups.values() for o in g), default=0) < 2:
         return False
-    metric, axes = findings.metric, canvas.subplots()
-    for name in findings.by_selection():
-        mine = [r for r in known if r["selection"] == name]
-        _band(axes, mine, metric.log, role(name), 0.14, label=name, marker=MARKER.get(name, "D"))
-    means = [r["mean"] for r in known]
+    axes = canvas.subplots()
+    means: list[float] = []
+    for name, group in groups.items():
+        style = {"label": name, "marker": MARKER.get(name, "D"), "ms": 5}
+        means += _band(axes, findings, group, 0.14, style)
     references = [t.reference for t in findings.targets if t.reference is not None]
     shown = _reference_line(axes, findings, references, means)
     _metric_axis(axes, findings, means + (references if shown else []))
     linear_axis(axes, "x", integer=True)
     axes.set_xlabel("fine-tuning step")
-    title(axes, f"{metric.name} of the targets")
+    title(axes, f"{findings.metric.name} of the targets")
     legend(canvas, axes)
     return True
 
 
-def _band(axes: Axes, rows: list[Row], log: bool, color: str, alpha: float, **style: Any) -> None:
-    """Mean and one sd on each side; on a log scale the lower side stops above zero."""
+def _band(
+    axes: Axes, findings: Findings, group: Sequence[Outcome], alpha: float, style: dict[str, Any]
+) -> list[float]:
+    """Mean and one sd on each side -> the means; on a log scale the sd stops above zero."""
+    rows = [r for r in path(group) if math.isfinite(r["mean"])]
     x, mean, sd = (np.array([r[k] for r in rows]) for k in ("step", "mean", "sd"))
-    low = np.maximum(mean - sd, mean / 10) if log else mean - sd
-    axes.fill_between(x, low, mean + sd, color=COLOR[color], alpha=alpha, lw=0)
-    axes.plot(x, mean, color=COLOR[color], ms=5, **style)
+    low = np.maximum(mean - sd, mean / 10) if findings.metric.log else mean - sd
+    if rows:
+        color = COLOR[role(group[0].selection)]
+        axes.fill_between(x, low, mean + sd, color=color, alpha=alpha, lw=0)
+        axes.plot(x, mean, color=color, **style)
+    return mean.tolist()
 
 
 def _reference_line(
@@ -203,16 +183,12 @@ def _reference_line(
     if not references or not means:
         return False
     level, name = float(np.mean(references)), findings.metric.reference or "reference"
+    color = COLOR["reference"]
     if level * FAR_BELOW >= min(means):
-        axes.axhline(level, color=COLOR["reference"], ls=DASH["reference"], lw=1.5, label=name)
+        axes.axhline(level, color=color, ls=DASH["reference"], lw=1.5, label=name)
         return True
-    axes.annotate(
-        f"{shortened(name)}: {number(level)}, below the picture",
-        (0.01, 0.02),
-        xycoords="axes fraction",
-        color=COLOR["reference"],
-        fontsize=8.5,
-    )
+    told, place = f"{shortened(name)}: {number(level)}, below the picture", "axes fraction"
+    axes.annotate(told, (0.01, 0.02), xycoords=place, color=color, fontsize=8.5)
     return False
 
 
@@ -260,24 +236,22 @@ def panel_arms(groups: Sequence[list[Outcome]], selection: str) -> list[list[Out
 def _panel(axes: Axes, findings: Findings, groups: Sequence[list[Outcome]]) -> None:
     means: list[float] = []
     steady: list[float] = []
-    log = findings.metric.log
     for group in groups:
-        rows, first = [r for r in path(group) if math.isfinite(r["mean"])], group[0]
-        if rows:
-            label, dash = f"{first.selection}, {first.update}", UPDATE_DASH.get(first.update, "-")
-            _band(axes, rows, log, role(first.selection), 0.12, ls=dash, label=label)
-            means += [r["mean"] for r in rows]
-            steady += [r["mean"] for r in rows if first.update != ASCENT]
+        update = group[0].update
+        label, dash = f"{group[0].selection}, {update}", UPDATE_DASH.get(update, "-")
+        found = _band(axes, findings, group, 0.12, {"ls": dash, "label": label})
+        means += found
+        steady += found if update != ASCENT else []
     touched = {o.target for g in groups for o in g}
     of = [t.reference for t in findings.targets if t.id in touched and t.reference is not None]
     if _reference_line(axes, findings, of, means):
         means.append(float(np.mean(of)))
-    positive = bool(means) and min(means) > 0
-    if positive and (log or max(means) > WIDE_RANGE * min(means)):
+    wide = bool(means) and (findings.metric.log or max(means) > WIDE_RANGE * min(means))
+    if wide and min(means) > 0:
         log_axis(axes, "y", means)
     else:
         linear_axis(axes, "y")
-        if steady and means and max(means) > 2 * max(steady):
+        if steady and max(means) > 2 * max(steady):
             axes.set_ylim(top=1.5 * max(steady))  # ascent runs out of the picture
     linear_axis(axes, "x", integer=True)
 
@@ -285,36 +259,30 @@ def _panel(axes: Axes, findings: Findings, groups: Sequence[list[Outcome]]) -> N
 def axis(findings: Findings, canvas: Figure) -> bool:
     """The metric against the axis: a panel per run and experiment, each over the change against
     before (Tuononen et al., Figure 4); a single one over the number of samples per bin."""
-    every = panels(findings)
+    every, single = panels(findings), findings.axis_curves
     if len(every) < 2:
-        curves = findings.axis_curves
-        if curves is None or not len(curves.x):
-            return False
-        _one_axis(canvas, findings, curves)
-        return True
+        return single is not None and _one_axis(canvas, findings, single)
     runs = list(dict.fromkeys(run for run, *_ in every))[:MOST_COLUMNS]
     tried = list(dict.fromkeys(name for _, name, *_ in every))[: MOST_PANELS // len(runs)]
     found = {(run, name): (of, curves) for run, name, of, curves in every}
     letters = iter("abcdefghi")
     canvas.set_figheight(0.6 + 3.5 * len(tried))
-    axes = canvas.subplots(
-        2 * len(tried), len(runs), sharex=True, squeeze=False, sharey="row",
-        height_ratios=[3, 1.15] * len(tried),
-    )  # fmt: skip
+    shape: dict[str, Any] = {"sharex": True, "squeeze": False, "sharey": "row"}
+    shape["height_ratios"] = [3, 1.15] * len(tried)
+    axes = canvas.subplots(2 * len(tried), len(runs), **shape)
     for row, name in enumerate(tried):
         changes = [0.0]
         for column, run in enumerate(runs):
             above, below = axes[2 * row][column], axes[2 * row + 1][column]
-            if (run, name) not in found:
-                above.set_visible(False)
-                below.set_visible(False)
-                continue
-            of, curves = found[run, name]
-            _levels(above, findings, curves, {}, 2.0, 1.3)
-            changes += _changes(below, curves)
-            what = f"({next(letters)}) {panel_label(of, name)}"
-            label = run_label(run, of) if len(runs) > 1 else ""
-            title(above, shortened(", ".join(filter(None, (what, label))), 90), strong=True)
+            above.set_visible((run, name) in found)
+            below.set_visible((run, name) in found)
+            if (run, name) in found:
+                of, curves = found[run, name]
+                _levels(above, findings, curves, {})
+                changes += _changes(below, curves)
+                label = [run_label(run, of)] if len(runs) > 1 else []
+                what = ", ".join([f"({next(letters)}) {panel_label(of, name)}", *label])
+                title(above, shortened(what, 90), strong=True)
         if len(changes) > 1:
             margin = 0.08 * (max(changes) - min(changes)) or 1.0
             axes[2 * row + 1][0].set_ylim(min(changes) - margin, max(changes) + margin)
@@ -323,10 +291,10 @@ def axis(findings: Findings, canvas: Figure) -> bool:
     return True
 
 
-def _one_axis(canvas: Figure, findings: Findings, curves: AxisCurves) -> None:
+def _one_axis(canvas: Figure, findings: Findings, curves: AxisCurves) -> bool:
     canvas.set_figheight(4.6)
     axes, below = canvas.subplots(2, 1, sharex=True, height_ratios=[6, 1])
-    _levels(axes, findings, curves, {"ms": 3.6}, 2.2, 1.5)
+    _levels(axes, findings, curves, {"ms": 3.6})
     title(axes, f"{findings.metric.name}, mean of each bin")
     width = np.diff(curves.x).min() * 0.8 if len(curves.x) > 1 else 0.8
     below.bar(curves.x, curves.counts, width=width, color=COLOR["soft"])
@@ -336,6 +304,7 @@ def _one_axis(canvas: Figure, findings: Findings, curves: AxisCurves) -> None:
     below.set_xlabel(shortened(findings.metric.axis or "axis", 60))
     title(below, "samples per bin")
     legend(canvas, axes)
+    return True
 
 
 def _name_outer(axes: Any, findings: Findings) -> None:
@@ -350,24 +319,17 @@ def _name_outer(axes: Any, findings: Findings) -> None:
         first.tick_params(labelleft=True)
 
 
-def _levels(
-    axes: Axes,
-    findings: Findings,
-    curves: AxisCurves,
-    style: dict[str, Any],
-    strong: float,
-    thin: float,
-) -> None:
-    """A line per receiver; `style` with "ms" has markers."""
+def _levels(axes: Axes, findings: Findings, curves: AxisCurves, style: dict[str, Any]) -> None:
+    """A line per receiver; with `style` larger, and with markers."""
     every: list[float] = []
     for name, curve in curves.curves.items():
         y = np.array(curve, dtype=float)
         if findings.metric.log:
             y[~(y > 0)] = np.nan
-        every += y[np.isfinite(y)].tolist()
+        every += finite(y).tolist()
         own: dict[str, Any] = {"color": COLOR[role(name)], "ls": DASH.get(name, "-")}
         own |= {"marker": MARKER.get(name)} if style else {}
-        own["lw"] = strong if name == SELECTED else thin
+        own["lw"] = (2.0 if name == SELECTED else 1.3) + 0.2 * bool(style)
         axes.plot(curves.x, y, label=receiver(findings, name), **style, **own)
     _metric_axis(axes, findings, every)
 
@@ -387,18 +349,18 @@ def _changes(axes: Axes, curves: AxisCurves) -> list[float]:
     before = np.array(curves.curves.get("before", ()), dtype=float)
     tuned = [n for n in curves.curves if n not in UNTUNED]
     scale: list[float] = []
-    for name in tuned if before.size else ():
-        after = np.array(curves.curves[name], dtype=float)
-        share = np.divide(after, before, out=np.full(before.size, np.nan), where=before > 0)
-        change = 100 * (share - 1)
+    if not before.size:
+        return scale
+    for name in tuned:
+        after, empty = np.array(curves.curves[name], dtype=float), np.full(before.size, np.nan)
+        change = 100 * (np.divide(after, before, out=empty, where=before > 0) - 1)
         if name != OPPOSITE or tuned == [OPPOSITE]:
-            scale += change[np.isfinite(change)].tolist()
+            scale += finite(change).tolist()
         axes.plot(curves.x, change, color=COLOR[role(name)], lw=1.8 if name == SELECTED else 1.3)
-    if before.size:
-        axes.axhline(0, color=COLOR["muted"], lw=0.9)
-        linear_axis(axes, "y")
-        axes.locator_params(axis="y", nbins=3)
-        linear_axis(axes, "x")
+    axes.axhline(0, color=COLOR["muted"], lw=0.9)
+    linear_axis(axes, "y")
+    axes.locator_params(axis="y", nbins=3)
+    linear_axis(axes, "x")
     return scale
 
 
@@ -408,19 +370,21 @@ def targets(findings: Findings, canvas: Figure) -> bool:
     Against the axis; and against the reference, where it is known.
     """
     points, metric = findings.evaluation, findings.metric
-    sides = [] if points is None else [points.axis_E, points.reference_E]
-    shown = [side for side in sides if side is not None]
-    if points is None or not shown or not np.isfinite(points.gap_E).any():
+    if points is None or not np.isfinite(points.gap_E).any():
         return False
+    shown = [side for side in (points.axis_E, points.reference_E) if side is not None]
+    if not shown:
+        return False
+    chosen_E = np.isfinite(points.gap_E) & np.isin(points.ids_E, [t.id for t in findings.targets])
     panels = canvas.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, side in zip(panels, shown, strict=True):
-        _gaps(axes, findings, points, side)
+        _gaps(axes, points.gap_E, points.eligible_E, chosen_E, side)
         linear_axis(axes, "y")
         if side is points.axis_E:
             linear_axis(axes, "x")
             axes.set_xlabel(shortened(metric.axis or "axis", 60))
             continue
-        _metric_axis(axes, findings, side[np.isfinite(side)].tolist(), "x")
+        _metric_axis(axes, findings, finite(side).tolist(), "x")
         if points.least_reference:
             style: dict[str, Any] = {"color": COLOR["random"], "ls": DASH["reference"], "lw": 1.3}
             name = f"least {metric.name} of the reference"
@@ -429,26 +393,22 @@ def targets(findings: Findings, canvas: Figure) -> bool:
     gap = f"gap, relative to the {metric.reference}'s" if metric.reference else "before fine-tuning"
     title(panels[0], f"{metric.name} {gap}")
     legend(canvas, *panels)
-    at = np.flatnonzero(_chosen(findings, points) & np.isfinite(points.gap_E))
-    names = [identifier(int(points.ids_E[k])) for k in at]
     for axes, side in zip(panels, shown, strict=True):
-        places = [(side[k], points.gap_E[k]) for k in at]
-        known = [(n, p) for n, p in zip(names, places, strict=True) if math.isfinite(p[0])]
-        if 0 < len(known) <= MOST_NAMED:
-            name_points(canvas, axes, *zip(*known, strict=True))
+        at = np.flatnonzero(chosen_E & np.isfinite(side))
+        if 0 < at.size <= MOST_NAMED:
+            names = [identifier(int(points.ids_E[k])) for k in at]
+            name_points(canvas, axes, names, [(side[k], points.gap_E[k]) for k in at])
     return True
 
 
-def _chosen(findings: Findings, points: EvaluationPoints) -> np.ndarray:
-    return np.isin(points.ids_E, [t.id for t in findings.targets])
-
-
-def _gaps(axes: Axes, findings: Findings, points: EvaluationPoints, x_E: np.ndarray) -> None:
-    finite_E, chosen_E = np.isfinite(points.gap_E), _chosen(findings, points)
-    eligible_E = finite_E if points.eligible_E is None else finite_E & points.eligible_E
+def _gaps(
+    axes: Axes, gap_E: np.ndarray, eligible_E: np.ndarray | None, chosen_E: np.ndarray, x_E: Any
+) -> None:
+    finite_E = np.isfinite(gap_E)
+    eligible_E = finite_E if eligible_E is None else finite_E & eligible_E
     if not eligible_E.any():
         eligible_E = finite_E
-    shown_E = finite_E & (points.gap_E <= 1.12 * max(points.gap_E[eligible_E].max(), 1e-12))
+    shown_E = finite_E & (gap_E <= 1.12 * max(gap_E[eligible_E].max(), 1e-12))
     for mask, color, label in (
         (~eligible_E, "soft", "not eligible"),
         (eligible_E & ~chosen_E, "accent", "eligible"),
@@ -458,7 +418,6 @@ def _gaps(axes: Axes, findings: Findings, points: EvaluationPoints, x_E: np.ndar
             at = at[np.linspace(0, at.size - 1, MOST_POINTS).astype(np.int64)]
         style: dict[str, Any] = {"color": COLOR[color], "ms": 3, "mew": 0, "alpha": 0.6}
         if at.size:
-            axes.plot(x_E[at], points.gap_E[at], "o", label=label, **style)
-    at = np.flatnonzero(chosen_E & finite_E)
+            axes.plot(x_E[at], gap_E[at], "o", label=label, **style)
     ring: dict[str, Any] = {"color": COLOR["harmful"], "mfc": "none", "ms": 9, "mew": 1.8}
-    axes.plot(x_E[at], points.gap_E[at], "o", label="target", **ring)
+    axes.plot(x_E[chosen_E], gap_E[chosen_E], "o", label="target", **ring)

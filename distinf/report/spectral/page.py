@@ -3,22 +3,14 @@
 from functools import partial
 from math import isfinite
 
-from distinf.numerics.bootstrap import RESAMPLES
 from distinf.report import provenance
-from distinf.report.formats import (
-    count,
-    duration,
-    fixed,
-    identifier,
-    number,
-    size,
-)
+from distinf.report.formats import count, duration, fixed, identifier, number, size
 from distinf.report.rows import Row
 from distinf.report.schema import (
     Bullets,
     Column,
     Facts,
-    Figure,
+    Item,
     Page,
     Section,
     Table,
@@ -28,112 +20,62 @@ from distinf.report.schema import (
     stub,
     text,
 )
-from distinf.report.spectral import machine_figures, metric_figures
-from distinf.report.spectral.experiments import (
-    effects,
-    experiment_sections,
-    overlaps,
-    table_1_section,
-    variations_section,
-)
+from distinf.report.spectral import experiments, headline, machine_figures, metric_figures
 from distinf.report.spectral.findings import CONTROL, Findings
-from distinf.report.spectral.headline import (
-    answer,
-    any_column,
-    cards,
-    caveats,
-    further,
-    headline_tables,
-    paired,
-    sources,
-    target_tables,
-    verdict,
-)
-from distinf.report.spectral.tables import Tables, panels, tables
+from distinf.report.spectral.headline import any_column, further, words_of
+from distinf.report.spectral.tables import Tables, tables
 
 TOP_SHOWN = 10
-OUTSIDE = {
-    "none": "nothing: the inverse is truncated to the pairs",
-    "damping": "damping λ alone",
-    "mean": "mean eigenvalue μ + damping λ",
-}
 
 
 def page(findings: Findings, rows: Tables | None = None) -> Page:
     """`rows`: of `tables`, where they are known."""
     rows = rows or tables(findings)
-    tried = experiment_sections(findings, rows)
-    beside = table_1_section(findings, rows)
-    note = "Intervals are of each arm by itself: among many arms, some differ by chance."
+    words, curvature = words_of(findings), _curvature(findings, rows)
+    tried = experiments.experiment_sections(findings, rows)
+    beside = experiments.table_1_section(findings, rows)
+    note: list[Item] = [Text(words.say("experiments", "note"), "note"), *tried]
     return Page(
         findings.title,
         findings.task,
-        answer(findings, rows),
+        headline.answer(findings, rows),
         findings.question,
-        verdict(paired(findings, rows)),
-        cards(findings, rows),
-        [*findings.warnings, *caveats(findings, rows)],
+        headline.verdict(headline.paired(findings, rows)),
+        headline.cards(findings, rows),
+        [*findings.warnings, *headline.caveats(findings, rows)],
         [(s.anchor, s.title, s.intro) for s in (beside, *tried) if s.intro],
         [
-            _effect(findings, rows),
+            Section("effect", "Effect", _effect(findings, rows)),
             beside,
-            Section(
-                "experiments", "Experiments", [Text(note if tried[1:] else "", "note"), *tried]
-            ),
-            variations_section(findings, rows),
+            Section("experiments", "Experiments", note if tried else []),
+            experiments.variations_section(findings, rows),
             Section("targets", "Targets", _targets(findings, rows)),
-            _scores(findings, rows),
+            Section("scores", "Scores", _scores(findings, rows)),
             Section("attribution", "Attribution", _attribution(findings, rows)),
-            _curvature(findings, rows),
-            _training(findings, rows),
-            _cost(rows),
+            Section("curvature", "Curvature", curvature),
+            Section("training", "Training", _training(findings, rows)),
+            Section("cost", "Cost", _cost(findings, rows)),
             provenance.remarks(findings.deviations, findings.quarantined),
-            _reading(findings),
+            Section("reading", "How to read this", [_reading(findings, rows)]),
             provenance.origin(findings.provenance),
         ],
     )
 
 
-def _effect(findings: Findings, rows: Tables) -> Section:
-    metric = findings.metric
-    gap = f"Share of the {metric.name} gap closed, by selection [%]"
-    curves, grid = findings.axis_curves, len(panels(findings)) > 1
+def _effect(findings: Findings, rows: Tables) -> list[Item]:
+    words, curves = words_of(findings), findings.axis_curves
     many = sum(curves.counts) if curves is not None else 0
-    below = "Below each panel: the change against before, in %; under 0 is better. " if grid else ""
-    return Section("effect", "Effect", [
-        Figure(
-            "gap",
-            gap if metric.reference else f"Reduction of the targets' {metric.name} [%]",
-            "One dot per target and seed, targets in separate lanes; right of 0 is better. Diamond "
-            "and bar: mean and 95 % bootstrap interval over targets, those of one condition "
-            "together, then seeds. Arrows at an edge count the trials beyond it; trials without a "
-            f"finite result, {count(sum(r['failed'] for r in rows['summary']))}, are not drawn. "
-            "Differences pair trials of equal target and seed.",
-            partial(metric_figures.gap, findings, rows),
-            "trials",
-        ),
-        *headline_tables(rows, metric.name),
-        Figure(
-            "steps",
-            f"{metric.name} of the targets over fine-tuning steps",
-            "Lines: mean over targets and seeds; bands: one standard deviation. Dashed, where in "
-            f"range: {metric.reference or 'the reference'} on the same targets.",
-            partial(metric_figures.steps, findings, rows),
-            "steps",
-        ),
-        Figure(
-            "axis",
-            f"{metric.name} against {metric.axis or 'the axis'}, before and after",
-            f"The mean of every bin over {count(many)} {findings.headline.noun} that were no "
-            f"targets, {count(curves.draws if curves and curves.draws else many)} of them under "
-            f"distinct conditions. {below}Look for where the curves part: gains on the targets can "
-            "cost samples elsewhere on the axis. A log scale has no bins of 0.",
-            partial(metric_figures.axis, findings),
-            "axis",
-        ),
-        effects(findings, rows),
+    draws = curves.draws if curves is not None and curves.draws else many
+    failed = count(sum(r["failed"] for r in rows["summary"]))
+    axis = partial(metric_figures.axis, findings)
+    return [
+        words.figure("gap", partial(metric_figures.gap, findings, rows), failed=failed),
+        *headline.headline_tables(findings, rows),
+        words.figure("steps", partial(metric_figures.steps, findings)),
+        words.figure("axis", axis, others=count(many), draws=count(draws)),
+        experiments.effects(findings, rows),
         *_comparison(findings, rows),
-    ])  # fmt: skip
+    ]
 
 
 def _comparison(findings: Findings, rows: Tables) -> list[Table]:
@@ -141,48 +83,38 @@ def _comparison(findings: Findings, rows: Tables) -> list[Table]:
     ours, printed = rows["comparison"], rows["published"]
     if len(ours) <= len(findings.by_selection()) and (not printed or "table_1" in rows):
         return []
-    names = ("loss", "variant", "selection")
-    known = {tuple(p[n] for n in names): p for p in printed}
-    both = [
-        r | {f"published_{k}": v for k, v in known.get(tuple(r[n] for n in names), {}).items()}
-        for r in ours
-    ]
+    known = {
+        (p["loss"], p["variant"], p["selection"]): {f"published_{k}": v for k, v in p.items()}
+        for p in printed
+    }
+    both = [r | known.get((r["loss"], r["variant"], r["selection"]), {}) for r in ours]
     columns = [stub(n, n) for n in ("aim", "update") if len({r[n] for r in ours}) > 1]
     columns += [stub("loss", lambda r: r["loss"] or CONTROL), stub("variant", "variant")]
     columns += [text("selection", "selection"), Column("trials", "trials", count)]
     columns += [spread("gap closed [%]"), difference(f"minus {CONTROL} [points]", "vs_random_")]
     columns += [spread("published [%]", "published_")]
-    title = "Every loss and variant that was run: mean ± sd, below it the 95 % interval"
-    return [
-        Table(title, both, columns, "comparison", "" if "table_1" in rows else sources(findings))
-    ]
+    note = "" if "table_1" in rows else experiments.sources(findings)
+    return [words_of(findings).table("comparison", both, columns, note=note)]
 
 
-def _targets(findings: Findings, rows: Tables) -> list[Figure | Table]:
-    points, noun = findings.evaluation, findings.headline.noun
-    many = 0 if points is None else int(points.ids_E.size)
-    known = points is not None and points.eligible_E is not None
-    eligible = int(points.eligible_E.sum()) if known else many  # type: ignore[union-attr]
-    return [
-        Figure(
-            "targets",
-            f"Where the model falls short, against {findings.metric.axis or 'the axis'}",
-            f"{count(many)} evaluation {noun} before fine-tuning, "
-            f"{count((points and points.draws) or many)} of them under distinct conditions; "
-            f"{count(eligible)} eligible as targets ({(points and points.rule) or 'any gap'}). "
-            "Ringed: the targets, named where there is room. Where points are very many, an evenly "
-            "spaced part of them is drawn; gaps above the eligible range are cut off.",
-            partial(metric_figures.targets, findings),
-            "targets",
-        ),
-        *target_tables(findings, rows),
-    ]
+def _targets(findings: Findings, rows: Tables) -> list[Item]:
+    points = findings.evaluation
+    numbers = dict.fromkeys(("many", "draws", "eligible", "rule"), "")
+    if points is not None:
+        many = points.ids_E.size
+        eligible = many if points.eligible_E is None else int(points.eligible_E.sum())
+        numbers = {"many": count(many), "eligible": count(eligible)}
+        numbers |= {"draws": count(points.draws or many), "rule": points.rule or "any gap"}
+    draw = partial(metric_figures.targets, findings)
+    figure = words_of(findings).figure("targets", draw, **numbers)
+    return [figure, *headline.target_tables(findings, rows)]
 
 
-def _scores(findings: Findings, rows: Tables) -> Section:
-    head, target = findings.headline, findings.first_scored()
-    first = [r for r in rows["scores"] if r["target"] == target] or [{"count": 0, "nonfinite": 0}]
-    lost, pool = sum(r["nonfinite"] for r in first), count(head.pool or 50)
+def _scores(findings: Findings, rows: Tables) -> list[Item]:
+    words, target = words_of(findings), findings.first_scored() or 0
+    mine = [r for r in rows["scores"] if r["target"] == target]
+    numbers = {"target": identifier(target), "many": count(mine[0]["count"] if mine else 0)}
+    numbers["lost"] = count(sum(r["nonfinite"] for r in mine))
     columns = [
         stub("loss", "loss"),
         stub("variant", "variant"),
@@ -191,34 +123,19 @@ def _scores(findings: Findings, rows: Tables) -> Section:
         Column("above 0", "helpful", count),
         *(Column(k, k) for k in ("min", "median", "max")),
         Column("variance from outside the pairs [%]", "outside_share", lambda v: f"{100 * v:.1f}"),
-        Column("non-finite", lambda r: count(r["nonfinite"] or None).replace("n/a", "")),
-        Column("denominators ≤ 0", "nonpositive_denominators", lambda v: count(v) if v else ""),
+        Column("non-finite", "nonfinite", headline.unless_0),
+        Column("denominators ≤ 0", "nonpositive_denominators", headline.unless_0),
     ]
-    return Section("scores", "Scores", [
-        Figure(
-            "scores",
-            f"Influence scores of the training {head.noun}, one target",
-            f"{count(first[0]['count'])} training {head.noun}, target {identifier(target or 0)}; "
-            f"counts on a log scale, {count(lost)} non-finite scores left out. Above 0: training "
-            "on the sample lowers the target's loss. The tails are what fine-tuning draws from.",
-            partial(machine_figures.scores, findings),
-            "scores",
-        ),
-        Table("Scores by loss, variant and target", rows["scores"], columns, "scores", folded=True),
-        overlaps(findings, rows.get("overlaps", [])),
-        Figure(
-            "score-runs",
-            f"Influence scores of the training {head.noun}, by run",
-            "The headline's loss and variant, first target of each run; counts on a log scale. In "
-            f"colour: the {pool} most helpful and the {pool} most harmful. Look for how few "
-            "samples the tails hold.",
-            partial(machine_figures.score_runs, findings),
-        ),
-        *_top(rows["top_samples"]),
-    ])  # fmt: skip
+    return [
+        words.figure("scores", partial(machine_figures.scores, findings), **numbers),
+        words.table("scores", rows["scores"], columns, folded=True),
+        experiments.overlaps(findings, rows.get("overlaps", [])),
+        words.figure("score-runs", partial(machine_figures.score_runs, findings)),
+        *_top(findings, rows["top_samples"]),
+    ]
 
 
-def _top(rows: list[Row]) -> list[Table]:
+def _top(findings: Findings, rows: list[Row]) -> list[Table]:
     """Per target its most helpful and most harmful samples; the first target's are open."""
     columns = [
         Column("rank", "rank", identifier),
@@ -230,16 +147,15 @@ def _top(rows: list[Row]) -> list[Table]:
     for target in dict.fromkeys(r["target"] for r in rows):
         mine = [r for r in rows if r["target"] == target and abs(r["rank"]) <= TOP_SHOWN]
         mine.sort(key=lambda r: (r["rank"] < 0, abs(r["rank"])))
-        title = f"Target {identifier(target)}: the most helpful (1, 2, …) and harmful (−1, −2, …)"
-        found.append(Table(f"{title} samples", mine, columns, "top_samples", folded=bool(found)))
+        told, folded = identifier(target), bool(found)
+        table = words_of(findings).table("top_samples", mine, columns, folded=folded, target=told)
+        found.append(table)
     return found
 
 
-def _attribution(findings: Findings, rows: Tables) -> list[Figure | Table]:
+def _attribution(findings: Findings, rows: Tables) -> list[Item]:
     """Per target which elements of the pictured samples drive their scores."""
-    found: list[Figure | Table] = []
-    every = rows.get("attributions", [])
-    places = [k for k in further(every, ()) if k.startswith("strongest_")]
+    words, every = words_of(findings), rows.get("attributions", [])
     columns = [
         Column("rank", "rank", identifier),
         Column("sample", "id", identifier, kind="text"),
@@ -248,66 +164,46 @@ def _attribution(findings: Findings, rows: Tables) -> list[Figure | Table]:
         Column("elements", "elements", count),
         Column("above 0 [%]", "above_0_pct", fixed),
         Column("held by the largest tenth [%]", "top_tenth_pct", fixed),
-        *(Column(k.replace("_", " "), k, count) for k in places),
     ]
+    places = [k for k in further(every) if k.startswith("strongest_")]
+    columns += [Column(k.replace("_", " "), k, count) for k in places]
+    found: list[Item] = []
     for target in dict.fromkeys(r["target"] for r in every):
         mine = [r for r in every if r["target"] == target]
         drawn = [a for a in findings.attributions if a.target == target]
-        shares, who = [r["top_tenth_pct"] for r in mine], f"target {identifier(target)}"
         which = " and ".join(f"{name}s" for name in dict.fromkeys(drawn[0].axes))
-        found += [
-            Figure(
-                f"attribution-{target}",
-                f"Which {which} of training {findings.headline.noun} drive {who}",
-                "Each element's part of the sample's score; green parts help the target, orange "
-                "ones harm it, grey have no loss (pilots). Every map has its own scale, in its "
-                "title, and so have the sums over the other axis, at the top and at the right. The "
-                f"largest tenth of the elements holds {fixed(min(shares), 0)} to "
-                f"{fixed(max(shares), 0)} % of all absolute parts.",
-                partial(machine_figures.attribution, drawn),
-                "attribution_sums",
-            ),
-            Table(
-                f"{who.capitalize()}: how the pictured samples' scores are spread over elements",
-                mine,
-                columns,
-                "attributions",
-            ),
-        ]
+        least, most = (fixed(f(r["top_tenth_pct"] for r in mine), 0) for f in (min, max))
+        numbers = {"target": identifier(target), "which": which, "least": least, "most": most}
+        draw, name = partial(machine_figures.attribution, drawn), f"attribution-{target}"
+        found.append(words.figure("attribution", draw, name, **numbers))
+        found.append(words.table("attributions", mine, columns, target=identifier(target)))
     return found
 
 
-def _curvature(findings: Findings, rows: Tables) -> Section:
-    pairs, terms = findings.ritz, rows.get("truncation", [])
-    facts: list[tuple[str, str]] = []
-    out = kept = values = 0
-    if pairs is not None:
-        places, every = pairs.converged(), len(pairs.values_K)
-        out, kept = every - len(places), sum(map(pairs.is_kept, {*range(every)} - {*places}))
-        values = len(pairs.converged_values())
-        shares = [
-            100 * v for s in findings.scores for v in s.outside_shares.values() if isfinite(v)
-        ]
-        facts = [
-            ("operator", pairs.operator),
-            ("pairs kept", f"{count(pairs.kept)} of {count(every)}"),
-            ("pairs converged", f"{count(len(places))} of {count(every)}"),
-            ("kept pairs below 0", count(sum(r["kept"] and r["value"] < 0 for r in rows["ritz"]))),
-            ("damping λ", f"{pairs.damping:g}"),
-            ("outside the pairs", OUTSIDE.get(pairs.complement, "")),
-            ("mean eigenvalue of the rest μ", number(pairs.complement_mean)),
-            (
-                "classic scores' variance from there",
-                f"{min(shares):.1f} to {max(shares):.1f} %" if shares else "",
-            ),
-            ("trace (estimated)", number(pairs.trace)),
-            ("where θ + λ ≤ 0", pairs.policy),
-            ("pairs that this acted on", count(pairs.dropped) if pairs.policy else ""),
-            ("orthogonality max |QᵀQ − I|", number(pairs.orthogonality)),
-            ("asymmetry ‖T − Tᵀ‖ / ‖T‖", number(pairs.asymmetry)),
-        ]
-    terms_kept = len(pairs.values_K) if pairs is not None else 0
-    after = [r["lowered_max_pct"] for r in terms if r["terms"] > terms_kept]
+def _curvature(findings: Findings, rows: Tables) -> list[Item]:
+    words, pairs, terms = words_of(findings), findings.ritz, rows.get("truncation", [])
+    if pairs is None:
+        return []
+    places, every = pairs.converged(), len(pairs.values_K)
+    kept = sum(pairs.is_kept(k) for k in {*range(every)} - {*places})
+    negative = sum(r["kept"] and r["value"] < 0 for r in rows["ritz"])
+    outside = [100 * v for s in findings.scores for v in s.outside_shares.values() if isfinite(v)]
+    share = f"{min(outside):.1f} to {max(outside):.1f} %" if outside else ""
+    facts = [
+        ("operator", pairs.operator),
+        ("pairs kept", f"{count(pairs.kept)} of {count(every)}"),
+        ("pairs converged", f"{count(len(places))} of {count(every)}"),
+        ("kept pairs below 0", count(negative)),
+        ("damping λ", f"{pairs.damping:g}"),
+        ("outside the pairs", words.of("outside").get(pairs.complement, "")),
+        ("mean eigenvalue of the rest μ", number(pairs.complement_mean)),
+        ("classic scores' variance from there", share),
+        ("trace (estimated)", number(pairs.trace)),
+        ("where θ + λ ≤ 0", pairs.policy),
+        ("pairs that this acted on", count(pairs.dropped) if pairs.policy else ""),
+        ("orthogonality max |QᵀQ − I|", number(pairs.orthogonality)),
+        ("asymmetry ‖T − Tᵀ‖ / ‖T‖", number(pairs.asymmetry)),
+    ]
     solves = [
         Column("target", "target", identifier, kind="stub"),
         text("loss", "loss"),
@@ -315,74 +211,35 @@ def _curvature(findings: Findings, rows: Tables) -> Section:
         Column("steps", "steps", count),
         Column("relative residual", "residual"),
     ]
-    return Section("curvature", "Curvature", [
-        Figure(
-            "ritz",
-            f"Spectrum of the {pairs.operator if pairs else 'curvature'}",
-            f"The Ritz pairs that have converged; {count(out)} have not, their residual above a "
-            f"tenth of the value's size, and {count(kept)} of those are kept all the same. A flat "
-            "tail means that keeping more changes little.",
-            partial(machine_figures.ritz, findings),
-            "ritz",
-        ),
-        Figure(
-            "truncation",
-            "By how much each Ritz value lowers the truncation bound",
-            "The bound on what truncating to k terms loses, for ‖θ‖ = 1: a reconstruction of "
-            f"Schioppa et al. 2022, Lemma 1, from the {count(values)} Ritz values of "
-            f"{count(len(pairs.all_values) if pairs else 0)} Krylov steps that have converged. "
-            "They alone enter: where they end, the Frobenius norm has nothing left. Beyond the "
-            f"{count(terms_kept)} kept, no term lowers the largest value by more than "
-            f"{fixed(max(after, default=0.0))} %.",
-            partial(machine_figures.truncation, terms, terms_kept),
-            "truncation",
-        ),
+    after = max((r["lowered_max_pct"] for r in terms if r["terms"] > every), default=0.0)
+    steps, values = count(len(pairs.all_values)), count(len(pairs.converged_values()))
+    bound = {"values": values, "steps": steps, "terms": count(every), "after": fixed(after)}
+    ritz = {"operator": pairs.operator, "out": count(every - len(places)), "kept": count(kept)}
+    return [
+        words.figure("ritz", partial(machine_figures.ritz, findings), **ritz),
+        words.figure("truncation", partial(machine_figures.truncation, terms, every), **bound),
         Facts(facts),
-        Table("Refined queries: how each solve ended", rows["solves"], solves, "solves"),
-    ])  # fmt: skip
+        words.table("solves", rows["solves"], solves),
+    ]
 
 
-def _training(findings: Findings, rows: Tables) -> Section:
+def _training(findings: Findings, rows: Tables) -> list[Item]:
     label = findings.training.label if findings.training else ""
-    draw, said = partial(machine_figures.training, rows["training"], label), "Pale: each step."
-    title = f"{label[:1].upper()}{label[1:]} by step"
-    figure = Figure("training", title, f"{said} Solid: running mean.", draw, "training")
-    return Section("training", "Training", [figure])
+    draw = partial(machine_figures.training, rows["training"], label)
+    return [words_of(findings).figure("training", draw, label=label)]
 
 
-def _cost(rows: Tables) -> Section:
-    total = rows["costs"][-1] if rows["costs"] else {"seconds": 0, "worker_seconds": 0, "bytes": 0}
-    said = (
-        f"{duration(total['seconds'])} in all, {duration(total['worker_seconds'])} of worker time"
-    )
-    caption = f"{said}, {size(total['bytes'])} stored."
-    draw = partial(machine_figures.costs, rows["costs"])
-    figure = Figure("costs", "Wall time by stage [s]", caption, draw, "costs")
-    return Section("cost", "Cost", [figure, provenance.costs(rows["costs"])])
+def _cost(findings: Findings, rows: Tables) -> list[Item]:
+    total, draw = (rows["costs"] or [{}])[-1], partial(machine_figures.costs, rows["costs"])
+    spent = {k: duration(total.get(k)) for k in ("seconds", "worker_seconds")}
+    spent["bytes"] = size(total.get("bytes"))
+    return [words_of(findings).figure("costs", draw, **spent), provenance.costs(rows["costs"])]
 
 
-def _reading(findings: Findings) -> Section:
-    metric = findings.metric
-    gap = f"There is no reference: the gap is {metric.name} itself, and the reduction is the part"
-    if metric.reference:
-        gap = f"A target's gap is ({metric.name} − reference) / reference, with the "
-        gap += f"{metric.reference} as reference. Gap closed is the part"
-    return Section("reading", "How to read this", [Bullets([
-        ("Gap.", f"{gap} of it that fine-tuning removed, in %; below 0 it grew."),
-        (
-            "Scores.",
-            "Above 0: training on the sample lowers the target's loss (helpful). Below 0: it "
-            "raises it (harmful).",
-        ),
-        (
-            "Intervals.",
-            f"95 % percentile bootstrap, {count(RESAMPLES)} draws: targets are drawn with "
-            "replacement, those under the same conditions together, then the trials of each. ± is "
-            "one sample standard deviation over trials.",
-        ),
-        (
-            "Paired trials.",
-            "Same target and same seed, another selection. If the interval of the difference "
-            "includes zero, the run does not show a difference.",
-        ),
-    ])])  # fmt: skip
+def _reading(findings: Findings, rows: Tables) -> Bullets:
+    words = words_of(findings)
+    gap = words.say("gap", "relative" if findings.metric.reference else "absolute")
+    numbers = dict(words.numbers) | {"gap": gap}
+    tried = [r["selection"] for r in rows["summary"] if r["selection"] in findings.descriptions]
+    told = [(f"{name[:1].upper()}{name[1:]}:", findings.descriptions[name]) for name in tried]
+    return Bullets([(lead, rest.format(**numbers)) for lead, rest in words.of("reading")] + told)

@@ -1,6 +1,7 @@
 """Stage report: from the run's committed arrays to one page, its tables and its raw numbers."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,30 +44,25 @@ def write(session: Session) -> None:
 
 def findings(session: Session) -> of.Findings:
     """Everything that the page shows, read from committed arrays."""
-    words, task, settings = results.wording(session), session.task, session.settings
-    headline = results.run_families(session)[0]
-    others = results.non_target_means(session)
-    title = settings.report.title or f"Training {words.noun} that help, and the gain from them"
+    words, settings = results.wording(session), session.settings
+    headline, head = results.run_families(session)[0], settings.actions
+    names = {f"non_target_{k}": v for k, v in results.non_target_means(session).items()}
+    loss = head.loss or session.outline.losses[0]
+    beside = session.beside.items()
+    more = [f"{name}: {text}" for name, inner in beside for text in warnings(inner)]
+    label = words.baseline_label
     return of.Findings(
-        title=title,
-        task=_sentence(session, words),
-        question=words.question,
-        metric=of.MetricInfo(
-            name=words.metric, reference=words.reference,
-            baseline=words.baseline_label, axis=words.axis, log=words.log,
-        ),
-        headline=of.Headline(
-            loss=settings.actions.loss or session.outline.losses[0],
-            variant=settings.actions.variant, noun=words.noun, pool=settings.actions.pool,
-            steps=settings.actions.steps, update=settings.actions.update,
-            aim=settings.actions.aim,
-        ),
+        settings.report.title or f"Training {words.noun} that help, and the gain from them",
+        _sentence(session, words),
+        words.question,
+        of.MetricInfo(words.metric, words.reference, label, words.axis, words.log),
+        of.Headline(loss, head.variant, head.update, head.aim, words.noun, head.pool, head.steps),
         outcomes=results.outcomes(session, headline),
         families=results.page_families(session),
         descriptions=_descriptions(session, words),
         targets=_targets(session, words),
         evaluation=_evaluation_points(session),
-        axis_curves=results.axis_curves(session, headline) if task.axis else None,
+        axis_curves=results.axis_curves(session, headline),
         scores=_score_sets(session),
         top_samples=_top_samples(session, words),
         ritz=_ritz(session),
@@ -74,54 +70,45 @@ def findings(session: Session) -> of.Findings:
         attributions=attribution.attributions(session),
         training=_training(session),
         costs=stage_costs(session),
-        non_target_before=others["before"],
-        non_target_reference=others.get("reference"),
-        non_target_baseline=others.get("baseline"),
         label=f"{session.outline.training_rows:,} {words.noun}",
         data=session.keys["data"],
-        beside={name: findings(inner) for name, inner in session.beside.items()},
+        beside={name: findings(inner) for name, inner in beside},
         published=() if session.name else words.published,
         deviations=[*words.deviations, *deviations(session)],
-        warnings=[*warnings(session), *_beside(session)],
+        warnings=[*warnings(session), *more],
         quarantined=quarantined(session),
         provenance=provenance_of(session),
-    )  # fmt: skip
-
-
-def _beside(session: Session) -> list[str]:
-    """The warnings of the runs beside this one, each with the run's name."""
-    return [f"{name}: {text}" for name, inner in session.beside.items() for text in warnings(inner)]
+        **names,
+    )
 
 
 def _sentence(session: Session, words: Wording) -> str:
     settings, outline = session.settings, session.outline
-    model = f"{outline.shapes.parameters:,}-parameter"
+    model = f"{outline.shapes.parameters:,}-parameter {type(session.fresh_model()).__name__}"
     rows, every = gradients.scored_rows(outline), outline.training_rows
     scored = "each of them" if rows == every else f"{rows:,} of the training {words.noun}"
-    criterion = settings.targets.criterion
-    largest = "with the largest gap" + (f" ({criterion})" if criterion != "relative" else "")
-    most = settings.targets.per_condition
+    criterion, most = settings.targets.criterion, settings.targets.per_condition
+    chosen = "with the largest gap" + (f" ({criterion})" if criterion != "relative" else "")
     if most and hasattr(session.task, "conditions"):
-        largest += f", at most {most} under the same conditions"
+        chosen += f", at most {most} under the same conditions"
     if session.name and session.context["chosen_in"]["evaluate"] != session.keys["evaluate"]:
-        largest = "that the run improves"
-    chosen = "named in the settings" if settings.targets.ids else largest
+        chosen = "that the run improves"
+    if settings.targets.ids:
+        chosen = "named in the settings"
     pairs = len(queries.damped_spectrum(session).values_K)
     limit = "" if settings.actions.stop is None else "at most "
     return (
-        f"A {model} {type(session.fresh_model()).__name__} was trained for "
-        f"{settings.train.steps:,} steps on {every:,} {words.noun}; the influence "
-        f"of {scored} on the "
-        f"{len(evaluate.chosen_targets(session).ids)} evaluation {words.noun} {chosen} "
-        f"was estimated from {pairs} Ritz pair{'' if pairs == 1 else 's'} of the "
-        f"{OPERATORS[settings.curvature.kind]}, "
-        f"and the model was fine-tuned for {limit}{settings.actions.steps} steps of "
-        f"{settings.actions.batch_size} {words.noun} on what the scores chose."
+        f"A {model} was trained for {settings.train.steps:,} steps on {every:,} {words.noun}; the "
+        f"influence of {scored} on the {len(evaluate.chosen_targets(session).ids)} evaluation "
+        f"{words.noun} {chosen} was estimated from {pairs} Ritz pair{'' if pairs == 1 else 's'} of "
+        f"the {OPERATORS[settings.curvature.kind]}, and the model was fine-tuned for "
+        f"{limit}{settings.actions.steps} steps of {settings.actions.batch_size} {words.noun} on "
+        "what the scores chose."
     )
 
 
 def _descriptions(session: Session, words: Wording) -> dict[str, str]:
-    """Each selection as the subject of a sentence."""
+    """What each selection is."""
     settings = session.settings.actions
     score = f"{settings.variant} score for the target"
     return {
@@ -138,21 +125,26 @@ def _named(session: Session, name: str, value: float) -> float | str:
     return named[place] if 0 <= place < len(named) else float(value)
 
 
+def _columns(session: Session, words: Wording, found: Mapping[str, Any], row: int) -> Row:
+    """The row's columns that the task wants shown."""
+    return {n: _named(session, n, float(found[n][row])) for n in words.columns if n in found}
+
+
 def _targets(session: Session, words: Wording) -> list[of.Target]:
     task, columns = session.task, evaluate.evaluation(session)
     chosen = evaluate.chosen_targets(session)
+
+    def known(name: str | None, row: int) -> float | None:
+        return float(columns[name][row]) if name and name in columns else None
+
     return [
         of.Target(
-            id=int(row),
-            metric=float(columns[task.metric][row]),
-            gap=float(gap),
-            reference=float(columns[task.reference][row]) if task.reference else None,
-            axis=float(columns[task.axis][row]) if task.axis else None,
-            baseline=float(columns[words.baseline][row]) if words.baseline in columns else None,
-            columns={n: _named(session, n, columns[n][row]) for n in words.columns if n in columns},
+            int(row), float(columns[task.metric][row]), float(gap), known(task.reference, row),
+            known(task.axis, row), _columns(session, words, columns, row),
+            known(words.baseline, row),
         )
         for row, gap in zip(chosen.ids, chosen.gaps, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def _evaluation_points(session: Session) -> of.EvaluationPoints:
@@ -178,23 +170,18 @@ def _evaluation_points(session: Session) -> of.EvaluationPoints:
 
 def _score_sets(session: Session) -> list[of.ScoreSet]:
     nonpositive, shares = scores.nonpositive_counts(session), scores.outside_shares(session)
-    ids = evaluate.chosen_targets(session).ids
-    return [
-        of.ScoreSet(
-            loss,
-            variant,
-            dict(zip(ids.tolist(), scores.stored_scores(session, loss, variant), strict=True)),
-            nonpositive[f"{loss}.{variant}"],
-            dict(zip(ids.tolist(), shares[loss])) if variant == "classic" else {},
-        )
-        for loss in session.outline.losses
-        for variant in VARIANTS
-    ]
+    ids, found = evaluate.chosen_targets(session).ids.tolist(), []
+    for loss in session.outline.losses:
+        for variant in VARIANTS:
+            by_target = dict(zip(ids, scores.stored_scores(session, loss, variant), strict=True))
+            outside = dict(zip(ids, shares[loss])) if variant == "classic" else {}
+            lost = nonpositive[f"{loss}.{variant}"]
+            found.append(of.ScoreSet(loss, variant, by_target, lost, outside))
+    return found
 
 
 def _top_samples(session: Session, words: Wording) -> list[Row]:
-    settings = session.settings.actions
-    found = []
+    settings, found = session.settings.actions, list[Row]()
     for rank, target in enumerate(evaluate.chosen_targets(session).ids.tolist()):
         scores_N = scores.stored_scores(session, settings.loss, settings.variant)[rank]
         order = np.argsort(-np.where(np.isfinite(scores_N), scores_N, -np.inf), kind="stable")
@@ -204,20 +191,20 @@ def _top_samples(session: Session, words: Wording) -> list[Row]:
         batch = session.task.batch("train", rows)
         places = [*range(1, len(best) + 1), *range(-1, -len(worst) - 1, -1)]
         for i, (place, row) in enumerate(zip(places, rows.tolist(), strict=True)):
-            shown = {n: _named(session, n, float(batch[n][i])) for n in words.columns if n in batch}
             own = {"target": target, "rank": place, "id": row, "score": float(scores_N[row])}
-            found.append(own | {"columns": shown})
+            found.append(own | {"columns": _columns(session, words, batch, i)})
     return found
 
 
 def _ritz(session: Session) -> of.Ritz:
     pairs, spectrum = curvature.stored_pairs(session), queries.damped_spectrum(session)
     values_M, _, residuals_M = projected_pairs(pairs.hessenberg)
+    places, count = spectrum.kept, len(pairs.values)
     return of.Ritz(
         values_K=pairs.values.tolist(),
         residuals_K=pairs.residuals.tolist(),
         kept=len(spectrum.values_K),
-        kept_K=_kept(len(pairs.values), spectrum.kept),
+        kept_K=[places is None or place in places for place in range(count)],
         damping=spectrum.damping,
         complement=session.settings.scores.complement,
         complement_mean=spectrum.complement,
@@ -232,10 +219,6 @@ def _ritz(session: Session) -> of.Ritz:
     )
 
 
-def _kept(count: int, places: Sequence[int] | None) -> list[bool]:
-    return [places is None or place in places for place in range(count)]
-
-
 def _solves(session: Session) -> list[Row]:
     ids = evaluate.chosen_targets(session).ids
     return [
@@ -246,8 +229,6 @@ def _solves(session: Session) -> list[Row]:
 
 
 def _training(session: Session) -> of.TrainingCurve | None:
-    loss = train.loss_curve(session)
-    if not len(loss):
-        return None
-    label = f"training loss ({session.outline.losses[0]})"
-    return of.TrainingCurve(list(range(1, len(loss) + 1)), loss.tolist(), label)
+    loss, label = train.loss_curve(session), f"training loss ({session.outline.losses[0]})"
+    steps = list(range(1, len(loss) + 1))
+    return of.TrainingCurve(steps, loss.tolist(), label) if len(loss) else None

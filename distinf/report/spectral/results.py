@@ -1,10 +1,12 @@
 """From the fine-tuning jobs' committed arrays to outcomes: what each arm did."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from distinf.report.spectral import findings as page
+from distinf.report.spectral.findings import AxisCurves, Outcome
+from distinf.report.spectral.findings import Family as Shown
 from distinf.runtime import Unit
 from distinf.spectral import actions, evaluate
 from distinf.spectral.arms import Arm, Family, arm_of, families, family_jobs
@@ -19,7 +21,7 @@ def wording(session: Session) -> Wording:
     return given if isinstance(given, Wording) else Wording(metric=session.task.metric)
 
 
-def headline_outcomes(session: Session) -> list[page.Outcome]:
+def headline_outcomes(session: Session) -> list[Outcome]:
     """Of the headline's family."""
     return outcomes(session, run_families(session)[0])
 
@@ -34,7 +36,7 @@ def chosen_jobs(session: Session, family: Family) -> list[Unit]:
     return family_jobs(session.outline, family, len(evaluate.chosen_targets(session).ids))
 
 
-def outcomes(session: Session, family: Family) -> list[page.Outcome]:
+def outcomes(session: Session, family: Family) -> list[Outcome]:
     """One per job and target of it: gap reduction (Eq. 10), and what it did to other rows."""
     return [
         outcome
@@ -43,102 +45,97 @@ def outcomes(session: Session, family: Family) -> list[page.Outcome]:
     ]
 
 
-def page_families(session: Session) -> list[page.Family]:
+def page_families(session: Session) -> list[Shown]:
     """The experiments beside the headline, as the page takes them."""
     found = []
     for family in run_families(session)[1:]:
         several = any(arm.aim == "multi-target" for arm, _, _ in family.members)
-        curves = axis_curves(session, family) if several and session.task.axis else None
-        found.append(page.Family(family.name, family.varied, outcomes(session, family), curves))
+        curves = axis_curves(session, family) if several else None
+        found.append(Shown(family.name, family.varied, outcomes(session, family), curves))
     return found
 
 
-def axis_curves(session: Session, family: Family) -> page.AxisCurves:
-    """Means per bin over the non-targets, which every job evaluated; a curve for each arm."""
+def axis_curves(session: Session, family: Family) -> AxisCurves | None:
+    """Means per bin over the non-targets, which every job evaluated; a curve for each arm.
+
+    Where arms of one selection differ in more, the first of them stands. None without an axis.
+    """
     task, columns = session.task, evaluate.evaluation(session)
-    words, bins = wording(session), session.settings.report.bins
-    ids = actions.non_target_ids(session)
-    x = columns[str(task.axis)][ids]
+    if not task.axis:
+        return None
+    ids, bins = actions.non_target_ids(session), session.settings.report.bins
+    x = columns[task.axis][ids]
     edges = np.linspace(x.min(), np.nextafter(x.max(), np.inf), bins + 1)
     place = np.clip(np.digitize(x, edges) - 1, 0, bins - 1)
     counts = np.bincount(place, minlength=bins)
     used = counts > 0
-
-    def binned(values: np.ndarray) -> list[float]:
-        sums = np.bincount(place, weights=values, minlength=len(counts))
-        return (sums[used] / counts[used]).tolist()
-
-    curves = {"before": binned(columns[task.metric][ids])}
-    if task.reference:
-        curves["reference"] = binned(columns[task.reference][ids])
-    if words.baseline and words.baseline in columns:
-        curves["baseline"] = binned(columns[words.baseline][ids])
-    for name, jobs in _by_curve(session, family).items():
-        after = [session.arrays(job, ["others"])["others"] for job in jobs]
-        curves[name] = binned(np.mean(after, axis=0))
-    centres = (edges[:-1] + edges[1:]) / 2
-    draws = len(np.unique(evaluate.conditions(columns, task)[ids]))
-    return page.AxisCurves(centres[used].tolist(), counts[used].tolist(), curves, draws)
-
-
-def _by_curve(session: Session, family: Family) -> Mapping[str, list[Unit]]:
-    """Jobs by selection; where arms differ in more, the first arm of each selection stands."""
-    found: dict[str, list[Unit]] = {}
-    arms: dict[str, Arm] = {}
+    named = {"before": task.metric, **_untuned(session)}
+    values = {name: columns[column][ids] for name, column in named.items()}
+    jobs: dict[str, list[Unit]] = {}
+    first: dict[str, Arm] = {}
     for job in chosen_jobs(session, family):
         arm = arm_of(job)
-        if arms.setdefault(arm.selection, arm) == arm:
-            found.setdefault(arm.selection, []).append(job)
-    return found
+        if first.setdefault(arm.selection, arm) == arm:
+            jobs.setdefault(arm.selection, []).append(job)
+    for name, mine in jobs.items():
+        values[name] = np.mean([session.arrays(j, ["others"])["others"] for j in mine], axis=0)
+    sums = {k: np.bincount(place, weights=v, minlength=len(counts)) for k, v in values.items()}
+    curves = {name: (total[used] / counts[used]).tolist() for name, total in sums.items()}
+    centres = (edges[:-1] + edges[1:]) / 2
+    draws = len(np.unique(evaluate.conditions(columns, task)[ids]))
+    return AxisCurves(centres[used].tolist(), counts[used].tolist(), curves, draws)
 
 
-def _of(session: Session, job: Unit) -> list[page.Outcome]:
-    arm = arm_of(job)
-    stored = session.arrays(job)
+def _untuned(session: Session) -> dict[str, str]:
+    """Role -> column of the reference and the baseline, those that were measured."""
+    names = {"reference": session.task.reference, "baseline": wording(session).baseline}
+    return {k: n for k, n in names.items() if n in evaluate.evaluation(session)}
+
+
+def non_target_means(session: Session) -> dict[str, float]:
+    """The non-targets' mean metric before fine-tuning, their mean reference and baseline."""
+    ids, columns = actions.non_target_ids(session), evaluate.evaluation(session)
+    found = {k: finite_mean(columns[n][ids]) for k, n in _untuned(session).items()}
+    return {"before": finite_mean(actions.non_targets_before(session)), **found}
+
+
+def _of(session: Session, job: Unit) -> list[Outcome]:
+    arm, stored = arm_of(job), session.arrays(job)
     targets = evaluate.chosen_targets(session)
-    others, before = stored["others"], actions.non_targets_before(session)
+    after, before = finite_mean(stored["others"]), finite_mean(actions.non_targets_before(session))
     reference = finite_mean(_reference(session, actions.non_target_ids(session)))
     found = []
     for column, rank in enumerate(job_ranks(job)):
         metric = stored["metric_by_step"][:, column]
         genie = _reference(session, targets.ids[[rank]])[0]
-        found.append(
-            page.Outcome(
-                selection=arm.selection,
-                target=int(targets.ids[rank]),
-                condition=int(targets.conditions[rank]),
-                seed=job.job["seed"],
-                gap_reduction_pct=gap_reduction(metric[0], metric[-1], genie),
-                metric_by_step=metric.tolist(),
-                sibling_change_pct=_change_pct(*stored["siblings"][::-1, column]),
-                fresh_change_pct=_change_pct(*stored["fresh"][::-1, column]),
-                non_target_change_pct=_change_pct(finite_mean(others), finite_mean(before)),
-                loss=arm.loss if arm.variant else "",
-                variant=arm.variant,
-                update=arm.update,
-                aim=arm.aim,
-                order=arm.order,
-                pool=arm.pool or None,
-                lr=arm.newton_lr or arm.lr,
-                adapter=arm.adapter,
-                settings=_other_settings(arm),
-                non_target_metric=finite_mean(others),
-                non_target_gap_reduction_pct=gap_reduction(
-                    finite_mean(before), finite_mean(others), reference
-                ),
-            )
+        outcome = Outcome(
+            selection=arm.selection,
+            target=int(targets.ids[rank]),
+            condition=int(targets.conditions[rank]),
+            seed=job.job["seed"],
+            gap_reduction_pct=gap_reduction(metric[0], metric[-1], genie),
+            metric_by_step=metric.tolist(),
+            sibling_change_pct=_change_pct(*stored["siblings"][::-1, column]),
+            fresh_change_pct=_change_pct(*stored["fresh"][::-1, column]),
+            non_target_change_pct=_change_pct(after, before),
+            loss=arm.loss if arm.variant else "",
+            pool=arm.pool or None,
+            lr=arm.newton_lr or arm.lr,
+            settings=_other_settings(arm),
+            non_target_metric=after,
+            non_target_gap_reduction_pct=gap_reduction(before, after, reference),
+            **{k: getattr(arm, k) for k in ("variant", "update", "aim", "order", "adapter")},
         )
+        found.append(outcome)
     return found
 
 
-def _other_settings(arm: Arm) -> dict[str, float | int | str]:
+def _other_settings(arm: Arm) -> dict[str, Any]:
     """The arm's settings that Outcome has no field for."""
-    found: dict[str, float | int | str] = {"steps": arm.steps, "batch_size": arm.batch_size}
-    found |= {"weight_decay": arm.weight_decay, "optimizer": arm.optimizer, "retain": arm.retain}
-    if arm.stop is not None:
-        found["stop"] = arm.stop
-    names = ("newton_lr", "newton_pairs", "newton_solves") if arm.newton_lr else ()
-    return found | {name: getattr(arm, name) for name in names}
+    names = ["steps", "batch_size", "weight_decay", "optimizer", "retain"]
+    names += ["stop"] if arm.stop is not None else []
+    names += ["newton_lr", "newton_pairs", "newton_solves"] if arm.newton_lr else []
+    return {name: getattr(arm, name) for name in names}
 
 
 def gap_reduction(before: float, after: float, reference: float) -> float:
@@ -153,14 +150,6 @@ def finite_mean(values: np.ndarray) -> float:
     return float(finite.mean()) if len(finite) else float("nan")
 
 
-def non_target_means(session: Session) -> dict[str, float]:
-    """The non-targets' mean metric before fine-tuning, their mean reference and baseline."""
-    ids, columns = actions.non_target_ids(session), evaluate.evaluation(session)
-    names = {"reference": session.task.reference, "baseline": wording(session).baseline}
-    found = {k: finite_mean(columns[n][ids]) for k, n in names.items() if n in columns}
-    return {"before": finite_mean(actions.non_targets_before(session)), **found}
-
-
 def _change_pct(after: float, before: float) -> float | None:
     """Percent change; None where there is nothing to compare with, or no number."""
     if not before > 0 or not np.isfinite(after):
@@ -169,6 +158,5 @@ def _change_pct(after: float, before: float) -> float | None:
 
 
 def _reference(session: Session, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    name = session.task.reference
-    columns = evaluate.evaluation(session)
+    name, columns = session.task.reference, evaluate.evaluation(session)
     return columns[name][ids].astype(np.float64) if name else np.zeros(len(ids))
