@@ -20,11 +20,10 @@ from distinf.numerics.aggregation import aggregate, alike
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.metrics import ndr, ndr_auc
 from distinf.numerics.parameters import Layout
-from distinf.report.gram import free_rankings, report
-from distinf.report.gram import gathering as findings
+from distinf.report.gram import findings, free_rankings, report
+from distinf.report.gram.page import answer
 from distinf.report.gram.report import summary_lines
 from distinf.report.gram.tables import tables
-from distinf.report.gram.wording import answer
 from distinf.runtime import RuntimeSettings, open_runtime
 from tests.support import words_task
 
@@ -275,19 +274,19 @@ def test_rankings_that_cost_nothing_are_rated_like_the_estimators(run):
     found, noise = findings.findings(run), actions.flipped_rows(run, "words-0")
     own = free_rankings.own_columns(run, run.cell("words-0"))
     for made in found.free[:2]:
-        values = torch.from_numpy(-own[made.name.replace(" ", "_")])
-        assert made.ndr == ndr(values, torch.from_numpy(noise), 0.3)
-        assert made.auc == ndr_auc(values, torch.from_numpy(noise))
-    assert [(made.cell, made.name) for made in found.free] == [
+        values = torch.from_numpy(-own[made["configuration"].replace(" ", "_")])
+        assert made["ndr"] == ndr(values, torch.from_numpy(noise), 0.3)
+        assert made["auc"] == ndr_auc(values, torch.from_numpy(noise))
+    assert [(made["cell"], made["configuration"]) for made in found.free] == [
         (cell, name) for cell in ("words-0", "words-1") for name in ("own loss", "gradient norm")
     ]
     told = " ".join(summary_lines(run))
     assert re.search(r"at no cost beside it: own loss \d+%, gradient norm \d+%", told)
     probabilities = gradients.columns(run, "words-0", TRAIN, gradients.PREDICTED)
     np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-6)
-    wrong = [cell.suggested_wrong for cell in found.cells]
+    wrong = [cell["suggested_wrong"] for cell in found.cells]
     assert f"about {sum(wrong)} of 120 labels are wrong" in told
-    assert f"about {sum(wrong)} of 120 labels are wrong" in answer(found, tables(found)).text
+    assert f"about {sum(wrong)} of 120 labels are wrong" in answer(found, tables(found))[1][-1]
 
 
 @pytest.mark.parametrize(("ahead", "said"), [(True, True), (False, False)])
@@ -306,7 +305,7 @@ def test_it_is_said_where_influence_finds_no_more_than_what_costs_nothing(
 
 
 def test_cancellation_by_norms_is_that_of_whole_groups(run):
-    found = {(c.cell, c.group): c for c in findings.findings(run).cancellation}
+    found = {(c["cell"], c["group"]): c for c in findings.findings(run).cancellation}
     for name, cell in run.outline.cells.items():
         train_of, _ = dense(run, name)
         assert max(map(len, cell.groups.values())) > 1
@@ -314,8 +313,8 @@ def test_cancellation_by_norms_is_that_of_whole_groups(run):
             grads_NP = torch.cat([train_of[block] for block in members], 1)
             by_norms = grads_NP.norm(dim=1).sum() / grads_NP.sum(0).norm()
             l1 = grads_NP.abs().sum() / grads_NP.sum(0).abs().sum()
-            assert found[name, group].norm == pytest.approx(float(by_norms), rel=1e-4)
-            assert found[name, group].l1 == pytest.approx(float(l1), rel=1e-4)
+            assert found[name, group]["norm"] == pytest.approx(float(by_norms), rel=1e-4)
+            assert found[name, group]["l1"] == pytest.approx(float(l1), rel=1e-4)
 
 
 @pytest.mark.parametrize(("most", "warned"), [(0.0, False), (1.0, True)])
@@ -336,10 +335,12 @@ def test_rates_are_at_the_share_that_is_filtered(run, tmp_path, share):
     session = session_of(Path(run.blobs.root), actions=raw)
     actions.run(session, open_runtime(RuntimeSettings(kind="local")))
     for found in findings.findings(session).scored:
-        scores_N = all_scores(run, run.cell(found.cell))[found.estimator, found.group, found.how]
-        flipped = run.task(found.cell).flipped()
+        scores_N = all_scores(run, run.cell(found["cell"]))[
+            tuple(found["configuration"].split("/"))
+        ]
+        flipped = run.task(found["cell"]).flipped()
         lowest = np.argsort(scores_N, kind="stable")[: int(share * len(scores_N))]
-        assert found.ndr == pytest.approx(flipped[lowest].sum() / flipped.sum())
+        assert found["ndr"] == pytest.approx(flipped[lowest].sum() / flipped.sum())
     lines = summary_lines(session)
     assert lines[0].startswith("warning: words-1: the model gets 8 of 12 queries right")  # first
     assert f"(random: {share:.0%})" in next(line for line in lines if "warning" not in line)
@@ -351,8 +352,8 @@ def test_chance_within_the_given_label_is_that_of_flips_moved_within_it(run):
     for name in run.outline.cells:
         task = run.task(name)
         labels, flipped = task.given(), task.flipped()
-        for found in [s for s in findings.findings(run).scored if s.cell == name][:2]:
-            scores_N = all_scores(run, run.cell(name))[found.estimator, found.group, found.how]
+        for found in [s for s in findings.findings(run).scored if s["cell"] == name][:2]:
+            scores_N = all_scores(run, run.cell(name))[tuple(found["configuration"].split("/"))]
             lowest = np.argsort(scores_N, kind="stable")[: int(share * len(scores_N))]
             rates = []
             for _ in range(2_000):
@@ -361,13 +362,14 @@ def test_chance_within_the_given_label_is_that_of_flips_moved_within_it(run):
                     moved[labels == label] = rng.permutation(flipped[labels == label])
                 rates.append(moved[lowest].sum() / flipped.sum())
             error = np.std(rates) / np.sqrt(len(rates))
-            assert found.within_labels == pytest.approx(np.mean(rates), abs=4 * error)
-    (cell,) = [c for c in findings.findings(run).cells if c.name == "words-1"]
-    assert cell.learned_nothing
-    assert cell.majority_queries == round(
+            assert found["within_labels"] == pytest.approx(np.mean(rates), abs=4 * error)
+    (cell,) = [c for c in findings.findings(run).cells if c["name"] == "words-1"]
+    assert cell["learned_nothing"]
+    assert cell["majority_queries"] == round(
         run.task("words-1").summary()["largest_class"][QUERY] * 12
     )
-    assert answer(findings.findings(run), tables(findings.findings(run))).lead.startswith("In ")
+    _, (lead, *_), _ = answer(findings.findings(run), tables(findings.findings(run)))
+    assert lead.startswith("In ")
 
 
 def test_a_trained_embedding_is_among_all_that_is_trained(tmp_path, monkeypatch):

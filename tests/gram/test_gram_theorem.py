@@ -10,7 +10,7 @@ from distinf.gram import paired
 from distinf.gram.session import QUERY, TRAIN
 from distinf.gram.tiles import slab_units
 from distinf.numerics.separation import GroupProducts, separations
-from distinf.report.gram import gathering as findings
+from distinf.report.gram import findings
 from distinf.report.gram.page import render
 from distinf.report.gram.tables import tables
 from tests.gram.test_gram_route import PLAIN, dense, scored, session_of
@@ -88,7 +88,7 @@ def test_they_stand_on_the_page_and_in_the_tables(run):
             assert row["more_pct"] == pytest.approx(100 * row["more"] / row["triples"])
     apart = [r for r in rows if r["theta"] != "any" and r["least_c"] == 2.0]
     assert sum(r["premises"] for r in apart) == every[2.0]["premises"]
-    assert "Theorem 5.1 of Vitel and Chhabra on this run" in render(found)
+    assert "Theorem 5.1 of Vitel and Chhabra on this run" in render(found, tables(found))
 
 
 def test_another_run_of_the_same_cells_takes_the_same_rows(run, tmp_path):

@@ -10,8 +10,7 @@ from distinf.gram import gram, scores, stopwatch, tiles
 from distinf.gram.blocks import SPARSE
 from distinf.gram.session import QUERY, TRAIN
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
-from distinf.report.gram import estimator_times
-from distinf.report.gram import gathering as findings
+from distinf.report.gram import findings
 from distinf.report.gram.page import render
 from distinf.report.gram.tables import tables
 from tests.gram.test_gram_route import scored, session_of
@@ -32,8 +31,8 @@ def run(tmp_path_factory):
 
 
 def times(session, name):
-    found = estimator_times.estimator_times(session, session.cell(name))
-    return {(t.estimator, t.group): t for t in found}
+    found = findings.estimator_times(session, session.cell(name))
+    return {(t["estimator"], t["group"]): t for t in found}
 
 
 def test_tracin_takes_its_blocks_part_of_the_products_and_its_own_sums(run):
@@ -50,9 +49,9 @@ def test_tracin_takes_its_blocks_part_of_the_products_and_its_own_sums(run):
                     if block.name in members:  # its products are read, and its scores added up
                         expected += products * shares[block.name] + 2 * ranges
             took = found["tracin", group]
-            assert took.wall_s == pytest.approx(expected)
-            assert took.processor_s == pytest.approx(2 * expected)
-            assert took.alone_s == pytest.approx(ranges * len(members))
+            assert took["wall_s"] == pytest.approx(expected)
+            assert took["processor_s"] == pytest.approx(2 * expected)
+            assert took["alone_s"] == pytest.approx(ranges * len(members))
 
 
 def test_groups_of_all_blocks_add_up_to_all_of_them(run):
@@ -61,9 +60,9 @@ def test_groups_of_all_blocks_add_up_to_all_of_them(run):
         parts = [g for g in cell.groups if g not in ("all", "embedding")]
         assert {b for g in parts for b in cell.groups[g]} == {*cell.groups["all"]}
         for estimator in ("tracin", "cosine", "datainf", "fisher"):
-            whole = sum(found[estimator, g].wall_s for g in parts)
-            assert found[estimator, "all"].wall_s == pytest.approx(whole)
-        assert found["datainf", "all"].wall_s > found["tracin", "all"].wall_s
+            whole = sum(found[estimator, g]["wall_s"] for g in parts)
+            assert found[estimator, "all"]["wall_s"] == pytest.approx(whole)
+        assert found["datainf", "all"]["wall_s"] > found["tracin", "all"]["wall_s"]
         words = {e for e, g in found if g == "embedding"}
         assert {"tracin-we-top10", "tracin-we-both10"} <= words
         assert not [g for e, g in found if e == "tracin-we-top10" and g != "embedding"]
@@ -81,7 +80,7 @@ def test_a_joint_inverse_counts_for_its_own_group_alone(run):
     every = [n for p in tiles.PHASES for u in tiles.phase_units(run.settings, cell, p)
              for n in run.record(u)["summary"][TOOK]]  # fmt: skip
     mine = [n["wall_s"] for n in every if n["of"] in blocks and "fisher-joint" in n["estimators"]]
-    assert found["fisher-joint", first].wall_s == pytest.approx(sum(mine) + 1.0)
+    assert found["fisher-joint", first]["wall_s"] == pytest.approx(sum(mine) + 1.0)
 
 
 def test_they_are_kept_with_the_work_and_stand_on_the_page_and_in_the_tables(run):
@@ -93,16 +92,16 @@ def test_they_are_kept_with_the_work_and_stand_on_the_page_and_in_the_tables(run
     rows = tables(found)["estimator_times"]
     assert {(r["estimator"], r["group"]) for r in rows} == set(before[0])
     row = next(r for r in rows if (r["estimator"], r["group"]) == ("datainf", "all"))
-    mean = sum(each["datainf", "all"].wall_s for each in before) / len(before)
+    mean = sum(each["datainf", "all"]["wall_s"] for each in before) / len(before)
     assert row["wall_s"] == pytest.approx(mean)
     assert row["cells"] == len(before)
-    assert "Wall time of each estimator, mean over cells" in render(found)
+    assert "Wall time of each estimator, mean over cells" in render(found, tables(found))
 
 
 def test_a_run_whose_records_are_older_has_no_such_table(run, monkeypatch):
     for module in (gram, scores):
         assert module.TOOK == TOOK
-    monkeypatch.setattr(estimator_times, "TOOK", "not noted then")
+    monkeypatch.setattr(findings, "TOOK", "not noted then")
     assert times(run, "words-0") == {}
     assert "estimator_times" not in tables(findings.findings(run))
 

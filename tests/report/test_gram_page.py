@@ -12,25 +12,29 @@ import numpy as np
 import pytest
 
 from distinf.report import formats
-from distinf.report.gram import summaries
-from distinf.report.gram.findings import (
-    CellFinding,
-    Correlation,
-    Findings,
-    FreeRanking,
-    Headline,
-    Provenance,
-    Retrained,
-    Scored,
-)
-from distinf.report.gram.page import DRAW, render
+from distinf.report.gram import configurations
+from distinf.report.gram import page as gram_page
+from distinf.report.gram.findings import Findings
+from distinf.report.gram.page import answer
 from distinf.report.gram.tables import tables
-from distinf.report.gram.wording import answer
+from distinf.report.provenance import Provenance
 from distinf.report.rows import json_text
 from tests.report.test_page import ATTACK, BROWSER, Document
-from tests.support.gram_findings import findings, plain_scores
+from tests.support.gram_findings import cell, findings, free, plain_scores, retrained, scored
 
-HEAD = Headline().name
+HEAD = Findings.headline
+HEAD_KEY = configurations.parts(HEAD)
+
+
+def render(made: Findings) -> str:
+    rows = tables(made)
+    return gram_page.render(made, rows, list(rows))
+
+
+def told(made: Findings) -> tuple[str, str]:
+    """The verdict, and the sentences of the answer."""
+    verdict, sentences, _ = answer(made, tables(made))
+    return verdict, " ".join(sentences).replace(formats.SPACE, " ")
 
 
 @pytest.fixture(scope="module")
@@ -57,74 +61,64 @@ def said(document: Document) -> str:
     return document.text.replace(formats.SPACE, " ")
 
 
-# Wording
+# The answer
 
 
-def with_rate(rate: float, **changes) -> Findings:
-    cells = [CellFinding("a", "a", 0, 1_000, 100, flips=200)]
-    scored = [Scored("a", "datainf", "all", "vote", rate, 0.6)]
-    return Findings("t", "t", cells=cells, scored=scored, **changes)
+def with_rate(rate: float, within: float | None = None, **changes) -> Findings:
+    made = {"cells": [cell(flips=200)]}
+    made["scored"] = [scored("a", HEAD_KEY, rate, 0.6, within_labels=within)]
+    return Findings("t", "t", **(made | changes))
 
 
 @pytest.mark.parametrize(
-    ("rate", "verdict", "words"),
+    ("rate", "within", "verdict"),
     [
-        (0.9, "better", "hold 90 % of the 200 rows"),
-        (0.33, "none", "no more than chance"),
-        (0.1, "worse", "fewer than the 30 % that chance would put there"),
+        (0.9, None, "better"),
+        (0.33, None, "none"),
+        (0.1, None, "worse"),
+        (0.57, 0.56, "none"),  # by one class being commoner among the wrong labels
+        (0.57, 0.302, "better"),  # labels that tell nothing
+        (0.57, 0.05, "better"),
     ],
 )
-def test_verdict_compares_with_random_rankings(rate, verdict, words):
-    found = with_rate(rate)
-    told = answer(found, tables(found))
-    assert told.verdict == verdict
-    assert words in told.lead.replace(formats.SPACE, " ")
+def test_verdict_compares_with_random_rankings_and_with_the_labels_alone(rate, within, verdict):
+    found, text = told(with_rate(rate, within))
+    assert found == verdict
+    assert f"hold {100 * rate:.0f} % of the 200 rows whose label is known to be wrong" in text
+    assert ("of the same labels at random 56 %" in text) is (within == 0.56)
+    _, _, cards = answer(with_rate(rate, within), tables(with_rate(rate, within)))
+    assert ("of the same labels: 56" in cards[0].detail) is (within == 0.56)
 
 
-def test_a_rate_that_the_labels_alone_give_is_none():
-    """An acceptability task where nothing was learned: 57 % found, by one class being commoner."""
-    scored = [Scored("a", "datainf", "all", "vote", 0.57, 0.6, within_labels=0.56)]
-    found = replace(with_rate(0.57), scored=scored)
-    told = answer(found, tables(found))
-    assert told.verdict == "none"
-    assert "rows of the same labels, drawn at random: 56 %" in told.lead.replace(formats.SPACE, " ")
-    assert "of the same labels: 56" in told.cards[0].detail
-    alike = [replace(scored[0], within_labels=0.302)]  # labels that tell nothing are not told
-    found = replace(found, scored=alike)
-    assert answer(found, tables(found)).verdict == "better"
-    assert "same labels" not in answer(found, tables(found)).text
-
-
-def unlearned(name: str, nothing: bool) -> CellFinding:
-    return CellFinding(
-        name, "a", 0, 1_000, 100, correct_queries=52, flips=200, majority_queries=51,
-        learned_nothing=nothing,
-    )  # fmt: skip
+def unlearned(name: str, nothing: bool):
+    sizes = {"correct_queries": 52, "majority_queries": 51, "flips": 200}
+    return cell(name, learned_nothing=nothing, **sizes)
 
 
 def test_a_model_no_better_than_one_class_is_told_before_any_rate():
-    found = replace(with_rate(0.9), cells=[unlearned("a", True)])
-    told = answer(found, tables(found))
-    assert told.verdict == "unknown"
-    assert told.lead.startswith("The model is no better than always saying the same class: it")
-    assert "52 of 100 queries right, and that class alone 51" in told.lead
-    assert "%" not in told.lead
-    assert told.sentences[0].startswith("The lowest")
+    found = with_rate(0.9, cells=[unlearned("a", True)])
+    verdict, (first, second, *_), _ = answer(found, tables(found))
+    assert verdict == "unknown"
+    assert "1 of 1 cells the model is no better than always saying the same class" in first
+    assert "52 of 100 queries right, by that class alone 51" in first
+    assert "%" not in first
+    assert second.startswith("The lowest")
     text = said(Document(render(found)))
     assert text.index("no better than always") < text.index("hold 90 %")
     several = replace(found, cells=[unlearned("a", True), unlearned("b", False)])
-    told = answer(several, tables(several))
-    assert told.lead.startswith("In 1 of 2 cells (a) the model is no better than")
-    assert told.verdict == "better"  # the other cell's model did learn
-    learned = replace(found, cells=[unlearned("a", False)])
-    assert answer(learned, tables(learned)).lead.startswith("The lowest")
+    verdict, (first, *_), _ = answer(several, tables(several))
+    assert first.startswith("In 1 of 2 cells the model is no better than")
+    assert verdict == "better"  # the other cell's model did learn
+    assert told(replace(found, cells=[unlearned("a", False)]))[1].startswith("The lowest")
 
 
 def test_both_chances_stand_beside_every_rate():
-    scored = [Scored("a", "datainf", "all", how, 0.5, 0.6, within_labels=w)
-              for how, w in (("vote", 0.44), ("mean", 0.31))]  # fmt: skip
-    free = [FreeRanking("a", "own loss", 0.4, 0.6, within_labels=0.37)]
-    found = replace(with_rate(0.5), scored=scored, free=free)
+    every = [
+        scored("a", ("datainf", "all", how), 0.5, 0.6, within_labels=w)
+        for how, w in (("vote", 0.44), ("mean", 0.31))
+    ]
+    alone = [free("a", "own loss", 0.4, 0.6, within_labels=0.37)]
+    found = with_rate(0.5, scored=every, free=alone)
     rows = tables(found)
     mine = {r["how"]: r for r in rows["detection"]}
     assert [mine[how]["chance_within_labels_pct"] for how in ("vote", "mean")] == [44.0, 31.0]
@@ -132,23 +126,22 @@ def test_both_chances_stand_beside_every_rate():
     assert rows["free_rankings"][0]["chance_within_labels_pct"] == 37.0
     document = Document(render(found))
     printed = [tuple(cell.replace(formats.SPACE, " ") for cell in row) for row in document.rows]
-    (line,) = [p for p in printed if p[:3] == ("datainf", "all", "vote")]
-    assert line[-3:-1] == ("30.0", "44.0")
+    lines = {p[-3:-1] for p in printed if p[:3] == ("datainf", "all", "vote")}
+    assert lines == {("30.0", "44.0")}
 
 
 def test_the_answer_quotes_the_tables(made, rows, document):
     text, found = said(document), {r["configuration"]: r for r in rows["accuracy"]}
     ndr = next(r for r in rows["detection"] if r["configuration"] == HEAD)["ndr_mean_pct"]
-    assert f"The lowest 30 % of the scores hold {formats.rounded(ndr)} % of the 5,400" in text
+    assert f"by datainf / all / vote hold {formats.rounded(ndr)} % of the 5,400" in text
     best = rows["detection"][0]
     assert best["configuration"] != HEAD
-    assert f"{summaries.spoken(best['configuration'])} found the most" in text
-    assert "the best of many is partly luck" in text
-    for name, words in ((HEAD, "the model reaches "), ("random", "against ")):
-        assert f"{words}{formats.fixed(found[name]['mean_pct'])} %" in text
+    assert f"{configurations.spoken(best['configuration'])} found the most" in text
+    assert f"the model reaches {formats.fixed(found[HEAD]['mean_pct'])} % test accuracy" in text
+    assert f"at random {formats.fixed(found['random']['mean_pct'])} %" in text
     points = formats.signed(found[HEAD]["vs_random_points"])
     assert f"{points} points on average (95 % interval" in text
-    assert "higher in 6 of 6 trials" in text
+    assert "higher in 6 of 6 trials." in text
 
 
 def test_rankings_that_cost_nothing_stand_beside_the_estimators(made, rows, document):
@@ -158,35 +151,32 @@ def test_rankings_that_cost_nothing_stand_beside_the_estimators(made, rows, docu
         spread = f"{formats.fixed(row['ndr_mean_pct'])} ± {formats.fixed(row['ndr_sd_pct'])}"
         (mine,) = (p for p in printed if p and p[0] == row["ranking"])
         assert "no influence" in mine
-        assert spread in mine
-        assert f"{formats.rounded(row['ndr_mean_pct'])} % by the {row['ranking']}" in text
+        assert any(value.startswith(spread) for value in mine)
+        assert f"{row['ranking']} {formats.rounded(row['ndr_mean_pct'])} %" in text
         assert any(r["configuration"] == row["ranking"] for r in rows["curves"])
 
 
-@pytest.mark.parametrize(("rate", "said"), [(0.9, False), (0.5, True)])
-def test_it_is_said_where_influence_is_no_better_than_what_costs_nothing(rate, said):
-    found = with_rate(rate, free=[FreeRanking("a", "own loss", 0.5, 0.6)])
-    told = answer(found, tables(found)).text
-    assert ("influence is no better here" in told) is said
+@pytest.mark.parametrize(("rate", "equal"), [(0.9, False), (0.5, True)])
+def test_it_is_said_where_influence_is_no_better_than_what_costs_nothing(rate, equal):
+    _, text = told(with_rate(rate, free=[free("a", "own loss", 0.5, 0.6)]))
+    assert ("influence is no better here" in text) is equal
 
 
 def test_the_count_of_wrong_labels_is_told_where_the_model_tells_classes():
-    cells = [CellFinding("a", "a", 0, 1_000, 100, suggested_wrong=87)]
-    found = plain_scores(cells=cells)
-    assert "about 87 of 1,000 labels are wrong" in answer(found, tables(found)).text
-    assert "labels are wrong (" not in answer(plain_scores(), tables(plain_scores())).text
+    _, text = told(plain_scores(cells=[cell(suggested_wrong=87)]))
+    assert "about 87 of 1,000 labels are wrong" in text
+    assert "labels are wrong (" not in told(plain_scores())[1]
 
 
 def test_few_trials_cannot_rule_out_chance():
-    few = findings(seeds=2, datasets=("qnli",), small=True)
-    told = answer(few, tables(few)).text
-    assert "fewer than 6 trials cannot rule out chance" in told
+    _, text = told(findings(seeds=2, datasets=("qnli",), small=True))
+    assert "fewer than 6 trials cannot rule out chance" in text
 
 
 def test_one_trial_has_neither_win_rates_nor_tests():
     one = findings(1, ("qnli",), small=True, methods_published=(), layers_published=())
     text = said(Document(render(one)))
-    assert "in one trial, too few to rule out chance" in text
+    assert "of 1 trials; fewer than 6 trials cannot rule out chance" in text
     assert "win rates, fronts and tests need several" in text
     assert "win rate" not in text.replace("win rates, fronts and tests need", "")
     assert "n/a" not in text
@@ -198,13 +188,11 @@ def test_printed_tables_equal_the_rows(document, rows):
     for row in rows["detection"]:
         spread = f"{formats.fixed(row['ndr_mean_pct'])} ± {formats.fixed(row['ndr_sd_pct'])}"
         mine = [p for p in printed if p[:3] == (row["estimator"], row["group"], row["how"])]
-        assert any(spread in p for p in mine)
+        assert any(value.startswith(spread) for p in mine for value in p)
     for row in rows["ranking"]:
         assert any(p[:2] == (str(row["rank"]), str(row["row"])) for p in printed)
     for row in rows["cancellation"]:
-        assert any(
-            p[0] == row["group"] and formats.number(row["median"]) in p for p in printed if p
-        )
+        assert any(formats.number(row["median"]) == p[2] for p in printed if len(p) == 6)
 
 
 # What is not there
@@ -223,18 +211,16 @@ def test_scores_of_a_users_own_rows_make_a_page():
 
 
 def test_retraining_without_known_noise_is_told():
-    cells = [CellFinding(f"a{k}", "a", k, 100, 10) for k in range(6)]
+    cells = [cell(f"a{k}", "a", k) for k in range(6)]
     trained = [
-        Retrained(c.name, name, top + c.seed / 1_000, top, 70)
+        retrained(c["name"], name, top + c["seed"] / 1_000, top)
         for c in cells
         for name, top in ((HEAD, 0.8), ("random", 0.7))
     ]
     found = Findings("t", "t", cells=cells, retrained=trained)
-    told = answer(found, tables(found))
-    assert told.verdict == "better"
-    assert "without the lowest 30 % of rows by datainf / all / vote" in told.lead.replace(
-        formats.SPACE, " "
-    )
+    verdict, text = told(found)
+    assert verdict == "better"
+    assert text.startswith("Trained again without the lowest 30 % by datainf / all / vote, the")
     render(found)
 
 
@@ -251,6 +237,7 @@ PARTS = {
     "retrained": {"retrained", "proxies", "figure-accuracy", "figure-trends", "figure-proxies"},
     "ranking": {"rows"},
     "costs": {"cost"},
+    "estimator_times": {"cost"},
     "scored": {"detection", "figure-curves", "figure-grid", "figure-deciles"},
     "free": {"detection"},
 }
@@ -268,26 +255,28 @@ def test_missing_parts_leave_their_sections_out(document):
         assert {h[1:] for h in without.values("href") if h.startswith("#")} <= ids
 
 
-def test_remarks_and_special_cells_are_told():
-    cells = [replace(c, correct_queries=0) for c in findings(1, small=True).cells]
-    changed = findings(1, small=True, cells=cells, provenance=Provenance(), retrained=(), blocks=())
-    text = said(Document(render(changed)))
-    assert "No query was predicted correctly in qnli-0, sst2-0" in text
-    assert "24 rows were longer than the model reads" in text
-    assert "This run has 1 warning and 1 deviation" in text
+def test_warnings_and_remarks_are_told():
+    changed = findings(1, small=True, provenance=Provenance(), retrained=(), blocks=())
+    document = Document(render(changed))
+    text = said(document)
+    assert re.search(r"Warnings ?: 1 .{0,3}Deviations ?: 1", text)
+    assert changed.warnings[0] in text
+    assert changed.deviations[0] in text
     assert "qnli-0 train (2): 17, 2204" in text
 
 
 def test_unusable_numbers_do_not_break_the_page():
     made = findings(1, small=True)
-    broken = [replace(s, ndr=math.nan, auc=math.nan) if k % 7 == 0 else s
+    broken = [s | {"ndr": math.nan, "auc": math.nan} if k % 7 == 0 else s
               for k, s in enumerate(made.scored)]  # fmt: skip
-    trained = [replace(r, test_accuracy=math.nan, accuracy_at_best=math.inf, history={})
-               if k % 5 == 0 else r for k, r in enumerate(made.retrained)]  # fmt: skip
-    empty = [Correlation("nothing", ("a", "b"), np.full((2, 2), math.nan))]
+    nothing = {"test_accuracy": math.nan, "accuracy_at_best": math.inf, "history": {}}
+    trained = [r | nothing if k % 5 == 0 else r for k, r in enumerate(made.retrained)]
+    square = np.full((2, 2), math.nan)
+    empty = [{"title": "nothing", "names": ("a", "b"), "values_MM": square}]
     changed = replace(made, scored=broken, retrained=trained, correlations=empty)
     document = Document(render(changed))
-    assert not re.search(r"\bnan\b|\binf\b", document.text, re.IGNORECASE)
+    words = document.text.partition("for (const table")[0]  # the script
+    assert not re.search(r"\bnan\b|\binf\b", words, re.IGNORECASE)
     for mine in tables(changed).values():
         json_text(mine)
 
@@ -297,9 +286,12 @@ def test_unusable_numbers_do_not_break_the_page():
 
 def test_page_asks_for_nothing(document, page):
     names = {tag for tag, _ in document.tags}
-    assert not names & {"script", "img", "iframe", "object", "embed", "video", "base", "form"}
+    assert not names & {"img", "iframe", "object", "embed", "video", "base", "form"}
+    assert [tag for tag, _ in document.tags].count("script") == 1  # which sorts tables
     assert document.values("src") == []
-    assert all(h.startswith("#") or h == "data:," for h in document.values("href"))
+    inside = [h for h in document.values("href") if h.startswith("#") or h == "data:,"]
+    beside = [h for h in document.values("href") if h not in inside]
+    assert all(re.fullmatch(r"[\w-]+\.(csv|json)", h) for h in beside)
     for _, attrs in document.tags:
         for name, value in attrs.items():
             assert not name.startswith("on")
@@ -317,57 +309,55 @@ def test_ids_are_unique_links_resolve_and_figures_are_numbered_in_order(document
     used |= set(re.findall(r"url\(#([^)]*)\)", page))
     assert used <= set(ids)
     numbers = [int(n) for n in re.findall(r"<b>Figure (\d+)\.", page)]
-    assert numbers == list(range(1, len(DRAW) + 1))
+    assert numbers == list(range(1, len(gram_page.words()["figures"]) + 1))
     drawings = [attrs for tag, attrs in document.tags if tag == "svg"]
     assert all(d["role"] == "img" and d["aria-labelledby"] for d in drawings)
     svgs = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert not re.search(r"#[0-9a-f]{6}\b", svgs)
 
 
-def inject(value, keep=("estimator", "group", "how", "cell", "configuration", "name", "dataset")):
+JOINING = ("estimator", "group", "how", "cell", "configuration", "name", "dataset", "headline",
+           "selected_epoch")  # fmt: skip
+
+
+def inject(value):
     """`value` with every text in it replaced by an attack, but for what joins the parts."""
     if isinstance(value, str):
         return ATTACK + value
     if is_dataclass(value):
         own = {f.name: getattr(value, f.name) for f in fields(value)}
-        return replace(value, **{k: inject(v) for k, v in own.items() if k not in keep})
+        return replace(value, **{k: inject(v) for k, v in own.items() if k not in JOINING})
     if isinstance(value, dict):
-        return {inject(k) if k not in METRIC else k: inject(v) for k, v in value.items()}
+        return {k: v if k in JOINING else inject(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [inject(v) for v in value]
     return value
 
 
-METRIC = (
-    "train_loss",
-    "query_loss",
-    "query_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "qnli",
-    "sst2",
-)
-
-
 def renamed(made: Findings) -> Findings:
-    """Hostile names too: of cells, datasets and layer groups."""
+    """Hostile names too: of cells, datasets, layer groups, and of a row's columns."""
 
-    def of(name: str) -> str:
-        return name.replace("qnli", f"{ATTACK}qnli")
+    def of(row):
+        names = {k: row[k] for k in ("cell", "name", "dataset") if k in row}
+        return row | {k: v.replace("qnli", f"{ATTACK}qnli") for k, v in names.items()}
 
-    cells = [replace(c, name=of(c.name), dataset=of(c.dataset)) for c in made.cells]
-    parts = ("scored", "free", "retrained", "ranking", "cancellation", "blocks")
-    moved = {part: [replace(x, cell=of(x.cell)) for x in getattr(made, part)] for part in parts}
-    strange = [replace(s, group=ATTACK) for s in moved["scored"] if s.group == "00-01"]
+    parts = ("cells", "scored", "free", "retrained", "ranking", "cancellation", "blocks")
+    moved = {part: [of(row) for row in getattr(made, part)] for part in parts}
+    strange = [
+        s | {"group": ATTACK, "configuration": f"{s['estimator']}/{ATTACK}/{s['how']}"}
+        for s in moved["scored"]
+        if s["group"] == "00-01"
+    ]
     moved["scored"] += strange
-    return replace(made, cells=cells, **moved)
+    moved["ranking"] = [row | {ATTACK: ATTACK} for row in moved["ranking"]]
+    return replace(made, **moved)
 
 
 def test_text_from_data_and_config_is_escaped(document):
     attacked = render(renamed(inject(findings(1, small=True))))
     parsed = Document(attacked)
     assert {tag for tag, _ in parsed.tags} == {tag for tag, _ in document.tags}
-    assert "<script" not in attacked
+    assert attacked.count("<script") == 1  # which sorts tables
     assert "onerror" not in {name for _, attrs in parsed.tags for name in attrs}
     assert parsed.text.count("<script>alert(1)</script>") > 60
     assert "$x_1$" in parsed.text
@@ -375,7 +365,7 @@ def test_text_from_data_and_config_is_escaped(document):
 
 def test_same_findings_same_bytes_in_another_process():
     code = "from tests.support.gram_findings import findings;"
-    code += "from distinf.report.gram.page import render;"
+    code += "from tests.report.test_gram_page import render;"
     code += "import sys; sys.stdout.buffer.write(render(findings(1, small=True)).encode())"
     again = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, timeout=60,
@@ -399,5 +389,5 @@ def test_a_browser_opens_the_whole_page_without_complaint(page, tmp_path):
     )
     assert "CONSOLE" not in opened.stderr
     shown = Document(opened.stdout)
-    assert len([tag for tag, _ in shown.tags if tag == "svg"]) == len(DRAW)
+    assert len([tag for tag, _ in shown.tags if tag == "svg"]) == len(gram_page.words()["figures"])
     assert shown.text.startswith("Mislabelled rows of two GLUE tasks")

@@ -7,17 +7,17 @@ import pytest
 from scipy import stats
 
 from distinf.numerics.comparison import pareto_ranks, win_matrix, win_rates
-from distinf.report.gram import summaries
-from distinf.report.gram.accuracy_figures import MOST_POINTS, thinned
-from distinf.report.gram.findings import Configuration, Findings, Headline
+from distinf.report.gram import configurations
+from distinf.report.gram.figures import MOST_POINTS, thinned
+from distinf.report.gram.findings import Findings
 from distinf.report.gram.page import render
 from distinf.report.gram.tables import tables
-from distinf.report.gram.views import views
+from distinf.report.gram.views import methods
 from distinf.report.rows import csv_text, json_text
 from distinf.studies.noisy_labels import published
 from tests.support.gram_findings import findings
 
-HEAD = Headline().name
+HEAD = Findings.headline
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +31,20 @@ def rows(made):
 
 
 def ndr_of(made: Findings, name: str) -> list[float]:
-    return [100 * s.ndr for s in made.scored if s.name == name]
+    return [100 * s["ndr"] for s in made.scored if s["configuration"] == name]
 
 
 def accuracy_of(made: Findings, name: str, dataset: str = "") -> dict[str, float]:
     return {
-        r.cell: 100 * r.test_accuracy
+        r["cell"]: 100 * r["test_accuracy"]
         for r in made.retrained
-        if r.configuration == name and r.cell.startswith(dataset)
+        if r["configuration"] == name and r["cell"].startswith(dataset)
     }
 
 
 def test_detection_is_the_mean_over_cells_best_first(made, rows):
     found = {r["configuration"]: r for r in rows["detection"]}
-    assert set(found) == {s.name for s in made.scored}
+    assert set(found) == {s["configuration"] for s in made.scored}
     for name in (HEAD, "cosine/04-05/vote", "tracin-we-top10/embedding/mean"):
         values = ndr_of(made, name)
         assert found[name]["ndr_mean_pct"] == pytest.approx(np.mean(values))
@@ -64,16 +64,16 @@ def test_accuracy_is_compared_with_random_and_full_in_the_same_cell(made, rows):
         assert found[HEAD][f"vs_{other}_points"] == pytest.approx(np.mean(apart))
         assert found[HEAD][f"vs_{other}_wins"] == sum(a > 0 for a in apart)
         assert found[HEAD][f"vs_{other}_pairs"] == 6
-    untouched = [100 * max(c.history["test_accuracy"]) for c in made.cells]
+    untouched = [100 * max(c["history"]["test_accuracy"]) for c in made.cells]
     assert found["all rows"]["mean_pct"] == pytest.approx(np.mean(untouched))
-    at_best = [100 * r.accuracy_at_best for r in made.retrained if r.configuration == HEAD]
+    at_best = [100 * r["accuracy_at_best"] for r in made.retrained if r["configuration"] == HEAD]
     assert found[HEAD]["at_best_pct"] == pytest.approx(np.mean(at_best))
 
 
 def test_methods_are_placed_as_the_paper_does_and_keep_its_numbers_beside(made, rows):
     measured = [r for r in rows["methods"] if r["source"] == "measured"]
-    names = sorted({r.configuration for r in made.retrained})
-    table = [[accuracy_of(made, n)[c.name] for c in made.cells] for n in names]
+    names = sorted({r["configuration"] for r in made.retrained})
+    table = [[accuracy_of(made, n)[c["name"]] for c in made.cells] for n in names]
     won_CC = win_matrix(np.array(table))
     fronts, rates = pareto_ranks(won_CC, 0.75), win_rates(won_CC)
     expected = {n: (f, pytest.approx(r)) for n, f, r in zip(names, fronts, rates, strict=True)}
@@ -96,7 +96,7 @@ def test_layers_are_ranked_within_each_estimator_by_mean_scores(made, rows, fami
     if family == "tracin":  # its variant on shared words belongs to the family
         names.append("tracin-we-top10/embedding/mean")
         slots.append("tracin-we-top10")
-    table = [[accuracy_of(made, n)[c.name] for c in made.cells] for n in names]
+    table = [[accuracy_of(made, n)[c["name"]] for c in made.cells] for n in names]
     won_CC = win_matrix(np.array(table))
     mine = [r for r in rows["layers"] if (r["estimator"], r["source"]) == (family, "measured")]
     ranks, wins = ({r["layer"]: r[key] for r in mine} for key in ("rank", "win_rate"))
@@ -127,21 +127,21 @@ def test_gains_and_quartiles_pair_the_same_cells(made, rows):
 
 
 def test_proxies_are_spearmans_pooled_over_groups_and_trials(made, rows):
-    every = [r for r in made.retrained if r.configuration.startswith("cosine/")]
-    mine = [r for r in every if r.configuration.endswith("/vote")]
-    ndr = {(s.cell, s.name): s.ndr for s in made.scored}
-    c = {(x.cell, x.group): x.l1 for x in made.cancellation}
-    found = [r.test_accuracy for r in mine]
+    every = [r for r in made.retrained if r["configuration"].startswith("cosine/")]
+    mine = [r for r in every if r["configuration"].endswith("/vote")]
+    ndr = {(s["cell"], s["configuration"]): s["ndr"] for s in made.scored}
+    c = {(x["cell"], x["group"]): x["l1"] for x in made.cancellation}
+    found = [r["test_accuracy"] for r in mine]
     (row,) = [r for r in rows["proxies"] if (r["how"], r["estimator"]) == ("vote", "cosine")]
     assert row["points"] == len(mine) == 42
-    rho, p = stats.spearmanr([ndr[r.cell, r.configuration] for r in mine], found)
+    rho, p = stats.spearmanr([ndr[r["cell"], r["configuration"]] for r in mine], found)
     assert (row["ndr_rho"], row["ndr_p"]) == (pytest.approx(rho), pytest.approx(p))
-    groups = [r.configuration.split("/")[1] for r in mine]
-    rho, _ = stats.spearmanr([c[r.cell, g] for r, g in zip(mine, groups, strict=True)], found)
+    groups = [r["configuration"].split("/")[1] for r in mine]
+    rho, _ = stats.spearmanr([c[r["cell"], g] for r, g in zip(mine, groups, strict=True)], found)
     assert row["c_rho"] == pytest.approx(rho)
     inside = [
-        stats.spearmanr(*zip(*[(ndr[r.cell, r.configuration], r.test_accuracy)
-                               for r in mine if r.cell.startswith(d)], strict=True)).statistic
+        stats.spearmanr(*zip(*[(ndr[r["cell"], r["configuration"]], r["test_accuracy"])
+                               for r in mine if r["cell"].startswith(d)], strict=True)).statistic
         for d in ("qnli", "sst2")
     ]  # fmt: skip
     assert row["ndr_within_rho"] == pytest.approx(np.mean(inside))
@@ -157,10 +157,9 @@ def test_tables_are_strict_csv_and_json(rows):
 
 
 def test_configurations_are_read_back_from_their_names():
-    made = Configuration("datainf", "layers 0/1", "vote")
-    assert Configuration.of(made.name) == made
-    assert Configuration.of("random") is None
-    assert summaries.groups(["all", "head", "10-19", "00-09", "own", "embedding"]) == [
+    assert configurations.parts("datainf/layers 0/1/vote") == ("datainf", "layers 0/1", "vote")
+    assert configurations.parts("random") is None
+    assert configurations.groups(["all", "head", "10-19", "00-09", "own", "embedding"]) == [
         "embedding", "00-09", "10-19", "own", "head", "all",
     ]  # fmt: skip
 
@@ -178,16 +177,18 @@ def test_the_papers_numbers_are_whole():
     """Counts, and digits of rows that were read from the tables of Vitel and Chhabra."""
     models = ("roberta-large", "llama-3.2-1b", "qwen-2.5-1.5b", "mistral-7b")
     assert [len(published.layers(m)) for m in models] == [19] * 4
-    best = next(m for m in published.methods("mistral-7b") if m.name == "datainf/00-07/vote")
-    assert (best.win_rate, best.win_rate_sd) == (0.84, 0.22)
-    assert best.accuracy["qnli"] == (82.9, 1.7)
-    assert math.isnan(best.accuracy["stsb"][0])  # 71.2 or 77.2: "7T12%32" in the text
+    best = next(
+        m for m in published.methods("mistral-7b") if m["configuration"] == "datainf/00-07/vote"
+    )
+    assert (best["win_rate"], best["win_rate_sd"]) == (0.84, 0.22)
+    assert (best["qnli_mean_pct"], best["qnli_sd_pct"]) == (82.9, 1.7)
+    assert math.isnan(best["stsb_mean_pct"])  # 71.2 or 77.2: "7T12%32" in the text
     (layer,) = [
         x for x in published.layers("roberta-large")
-        if (x.estimator, x.group) == ("datainf", "attention-4")
+        if (x["estimator"], x["layer"]) == ("datainf", "attention-4")
     ]  # fmt: skip
-    assert (layer.rank, layer.win_rate) == (1, 0.55)
-    assert published.methods("minilm") == published.layers("minilm") == ()
+    assert (layer["rank"], layer["win_rate"]) == (1, 0.55)
+    assert published.methods("minilm") == published.layers("minilm") == []
 
 
 GROUPS = {
@@ -207,11 +208,10 @@ def test_every_row_of_tables_4_to_6_is_there_and_what_is_empty_is_counted(model)
     pairs += [(e, "embedding") for e in ("tracin", "cosine", "tracin-we", "tracin-we-top10")]
     wanted = {f"{e}/{g}/{how}" for e, g in pairs for how in ("mean", "rank", "vote")}
     rows = published.methods(model)
-    assert sorted(r.name for r in rows) == sorted({*wanted, "random", "full"})
-    numbers = [v for r in rows for pair in r.accuracy.values() for v in pair]
-    numbers += [v for r in rows for v in (r.win_rate, r.win_rate_sd)]
+    assert sorted(r["configuration"] for r in rows) == sorted({*wanted, "random", "full"})
+    numbers = [v for r in rows for k, v in r.items() if k.endswith(("_pct", "rate", "rate_sd"))]
     assert len(numbers) == 68 * 18
-    fronts = [r.rank for r in rows]
+    fronts = [r["rank"] for r in rows]
     assert (sum(map(math.isnan, numbers)), fronts.count(None)) == UNREAD[model]
 
 
@@ -219,15 +219,15 @@ def test_every_row_of_tables_4_to_6_is_there_and_what_is_empty_is_counted(model)
 def test_the_published_numbers_lie_in_their_ranges_and_order(model):
     rows = published.methods(model)
     for r in rows:
-        assert 0 < r.win_rate < 1
-        assert 0 < r.win_rate_sd < 0.5
-        assert set(r.accuracy) == set(published.DATASETS)
-        for mean, sd in r.accuracy.values():
+        assert 0 < r["win_rate"] < 1
+        assert 0 < r["win_rate_sd"] < 0.5
+        for name in published.DATASETS:
+            mean, sd = r[f"{name}_mean_pct"], r[f"{name}_sd_pct"]
             assert math.isnan(mean) or 50 < mean < 100  # two classes
             assert math.isnan(sd) or 0 < sd < 15
-    assert rows[0].name == "full"
-    assert rows[0].win_rate == max(r.win_rate for r in rows)
-    known = [(r.rank, -r.win_rate) for r in rows if r.rank is not None]
+    assert rows[0]["configuration"] == "full"
+    assert rows[0]["win_rate"] == max(r["win_rate"] for r in rows)
+    known = [(r["rank"], -r["win_rate"]) for r in rows if r["rank"] is not None]
     assert [rank for rank, _ in known] == sorted(rank for rank, _ in known)
 
 
@@ -235,11 +235,12 @@ def test_published_rows_are_kept_to_what_the_run_computed_and_say_what_is_empty(
     theirs = published.methods("mistral-7b")
     made = findings(2, small=True, methods_published=theirs)
     rows = tables(made)
-    assert sum(r["source"] == theirs[0].source for r in rows["methods"]) == 68
-    shown = views(made, rows)["methods published"]
-    names = {stubs[0].split(" / ")[0] for stubs, _, _ in shown.rows}
-    assert names == {"datainf", "tracin"}  # the two estimators that it ran
-    assert set(shown.headings) <= {"front", "win rate", "qnli", "sst2"}
-    assert "16 of 1,224 numbers and 53 of 68 fronts cannot be read" in render(made)
+    assert sum(r["source"] == theirs[0]["source"] for r in rows["methods"]) == 68
+    alone = list(methods(made, rows))[-1]
+    assert {row["estimator"] for row in alone.rows} == {"datainf", "tracin"}  # which it ran
+    assert [column.heading for column in alone.columns[-2:]] == ["qnli", "sst2"]
+    text = render(made, rows)
+    assert "16 of 1,224 numbers and 53 of 68 fronts cannot be read" in text
+    assert alone.title in text
     own = findings(2, ("mine",), small=True, methods_published=theirs)
-    assert "methods published" not in views(own, tables(own))
+    assert alone.title not in render(own, tables(own))

@@ -5,16 +5,17 @@ import json
 import re
 import subprocess
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from distinf.report import svg
 from distinf.report.formats import shortened
-from distinf.report.gram import findings as gram
-from distinf.report.gram.detection_figures import grid_figure
-from distinf.report.gram.machine_figures import correlations_figure, training_figure
+from distinf.report.gram import figures as gram_figures
+from distinf.report.gram.findings import Findings as GramFindings
 from distinf.report.gram.page import render as render_gram
 from distinf.report.gram.tables import tables as gram_tables
 from distinf.report.spectral.findings import (
@@ -40,7 +41,8 @@ NAMES = st.text("abcdefgh ,:50", min_size=1, max_size=70).map(str.strip).filter(
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
-    return {"study": render(WHOLE), "layers": render_gram(gram_findings.findings())}
+    made = gram_findings.findings()
+    return {"study": render(WHOLE), "layers": render_gram(made, gram_tables(made))}
 
 
 def read(drawn: str | None) -> str:
@@ -125,29 +127,27 @@ def test_ticks_of_any_size_do_not_meet(exponent, many):
 def test_layer_groups_of_any_number_do_not_meet(many, hows):
     groups = [f"{k:02}-{k + 1:02}" for k in range(0, 2 * many, 2)]
     scored = [
-        gram.Scored("a", e, g, h, 1.0, 0.6)
+        gram_findings.scored("a", (e, g, h), 1.0, 0.6)
         for e in ("tracin", "datainf")
         for g in groups
         for h in ("mean", "rank", "vote")[:hows]
     ]
-    cells = [gram.CellFinding("a", "a", 0, 1_000, 100, flips=200)]
-    square = np.eye(many + 1)
-    matrices = [gram.Correlation(t, [*groups, "all"], square) for t in ("one", "two")]
-    found = gram.Findings("t", "t", cells=cells, scored=scored, correlations=matrices)
+    cells = [gram_findings.cell(flips=200)]
+    matrix = {"names": [*groups, "all"], "values_MM": np.eye(many + 1)}
+    matrices = [{"title": title, **matrix} for title in ("one", "two")]
+    found = GramFindings("t", "t", cells=cells, scored=scored, correlations=matrices)
     rows = gram_tables(found)
-    read(grid_figure(found, rows, "grid", "t"))
-    read(correlations_figure(found, rows, "correlations", "t"))
+    for draw in (gram_figures.grid, gram_figures.correlations):
+        read(svg.picture("any", "t", partial(draw, found, rows)))
 
 
 @FEW
 @given(st.lists(st.integers(0, 30), min_size=3, max_size=6))
 def test_epochs_near_each_other_do_not_meet(best):
     history = {"train_loss": np.linspace(1, 0, 200).tolist()}
-    cells = [
-        gram.CellFinding("a", "a", k, 1_000, 100, best=b, history=history)
-        for k, b in enumerate(best)
-    ]
-    read(training_figure(gram.Findings("t", "t", cells=cells), {}, "training", "t"))
+    cells = [gram_findings.cell(seed=k, best=b, history=history) for k, b in enumerate(best)]
+    found = GramFindings("t", "t", cells=cells)
+    read(svg.picture("training", "t", partial(gram_figures.training, found, {})))
 
 
 @FEW

@@ -4,29 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from distinf.gram.paired import Separated
+from distinf.gram.settings import HOWS
 from distinf.numerics.separation import LEVELS, Separations
-from distinf.report.gram.findings import (
-    ESTIMATORS,
-    HOWS,
-    BlockScore,
-    Cancelled,
-    CellFinding,
-    Conditioning,
-    Configuration,
-    Correlation,
-    EstimatorTime,
-    Findings,
-    FreeRanking,
-    Headline,
-    Provenance,
-    PublishedLayer,
-    PublishedMethod,
-    RankedRow,
-    Retrained,
-    Scored,
-    Separated,
-    StageCost,
-)
+from distinf.report.gram.configurations import ESTIMATORS
+from distinf.report.gram.findings import Findings
+from distinf.report.provenance import Provenance, StageCost
+from distinf.report.rows import Row
 
 DATASETS = ("qnli", "sst2")
 GROUPS = ("embedding", "00-01", "02-03", "04-05", "06-07", "head", "all")
@@ -39,6 +23,38 @@ BY_HOW = {"mean": -0.08, "rank": 0.0, "vote": 0.1}
 SMALL = ("tracin", "datainf")
 RETRAINED = ("datainf", "tracin", "cosine", "tracin-we-top10")
 PUBLISHED = "Vitel and Chhabra, Tables 4 to 6"
+Key = tuple[str, str, str]  # estimator, group, aggregation
+
+
+def cell(name: str = "a", dataset: str = "a", seed: int = 0, **more: Any) -> Row:
+    """A dataset and seed of 1,000 rows of which nothing is known but `more`."""
+    made: Row = {"name": name, "dataset": dataset, "seed": seed, "rows": 1_000, "queries": 100}
+    unknown = ("correct_queries", "flips", "majority_queries", "suggested_wrong", "label_ndr",
+               "within_labels", "best")  # fmt: skip
+    made |= dict.fromkeys(unknown) | {"learned_nothing": False, "truncated": 0, "history": {}}
+    return made | more
+
+
+def scored(
+    of: str, key: Key, ndr: float | None = None, auc: float | None = None, **more: Any
+) -> Row:
+    """A configuration's scores in the cell `of`."""
+    named = dict(zip(("estimator", "group", "how"), key, strict=True))
+    made: Row = {"cell": of, "configuration": "/".join(key), **named, "ndr": ndr, "auc": auc}
+    return made | {"within_labels": None, "scores": {}} | more
+
+
+def free(of: str, name: str, ndr: float, auc: float, **more: Any) -> Row:
+    """What ranking by a number finds that every run has."""
+    made: Row = {"cell": of, "configuration": name, "ndr": ndr, "auc": auc, "within_labels": None}
+    return made | more
+
+
+def retrained(of: str, configuration: str, top: float, at_best: float, **more: Any) -> Row:
+    """A configuration's training on what it left."""
+    made: Row = {"cell": of, "configuration": configuration, "kept": 70, "kept_flips": None}
+    made |= {"test_accuracy": top, "accuracy_at_best": at_best, "query_loss": float("nan")}
+    return made | {"job": "", "history": {}} | more
 
 
 def findings(
@@ -54,31 +70,31 @@ def findings(
         for dataset in datasets
         for seed in range(seeds)
     ]
-    configurations = _configurations(small)
-    scored = [s for c in cells for s in _scored(c.name, configurations, rng)]
+    keys = _configurations(small)
+    every = [s for c in cells for s in _scored(c["name"], keys, rng)]
     made: dict[str, Any] = {
         "title": "Mislabelled rows of two GLUE tasks",
         "task": "A small model with LoRA adapters was trained on 4,500 rows of each task with 20 % "
         "of the labels flipped; every row was scored, and the lowest 30 % were filtered.",
         "question": "Which training rows have a wrong label?",
-        "headline": Headline(),
         "cells": cells,
-        "scored": scored,
-        "free": [f for c in cells for f in _free(c.name, rng)],
-        "blocks": [b for c in cells for b in _blocks(c.name, small, rng)],
-        "cancellation": [x for c in cells for x in _cancelled(c.name, rng)],
+        "scored": every,
+        "free": [f for c in cells for f in _free(c["name"], rng)],
+        "blocks": [b for c in cells for b in _blocks(c["name"], small, rng)],
+        "cancellation": [x for c in cells for x in _cancelled(c["name"], rng)],
         "correlations": _correlations(rng),
-        "retrained": [r for c in cells for r in _retrained(c, scored, rng)],
-        "ranking": [r for c in cells[:2] for r in _ranking(c.name, rng)],
+        "retrained": [r for c in cells for r in _retrained(c, every, rng)],
+        "ranking": [r for c in cells[:2] for r in _ranking(c["name"], rng)],
         "conditioning": [
-            Conditioning(c.name, e, f"layers.{k}.v.lora_B", 1e-4 * (k + 1), 10 ** (3.0 + k))
+            {"cell": c["name"], "estimator": e, "block": f"layers.{k}.v.lora_B",
+             "damping": 1e-4 * (k + 1), "condition": 10 ** (3.0 + k)}
             for c in cells for e in ("fisher", "fisher-joint") for k in range(3)
         ],
         "methods_published": _methods_published(),
         "layers_published": [
-            PublishedLayer(
-                "Vitel and Chhabra, Table 3", "mistral-7b", "datainf", f"attention-{k}", r, w
-            )
+            {"layer": f"attention-{k}", "estimator": "datainf",
+             "source": "Vitel and Chhabra, Table 3", "model": "mistral-7b", "rank": r,
+             "win_rate": w}
             for k, r, w in ((1, 2, 0.53), (2, 1, 0.60), (3, 2, 0.39), (4, 3, 0.20))
         ],
         "costs": [StageCost("train", 6, 412.0, 790.0, 12_000_000),
@@ -86,12 +102,13 @@ def findings(
                   StageCost("gram", 12, 8.1, 15.0, 610_000_000),
                   StageCost("scores", 6, 3.2, 6.0, 20_000_000)],
         "separated": [
-            Separated(c.name, theta, w, Separations(level, 1024, 300 - k, 290 - k, 900, 500, 600))
+            Separated(c["name"], theta, w, Separations(level, 999, 300 - k, 290 - k, 900, 500, 600))
             for c in cells for theta, w in (("00-01", "head"), ("head", "embedding"))
             for k, level in enumerate(LEVELS)
         ],
         "estimator_times": [
-            EstimatorTime(c.name, e, g, 1.5 + k, 2.5 + k, 0.5)
+            {"cell": c["name"], "estimator": e, "group": g, "wall_s": 1.5 + k,
+             "processor_s": 2.5 + k, "alone_s": 0.5}
             for c in cells for k, e in enumerate(SMALL) for g in GROUPS
         ],
         "deviations": ["The encoder is small and not the published one."],
@@ -114,11 +131,19 @@ def plain_scores(**changes: Any) -> Findings:
     made: dict[str, Any] = {
         "title": "Rows of my file",
         "task": "800 rows were scored against 100 queries.",
-        "cells": [CellFinding("", "mine", 0, 800, 100, correct_queries=88)],
-        "scored": [Scored("", e, g, h, scores=summary) for e, g, h in names],
+        "cells": [cell("", "mine", rows=800, correct_queries=88)],
+        "scored": [scored("", key, scores=summary) for key in names],
         "correlations": _correlations(rng)[:1],
         "ranking": [
-            RankedRow("", k + 1, 40 + k, -2.0 + k / 10, f"text of row {40 + k}", "positive")
+            {
+                "cell": "",
+                "rank": k + 1,
+                "row": 40 + k,
+                "score": -2.0 + k / 10,
+                "label": "positive",
+                "flipped": None,
+                "text": f"text of row {40 + k}",
+            }
             for k in range(5)
         ],
         "costs": [StageCost("gradients", 4, 9.0, 17.0, 1_000_000)],
@@ -126,7 +151,7 @@ def plain_scores(**changes: Any) -> Findings:
     return Findings(**(made | changes))
 
 
-def _cell(name: str, dataset: str, seed: int, rng: np.random.Generator) -> CellFinding:
+def _cell(name: str, dataset: str, seed: int, rng: np.random.Generator) -> Row:
     epochs = np.arange(EPOCHS)
     accuracy = 0.62 + 0.2 * (1 - np.exp(-epochs / 2)) + rng.normal(0, 0.006, EPOCHS)
     query_loss = 0.55 + 0.02 * (epochs - 3 - seed % 2) ** 2 / 4
@@ -138,54 +163,47 @@ def _cell(name: str, dataset: str, seed: int, rng: np.random.Generator) -> CellF
         "test_accuracy": accuracy.tolist(),
     }
     best = int(query_loss.argmin())
-    return CellFinding(name, dataset, seed, ROWS, QUERIES, 410 + seed, FLIPS, history, best, 12)
+    told = {"correct_queries": 410 + seed, "flips": FLIPS, "best": best, "truncated": 12}
+    return cell(name, dataset, seed, rows=ROWS, queries=QUERIES, history=history, **told)
 
 
-def _skill(made: Configuration) -> float:
-    return float(
-        np.clip(SKILL[made.estimator] + BY_GROUP[made.group] + BY_HOW[made.how], -0.3, 0.97)
-    )
+def _skill(key: Key) -> float:
+    return float(np.clip(SKILL[key[0]] + BY_GROUP[key[1]] + BY_HOW[key[2]], -0.3, 0.97))
 
 
-def _configurations(small: bool) -> list[Configuration]:
+def _configurations(small: bool) -> list[Key]:
     estimators, groups = (ESTIMATORS, GROUPS) if not small else (SMALL, ("00-01", "02-03", "all"))
     return [
-        Configuration(e, g, h)
+        (e, g, h)
         for e in estimators for g in groups for h in HOWS
         if e != "tracin-we-top10" or g == "embedding"
     ]  # fmt: skip
 
 
-def _scored(
-    cell: str, configurations: list[Configuration], rng: np.random.Generator
-) -> list[Scored]:
+def _scored(of: str, keys: list[Key], rng: np.random.Generator) -> list[Row]:
     found = []
-    for made in configurations:
-        skill = float(np.clip(_skill(made) + rng.normal(0, 0.02), -0.3, 0.985))
+    for key in keys:
+        skill = float(np.clip(_skill(key) + rng.normal(0, 0.02), -0.3, 0.985))
         places = np.linspace(0, 1, 101)
         curve = skill * np.minimum(places / 0.2, 1) + (1 - skill) * places
-        deciles = np.diff(curve[::10])
-        ndr = float(curve[30])
         auc = float(np.trapezoid(curve, places)) / 0.9
-        told = (made.estimator, made.group, made.how)
-        found.append(
-            Scored(cell, *told, ndr, auc, deciles.tolist(), curve.tolist(), {"median": 0.1})
-        )
+        told = {"deciles": np.diff(curve[::10]).tolist(), "curve": curve.tolist()}
+        found.append(scored(of, key, float(curve[30]), auc, **told, scores={"median": 0.1}))
     return found
 
 
-def _free(cell: str, rng: np.random.Generator) -> list[FreeRanking]:
+def _free(of: str, rng: np.random.Generator) -> list[Row]:
     places = np.linspace(0, 1, 101)
     found = []
     for name, mean in (("own loss", 0.75), ("gradient norm", 0.6)):
         skill = mean + rng.normal(0, 0.02)
         curve = skill * np.minimum(places / 0.2, 1) + (1 - skill) * places
         area = float(np.trapezoid(curve, places)) / 0.9
-        found.append(FreeRanking(cell, name, float(curve[30]), area, curve.tolist()))
+        found.append(free(of, name, float(curve[30]), area, curve=curve.tolist()))
     return found
 
 
-def _blocks(cell: str, small: bool, rng: np.random.Generator) -> list[BlockScore]:
+def _blocks(of: str, small: bool, rng: np.random.Generator) -> list[Row]:
     found = []
     for estimator in SMALL if small else ("tracin", "cosine", "datainf", "fisher"):
         for layer in range(8):
@@ -195,20 +213,23 @@ def _blocks(cell: str, small: bool, rng: np.random.Generator) -> list[BlockScore
                     rate = base + 0.03 * layer + rng.normal(0, 0.02)
                     name = f"layers.{layer}.{module}.lora_{factor}"
                     found.append(
-                        BlockScore(cell, name, layer, module, factor, estimator, "vote", rate, 0.6)
-                    )
+                        {"cell": of, "block": name, "layer": layer, "module": module,
+                         "factor": factor, "estimator": estimator, "how": "vote", "ndr": rate,
+                         "auc": 0.6}
+                    )  # fmt: skip
     return found
 
 
-def _cancelled(cell: str, rng: np.random.Generator) -> list[Cancelled]:
-    return [
-        Cancelled(cell, g, *(float(v) for v in rng.uniform(3 + k, 9 + 2 * k, 2)), 1.0, 12.5 + k,
-                  float("inf") if k % 2 else 1e5)
-        for k, g in enumerate(GROUPS)
-    ]  # fmt: skip
+def _cancelled(of: str, rng: np.random.Generator) -> list[Row]:
+    found = []
+    for k, group in enumerate(GROUPS):
+        l1, norm = (float(v) for v in rng.uniform(3 + k, 9 + 2 * k, 2))
+        row = {"cell": of, "group": group, "l1": l1, "norm": norm, "least": 1.0}
+        found.append(row | {"median": 12.5 + k, "most": float("inf") if k % 2 else 1e5})
+    return found
 
 
-def _correlations(rng: np.random.Generator) -> list[Correlation]:
+def _correlations(rng: np.random.Generator) -> list[Row]:
     found = []
     for title, names in (
         ("estimators, all layers, mean", ESTIMATORS),
@@ -216,15 +237,13 @@ def _correlations(rng: np.random.Generator) -> list[Correlation]:
     ):
         drawn = rng.normal(size=(40, len(names))) + rng.normal(size=(40, 1))
         drawn[:, -1] *= -1
-        found.append(Correlation(title, names, np.corrcoef(drawn.T)))
+        found.append({"title": title, "names": names, "values_MM": np.corrcoef(drawn.T)})
     return found
 
 
-def _retrained(
-    cell: CellFinding, scored: list[Scored], rng: np.random.Generator
-) -> list[Retrained]:
-    rates = {s.name: s.ndr for s in scored if s.cell == cell.name}
-    base = 0.80 if cell.dataset == "qnli" else 0.90
+def _retrained(of: Row, every: list[Row], rng: np.random.Generator) -> list[Row]:
+    rates = {s["configuration"]: s["ndr"] for s in every if s["cell"] == of["name"]}
+    base = 0.80 if of["dataset"] == "qnli" else 0.90
     names = {n: r or 0 for n, r in rates.items() if n.partition("/")[0] in RETRAINED}
     names |= {"random": 0.3, "full": 1.0}
     found = []
@@ -233,14 +252,13 @@ def _retrained(
         epochs = np.arange(EPOCHS)
         course = top - 0.15 * np.exp(-epochs / 1.5) + rng.normal(0, 0.002, EPOCHS)
         best = float(course.max())
-        found.append(
-            Retrained(cell.name, name, best, best - 0.004, 3_150, f"{cell.name}-{name}"[:12],
-                      int(FLIPS * (1 - rate)), {"test_accuracy": course.tolist()})
-        )  # fmt: skip
+        told = {"kept": 3_150, "kept_flips": int(FLIPS * (1 - rate)), "job": name[:12]}
+        told["history"] = {"test_accuracy": course.tolist()}
+        found.append(retrained(of["name"], name, best, best - 0.004, **told))
     return found
 
 
-def _ranking(cell: str, rng: np.random.Generator) -> list[RankedRow]:
+def _ranking(of: str, rng: np.random.Generator) -> list[Row]:
     texts = (
         "A quiet, funny film that earns every one of its tears.",
         "What is the largest city of the region? || The harbour was dredged in 1911, and again "
@@ -249,13 +267,13 @@ def _ranking(cell: str, rng: np.random.Generator) -> list[RankedRow]:
     )
     rows = rng.permutation(ROWS)[:25]
     return [
-        RankedRow(cell, k + 1, int(row), -9.0 + 0.2 * k, texts[k % 3], "entailment", k % 7 != 3,
-                  {"clean_label": "not entailment"})
+        {"cell": of, "rank": k + 1, "row": int(row), "score": -9.0 + 0.2 * k, "label": "entailment",
+         "flipped": k % 7 != 3, "text": texts[k % 3], "clean_label": "not entailment"}
         for k, row in enumerate(rows)
     ]  # fmt: skip
 
 
-def _methods_published() -> list[PublishedMethod]:
+def _methods_published() -> list[Row]:
     told = (
         ("full", "", "", 0.96, (87.1, 1.6), (93.8, 1.1)),
         ("datainf", "vote", "all", 0.82, (84.1, 1.9), (89.5, 2.1)),
@@ -263,6 +281,9 @@ def _methods_published() -> list[PublishedMethod]:
         ("random", "", "", 0.43, (76.9, 2.3), (80.8, 3.2)),
     )
     return [
-        PublishedMethod(PUBLISHED, "mistral-7b", e, how, group, rate, {"qnli": q, "sst2": s})
+        {"configuration": f"{e}/{group}/{how}" if how else e, "estimator": e, "how": how,
+         "group": group, "source": PUBLISHED, "model": "mistral-7b", "rank": None,
+         "win_rate": rate, "win_rate_sd": float("nan"), "qnli_mean_pct": q[0],
+         "qnli_sd_pct": q[1], "sst2_mean_pct": s[0], "sst2_sd_pct": s[1]}
         for e, how, group, rate, q, s in told
-    ]
+    ]  # fmt: skip

@@ -1,25 +1,43 @@
-"""What a run of the Gram route found: the report page's only input.
+"""What a run found: rows straight from its committed arrays, before any mean over cells.
 
 A cell is one dataset and seed. Scores: above 0, training on the row helps the queries; the lowest
-are filtered. Rates and accuracies are shares from 0 to 1. Shapes: M things that are correlated.
+are filtered. Rates and accuracies are shares from 0 to 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-from distinf.gram.paired import Separated
-from distinf.report.provenance import Provenance, StageCost
-from distinf.report.rows import plain
+from distinf.gram import actions, data, gradients, gram, scores, tiles, train
+from distinf.gram.actions import flipped_rows, lowest_first
+from distinf.gram.blocks import ALL, SPARSE, layer
+from distinf.gram.paired import Separated, separated
+from distinf.gram.session import QUERY, TRAIN, Cell, Session
+from distinf.gram.settings import HOWS
+from distinf.gram.stopwatch import TOOK, joint_name
+from distinf.gram.task import METRICS, Deviating, Numbered, Predicting, described_rows
+from distinf.numerics import metrics
+from distinf.numerics.cancellation import cancellation, norm_cancellation
+from distinf.report.gram.configurations import BETWEEN, in_order
+from distinf.report.gram.free_rankings import (
+    FLIPPED,
+    SUGGESTED,
+    free_rankings,
+    own_columns,
+    suggested,
+)
+from distinf.report.gram.warnings import by_split, summary, warnings
+from distinf.report.provenance import Provenance, StageCost, provenance_of
+from distinf.report.rows import Row, array_summary, plain
+from distinf.tasks.notes import beside
+from distinf.tasks.task import telling
 
-RANDOM, FULL = "random", "full"
-BASELINES = (RANDOM, FULL)
-ALL, HEAD, EMBEDDING = "all", "head", "embedding"
-ESTIMATORS = ("tracin", "cosine", "datainf", "fisher", "fisher-joint", "tracin-we-top10")
-HOWS = ("mean", "rank", "vote")
-BETWEEN = "/"
+WORKING = (data, train, gradients, gram, scores, actions)
+MODULES = ("query_key_value", "qkv_proj", "query", "value", "key", "dense", "q_proj", "k_proj",
+           "v_proj", "o_proj", "c_attn", "c_proj")  # fmt: skip
 EPOCHS = {  # train.selected_epoch in words
     "least_query_loss": "epoch of lowest query loss",
     "best_query_accuracy": "epoch of highest query accuracy",
@@ -28,270 +46,399 @@ EPOCHS = {  # train.selected_epoch in words
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """One way to one score per row: estimator, layer group, aggregation."""
-
-    estimator: str
-    group: str
-    how: str
-
-    @property
-    def name(self) -> str:
-        return BETWEEN.join((self.estimator, self.group, self.how))
-
-    @classmethod
-    def of(cls, name: str) -> "Configuration | None":
-        """From "datainf/all/vote"; None for a baseline."""
-        estimator, first, rest = name.partition(BETWEEN)
-        group, last, how = rest.rpartition(BETWEEN)
-        return cls(estimator, group, how) if first and last else None
-
-
-@dataclass(frozen=True)
-class Headline:
-    """What the answer is about: chosen before the run, not for its result."""
-
-    estimator: str = "datainf"
-    group: str = ALL
-    how: str = "vote"
-    share: float = 0.3  # of the training rows, lowest scores, that are filtered
-
-    @property
-    def name(self) -> str:
-        return Configuration(self.estimator, self.group, self.how).name
-
-
-@dataclass(frozen=True)
-class CellFinding:
-    """A dataset and seed. `flips` None: it is not known which labels are wrong.
-
-    majority_queries: how many of its queries always saying their most frequent class gets right;
-    learned_nothing: the model is no better than that. label_ndr: what removing rows by their given
-    label alone finds, the label that is most often wrong first.
-    history: by name (train_loss, query_loss, query_accuracy, test_loss, test_accuracy) per epoch of
-    the training on all rows; empty where the model came trained. best: the epoch scored, from 0.
-    """
-
-    name: str
-    dataset: str
-    seed: int
-    rows: int
-    queries: int
-    correct_queries: int | None = None
-    flips: int | None = None
-    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    best: int | None = None
-    truncated: int = 0  # rows longer than the model allows
-    suggested_wrong: int | None = None  # wrong labels, by the model's own predictions
-    majority_queries: int | None = None
-    learned_nothing: bool = False
-    label_ndr: float | None = None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One configuration's scores in one cell; rates are None where no flips are known.
-
-    within_labels: the NDR expected if, of the rows that it removes, as many of every given label
-    were drawn at random; None where labels are not told.
-    deciles: share of all flipped rows in each tenth of the ranking, lowest first. curve: share of
-    them found at evenly spaced shares removed, 0 to 1. scores: a summary, such as `array_summary`.
-    """
-
-    cell: str
-    estimator: str
-    group: str
-    how: str
-    ndr: float | None = None
-    auc: float | None = None
-    deciles: Sequence[float] = ()
-    curve: Sequence[float] = ()
-    scores: Mapping[str, float | int | None] = field(default_factory=dict)
-    within_labels: float | None = None
-
-    @property
-    def name(self) -> str:
-        return Configuration(self.estimator, self.group, self.how).name
-
-
-@dataclass(frozen=True)
-class FreeRanking:
-    """What ranking by a number that every run has anyway finds: "own loss", "gradient norm"."""
-
-    cell: str
-    name: str
-    ndr: float
-    auc: float
-    curve: Sequence[float] = ()
-    within_labels: float | None = None  # as Scored has it
-
-
-@dataclass(frozen=True)
-class BlockScore:
-    """One parameter tensor's own rate; `layer` None outside numbered layers."""
-
-    cell: str
-    block: str
-    layer: int | None
-    module: str  # "query", "value"
-    factor: str  # "A", "B", or "" without adapters
-    estimator: str
-    how: str
-    ndr: float
-    auc: float
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """How far a group's training gradients cancel; see numerics.cancellation."""
-
-    cell: str
-    group: str
-    l1: float
-    norm: float
-    least: float
-    median: float
-    most: float
-
-
-@dataclass(frozen=True, eq=False)
-class Correlation:
-    """Spearman's correlation of the rows' scores, mean over cells: values_MM, NaN where none."""
-
-    title: str  # "estimators, all layers, mean over queries and blocks"
-    names: Sequence[str]
-    values_MM: np.ndarray
-
-
-@dataclass(frozen=True)
-class Retrained:
-    """One configuration's training on what it left; several may share a job.
-
-    test_accuracy: the best over epochs (what Vitel and Chhabra report); accuracy_at_best: at the
-    selected epoch (NaN where no test rows are); query_loss: the least. configuration: "random",
-    "full", or as Configuration.name.
-    """
-
-    cell: str
-    configuration: str
-    test_accuracy: float
-    accuracy_at_best: float
-    kept: int
-    job: str = ""
-    kept_flips: int | None = None
-    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    query_loss: float = float("nan")
-
-
-@dataclass(frozen=True)
-class RankedRow:
-    """One of the lowest rows of the headline's ranking; `row` is its number in the user's file."""
-
-    cell: str
-    rank: int
-    row: int | str
-    score: float
-    text: str = ""
-    label: str = ""
-    flipped: bool | None = None
-    columns: Mapping[str, float | int | str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Of the damped Fisher matrix of a block or group: an upper bound of (largest eigenvalue + λ)
-    / λ, and so of its condition number."""
-
-    cell: str
-    estimator: str
-    block: str
-    damping: float
-    condition: float
-
-
-@dataclass(frozen=True)
-class EstimatorTime:
-    """What an estimator took in one layer group: all the steps that it needs, those that others
-    need too among them, but not the gradients. alone_s: of those that only it needs."""
-
-    cell: str
-    estimator: str
-    group: str
-    wall_s: float
-    processor_s: float
-    alone_s: float
-
-
-@dataclass(frozen=True)
-class PublishedMethod:
-    """A row of Vitel and Chhabra's Tables 4 to 6; accuracy: dataset -> mean and sd, in percent.
-
-    A number that could not be read is NaN, a front (`rank`) None.
-    """
-
-    source: str
-    model: str
-    estimator: str  # or "random", "full"
-    how: str
-    group: str
-    win_rate: float
-    accuracy: Mapping[str, tuple[float, float]]
-    rank: int | None = None
-    win_rate_sd: float = float("nan")
-
-    @property
-    def name(self) -> str:
-        baseline = self.estimator in BASELINES
-        own = Configuration(self.estimator, self.group, self.how).name
-        return self.estimator if baseline else own
-
-
-@dataclass(frozen=True)
-class PublishedLayer:
-    """A cell of Vitel and Chhabra's Table 3. group: embedding, attention-1 to -4, head."""
-
-    source: str
-    model: str
-    estimator: str
-    group: str
-    rank: int
-    win_rate: float
-
-
-@dataclass(frozen=True)
 class Findings:
-    """Everything on the page. A part that is empty is left out of it."""
+    """Everything on the page; a part that is empty is left out of it.
+
+    headline: the configuration that the answer is about, chosen before the run, not for its result.
+    share: of the training rows, lowest scores, that are filtered. Rows of the lists have the keys
+    that the function named for the list gives them; `joint` is of every estimator in every group.
+    """
 
     title: str
     task: str  # one sentence: what was run
     question: str = ""
-    headline: Headline = field(default_factory=Headline)
+    headline: str = "datainf/all/vote"
+    share: float = 0.3
     selected_epoch: str = "least_query_loss"  # one of EPOCHS: whose weights are scored
-    cells: Sequence[CellFinding] = ()
-    scored: Sequence[Scored] = ()
-    free: Sequence[FreeRanking] = ()
-    blocks: Sequence[BlockScore] = ()
-    cancellation: Sequence[Cancelled] = ()
+    cells: Sequence[Row] = ()
+    scored: Sequence[Row] = ()
+    free: Sequence[Row] = ()
+    blocks: Sequence[Row] = ()
+    cancellation: Sequence[Row] = ()
     separated: Sequence[Separated] = ()
-    correlations: Sequence[Correlation] = ()
-    joint: Correlation | None = None  # of every estimator in every group, "tracin/00-05"
-    retrained: Sequence[Retrained] = ()
-    ranking: Sequence[RankedRow] = ()
-    conditioning: Sequence[Conditioning] = ()
-    estimator_times: Sequence[EstimatorTime] = ()
-    methods_published: Sequence[PublishedMethod] = ()
-    layers_published: Sequence[PublishedLayer] = ()
+    correlations: Sequence[Row] = ()
+    joint: Row | None = None
+    retrained: Sequence[Row] = ()
+    ranking: Sequence[Row] = ()
+    conditioning: Sequence[Row] = ()
+    estimator_times: Sequence[Row] = ()
+    methods_published: Sequence[Row] = ()
+    layers_published: Sequence[Row] = ()
     costs: Sequence[StageCost] = ()
     deviations: Sequence[str] = ()
     warnings: Sequence[str] = ()
     quarantined: Mapping[str, Sequence[int]] = field(default_factory=dict)  # "cell split" -> rows
     provenance: Provenance = field(default_factory=Provenance)
 
-    @property
-    def epoch(self) -> str:
-        """The selected epoch in words."""
-        return EPOCHS.get(self.selected_epoch, self.selected_epoch)
-
     def to_json(self) -> dict[str, Any]:
         """Plain values, strict JSON: non-finite numbers are null, arrays their summaries."""
-        return plain(self)
+        found: dict[str, Any] = plain(self)
+        return found
+
+
+def findings(session: Session) -> Findings:
+    """Everything that the page shows."""
+    settings, cells = session.settings, list(session.outline.cells.values())
+    first: Any = next(iter(session.tasks.values()))
+    words, published = getattr(first, "wording", None), getattr(first, "published", ((), ()))
+
+    def each(of: Any) -> list[Any]:
+        return [row for cell in cells for row in of(session, cell)]
+
+    rows = cell_rows(session)
+    return Findings(
+        title=settings.report.title or "Training rows that harm the model",
+        task=_sentence(session, cells),
+        question=getattr(words, "question", ""),
+        headline=BETWEEN.join(scores.headline(session, cells[0])),
+        share=settings.actions.fraction,
+        selected_epoch=settings.train.selected_epoch,
+        cells=rows,
+        scored=each(_scored),
+        free=each(_free),
+        blocks=each(_blocks),
+        cancellation=each(_cancelled),
+        separated=each(_separated),
+        correlations=_correlations(session, cells),
+        joint=_joint(session, cells),
+        retrained=list(_retrained(session)),
+        ranking=each(_lowest),
+        conditioning=each(_conditioning),
+        estimator_times=each(estimator_times),
+        methods_published=list(published[0]),
+        layers_published=list(published[1]),
+        costs=list(_costs(session)),
+        deviations=[*getattr(words, "deviations", ()), *_deviations(session, cells[0])],
+        warnings=warnings(session, rows),
+        quarantined=dict(_quarantined(session, cells)),
+        provenance=provenance_of(session),
+    )
+
+
+def _sentence(session: Session, cells: Sequence[Cell]) -> str:
+    first, settings = cells[0], session.settings
+    trained = sum(block.entries for block in first.blocks.dense)
+    made = (
+        f"was fine-tuned on {first.rows[TRAIN]:,} rows" if first.trained else "was taken as it is"
+    )
+    kept = summary(session.task(first.name)).get("vocabulary")
+    cut = f" (its embedding cut to the {kept:,} tokens that occur)" if kept else ""
+    many = f", in {len(cells)} runs" if len(cells) > 1 else ""
+    return (
+        f"A model of {first.shapes.parameters:,} parameters{cut} {made}{many}; each training row's "
+        f"influence on {first.rows[QUERY]:,} query rows was computed from the gradients of "
+        f"{trained:,} parameters in {len(first.blocks.dense)} blocks by "
+        f"{len(settings.scores.estimators)} estimators."
+    )
+
+
+def _deviations(session: Session, cell: Cell) -> list[str]:
+    task = session.task(cell.name)
+    if not isinstance(task, Deviating):
+        return []
+    with telling("deviations()"):
+        entries = {block.name: block.entries for block in cell.blocks.dense}
+        return list(task.deviations(session.settings, entries))
+
+
+def _history(stored: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    return {key: stored[key].tolist() for key in METRICS if key in stored}
+
+
+def cell_rows(session: Session) -> list[Row]:
+    """Of every dataset and seed: its sizes, and how the model does that is scored. None: not known.
+
+    majority_queries: those that always saying their most frequent class gets right;
+    learned_nothing: the model is within two standard errors of that. label_ndr: what removing rows
+    by their given label alone finds; within_labels: rows at random of the labels that the headline
+    removes.
+    history: METRICS by epoch of the training on all rows; best: the epoch scored, from 0.
+    """
+    return [_cell(session, cell) for cell in session.outline.cells.values()]
+
+
+def _cell(session: Session, cell: Cell) -> Row:
+    stored, noise = train.stored_fit(session, cell.name), flipped_rows(session, cell.name)
+    task: Any = session.task(cell.name)
+    of = getattr(task, "cell", None)  # a study's dataset and seed
+    told, labels, queries = suggested(session, cell), _labels(task), cell.rows[QUERY]
+    most, right = by_split(task, "largest_class").get(QUERY), None
+    by_one_class = None if most is None else round(most * queries)
+    if gradients.says_right(session, cell.name):
+        right = int(scores.right_queries(session, cell).sum())
+    unlearned, label_ndr = False, None
+    if right is not None and by_one_class is not None:
+        share = by_one_class / queries
+        unlearned = right / queries <= share + 2.0 * np.sqrt(share * (1.0 - share) / queries)
+    if labels is not None and noise is not None and noise.any():
+        flipped, share = torch.from_numpy(noise), session.settings.actions.fraction
+        label_ndr = metrics.ndr_of_labels(labels, flipped, share)
+    headline_N = scores.all_scores(session, cell)[scores.headline(session, cell)]
+    return {
+        "name": cell.name,
+        "dataset": getattr(of, "dataset", cell.name),
+        "seed": getattr(of, "seed", session.seed),
+        "rows": cell.rows[TRAIN],
+        "queries": queries,
+        "correct_queries": right,
+        "flips": None if noise is None else int(noise.sum()),
+        "majority_queries": by_one_class,
+        "learned_nothing": bool(unlearned),
+        "suggested_wrong": None if told is None else told.wrong,
+        "label_ndr": label_ndr,
+        "within_labels": _rates(session, cell, headline_N).get("within_labels"),
+        "truncated": sum(by_split(task, "truncated").values()),
+        "best": int(stored["best"]) if "best" in stored else None,
+        "history": _history(stored),
+    }
+
+
+def _labels(task: Any) -> torch.Tensor | None:
+    """int64 [N]: the class that each training row is labelled with; None where none is told."""
+    told = isinstance(task, Predicting) and task.classes() is not None
+    return torch.from_numpy(np.asarray(task.given())) if told else None
+
+
+def _rates(session: Session, cell: Cell, scores_N: np.ndarray) -> Row:
+    """What these scores find: NDR, area, the NDR that rows at random of the same given labels have
+    (None where none are told), the noise curve and its tenths; {} where no wrong label is known."""
+    noise, labels = flipped_rows(session, cell.name), _labels(session.task(cell.name))
+    if noise is None or not noise.any():
+        return {}
+    share = session.settings.actions.fraction
+    of = torch.from_numpy(lowest_first(scores_N)), torch.from_numpy(noise)
+    within = None if labels is None else metrics.ndr_within_labels(of[0], labels, of[1], share)
+    return {
+        "ndr": metrics.ndr(*of, share),
+        "auc": metrics.ndr_auc(*of),
+        "within_labels": within,
+        "deciles": metrics.noise_histogram(*of, min(10, len(noise))).tolist(),
+        "curve": metrics.noise_shares(*of).tolist(),
+    }
+
+
+def _scored(session: Session, cell: Cell) -> Iterator[Row]:
+    """Of every configuration: its rates, and a summary of its scores."""
+    for key, scores_N in scores.all_scores(session, cell).items():
+        named = dict(zip(("estimator", "group", "how"), key, strict=True))
+        row = {"cell": cell.name, "configuration": BETWEEN.join(key), **named}
+        unknown = {"ndr": None, "auc": None, "within_labels": None}
+        yield row | unknown | _rates(session, cell, scores_N) | {"scores": array_summary(scores_N)}
+
+
+def _free(session: Session, cell: Cell) -> Iterator[Row]:
+    """What ranking by a number that every run has anyway finds: "own loss", "gradient norm"."""
+    for name, scores_N in free_rankings(session, cell).items():
+        if rates := _rates(session, cell, scores_N):
+            rates.pop("deciles")
+            yield {"cell": cell.name, "configuration": name, **rates}
+
+
+def _blocks(session: Session, cell: Cell) -> Iterator[Row]:
+    """Of every parameter tensor its own rate; `layer` None outside numbered layers."""
+    noise = flipped_rows(session, cell.name)
+    if noise is None or not noise.any():
+        return
+    share, flipped = session.settings.actions.fraction, torch.from_numpy(noise)
+    for (estimator, block), totals_HN in scores.block_totals(session, cell).items():
+        (number, numbered), parts = layer(block), block.split(".")
+        last = parts[-2] if len(parts) > 1 else block
+        for how, totals_N in zip(HOWS, totals_HN, strict=True):
+            ordered = torch.from_numpy(lowest_first(totals_N))
+            yield {
+                "cell": cell.name,
+                "block": block,
+                "layer": number if numbered else None,
+                "module": next((name for name in MODULES if name in parts), last),
+                "factor": "A" if "lora_A" in block else "B" if "lora_B" in block else "",
+                "estimator": estimator,
+                "how": how,
+                "ndr": metrics.ndr(ordered, flipped, share),
+                "auc": metrics.ndr_auc(ordered, flipped),
+            }
+
+
+def _cancelled(session: Session, cell: Cell) -> Iterator[Row]:
+    """Each group's cancellation effect (Vitel and Chhabra, Eq. 7), in L1 and by norms."""
+    stored = {}
+    for slab in cell.blocks.slabs:
+        (unit,) = tiles.slab_units(session.settings, cell, "sums", slab)
+        arrays = session.arrays(unit, ["sum", "abs_sum"])
+        sqnorm_BN = tiles.tiled(session, cell, slab, "cross", "sqnorm")
+        for place, block in enumerate(cell.blocks.of(slab)):
+            span = slice(None) if slab == SPARSE else block.span
+            found = arrays["abs_sum"][span].ravel(), arrays["sum"][span].ravel(), sqnorm_BN[place]
+            stored[block.name] = tuple(map(torch.from_numpy, found))
+    for group, members in cell.groups.items():
+        above, sums, sqnorms = zip(*(stored[m] for m in members), strict=True)
+        sum_P, norms_N = torch.cat(sums), torch.stack(sqnorms).sum(0).sqrt()
+        c = cancellation(torch.cat(above), sum_P)
+        told = {"l1": c.l1, "norm": norm_cancellation(norms_N, sum_P)}
+        told |= {"least": c.least, "median": c.median, "most": c.most}
+        yield {"cell": cell.name, "group": group, **told}
+
+
+def _separated(session: Session, cell: Cell) -> Iterator[Separated]:
+    return separated(session, cell, flipped_rows(session, cell.name))
+
+
+def _correlations(session: Session, cells: Sequence[Cell]) -> list[Row]:
+    """Spearman's, between estimators over all blocks, and between groups of each estimator."""
+    estimators, groups = session.settings.scores.estimators, cells[0].groups
+    wanted: dict[str, Mapping[Any, str]] = {
+        f"estimators, all layers, {how}": {(e, ALL, how): e for e in estimators}
+        for how in ("mean", "vote")
+    }
+    wanted |= {f"layer groups, {e}, mean": {(e, g, "mean"): g for g in groups} for e in estimators}
+    found = (_correlation(session, cells, *each) for each in wanted.items())
+    return [c for c in found if c is not None]
+
+
+def _joint(session: Session, cells: Sequence[Cell]) -> Row | None:
+    """Every estimator in every group against every other one, by mean scores (Vitel and Chhabra,
+    Figure 12, for the run's model)."""
+    every = [key for key in scores.all_scores(session, cells[0]) if key[2] == "mean"]
+    named = {
+        key: BETWEEN.join(key[:2])
+        for key in sorted(every, key=lambda key: in_order(BETWEEN.join(key)))
+    }
+    return _correlation(session, cells, "estimators and layer groups, mean", named)
+
+
+def _correlation(
+    session: Session, cells: Sequence[Cell], title: str, named: Mapping[Any, str]
+) -> Row | None:
+    """Of those that the first cell has, mean over the cells that have them; None of fewer than two.
+    values_MM: NaN where no cell has a number."""
+    first = scores.all_scores(session, cells[0])
+    kept, per_cell = [key for key in named if key in first], []
+    for cell in cells if len(kept) > 1 else ():
+        every = scores.all_scores(session, cell)
+        if all(key in every for key in kept):
+            scores_MN = np.stack([every[key] for key in kept])
+            usable = torch.from_numpy(scores_MN[:, np.isfinite(scores_MN).all(0)])
+            per_cell.append(metrics.spearman_matrix(usable).numpy())
+    if not per_cell:
+        return None
+    values_CMM = np.stack(per_cell)
+    known_CMM = np.isfinite(values_CMM)
+    total_MM, counts_MM = np.where(known_CMM, values_CMM, 0.0).sum(0), known_CMM.sum(0)
+    values_MM = np.where(counts_MM > 0, total_MM / np.maximum(counts_MM, 1), np.nan)
+    return {"title": title, "names": [named[key] for key in kept], "values_MM": values_MM}
+
+
+def _retrained(session: Session) -> Iterator[Row]:
+    """Each configuration's training on what it left; several may share a job. `test_accuracy`: the
+    best over epochs (what Vitel and Chhabra report); `accuracy_at_best`: at the selected epoch (NaN
+    where no test rows are)."""
+    for filtered, stored in actions.results(session):
+        noise = flipped_rows(session, filtered.cell)
+        accuracy = stored.get("test_accuracy", np.array([np.nan]))
+        known = np.isfinite(accuracy).any()
+        yield {
+            "cell": filtered.cell,
+            "configuration": filtered.configuration,
+            "kept": len(filtered.kept),
+            "kept_flips": None if noise is None else int(noise[filtered.kept].sum()),
+            "test_accuracy": float(np.nanmax(accuracy)) if known else float("nan"),
+            "accuracy_at_best": float(accuracy[stored["best"] if len(accuracy) > 1 else 0]),
+            "query_loss": float(np.nanmin(stored["query_loss"])),
+            "job": filtered.job.id,
+            "history": _history(stored),
+        }
+
+
+def cell_ranking(session: Session, cell: Cell) -> list[Row]:
+    """Every training row of a cell, lowest score first: its place, its number in the data, score,
+    own loss, gradient norm, what the task can say of it, and the label to put in place of a wrong
+    one, where the task tells classes. A row without a score (its gradient is not finite) comes
+    first with an empty one."""
+    scores_N = scores.all_scores(session, cell)[scores.headline(session, cell)]
+    order = np.argsort(lowest_first(scores_N), kind="stable")
+    noise = flipped_rows(session, cell.name)
+    own, labels = own_columns(session, cell), suggested(session, cell)
+    told_of = described_rows(session.task(cell.name), order)
+    found = []
+    for place, (row, told) in enumerate(zip(order.tolist(), told_of, strict=True), 1):
+        line = {"place": place, "score": float(scores_N[row])}
+        line |= {name: float(values[row]) for name, values in own.items()}
+        line |= {} if noise is None else {FLIPPED: bool(noise[row])}
+        line |= {} if labels is None else {SUGGESTED: labels.labels[row]}
+        found.append(beside(line, told, kept=(FLIPPED, SUGGESTED)))
+    return found
+
+
+def _lowest(session: Session, cell: Cell) -> Iterator[Row]:
+    """The first rows of `cell_ranking`, as the page's table has them."""
+    for row in cell_ranking(session, cell)[: session.settings.report.rows]:
+        told = {"cell": cell.name, "rank": row.pop("place"), "row": row.pop("row")}
+        told |= {"score": row.pop("score"), "label": str(row.pop("label", ""))}
+        told |= {FLIPPED: row.pop(FLIPPED, None), "text": str(row.pop("text", ""))}
+        yield beside(told, row)
+
+
+def _conditioning(session: Session, cell: Cell) -> Iterator[Row]:
+    """Of the damped Fisher matrix of a block or group: an upper bound of (largest eigenvalue + λ)
+    / λ, and so of its condition number."""
+    for unit in scores.cell_units(session.settings, cell):
+        for note in session.record(unit)["summary"]["notes"]:
+            if "condition" in note:
+                named = {k: note[k] for k in ("estimator", "block", "damping", "condition")}
+                yield {"cell": cell.name, **named}
+
+
+def estimator_times(session: Session, cell: Cell) -> Iterator[Row]:
+    """What each estimator took in each group: all steps that it needs but the gradients, also those
+    that others need; alone_s: of those that only it needs. None of a run without such notes."""
+    units = [u for phase in tiles.PHASES for u in tiles.phase_units(session.settings, cell, phase)]
+    units += scores.cell_units(session.settings, cell)
+    notes = [note for u in units for note in session.record(u)["summary"].get(TOOK, ())]
+    scored = dict.fromkeys((e, group) for e, group, _ in scores.all_scores(session, cell))
+    for estimator, group in scored if notes else ():
+        of = {*cell.groups[group], joint_name(group)}
+        mine = [n for n in notes if estimator in n["estimators"] and n["of"] in of]
+        alone = [n for n in mine if len(n["estimators"]) == 1]
+        took = {key: float(sum(n[key] for n in mine)) for key in ("wall_s", "processor_s")}
+        took["alone_s"] = float(sum(n["wall_s"] for n in alone))
+        yield {"cell": cell.name, "estimator": estimator, "group": group, **took}
+
+
+def _quarantined(session: Session, cells: Sequence[Cell]) -> Iterator[tuple[str, list[int]]]:
+    """By cell and split, the rows' numbers in the user's own data, where the task knows them."""
+    for cell in cells:
+        task = session.task(cell.name)
+        for split in (TRAIN, QUERY):
+            rows = np.flatnonzero(~gradients.finite_rows(session, cell.name, split))
+            numbers = rows.tolist()
+            if isinstance(task, Numbered):
+                numbers = np.asarray(task.numbers(split))[rows].tolist()
+            elif split == TRAIN:
+                numbers = [told["row"] for told in described_rows(task, rows)]
+            if numbers:
+                yield f"{cell.name} {split}".strip(), numbers
+
+
+def _costs(session: Session) -> Iterator[StageCost]:
+    times = session.times()
+    for stage in WORKING:
+        named = [unit for unit, _ in stage.units(session.outline)]
+        records = session.done(actions.jobs(session) if stage is actions else named).values()
+        spent = [t for t in times if t["stage"] == stage.NAME]
+        if records:
+            yield StageCost(
+                stage=stage.NAME,
+                units=len(records),
+                seconds=sum(t["seconds"] for t in spent),
+                worker_seconds=sum(t["busy_s"] for t in spent),
+                bytes=sum(r["manifest"]["bytes"] for r in records),
+            )

@@ -1,245 +1,350 @@
-"""The page's printed tables: rows of `tables` under headings, numbers as readers see them."""
+"""The page's tables: which rows under which columns."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
-from distinf.report.columns import Column, View, blank, span, text, value, view
-from distinf.report.formats import (
-    SPACE,
-    count,
-    duration,
-    fixed,
-    number,
-    shortened,
-    signed,
-    size,
-)
-from distinf.report.gram.comparison_views import comparison_views
+from distinf.gram.blocks import EMBEDDING, HEAD
+from distinf.gram.settings import BASELINES
+from distinf.numerics.separation import LEVELS
+from distinf.report.formats import SPACE, count, duration, fixed, missing, number, shortened, signed
+from distinf.report.gram.configurations import groups, place, spoken
 from distinf.report.gram.findings import Findings
-from distinf.report.gram.summaries import Row, falling, groups, spoken
-from distinf.report.gram.tables import Tables
-from distinf.report.gram.theorem import theorem_view
-from distinf.report.grids import Entry, Grid, GridColumn, grid
+from distinf.report.gram.retraining import MEASURED, TRACIN_WE
+from distinf.report.gram.tables import ANY, Tables
+from distinf.report.gram.trials import datasets, falling, grouped
+from distinf.report.rows import Row
+from distinf.report.schema import Cell, Column, Table, difference, spread, stub, text
 
-MOST_PRINTED = 15
-CELLS_LISTED = 8
-NUMBERS = ("own_loss", "gradient_norm")  # of a ranked row, beside its score
+MOST_CELLS, MOST_DETECTION, MOST_METHODS, CELLS_LISTED = 12, 15, 12, 8  # printed unfolded, listed
+FEWEST_POINTS = 3  # for a correlation
+NOT_SIGNIFICANT_P = 0.05  # Table 2 of Vitel and Chhabra: marked with a star above it
 MOST_LETTERS = 400  # of a row's text; the CSV has all of it
+WE_TOP = "tracin-we-top10"
+LAYERS = (WE_TOP, TRACIN_WE, EMBEDDING, *(f"attention-{k}" for k in range(1, 5)), HEAD)
+Told = Callable[[Row], Cell]
 
 
-def views(findings: Findings, rows: Tables) -> dict[str, View | Grid]:
-    """Name -> table, those that have rows."""
-    detected = rows.get("detection", [])
-    share = f"{100 * findings.headline.share:g}"
-    made: dict[str, View | Grid | None] = {
-        "cells": _cells(rows),
-        "detection": _detection(_beside(rows), share, "those that find the most"),
-        "every detection": None,
-        "accuracy": _accuracy(rows.get("accuracy", []), findings.epoch),
-        "query loss": _query_loss(rows),
-        "conditioning": _conditioning(rows),
-        "costs": _costs(rows),
-        "estimator times": _estimator_times(findings, rows),
-        "theorem": theorem_view(rows.get("theorem", [])),
-        **comparison_views(findings, rows),
-    }
-    if len(detected) > MOST_PRINTED:
-        made["every detection"] = _detection(detected, share, "every configuration")
-    for cell in listed(findings):
-        flips = any(c.flips for c in findings.cells if c.name == cell)
-        made[f"ranking {cell}"] = _ranking(cell, rows, flips)
-    return {name: table for name, table in made.items() if table is not None}
+def numbers(form: Callable[[Any], str], *named: str) -> list[Column]:
+    """A column for each "key: heading", or key alone; empty where a number is missing."""
+    pairs = [name.partition(": ") for name in named]
+    return [Column(head or key.replace("_", " "), known(key, form)) for key, _, head in pairs]
 
 
-def listed(findings: Findings) -> list[str]:
-    """The first cells that have ranked rows."""
-    return list(dict.fromkeys(r.cell for r in findings.ranking))[:CELLS_LISTED]
+def known(key: str, form: Callable[[Any], str]) -> Told:
+    return lambda row: Cell() if missing(row.get(key)) else Cell(form(row[key]), value=row[key])
 
 
-def _beside(rows: Tables) -> list[Row]:
-    """The configurations that find the most, and the free rankings in their places among them."""
+def words(*named: str) -> list[Column]:
+    """As `numbers`, of texts."""
+    return [text(head or key, key) for key, _, head in (name.partition(": ") for name in named)]
+
+
+def pair(row: Row, mean: str, sd: str, form: Callable[[Any], str]) -> str:
+    """Mean ± sd; "" without a mean."""
+    if missing(row.get(mean)):
+        return ""
+    return form(row[mean]) + ("" if missing(row.get(sd)) else f"{SPACE}±{SPACE}{form(row[sd])}")
+
+
+def pivoted(rows: Sequence[Row], across: str, *names: str) -> list[Row]:
+    """A row for each of these names' values, and in it under "of" its rows by `across`."""
+    return [
+        dict(zip(names, key, strict=True)) | {"of": {r[across]: r for r in mine}}
+        for key, mine in grouped(rows, *names).items()
+    ]
+
+
+def across(names: Sequence[str], told: Callable[[Row, Row], Cell], group: str = "") -> list[Column]:
+    """Columns of `pivoted` rows; `told` of the row under the name, and of the whole line."""
+
+    def cell(name: str, line: Row) -> Cell:
+        return told(line["of"][name], line) if name in line["of"] else Cell()
+
+    return [Column(name, partial(cell, name), group=group) for name in names]
+
+
+def cells(rows: Tables) -> Table:
+    every = rows.get("cells", [])
+    columns = [
+        stub("cell", "cell"),
+        *numbers(count, "rows", "queries", "correct_queries: predicted right"),
+        *numbers(count, "majority_queries: by one class", "flips: wrong labels"),
+        *numbers(count, "suggested_wrong: likely wrong, by the model"),
+        Column("rows cut", lambda row: count(row["truncated"]) if row["truncated"] else ""),
+        *numbers(count, "best_epoch: epoch"),
+        *numbers(number, "query_loss"),
+        *numbers(percent, "query_accuracy: query accuracy [%]"),
+        *numbers(percent, "test_accuracy: test accuracy [%]"),
+    ]
+    title = "Datasets and seeds, and the model that was scored"
+    return Table(title, every, columns, "cells", folded=len(every) > MOST_CELLS)
+
+
+def percent(value: float) -> str:
+    return fixed(100 * value)
+
+
+def detection(findings: Findings, rows: Tables) -> Iterator[Table]:
+    """Those that find the most, with the free rankings among them, and all of them."""
+    share, every = f"{100 * findings.share:g}", rows.get("detection", [])
     free = [
-        row | {"estimator": row["ranking"], "group": "", "how": "no influence"}
+        row | {"estimator": row["ranking"], "how": "no influence"}
         for row in rows.get("free_rankings", [])
     ]
-    most = rows.get("detection", [])[:MOST_PRINTED]
-    return sorted(most + free, key=lambda r: falling(r["ndr_mean_pct"]))
-
-
-def _cells(rows: Tables) -> View | None:
-    percent: Callable[[float], str] = lambda v: fixed(100 * v)  # noqa: E731
-    return view(
-        "Datasets and seeds, and the model that was scored",
-        rows.get("cells", []),
-        [
-            Column("cell", text("cell"), False),
-            Column("rows", value("rows", count)),
-            Column("queries", value("queries", count)),
-            Column("predicted right", value("correct_queries", count)),
-            Column("by one class", blank("majority_queries", count)),
-            Column("wrong labels", value("flips", count)),
-            Column("likely wrong, by the model", blank("suggested_wrong", count)),
-            Column("rows cut", lambda r: count(r["truncated"]) if r["truncated"] else ""),
-            Column("epoch", value("best_epoch", count)),
-            Column("query loss", value("query_loss", number)),
-            Column("query accuracy [%]", blank("query_accuracy", percent)),
-            Column("test accuracy [%]", blank("test_accuracy", percent)),
-        ],
-    )
-
-
-def _detection(rows: list[Row], share: str, which: str) -> View | None:
-    return view(
-        f"Wrong labels found in the lowest {share}{SPACE}%, {which}",
-        rows,
-        [
-            Column("estimator", text("estimator"), False),
-            Column("layers", text("group"), False),
-            Column("aggregation", text("how"), False),
-            Column("cells", value("cells", count)),
-            Column(f"NDR@{share} [%]", _spread("ndr_", "_pct", 1)),
-            Column("95 % interval", span("ndr_low_pct", "ndr_high_pct")),
-            Column("random [%]", value("chance_pct", fixed)),
-            Column("random, same labels [%]", blank("chance_within_labels_pct", fixed)),
-            Column("AUC", _spread("auc_", "", 3)),
-        ],
-    )
-
-
-def _spread(prefix: str, unit: str, digits: int) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        mean, sd = row[f"{prefix}mean{unit}"], row[f"{prefix}sd{unit}"]
-        told = fixed(mean, digits)
-        return told if not math.isfinite(sd) else f"{told}{SPACE}±{SPACE}{fixed(sd, digits)}"
-
-    return cell
-
-
-def _accuracy(rows: list[Row], epoch: str) -> View | None:
-    return view(
-        "Test accuracy of the models trained again",
-        rows,
-        [
-            Column("configuration", lambda r: spoken(r["configuration"]), False),
-            Column("trials", value("trials", count)),
-            Column("best epoch [%]", _spread("", "_pct", 1)),
-            Column(f"{epoch} [%]", blank("at_best_pct", fixed)),
-            Column("minus random [points]", blank("vs_random_points", signed)),
-            Column("95 % interval", span("vs_random_low_points", "vs_random_high_points", signed)),
-            Column("higher", _wins),
-            Column("minus full [points]", blank("vs_full_points", signed)),
-        ],
-    )
-
-
-def _query_loss(rows: Tables) -> View | None:
-    """Where the task has no test rows, what filtering did to the queries' loss."""
-    return view(
-        "Query loss of the models trained again",
-        [] if rows.get("accuracy") else rows.get("query_loss", []),
-        [
-            Column("configuration", lambda r: spoken(r["configuration"]), False),
-            Column("trials", value("trials", count)),
-            Column("lowest query loss", value("mean", number)),
-        ],
-    )
-
-
-def _wins(row: Row) -> str:
-    pairs = row.get("vs_random_pairs", 0)
-    return f"{count(row['vs_random_wins'])} of {count(pairs)}" if pairs else ""
-
-
-def _ranking(cell: str, rows: Tables, flips: bool) -> View | None:
-    mine = [r for r in rows["ranking"] if r["cell"] == cell]
-    own = ("cell", "rank", "row", "score", "label", "flipped", "text", *NUMBERS)
-    extra = [k for k in dict.fromkeys(k for r in mine for k in r) if k not in own]
-    if all(str(r.get("id")) == str(r["row"]) for r in mine):
-        extra = [k for k in extra if k != "id"]
-    known = [Column("known to be wrong", lambda r: _known(r["flipped"]), False)] if flips else []
-    return view(
-        f"{cell}: the {count(len(mine))} lowest rows" if cell else "The lowest rows",
-        mine,
-        [
-            Column("rank", value("rank", count)),
-            Column("row", text("row")),
-            Column("text", lambda r: shortened(r["text"], MOST_LETTERS), False),
-            Column("label", text("label"), False),
-            *known,
-            *(Column(key.replace("_", " "), _plain(key), False) for key in extra),
-            *(Column(key.replace("_", " "), blank(key, number)) for key in NUMBERS),
-            Column("score", value("score", number)),
-        ],
-    )
-
-
-def _known(flipped: bool | None) -> str:
-    return "" if flipped is None else "yes" if flipped else "no"
-
-
-def _plain(key: str) -> Callable[[Row], str]:
-    return lambda row: "" if row.get(key) is None else number(row[key])
-
-
-def _conditioning(rows: Tables) -> View | None:
-    return view(
-        "Condition numbers of the damped Fisher systems",
-        rows.get("conditioning", []),
-        [
-            Column("estimator", text("estimator"), False),
-            Column("systems", value("systems", count)),
-            Column("least λ", value("least_damping", number)),
-            Column("largest λ", value("most_damping", number)),
-            Column("median condition", value("median_condition", number)),
-            Column("worst condition", value("worst_condition", number)),
-            Column("in", text("worst"), False),
-        ],
-    )
-
-
-def _costs(rows: Tables) -> View | None:
-    return view(
-        "Cost by stage",
-        rows.get("costs", []),
-        [
-            Column("stage", text("stage"), False),
-            Column("units", value("units", count)),
-            Column("wall time", value("seconds", duration)),
-            Column("worker time", value("worker_seconds", duration)),
-            Column("stored", value("bytes", size)),
-        ],
-    )
-
-
-def _estimator_times(findings: Findings, rows: Tables) -> Grid | None:
-    """Estimators down, layer groups across."""
-    found: dict[str, Row] = {}
-    for r in rows.get("estimator_times", []):
-        found.setdefault(r["estimator"], {"estimator": r["estimator"]})[r["group"]] = r
+    most = sorted([*every[:MOST_DETECTION], *free], key=lambda row: falling(row["ndr_mean_pct"]))
     columns = [
-        GridColumn("layers", name, partial(_took, name))
-        for name in groups({t.group for t in findings.estimator_times})
+        *words("estimator", "group: layers", "how: aggregation"),
+        *numbers(count, "cells"),
+        spread(f"NDR@{share} [%]", "ndr_", form=fixed),
+        *numbers(fixed, "chance_pct: random [%]"),
+        *numbers(fixed, "chance_within_labels_pct: random, same labels [%]"),
+        spread("AUC", "auc_", "", partial(fixed, digits=3)),
     ]
-    many = ", mean over cells" if len(findings.cells) > 1 else ""
-    return grid(
-        f"Wall time of each estimator{many}; below it processor time",
-        list(found.values()),
-        [("estimator", text("estimator"))],
-        columns,
+    title = f"Wrong labels found in the lowest {share}{SPACE}%"
+    yield Table(f"{title}, those that find the most", most, columns, "free_rankings")
+    yield Table(f"{title}, every configuration", every, columns, "detection", folded=True)
+
+
+def ranking_name(cell: str) -> str:
+    """The table that has all of a cell's rows, the most detrimental first."""
+    return f"ranked_rows-{cell}" if cell else "ranked_rows"
+
+
+def rankings(rows: Tables) -> Iterator[Table]:
+    """The first cells' lowest rows, with what the task says of them."""
+    own = ("cell", "rank", "row", "score", "label", "flipped", "text", "own_loss", "gradient_norm")
+    wrong = {None: "", True: "yes", False: "no"}
+    found = grouped(rows.get("ranking", []), "cell")
+    for (cell,), mine in list(found.items())[:CELLS_LISTED]:
+        same = all(str(row.get("id")) == str(row["row"]) for row in mine)
+        more = dict.fromkeys(key for row in mine for key in row if key not in own)
+        columns = [
+            *numbers(count, "rank"),
+            Column("row", "row", str),
+            text("text", lambda row: shortened(row["text"], MOST_LETTERS)),
+            *words("label"),
+            text("known to be wrong", lambda row: wrong[row["flipped"]]),
+            *(
+                Column(key.replace("_", " "), key, number, kind="text")
+                for key in more
+                if not (same and key == "id")
+            ),
+            *numbers(number, "own_loss", "gradient_norm", "score"),
+        ]
+        title = f"{cell}: the {count(len(mine))} lowest rows" if cell else "The lowest rows"
+        yield Table(title, mine, columns, ranking_name(cell), folded=(cell,) != next(iter(found)))
+
+
+def accuracy(rows: Tables, epoch: str) -> Table:
+    def wins(row: Row) -> str:
+        pairs = row.get("vs_random_pairs")
+        return f"{count(row['vs_random_wins'])} of {count(pairs)}" if pairs else ""
+
+    columns = [
+        text("configuration", lambda row: spoken(row["configuration"])),
+        *numbers(count, "trials"),
+        spread("best epoch [%]", form=fixed),
+        *numbers(fixed, f"at_best_pct: {epoch} [%]"),
+        difference("minus random [points]", "vs_random_"),
+        text("higher", wins),
+        difference("minus full [points]", "vs_full_"),
+    ]
+    title = "Test accuracy of the models trained again"
+    return Table(title, rows.get("accuracy", []), columns, "accuracy", folded=True)
+
+
+def query_loss(rows: Tables) -> Table:
+    """Where the task has no test rows, what filtering did to the queries' loss."""
+    columns = [
+        text("configuration", lambda row: spoken(row["configuration"])),
+        *numbers(count, "trials"),
+        *numbers(number, "mean: lowest query loss"),
+    ]
+    found = [] if rows.get("accuracy") else rows.get("query_loss", [])
+    return Table("Query loss of the models trained again", found, columns, "query_loss")
+
+
+def methods(findings: Findings, rows: Tables) -> Iterator[Table]:
+    """The best by front, all of them, and published rows of the run's estimators and datasets that
+    it did not train again; below each number the published one."""
+    every, names = rows.get("methods", []), datasets(findings)
+    ranked = [row for row in every if row["source"] == MEASURED]
+    theirs = {row["configuration"]: row for row in every if row["source"] != MEASURED}
+    kept = (*BASELINES, findings.headline)
+    short = [r for k, r in enumerate(ranked) if k < MOST_METHODS or r["configuration"] in kept]
+    ours = {row["configuration"] for row in ranked}
+    asked = {*BASELINES, *(row["estimator"] for row in findings.scored)}
+    others = [
+        row
+        for name, row in theirs.items()
+        if row["estimator"] in asked and name not in ours
+        if any(f"{dataset}_mean_pct" in row for dataset in names)
+    ]
+    title = "Methods by Pareto front, then win rate"
+    title = title if any(row["rank"] for row in ranked) else "Methods by accuracy"
+    title += "; below each number the published one" if theirs else ""
+    beside, alone = _method_columns(names, theirs), _method_columns(names, {})
+    part = f" ({count(len(short))} of {count(len(ranked))})" if len(short) < len(ranked) else ""
+    yield Table(title + part, short, beside, "methods")
+    yield Table("Every method", ranked if part else [], beside, "methods", folded=True)
+    title = "Published rows without a counterpart in this run"
+    yield Table(title, others, alone, "methods", folded=True)
+
+
+def _method_columns(names: Sequence[str], published: dict[str, Row]) -> list[Column]:
+    def of(heading: str, key: str, told: Callable[[Row], str], group: str = "") -> Column:
+        def cell(row: Row) -> Cell:
+            return Cell(told(row), told(published.get(row["configuration"], {})), row.get(key))
+
+        return Column(heading, cell, group=group)
+
+    def spreads(heading: str, mean: str, sd: str, digits: int, group: str = "") -> Column:
+        form = partial(fixed, digits=digits)
+        return of(heading, mean, lambda row: pair(row, mean, sd, form), group)
+
+    return [
+        stub("method", lambda row: spoken(row["configuration"])),
+        of("front", "rank", lambda row: str(row.get("rank") or "")),
+        spreads("win rate", "win_rate", "win_rate_sd", 2),
+        *(spreads(n, f"{n}_mean_pct", f"{n}_sd_pct", 1, "test accuracy [%]") for n in names),
+    ]
+
+
+def layers(rows: Tables) -> Table:
+    """Groups down, estimator families across: front and win rate; the published below."""
+    every = rows.get("layers", [])
+    theirs = {(r["layer"], r["estimator"]): r for r in every if r["source"] != MEASURED}
+    ours = [row for row in every if row["source"] == MEASURED]
+
+    def placed(row: Row | None) -> str:
+        return f"{row['rank'] or 'n/a'} ({fixed(row['win_rate'], 2)})" if row else ""
+
+    def both(row: Row, _: Row) -> Cell:
+        published = theirs.get((row["layer"], row["estimator"]))
+        return Cell(placed(row), placed(published), row["win_rate"])
+
+    def name(line: Row) -> str:
+        group = next(iter(line["of"].values()))["group"]
+        return line["layer"] + ("" if line["layer"] in (group, WE_TOP) else f" ({group})")
+
+    title = "Layer groups: front (win rate) within each estimator, mean scores"
+    title += "; below, the published ones" if theirs else ""
+    title += f"; {TRACIN_WE} is TracIn on the embedding, token by token"
+    lines = sorted(pivoted(ours, "estimator", "layer"), key=lambda r: place(r["layer"], LAYERS))
+    families = list(dict.fromkeys(row["estimator"] for row in ours))
+    return Table(title, lines, [stub("layers", name), *across(families, both)], "layers")
+
+
+def gains(findings: Findings, rows: Tables) -> Table:
+    def changed(row: Row, _: Row) -> Cell:
+        told = signed(row["change_pct"]) + (f"{SPACE}*" if row["marked"] else "")
+        sure = "" if missing(row["p"]) else f"p {number(row['p'], 2)}"
+        return Cell(told, sure, row["change_pct"])
+
+    title = "Rank and vote against mean: * where Wilcoxon's p < 0.1 and the change is over 1 %"
+    named = {"estimator": "estimator", "group": "layers", "how": "way"}
+    columns = [stub(heading, key) for key, heading in named.items()]
+    columns += across(datasets(findings), changed, "change of accuracy against mean [%]")
+    lines = pivoted(rows.get("gains", []), "dataset", *named)
+    return Table(title, lines, columns, "gains", folded=True)
+
+
+def quartiles(rows: Tables) -> Table:
+    title = "Accuracy after filtering by layer group, mean scores: mean and quartiles over seeds"
+    columns = [
+        *words("estimator", "group: layers", "dataset"),
+        *numbers(count, "trials"),
+        *numbers(fixed, "mean_pct: mean [%]", "q1_pct: lower quartile"),
+        *numbers(fixed, "median_pct: median", "q3_pct: upper quartile"),
+    ]
+    return Table(title, rows.get("quartiles", []), columns, "quartiles", folded=True)
+
+
+def starred(heading: str, rho: str, p: str) -> Column:
+    def cell(row: Row) -> Cell:
+        if missing(row.get(rho)):
+            return Cell()
+        return Cell(fixed(row[rho], 2) + "*" * (row[p] > NOT_SIGNIFICANT_P), value=row[rho])
+
+    return Column(heading, cell)
+
+
+def proxies(findings: Findings, rows: Tables) -> Table:
+    title = "Spearman's correlation with accuracy after filtering, pooled: * where p > 0.05"
+    named, inside = {"c": "C", "ndr": "NDR", "auc": "AUC"}, []
+    if len(datasets(findings)) > 1:
+        title += "; within: inside each dataset, mean over datasets"
+        inside = [f"{key}_within_rho: {name} within" for key, name in named.items()]
+    columns = [
+        *words("how: aggregation", "estimator"),
+        *numbers(count, "points"),
+        *(starred(name, f"{key}_rho", f"{key}_p") for key, name in named.items()),
+        *numbers(partial(fixed, digits=2), *inside),
+    ]
+    enough = [row for row in rows.get("proxies", []) if row["points"] >= FEWEST_POINTS]
+    return Table(title, enough, columns, "proxies")
+
+
+def cancellation(rows: Tables) -> Table:
+    def size(heading: str, mean: str, sd: str = "") -> Column:
+        def cell(row: Row) -> Cell:
+            told = "∞" if math.isinf(row[mean]) else pair(row, mean, sd, number)
+            return Cell(told, value=row[mean])
+
+        return Column(heading, cell)
+
+    columns = [
+        stub("layers", "group"),
+        size("C, norms", "norm_mean", "norm_sd"),
+        size("C, L1", "l1_mean", "l1_sd"),
+        *(size(name, name) for name in ("median", "least", "most")),
+        starred("ρ with accuracy", "rho", "p"),
+    ]
+    title = "Cancellation of the training gradients (1: none; ∞: complete)"
+    return Table(title, rows.get("cancellation", []), columns, "cancellation")
+
+
+def theorem(rows: Tables, note: str) -> Table:
+    least = {LEVELS[0]: "no premise"}
+    columns = [
+        stub("C(w) at least", lambda row: least.get(row["least_c"], number(row["least_c"]))),
+        *numbers(count, "premises: noisy row, clean row, θ, w"),
+        *numbers(fixed, "premises_pct: of all [%]"),
+        *numbers(fixed, "claimed_pct: some query separates more [%]"),
+        *numbers(count, "triples: times queries"),
+        *numbers(fixed, "more_pct: separates more [%]", "aligned_pct: aligned [%]"),
+    ]
+    title = (
+        "Theorem 5.1 of Vitel and Chhabra on this run's gradients, over all pairs of layer groups"
     )
+    pooled = [row for row in rows.get("theorem", []) if row["theta"] == ANY]
+    return Table(title, pooled, columns, "theorem", note)
 
 
-def _took(group: str, line: Row) -> Entry:
-    took = line.get(group)
-    return Entry(duration(took["wall_s"]), duration(took["processor_s"])) if took else Entry()
+def conditioning(rows: Tables) -> Table:
+    columns = [
+        stub("estimator", "estimator"),
+        *numbers(count, "systems"),
+        *numbers(number, "least_damping: least λ", "most_damping: largest λ"),
+        *numbers(number, "median_condition", "worst_condition"),
+        *words("worst: in"),
+    ]
+    title = "Condition numbers of the damped Fisher systems"
+    return Table(title, rows.get("conditioning", []), columns, "conditioning")
 
 
-def facts(findings: Findings) -> list[tuple[str, str]]:
-    """The provenance as a short name-value list; unknown values are absent."""
-    source = findings.provenance
-    origin = [("fingerprint", source.fingerprint)]
-    origin += [(str(k), str(v)) for k, v in source.machine.items()]
-    origin += [(f"{k} version", str(v)) for k, v in source.versions.items()]
-    origin += [(f"{k} seed", str(v)) for k, v in source.seeds.items()]
-    return [(k, v) for k, v in origin if v]
+def estimator_times(findings: Findings, rows: Tables, note: str) -> Table:
+    """Estimators down, layer groups across."""
+
+    def took(row: Row, _: Row) -> Cell:
+        return Cell(duration(row["wall_s"]), duration(row["processor_s"]), row["wall_s"])
+
+    every = rows.get("estimator_times", [])
+    columns = across(groups(row["group"] for row in every), took, "layers")
+    mean = ", mean over cells" if len(findings.cells) > 1 else ""
+    title = f"Wall time of each estimator{mean}; below it processor time"
+    lines = pivoted(every, "group", "estimator")
+    stubs = [stub("estimator", "estimator")]
+    return Table(title, lines, [*stubs, *columns], "estimator_times", note)

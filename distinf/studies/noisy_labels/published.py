@@ -14,8 +14,7 @@ names and numbers stand apart (65 rows of Table 5, 13 of Table 4), they are pair
 import csv
 import math
 from importlib.resources import files
-
-from distinf.report.gram.findings import PublishedLayer, PublishedMethod
+from typing import Any
 
 TABLE_3_SOURCE = "Vitel and Chhabra, Table 3"
 SOURCES = {
@@ -47,42 +46,30 @@ mistral-7b     cosine       -     - 1/.58 1/.60 2/.55 3/.37 4/.23 5/.09
 NONE = "-"
 
 
-def layers(model: str) -> tuple[PublishedLayer, ...]:
-    """Table 3 for that model ("mistral-7b"); empty for one that is not in the paper."""
-    found = []
+def layers(model: str) -> list[dict[str, Any]]:
+    """Rows of layers.csv: Table 3 for that model ("mistral-7b"); none for one not in the paper."""
+    found: list[dict[str, Any]] = []
     for line in TABLE_3.strip().splitlines():
         name, estimator, *cells = line.split()
         for group, cell in zip(LAYERS, cells, strict=True):
             if name == model and cell != NONE:
                 rank, rate = cell.split("/")
-                told = (TABLE_3_SOURCE, model, estimator, group, int(rank), float(rate))
-                found.append(PublishedLayer(*told))
-    return tuple(found)
+                row = {"layer": group, "estimator": estimator, "source": TABLE_3_SOURCE}
+                found.append(row | {"model": model, "rank": int(rank), "win_rate": float(rate)})
+    return found
 
 
-def methods(model: str) -> tuple[PublishedMethod, ...]:
-    """The rows of Table 4, 5 or 6 for that model, in their order; empty for one without a table."""
+def methods(model: str) -> list[dict[str, Any]]:
+    """Rows of methods.csv: Table 4, 5 or 6 for that model, in their order; none for one without."""
     text = files(PACKAGE).joinpath(METHODS_FILE).read_text(encoding="utf-8")
-    return tuple(_method(row) for row in csv.DictReader(text.splitlines()) if row["model"] == model)
+    return [_method(row) for row in csv.DictReader(text.splitlines()) if row["model"] == model]
 
 
-def _method(row: dict[str, str]) -> PublishedMethod:
-    accuracy = {
-        name: (_number(row[f"{name}_mean_pct"]), _number(row[f"{name}_sd_pct"]))
-        for name in DATASETS
-    }
-    return PublishedMethod(
-        source=SOURCES[row["model"]],
-        model=row["model"],
-        estimator=row["estimator"],
-        how=row["how"],
-        group=row["group"],
-        win_rate=_number(row["win_rate"]),
-        accuracy=accuracy,
-        rank=int(row["rank"]) if row["rank"] else None,
-        win_rate_sd=_number(row["win_rate_sd"]),
-    )
-
-
-def _number(text: str) -> float:
-    return float(text) if text else math.nan
+def _method(row: dict[str, str]) -> dict[str, Any]:
+    """A number that could not be read is NaN, a front (`rank`) None."""
+    estimator, how, group = row["estimator"], row["how"], row["group"]
+    found = {"configuration": f"{estimator}/{group}/{how}" if group else estimator}
+    found |= {"estimator": estimator, "how": how, "group": group, "source": SOURCES[row["model"]]}
+    told = {"model": row["model"], "rank": int(row["rank"]) if row["rank"] else None}
+    numbers = {key: float(row[key] or math.nan) for key in row if key not in (*found, *told)}
+    return found | told | numbers
