@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> Session:
         )
         runtime = open_runtime(RuntimeSettings(kind="local"))
         actions.run(session, runtime)
-        report.run(session, runtime)
+        report.write(session)
     return session
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.gram import actions, data, gradients, gram, scores, tiles, train
+from distinf.gram import actions, gradients, scores, tiles, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import ALL, SPARSE, layer
 from distinf.gram.paired import Separated, separated
@@ -30,12 +30,11 @@ from distinf.report.gram.free_rankings import (
     suggested,
 )
 from distinf.report.gram.warnings import by_split, summary, warnings
-from distinf.report.provenance import Provenance, StageCost, provenance_of
+from distinf.report.provenance import Provenance, StageCost, provenance_of, stage_costs
 from distinf.report.rows import Row, array_summary, plain
 from distinf.tasks.notes import beside
 from distinf.tasks.task import telling
 
-WORKING = (data, train, gradients, gram, scores, actions)
 MODULES = ("query_key_value", "qkv_proj", "query", "value", "key", "dense", "q_proj", "k_proj",
            "v_proj", "o_proj", "c_attn", "c_proj")  # fmt: skip
 EPOCHS = {  # train.selected_epoch in words
@@ -117,7 +116,7 @@ def findings(session: Session) -> Findings:
         estimator_times=each(estimator_times),
         methods_published=list(published[0]),
         layers_published=list(published[1]),
-        costs=list(_costs(session)),
+        costs=stage_costs(session),
         deviations=[*getattr(words, "deviations", ()), *_deviations(session, cells[0])],
         warnings=warnings(session, rows),
         quarantined=dict(_quarantined(session, cells)),
@@ -426,19 +425,3 @@ def _quarantined(session: Session, cells: Sequence[Cell]) -> Iterator[tuple[str,
                 numbers = [told["row"] for told in described_rows(task, rows)]
             if numbers:
                 yield f"{cell.name} {split}".strip(), numbers
-
-
-def _costs(session: Session) -> Iterator[StageCost]:
-    times = session.times()
-    for stage in WORKING:
-        named = [unit for unit, _ in stage.units(session.outline)]
-        records = session.done(actions.jobs(session) if stage is actions else named).values()
-        spent = [t for t in times if t["stage"] == stage.NAME]
-        if records:
-            yield StageCost(
-                stage=stage.NAME,
-                units=len(records),
-                seconds=sum(t["seconds"] for t in spent),
-                worker_seconds=sum(t["busy_s"] for t in spent),
-                bytes=sum(r["manifest"]["bytes"] for r in records),
-            )
