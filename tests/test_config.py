@@ -167,13 +167,16 @@ def test_the_key_of_a_stage_covers_what_it_depends_on_and_no_more():
         before, after = keys(), keys(**changes)
         return [stage for stage in before if before[stage] != after[stage]]
 
-    whole = ["data", "train", "evaluate", "targets", "curvature", "queries", "gradients", "scores"]
+    factors = ["factors", "gradients", "scores"]
+    whole = ["data", "train", "evaluate", "targets", "curvature", "queries", *factors]
     rest = ["trajectory", "tracin", "attribution", "actions", "report"]
     assert changed(seed=1) == [*whole, *rest]
     # A fine-tuning job's own id says how it is done: the stage's key covers the rest.
     assert changed(actions={**POINTS["actions"], "lr": 1.0}) == ["report"]
     assert changed(actions={**POINTS["actions"], "non_targets": 9}) == ["actions", "report"]
-    assert changed(targets={"count": 1}) == ["targets", "queries", "gradients", "scores", *rest]
+    assert changed(targets={"count": 1}) == ["targets", "queries", *factors, *rest]
+    ekfac = {**POINTS["scores"], "ekfac": True}
+    assert changed(scores=ekfac) == [*factors, "attribution", "actions", "report"]
     assert changed(beside={"other": {"train.steps": 3}}) == ["report"]
     assert changed(runtime={"kind": "ray", "workers": 7}) == []
     assert changed(data={"cache_mb": 1}) == []

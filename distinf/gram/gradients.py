@@ -70,11 +70,28 @@ def split_units(settings: StageSettings, cell: Cell, split: str) -> list[Unit]:
 
 
 def _cost(outline: Outline, cell: Cell, rows: int) -> Cost:
-    settings, shapes = outline.settings.gradients, cell.shapes
+    settings = outline.settings.gradients
     stored = sum(block.width for block in cell.blocks.dense)
     word = cell.blocks.embedding
     per_row = (2.0 if settings.store == "bfloat16" else 4.0) * stored
     per_row += (4.0 * word.width + 4.0) * WORDS_PER_ROW if word else 0.0
+    together = 4.0 * stored * rows + 2 * per_row * rows  # of a unit: in float32, stored, read back
+    unit = Lever("gradients.rows_per_unit", rows, together, where="host")
+    return pass_cost(outline, cell, rows, stored=per_row * rows, held=together, levers=(unit,))
+
+
+def pass_cost(
+    outline: Outline,
+    cell: Cell,
+    rows: int,
+    *,
+    stored: float,
+    held: float,
+    flops: float = 0.0,
+    levers: Sequence[Lever] = (),
+) -> Cost:
+    """Of per-sample gradients of `rows` rows, and what is made of them beside."""
+    settings, shapes = outline.settings.gradients, cell.shapes
     wide = 4.0 * sum(block.entries for block in cell.blocks.dense)
     if shapes.tokens_per_row:
         at_once = min(float(rows), max(settings.tokens_per_batch / shapes.tokens_per_row, 1.0))
@@ -83,17 +100,13 @@ def _cost(outline: Outline, cell: Cell, rows: int) -> Cost:
         at_once = float(min(rows, settings.rows_per_batch))
         name, value, least = "rows", at_once, 1.0
     passed = at_once * (shapes.activation_bytes_per_sample + wide)
-    together = 4.0 * stored * rows + 2 * per_row * rows  # of a unit: in float32, stored, read back
     return Cost(
-        flops=2.0 * shapes.flops_per_sample * rows,
-        bytes=per_row * rows,
-        memory=together,
+        flops=2.0 * shapes.flops_per_sample * rows + flops,
+        bytes=stored,
+        memory=held,
         device=passed + shapes.model_bytes,
         staged=shapes.model_bytes,
-        levers=(
-            Lever(f"gradients.{name}_per_batch", value, passed, least),
-            Lever("gradients.rows_per_unit", rows, together, where="host"),
-        ),
+        levers=(Lever(f"gradients.{name}_per_batch", value, passed, least), *levers),
         work={"gradient": rows},
     )
 
@@ -111,7 +124,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     words: list[SparseRows] = []
     order: list[int] = []
     finite, losses = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.float64)
-    for places in _batches(session, name, split, unit):
+    for places in row_batches(session, name, split, unit):
         found, losses_m = _gradients(session, name, split, unit.start + places)
         losses[places] = losses_m
         finite[places] = keep = _finite(found) & torch.isfinite(losses_m)
@@ -140,7 +153,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=["loss", PREDICTED])
 
 
-def _batches(session: Session, name: str, split: str, unit: Unit) -> Iterator[np.ndarray]:
+def row_batches(session: Session, name: str, split: str, unit: Unit) -> Iterator[np.ndarray]:
     """Places [m] in the unit, in batches of about as many tokens, shortest rows first."""
     settings, task = session.settings.gradients, session.task(name)
     rows = unit.stop - unit.start
@@ -244,7 +257,7 @@ def _predicted(session: Session, name: str, unit: Unit) -> np.ndarray | None:
         return None
     model, settings = trained_model(session, name), session.settings.gradients
     found = np.zeros((unit.stop - unit.start, len(names)), dtype=np.float32)
-    for places in _batches(session, name, TRAIN, unit):
+    for places in row_batches(session, name, TRAIN, unit):
         batch = session.batch(name, TRAIN, unit.start + places)
         with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
             found[places] = task.probabilities(model, batch).float().cpu().numpy()

@@ -5,9 +5,10 @@ self        per block [rows, columns] of training rows with training rows; only 
             needs it, and only the tiles on and below the diagonal
 sums        over all training rows of a slab: DataInf's U = W T [Q, P] (W = cross / (lambda +
             |g|^2), see estimators/datainf.py); Fisher's (F + lambda)^-1 g_q [Q, P] of the blocks
-            that are narrower than there are rows (the others go through self); the sums that the
-            cancellation effect needs; and a few rows' products with each other (paired.py)
-correction  per block [Q, rows], U T^T, and the narrow blocks' Fisher scores; for the embedding,
+            that are narrower than there are rows (the others go through self), and that of EK-FAC
+            in every block; the sums that the cancellation effect needs; and a few rows' products
+            with each other (paired.py)
+correction  per block [Q, rows], U T^T, and the scores of such solved queries; for the embedding,
             whose U would be as wide as the vocabulary, W K_tt from the tiles of self
 
 A tile's memory does not depend on the number of training rows. Sums are taken in fp32 in a tile,
@@ -29,10 +30,11 @@ from torch import Tensor
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.gram.blocks import SPARSE, Block
+from distinf.gram.factors import curvature
 from distinf.gram.gradients import dense_rows, finite_rows, sparse_rows
 from distinf.gram.paired import EACH, QUERIES, SELF, chosen
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
-from distinf.gram.settings import OF_ALL_PAIRS, OF_WORDS
+from distinf.gram.settings import EKFAC, OF_ALL_PAIRS, OF_WORDS
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.tiles import (
     NAME,
@@ -84,12 +86,15 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     made = 4.0 * queries * width if phase == "sums" else 4.0 * blocks * side * rows
     wanted = outline.settings.scores.estimators
     passes = 1.0 if "datainf" in wanted or phase != "sums" else 0.0
+    solved = EKFAC in wanted and slab != SPARSE
     flops = 2.0 * passes * width * rows * (queries if phase == "sums" else side)
     if phase == "sums" and "fisher" in wanted:
         sides = [block.width for block in cell.blocks.of(slab) if narrow(cell, block)]
         flops += sum(2.0 * (rows + queries) * p**2 + p**3 / 3.0 for p in sides)
         held += 4.0 * sum(p**2 for p in sides) + 16.0 * max(sides, default=0) ** 2
         made *= 2
+    if solved and phase in ("sums", "correction"):
+        held, made = 2 * held, 2 * made
     if phase == "sums":
         few, asked = min(2 * EACH, rows), min(QUERIES, queries)
         flops += 2.0 * width * few * (few + asked)
@@ -242,6 +247,9 @@ def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
         found["weighted"] = summed_QP
     with watch.step(["fisher"], by_width(narrow_ones)):
         found |= _preconditioned(session, cell, slab, moments)
+    if EKFAC in session.settings.scores.estimators:
+        with watch.step([EKFAC], by_width(blocks)):
+            found |= _ekfac_queries(session, cell, slab)
     arrays = {key: value.cpu().numpy() for key, value in found.items()}
     return arrays | (paired.products() if paired is not None else {})
 
@@ -295,6 +303,31 @@ def _preconditioned(
     return found
 
 
+def _ekfac_queries(session: Session, cell: Cell, slab: int) -> dict[str, Tensor]:
+    """EK-FAC's queries of a slab's blocks, as Fisher's. A layer may reach into other slabs."""
+    ekfac, given = curvature(session, cell), session.settings.scores.damping.get(EKFAC)
+    mine = {block.name: place for place, block in enumerate(cell.blocks.of(slab))}
+    layer_of = {block.name: ekfac.layer_of(block.name) for block in cell.blocks.dense}
+    layers = {layer_of[name] for name in mine}
+    wanted = [block for block in cell.blocks.dense if layer_of[block.name] in layers]
+    queries = {
+        block.name: _query_slab(session, cell.name, block.slab)[:, block.span].cpu()
+        for block in wanted
+    }
+    solved, found = ekfac.solve(queries, given), {}
+    for name, place in mine.items():
+        query_QP = solved[name]
+        assert isinstance(query_QP, Tensor)
+        scale_Q = scales(sqnorms(query_QP))
+        found[named(EKFAC, place)] = scaled(query_QP, scale_Q).float()
+        found[named(f"{EKFAC}.scale", place)] = scale_Q
+        damping = given or ekfac.damping(layer_of[name])
+        largest = float(ekfac.eigenvalues[layer_of[name]].max())
+        note = [damping, (largest + damping) / damping if damping else 1.0]
+        found[named(f"{EKFAC}.note", place)] = torch.tensor(note, dtype=torch.float64)
+    return found
+
+
 def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
     """The same over the embedding's rows, for the tokens that occur: ids [V], sums [V, D]."""
     every = [
@@ -324,7 +357,7 @@ def _correction(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.
         with watch.step(["datainf"], by_width(blocks)):
             return {named("correction", 0): _sparse_correction(session, unit)}
     (sums,) = slab_units(session.settings, session.cell(name), "sums", slab)
-    with watch.step(_needing(session, "datainf", "fisher"), by_width(blocks)):
+    with watch.step(_needing(session, "datainf", "fisher", EKFAC), by_width(blocks)):
         stored = session.latest("sums", sums.id, lambda: session.arrays(sums))
         train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
         every = _by_block(blocks, train_NP)
@@ -335,11 +368,12 @@ def _correction(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.
                 summed_QP = torch.from_numpy(stored["weighted"][:, block.span])
                 products_QN = summed_QP.to(session.device) @ rows.scaled_NP.T
                 found[named("correction", place)] = products_QN.cpu().numpy()
-        key = named("fisher", place)
-        if key in stored:
-            with watch.step(["fisher"], {block.name: 1.0}):
-                queries_QP = torch.from_numpy(stored[key]).to(session.device)
-                found[key] = (queries_QP @ rows.scaled_NP.T).cpu().numpy()
+        for name in ("fisher", EKFAC):
+            key = named(name, place)
+            if key in stored:
+                with watch.step([name], {block.name: 1.0}):
+                    queries_QP = torch.from_numpy(stored[key]).to(session.device)
+                    found[key] = (queries_QP @ rows.scaled_NP.T).cpu().numpy()
     return found
 
 
@@ -427,7 +461,7 @@ def solving(estimator: str, block: str) -> Iterator[None]:
 
 
 STAGE = Stage(
-    NAME, "products of gradients", needs=("gradients",),
+    NAME, "products of gradients", needs=("gradients", "factors"),
     reads=("gram", "scores.damping.datainf"),
     uncounted=("scores.estimators", "scores.damping"),
     units=units, run=run,

@@ -25,7 +25,7 @@ from distinf.gram.blocks import ALL, EMBEDDING, SPARSE, Block
 from distinf.gram.gradients import columns, finite_rows
 from distinf.gram.gram import solving
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
-from distinf.gram.settings import HOWS, JOINT, OF_ALL_PAIRS, OF_WORDS, StageSettings
+from distinf.gram.settings import EKFAC, HOWS, JOINT, OF_ALL_PAIRS, OF_WORDS, StageSettings
 from distinf.gram.stopwatch import TOOK, Stopwatch, joint_name
 from distinf.gram.tiles import (
     WORD_CROSS,
@@ -75,10 +75,11 @@ def _job(cell: Cell, **more: Any) -> dict[str, Any]:
     return {"cell": cell.name, **more}
 
 
-def blockwise(settings: StageSettings, slab: int = SPARSE) -> list[str]:
-    """The estimators that take each block by itself, those on words only for the embedding."""
+def blockwise(settings: StageSettings, slab: int | None = None) -> list[str]:
+    """The estimators that take each block by itself; with a slab, those that take its blocks."""
     found = [name for name in settings.scores.estimators if name != JOINT]
-    return [name for name in found if slab == SPARSE or name not in OF_WORDS]
+    others = (EKFAC,) if slab == SPARSE else () if slab is None else OF_WORDS
+    return [name for name in found if name not in others]
 
 
 def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
@@ -231,7 +232,7 @@ class _Block:
             return self._rows("cross", WORD_CROSS[name], start, stop)
         if name == "datainf":
             return self._datainf(cross_QN, start, stop)
-        if name == "fisher" and narrow(self._cell, self._block):
+        if name == EKFAC or (name == "fisher" and narrow(self._cell, self._block)):
             return self._preconditioned(name, start, stop)
         if name == "fisher":
             return self._exact(name)[start:stop]
@@ -263,14 +264,14 @@ class _Block:
         return datainf.scores(cross_QN, correction_QN, damping, len(self._sqnorm_N))
 
     def _preconditioned(self, name: str, start: int, stop: int) -> Tensor:
-        """fp64 [stop - start, N]: Fisher's, solved in parameter space by the gram stage."""
+        """fp64 [stop - start, N]: of queries that the gram stage has solved for."""
         (sums,) = slab_units(self._session.settings, self._cell, "sums", self._slab)
-        keys = [named(f"fisher.{key}", self._place) for key in ("note", "scale")]
+        keys = [named(f"{name}.{key}", self._place) for key in ("note", "scale")]
         stored = self._session.arrays(sums, keys)
         damping, condition = stored[keys[0]].tolist()
         self.notes[name] = {"damping": damping, "condition": condition}
         scale_Q = torch.from_numpy(stored[keys[1]])
-        return self._rows("correction", "fisher", start, stop, scale_Q)
+        return self._rows("correction", name, start, stop, scale_Q)
 
     def _exact(self, name: str) -> Tensor:
         """fp64 [all queries, N]: Fisher's, solved once."""
@@ -400,6 +401,7 @@ def configurations(outline: Outline, cell: Cell) -> list[str]:
         for estimator in outline.settings.scores.estimators
         for group, members in cell.groups.items()
         if estimator not in OF_WORDS or set(members) <= sparse
+        if estimator != EKFAC or not set(members) & sparse
         for how in HOWS
     ]
 

@@ -14,9 +14,11 @@ from distinf.engine import session as engine_session
 from distinf.engine.stage import Keys
 from distinf.errors import InputError
 from distinf.gram.blocks import Blocks, blocks_of, groups_of
-from distinf.gram.settings import StageSettings
+from distinf.gram.settings import EKFAC, GradientSettings, StageSettings
 from distinf.gram.task import Prepared, Trainable
 from distinf.numerics.hooks import known_layers
+from distinf.numerics.kronecker import Form, forms_of
+from distinf.numerics.layer_uses import wanted_layers
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Unit
 from distinf.tasks.identity import rows_of
@@ -38,6 +40,7 @@ class Cell:
     shapes: Shapes
     blocks: Blocks
     groups: Mapping[str, tuple[str, ...]]
+    forms: Mapping[str, Form]  # of weights with Kronecker factors, if they are asked for
     prepared: bool  # its rows are made in the data stage
     trained: bool  # it is trained, and can be trained again
 
@@ -100,6 +103,7 @@ class Session(engine_session.Session):
             shapes=checked_shapes(task),
             blocks=blocks,
             groups=groups_of(blocks, self.settings.scores),
+            forms=self._forms(task),
             prepared=isinstance(task, Prepared),
             trained=isinstance(task, Trainable),
         )
@@ -112,6 +116,13 @@ class Session(engine_session.Session):
             with in_a_run():
                 known_layers(model, layout)
         return _blocks_of_model(model, layout, settings)
+
+    def _forms(self, task: Task) -> dict[str, Form]:
+        settings = self.settings.gradients
+        if EKFAC not in self.settings.scores.estimators or settings.method != "hooks":
+            return {}
+        model = _skeleton(task)
+        return forms_of(wanted_layers(model, layers_of(model, settings)))
 
     def batch(self, cell: str, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""
@@ -135,13 +146,25 @@ def layout_of(model: nn.Module, settings: Any) -> Layout:
     if not settings.exclude:
         return layout
     try:
-        kept = [k for k, n in enumerate(layout.names) if not re.search(settings.exclude, n)]
+        kept = _among(layout, lambda name: not re.search(settings.exclude, name))
     except re.error as error:
         raise InputError(f"gradients.exclude: not a regex: {error}") from None
-    if not kept:
+    if not kept.names:
         raise InputError(f"gradients.exclude: '{settings.exclude}' leaves no block")
-    names, shapes = layout.names, layout.shapes
-    return Layout(tuple(names[k] for k in kept), tuple(shapes[k] for k in kept))
+    return kept
+
+
+def layers_of(model: nn.Module, settings: GradientSettings) -> Layout:
+    """The same without embeddings."""
+    layout = layout_of(model, settings)
+    words = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return _among(layout, lambda name: id(model.get_parameter(name)) not in words)
+
+
+def _among(layout: Layout, wanted: Callable[[str], Any]) -> Layout:
+    named = zip(layout.names, layout.shapes, strict=True)
+    kept = [(name, shape) for name, shape in named if wanted(name)]
+    return Layout(tuple(name for name, _ in kept), tuple(shape for _, shape in kept))
 
 
 def _blocks_of_model(model: nn.Module, layout: Layout, settings: Any) -> Blocks:

@@ -14,7 +14,8 @@ from distinf.numerics.precision import Precision
 
 JOINT = "fisher-joint"
 OF_WORDS = ("tracin-we-top10", "tracin-we-both10")  # on the input embedding alone
-BLOCKWISE = tuple(name for name, each in ESTIMATORS.items() if each.needs in ("products", "gram"))
+BLOCKWISE = tuple(name for name, each in ESTIMATORS.items() if each.needs != "pairs")
+EKFAC = "ekfac"  # on all layers but the embedding
 OF_ALL_PAIRS = (JOINT, *(name for name in BLOCKWISE if ESTIMATORS[name].needs == "gram"))
 if TYPE_CHECKING:
     Estimator = str
@@ -134,9 +135,11 @@ class GramSettings:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """estimators  tracin, cosine, datainf, fisher (each block by itself), fisher-joint (the blocks
-                of a group together); tracin-we-top10 (Vitel and Chhabra: the shared words among the
-                ten of largest gradient in the training row) and tracin-we-both10 (in both rows)
+    """estimators  tracin, cosine, datainf, fisher (each block by itself); ekfac (each layer, in two
+                more passes over the training rows, with labels sampled from the model);
+                fisher-joint (the blocks of a group together); tracin-we-top10 (Vitel and Chhabra:
+                the shared words among the ten of largest gradient in the training row) and
+                tracin-we-both10 (in both rows)
     damping     lambda by estimator; the default is each estimator's own, documented there
     top         share of the training rows (or their number) that a vote ranks; the text of
                 Vitel and Chhabra takes the number to be filtered, 0.3, their code 0.2

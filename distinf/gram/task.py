@@ -12,14 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.gram.settings import Epoch, StageSettings, TrainSettings
 from distinf.naming import refuse_names
 from distinf.numerics.label_noise import check_probabilities
+from distinf.tasks.factors import Classifying
 from distinf.tasks.notes import described
-from distinf.tasks.task import SPLITS, Batch, Task, check_losses, telling
+from distinf.tasks.task import SPLITS, Task, check_losses, telling
 
 Tell = Callable[[float], None]
 METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
@@ -107,17 +107,11 @@ class Labelled(Protocol):
 
 
 @runtime_checkable
-class Predicting(Protocol):
+class Predicting(Classifying, Protocol):
     """A cell whose model tells classes apart: then rows get suggested labels."""
-
-    def classes(self) -> Sequence[str] | None:
-        """Their names, in the order of the probabilities; None where there are none after all."""
 
     def given(self) -> np.ndarray:
         """int64 [N]: the class that each training row is labelled with, right or wrong."""
-
-    def probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[n, classes]: of each row, summing to 1."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from distinf.engine.session import row_ranges
 from distinf.gram.blocks import SPARSE, Block
 from distinf.gram.gradients import finite_rows
 from distinf.gram.session import TRAIN, Cell, Session
-from distinf.gram.settings import OF_ALL_PAIRS, StageSettings
+from distinf.gram.settings import EKFAC, OF_ALL_PAIRS, StageSettings
 from distinf.numerics.estimators import datainf
 from distinf.runtime import Unit
 from distinf.store import array_of, open_group
@@ -37,7 +37,9 @@ def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> li
     # What else is stored beside them is part of their names, so that asking for more is more work.
     if phase == "sums":
         fisher_damping = settings.scores.damping.get("fisher") if "fisher" in wanted else None
-        more = {"datainf": "datainf" in wanted, "fisher": "fisher" in wanted}
+        more: dict[str, Any] = {"datainf": "datainf" in wanted, "fisher": "fisher" in wanted}
+        if EKFAC in wanted and slab != SPARSE:
+            more[EKFAC] = settings.scores.damping.get(EKFAC)
         return [_unit(cell, 0, cell.rows[TRAIN], job, **more, fisher_damping=fisher_damping)]
     if phase == "cross" and slab == SPARSE:
         job["top"] = any(name in wanted for name in WORD_CROSS)
@@ -53,7 +55,7 @@ def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> li
         if "datainf" not in wanted:
             return []
     elif phase == "correction":
-        if not {"datainf", "fisher"} & set(wanted):
+        if not {"datainf", "fisher", EKFAC} & set(wanted):
             return []
         (sums,) = slab_units(settings, cell, "sums", slab)
         job["of"] = sums.id

@@ -10,8 +10,6 @@ Shape legend: N rows, C classes, L positions; B groups, O outputs and I inputs o
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +26,8 @@ from distinf.numerics.kronecker import (
     factor_sums,
     forms_of,
     in_eigenbases,
+    no_eigenvalues,
+    no_factors,
     out_of_eigenbases,
 )
 from distinf.numerics.layer_uses import wanted_layers
@@ -53,6 +53,8 @@ class EkFac:
         cls, model: nn.Module, layout: Layout, bases: Mapping[str, Tensor], squares: Sums
     ) -> "EkFac":
         """From eigenbases and all rows' eigenvalue sums; InputError if these are not finite."""
+        if not squares.rows:
+            raise InputError("the batches hold no rows; EK-FAC is a mean over them")
         values = {}
         for name, array in squares.arrays.items():
             if not bool(torch.isfinite(array).all()):
@@ -84,6 +86,11 @@ class EkFac:
         forms = {name: Form(*values[name].shape, *two.tolist()) for name, two in flags.items()}
         return cls(forms, bases, values)
 
+    def layer_of(self, name: str) -> str:
+        """The weight with which a bias goes; else the parameter itself."""
+        weight = name.removesuffix("bias") + "weight"
+        return weight if name in self._bias(weight) else name
+
     def damping(self, name: str) -> float:
         """A layer's default lambda: a tenth of its mean eigenvalue."""
         return DAMPING_SHARE * float(self.eigenvalues[name].mean())
@@ -99,9 +106,8 @@ class EkFac:
         weight and its bias of which only one is given.
         """
         found: dict[str, Block] = {}
-        biases = {bias_of(name): name for name, form in self.forms.items() if form.with_bias}
         for name in gradients:
-            weight = biases.get(name, name)
+            weight = self.layer_of(name)
             if not self._fits(weight, gradients):
                 raise InputError(
                     f"the EK-FAC factors do not fit the gradients of {name!r}: compute both over "
@@ -176,17 +182,13 @@ def ekfac(
             )
         return (as_tensors(batch, kind) for batch in found)
 
-    bases = eigenbases(_summed(factor_sums(model, loss, batch, layout) for batch in each()))
-    squares = _summed(eigenvalue_sums(model, loss, batch, layout, bases) for batch in each())
+    factors, squares = no_factors(model, layout), no_eigenvalues(model, layout)
+    for batch in each():
+        factors = factor_sums(model, loss, batch, layout, factors)
+    bases = eigenbases(factors)
+    for batch in each():
+        squares = eigenvalue_sums(model, loss, batch, layout, bases, squares)
     return EkFac.of(model, layout, bases, squares)
-
-
-def _summed(parts: Iterator[Sums]) -> Sums:
-    first = next(parts, None)
-    total = reduce(add, parts, first)
-    if not total or not total.rows:
-        raise InputError("the batches hold no rows; EK-FAC is a mean over them")
-    return total
 
 
 def sampled_labels(logits: Tensor, rows: Tensor, seed: int = 0) -> Tensor:

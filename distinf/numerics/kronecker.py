@@ -116,30 +116,37 @@ def _form(module: nn.Module, names: Names) -> Form | None:
     return None
 
 
-def factor_sums(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Sums:
+def factor_sums(
+    model: nn.Module, loss: Loss, batch: Batch, layout: Layout, onto: Sums | None = None
+) -> Sums:
     """One pass: "inputs.NAME" [B, I, I], "outputs.NAME" [B, O, O] and "positions.NAME" [] of each
     weight with factors; A and G are the first two over the third.
 
-    The loss is that of labels sampled from the model (see sampled_labels). Raises as
-    block_gradients does.
+    The loss is that of labels sampled from the model (see sampled_labels). What is in `onto`, of
+    other rows, is added to in place. Raises as block_gradients does.
     """
+    onto = onto or no_factors(model, layout)
     layers = wanted_layers(model, layout)
-    sink = _FactorSink(forms_of(layers), model.get_parameter(layout.names[0]).device)
-    watched_pass(model, loss, batch, layers, sink)
-    return Sums(rows(batch), sink.arrays)
+    watched_pass(model, loss, batch, layers, _FactorSink(forms_of(layers), onto.arrays))
+    return Sums(onto.rows + rows(batch), onto.arrays)
+
+
+def no_factors(model: nn.Module, layout: Layout) -> Sums:
+    """The factor sums of no rows."""
+    arrays: dict[str, Tensor] = {}
+    for name, form in forms_of(wanted_layers(model, layout)).items():
+        zeros = model.get_parameter(name).new_zeros((), dtype=torch.float64)
+        for kind, size in (("inputs", form.inputs), ("outputs", form.outputs)):
+            arrays[f"{kind}.{name}"] = zeros.new_zeros((form.groups, size, size))
+        arrays[f"positions.{name}"] = zeros
+    return Sums(0, arrays)
 
 
 class _FactorSink:
     """Adds up the outer products of inputs and of output gradients over rows and positions."""
 
-    def __init__(self, forms: Mapping[str, Form], device: torch.device) -> None:
-        self._forms = forms
-        self.arrays: dict[str, Tensor] = {}
-        zeros = torch.zeros((), dtype=torch.float64, device=device)
-        for name, form in forms.items():
-            for kind, size in (("inputs", form.inputs), ("outputs", form.outputs)):
-                self.arrays[f"{kind}.{name}"] = zeros.new_zeros((form.groups, size, size))
-            self.arrays[f"positions.{name}"] = zeros.clone()
+    def __init__(self, forms: Mapping[str, Form], arrays: Mapping[str, Tensor]) -> None:
+        self._forms, self._arrays = forms, arrays
 
     def keep(self, module: nn.Module, names: Names, given: Tensor) -> Tensor:
         """Nothing of a layer without factors."""
@@ -155,8 +162,8 @@ class _FactorSink:
         with precision("float32", grad_BRO.device):
             for kind, found in (("inputs", met_BRI), ("outputs", grad_BRO)):
                 found = found[:, real_R]
-                self.arrays[f"{kind}.{name}"] += found.mT @ found
-        self.arrays[f"positions.{name}"] += real_R.sum()
+                self._arrays[f"{kind}.{name}"].add_(found.mT @ found)
+        self._arrays[f"positions.{name}"].add_(real_R.sum())
 
     def finish(self) -> None:
         """Nothing waits."""
@@ -192,51 +199,64 @@ def eigenbases(sums: Sums) -> dict[str, Tensor]:
 
 
 def eigenvalue_sums(
-    model: nn.Module, loss: Loss, batch: Batch, layout: Layout, bases: Mapping[str, Tensor]
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    layout: Layout,
+    bases: Mapping[str, Tensor],
+    onto: Sums | None = None,
 ) -> Sums:
-    """The second pass: "eigenvalues.NAME", over the rows, of [B, O, I] or, without factors,
-    [entries]; a bias that goes with a weight has none of its own."""
+    """The second pass: "eigenvalues.NAME" [B, O, I] of each weight with factors and [entries] of
+    every other parameter but the biases that go with them, over the rows; `onto` as before."""
+    onto = onto or no_eigenvalues(model, layout)
     layers = wanted_layers(model, layout)
-    squares = _Squares(forms_of(layers), bases, layers)
+    squares = _Squares(forms_of(layers), bases, onto.arrays)
     watched_pass(model, loss, batch, layers, RowGradients(squares.add))
-    return Sums(rows(batch), squares.arrays)
+    return Sums(onto.rows + rows(batch), onto.arrays)
+
+
+def no_eigenvalues(model: nn.Module, layout: Layout) -> Sums:
+    """The eigenvalue sums of no rows."""
+    forms = forms_of(wanted_layers(model, layout))
+    biases = {bias_of(name) for name, form in forms.items() if form.with_bias}
+    arrays = {
+        f"eigenvalues.{name}": model.get_parameter(name).new_zeros(
+            forms[name].shape if name in forms else (length,), dtype=torch.float64
+        )
+        for name, length in zip(layout.names, layout.lengths, strict=True)
+        if name not in biases
+    }
+    return Sums(0, arrays)
 
 
 class _Squares:
     """Adds up the squares of per-sample gradients in their layer's eigenbases."""
 
     def __init__(
-        self, forms: Mapping[str, Form], bases: Mapping[str, Tensor], layers: Layers
+        self, forms: Mapping[str, Form], bases: Mapping[str, Tensor], arrays: Mapping[str, Tensor]
     ) -> None:
-        self._forms, self._bases = forms, bases
+        self._forms, self._bases, self._arrays = forms, bases, arrays
         self._weight_of = {bias_of(name): name for name, form in forms.items() if form.with_bias}
         self._waiting: dict[str, dict[str, Tensor]] = {}
-        self.arrays: dict[str, Tensor] = {}
-        for module, names in layers.items():
-            for local, name in names.items():
-                if name not in self._weight_of:
-                    form, parameter = forms.get(name), module.get_parameter(local)
-                    shape = form.shape if form else (parameter.numel(),)
-                    zeros = parameter.new_zeros(shape, dtype=torch.float64)
-                    self.arrays[f"eigenvalues.{name}"] = zeros
 
     def add(self, name: str, grads: Tensor | SparseRows) -> None:
         """Those of a layer with factors when all of it has come."""
         if isinstance(grads, SparseRows):
-            squares = self.arrays[f"eigenvalues.{name}"].view(-1, grads.rows.shape[1])
+            squares = self._arrays[f"eigenvalues.{name}"].view(-1, grads.rows.shape[1])
             squares.index_add_(0, grads.ids, grads.rows.double().square())
             return
         weight = self._weight_of.get(name, name)
         form = self._forms.get(weight)
         if form is None:
-            self.arrays[f"eigenvalues.{name}"] += grads.square().sum(0, dtype=torch.float64)
+            self._arrays[f"eigenvalues.{name}"].add_(grads.square().sum(0, dtype=torch.float64))
             return
         come = self._waiting.setdefault(weight, {})
         come[name] = grads
         if len(come) == 1 + form.with_bias:
             matrices = form.matrices(come[weight], come.get(bias_of(weight)))
             rotated = in_eigenbases(matrices, self._bases, weight)
-            self.arrays[f"eigenvalues.{weight}"] += rotated.square().sum(0, dtype=torch.float64)
+            squares = rotated.square().sum(0, dtype=torch.float64)
+            self._arrays[f"eigenvalues.{weight}"].add_(squares)
             del self._waiting[weight]
 
 

@@ -1,7 +1,7 @@
 """The Gram recipe: gradients once, then products of them."""
 
 from distinf.engine.recipe import Recipe
-from distinf.gram import actions, data, gradients, gram, scores, train
+from distinf.gram import actions, data, factors, gradients, gram, scores, train
 from distinf.gram.checks import check
 from distinf.gram.session import Session
 from distinf.gram.settings import StageSettings
@@ -12,7 +12,8 @@ from distinf.report.gram.terminal import summary
 RECIPE = Recipe(
     settings=StageSettings,
     stages=(
-        data.STAGE, train.STAGE, gradients.STAGE, gram.STAGE, scores.STAGE, actions.STAGE,
+        data.STAGE, train.STAGE, gradients.STAGE, factors.STAGE, gram.STAGE, scores.STAGE,
+        actions.STAGE,
     ),
     report=write,
     session=Session,

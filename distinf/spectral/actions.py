@@ -99,6 +99,8 @@ def check(outline: Outline) -> None:
                     f"{prefix}.variant: tracin sums over checkpoints of training; set "
                     "trajectory.checkpoints to at least 1"
                 )
+            if arm.variant == "ekfac" and not outline.settings.scores.ekfac:
+                raise InputError(f"{prefix}.variant: ekfac needs scores.ekfac: true")
             measured = outline.settings.actions.non_targets or evaluation
             if arm.stop is not None and evaluation <= outline.settings.targets.count + measured:
                 raise InputError(

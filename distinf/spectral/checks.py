@@ -8,6 +8,7 @@ from distinf.spectral import (
     attribution,
     curvature,
     evaluate,
+    factors,
     gradients,
     queries,
     train,
@@ -32,6 +33,7 @@ def check(session: Session) -> str:
         _rehearse_made(session)
     evaluate.check(session.outline)
     queries.check(session.outline)
+    factors.check(session)
     trajectory.check(session.outline)
     actions.check(session.outline)
     train.check(session)

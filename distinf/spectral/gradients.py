@@ -1,7 +1,8 @@
 """Stage gradients: one pass over the training rows, projecting each per-sample gradient.
 
 Stored per row: its coordinates in the kept Ritz vectors, its squared norm, and its dot products
-with every query gradient and refined solve. With these every variant is a matrix product away.
+with every query gradient, those that EK-FAC solved for, and refined solves. With these every
+variant is a matrix product away.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from distinf.numerics.products import scaled, scales, sqnorms
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
+from distinf.spectral.factors import EKFAC, solved_queries
 from distinf.spectral.queries import converged_solutions, query_gradients
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.train import trained_model
@@ -42,7 +44,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """Row ranges of the training split."""
     settings, shapes = outline.settings, outline.shapes
     queries = settings.targets.count * len(outline.losses)
-    width = settings.curvature.keep + queries + 2
+    width = settings.curvature.keep + (1 + settings.scores.ekfac) * queries + 2
     per_row = shapes.parameters * 4.0
     copies = 1 if settings.gradients.method == "hooks" else 3  # of activations: .7, 1.7 measured
     chunk, keep = settings.gradients.chunk, settings.curvature.keep
@@ -105,11 +107,13 @@ def _agree(session: Session, batch: Batch) -> Method:
 
 
 def _directions(session: Session) -> dict[str, Tensor]:
-    """What gradients are projected on: ritz [K, P], each loss's queries [T, P], solves [R, P]."""
+    """What gradients are projected on: ritz [K, P], each loss's queries [T, P] and those solved for
+    by EK-FAC, refined solves [R, P]."""
     solved = converged_solutions(session)
     stacked = np.stack([solved[key] for key in sorted(solved)]) if solved else None
     directions = {"ritz": stored_pairs(session).vectors}
     directions |= {f"query.{name}": grads for name, grads in query_gradients(session).items()}
+    directions |= {f"{EKFAC}.{name}": rows for name, rows in solved_queries(session).items()}
     if stacked is not None:
         directions["solved"] = torch.from_numpy(stacked)
     return {name: values.to(session.device) for name, values in directions.items()}
@@ -199,6 +203,6 @@ def quarantined_rows(session: Session) -> list[int]:
 
 
 STAGE = Stage(
-    NAME, "per-sample gradients", needs=("queries",), reads=("gradients", "-gradients.check"),
-    units=units, run=run,
+    NAME, "per-sample gradients", needs=("queries", "factors"),
+    reads=("gradients", "-gradients.check"), units=units, run=run,
 )  # fmt: skip

@@ -17,6 +17,7 @@ from distinf.numerics.variants import VARIANTS, Coordinates, scores, split_dots
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
+from distinf.spectral.factors import EKFAC
 from distinf.spectral.gradients import projected, scored_rows
 from distinf.spectral.queries import converged_solutions, damped_spectrum, query_gradients
 from distinf.spectral.session import Outline, Session
@@ -29,7 +30,7 @@ ROWS_PER_UNIT = 16_384  # at least; rounded up to whole units of the gradients
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """Row ranges of the scored rows, each of whole gradient units."""
     targets = outline.settings.targets.count
-    count = targets * len(outline.losses) * len(VARIANTS)
+    count = targets * len(outline.losses) * len(stored_variants(outline))
     keep, of_gradients = outline.settings.curvature.keep, outline.settings.gradients.rows_per_unit
     per_unit = -(-ROWS_PER_UNIT // of_gradients) * of_gradients
     # Float32 projections, twice in float64 and squared; every score twice, and temporaries.
@@ -50,6 +51,11 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         )
         for a, b in row_ranges(scored_rows(outline), per_unit)
     ]
+
+
+def stored_variants(outline: Outline) -> tuple[str, ...]:
+    """Whose scores there are of each loss."""
+    return (*VARIANTS, EKFAC) if outline.settings.scores.ekfac else VARIANTS
 
 
 def run(session: Session, runtime: Runtime) -> None:
@@ -87,6 +93,10 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
             values[quarantined_N] = np.nan
             arrays[f"{loss}.{variant}"] = values
             nonpositive[f"{loss}.{variant}"] = found.nonpositive
+        if settings.ekfac:
+            values = columns[f"{EKFAC}.{loss}"].astype(np.float64)
+            values[quarantined_N] = np.nan
+            arrays[f"{loss}.{EKFAC}"], nonpositive[f"{loss}.{EKFAC}"] = values, 0
     summary = {"nonpositive": nonpositive, "moments": moments}
     return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=list(arrays))
 

@@ -11,6 +11,8 @@ from torch import nn
 from distinf.engine import session as engine_session
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import WHOLE, Keys
+from distinf.numerics.kronecker import Form, forms_of
+from distinf.numerics.layer_uses import wanted_layers
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Lever, Unit
 from distinf.spectral.settings import StageSettings
@@ -42,6 +44,7 @@ class Outline:
     rows_per_unit: Mapping[str, int]  # of a generating task; empty for one with its own data
     losses: Sequence[str]
     shapes: Shapes
+    forms: Mapping[str, Form]  # of weights with Kronecker factors, if they are asked for
 
     @property
     def training_rows(self) -> int:
@@ -99,7 +102,15 @@ class Session(engine_session.Session):
             rows_per_unit=per_unit,
             losses=list(task.losses),
             shapes=checked_shapes(task),
+            forms=self._forms(task),
         )
+
+    def _forms(self, task: Task) -> dict[str, Form]:
+        if not self.settings.scores.ekfac or self.settings.gradients.method != "hooks":
+            return {}
+        with telling("model()"):
+            model = task.model()
+        return forms_of(wanted_layers(model, Layout.of(model, self.settings.curvature.blocks)))
 
     def batch(self, split: str, ids: np.ndarray) -> Batch:
         """The rows on this worker's device."""

@@ -239,15 +239,22 @@ class ScoreSettings:
               alone), or mean (the mean eigenvalue there, by curvature.probes, and the damping)
     negative  Ritz values below or near zero: refuse, absolute, drop (into the complement), keep
     scaling   of Newfluence: mean (the leave-one-out factor of a mean Hessian) or paper (Eq. 6)
+    ekfac     EK-FAC's scores beside, as the variant ekfac: in two passes more over the rows of
+              curvature.samples, with targets sampled from the model (Grosse et al. 2023)
+    ekfac_damping  its lambda (null: a tenth of each layer's mean eigenvalue)
     """
 
     damping: float = 1e-3
     complement: Complement = "mean"
     negative: Literal["refuse", "absolute", "drop", "keep"] = "refuse"
     scaling: Literal["mean", "paper"] = "mean"
+    ekfac: bool = False
+    ekfac_damping: float | None = None
 
     def __post_init__(self) -> None:
         not_negative("damping", self.damping)
+        if self.ekfac_damping is not None:
+            positive("ekfac_damping", self.ekfac_damping)
 
 
 @dataclass(frozen=True)
@@ -282,7 +289,8 @@ class AttributionSettings:
 class ActionSettings:
     """Fine-tune on chosen rows, and see what it does to the targets and to the others.
 
-    loss, variant  whose scores choose the rows; variant tracin needs trajectory.checkpoints
+    loss, variant  whose scores choose the rows; variant tracin needs trajectory.checkpoints, and
+                   ekfac scores.ekfac
     selections     helpful (highest scores), harmful (lowest), random (any row), group (the largest
                    joint score over the targets; multi-target only)
     pool           rows in a pool (Tuononen et al.: 50); with several targets, in each target's
@@ -315,9 +323,9 @@ class ActionSettings:
     """
 
     loss: str = ""
-    variant: Literal["classic", "theta-relative", "ell-relative", "newfluence", "tracin"] = (
-        "ell-relative"
-    )
+    variant: Literal[
+        "classic", "theta-relative", "ell-relative", "newfluence", "tracin", "ekfac"
+    ] = "ell-relative"
     selections: tuple[Literal["random", "helpful", "harmful", "group"], ...] = (
         "random",
         "helpful",

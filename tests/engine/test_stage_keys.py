@@ -55,7 +55,8 @@ def dependent(recipe: Recipe, readers: set[str]) -> set[str]:
 @pytest.mark.parametrize(("name", "key"), FIELDS)
 def test_a_setting_changes_exactly_the_keys_of_the_stages_that_read_it(name, key):
     recipe = recipe_named(name)
-    value: Any = {"datainf": 2.0} if key == "scores.damping" and name == "gram" else 7.5
+    of_names = {"gram scores.damping": {"datainf": 2.0}, "gram scores.estimators": ("tracin",)}
+    value: Any = of_names.get(f"{name} {key}", 7.5)
     before, other = values_of(recipe), values_of(recipe, **{key: value})
     one, two = keys_of(recipe.stages, before), keys_of(recipe.stages, other)
     readers = {

@@ -15,7 +15,7 @@ import yaml
 from distinf.cli import main
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("data", "train", "gradients", "gram", "scores", "actions")
+STAGES = ("data", "train", "gradients", "factors", "gram", "scores", "actions")
 CONFIG = {
     "task": "tests.support.words_task:task",
     "recipe": "gram",
@@ -24,7 +24,7 @@ CONFIG = {
     "train": {"epochs": 2, "lr": 0.05, "batch_size": 10},
     "gradients": {"embeddings": True, "rows_per_unit": 10, "slab": 60},
     "gram": {"rows_per_tile": 20},
-    "scores": {"estimators": ["tracin", "cosine", "datainf", "fisher", "fisher-joint"]},
+    "scores": {"estimators": ["tracin", "cosine", "datainf", "fisher", "ekfac", "fisher-joint"]},
     "actions": {"configurations": ["random", "full", "tracin/all/mean", "datainf/all/vote"]},
 }
 

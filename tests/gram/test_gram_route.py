@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+import distinf
 from distinf.config import resolve
 from distinf.engine import running
 from distinf.errors import InputError
-from distinf.gram import actions, data, gradients, gram, scores, tiles, train
+from distinf.gram import actions, data, factors, gradients, gram, scores, tiles, train
 from distinf.gram.scores import all_scores, right_queries
 from distinf.gram.session import QUERY, TRAIN, Session
-from distinf.gram.settings import BLOCKWISE, HOWS, JOINT, OF_WORDS
+from distinf.gram.settings import BLOCKWISE, EKFAC, HOWS, JOINT, OF_WORDS
 from distinf.numerics.aggregation import aggregate, alike
 from distinf.numerics.capture import flat_gradients
+from distinf.numerics.ekfac import sampled_labels
 from distinf.numerics.metrics import ndr, ndr_auc
 from distinf.numerics.parameters import Layout
 from distinf.report.gram import findings, free_rankings, report
@@ -31,7 +33,7 @@ ESTIMATORS = [*BLOCKWISE, JOINT, *OF_WORDS]
 TASK = "tests.support.words_task:task"
 PLAIN = "tests.support.words_task:plain"
 UNTRAINED = {"epochs": 1, "lr": 1e-9}
-CHAIN = (data, train, gradients, gram, scores)
+CHAIN = (data, train, gradients, factors, gram, scores)
 
 
 def session_of(out, **changes) -> Session:
@@ -100,7 +102,7 @@ def expected_scores(estimator, train_NP, query_QP, entries):
     return query_QP @ torch.linalg.solve(fisher, train_NP.T)
 
 
-@pytest.mark.parametrize("estimator", BLOCKWISE)
+@pytest.mark.parametrize("estimator", [name for name in BLOCKWISE if name != EKFAC])
 def test_every_estimator_is_the_dense_one_in_every_group_and_aggregation(run, estimator):
     for name, cell in run.outline.cells.items():
         train_of, query_of = dense(run, name)
@@ -152,6 +154,48 @@ def test_the_joint_inverse_is_that_of_all_blocks_of_a_group_together(run):
             wanted = expected_scores("fisher", *joined, 0).mean(0).numpy()
             got = all_scores(run, cell)["fisher-joint", group, "mean"]
             agree(got, wanted)
+
+
+def test_ekfac_is_the_librarys_in_every_layer_but_the_embedding(run):
+    """Which test_ekfac.py compares with dense algebra."""
+    for name, cell in run.outline.cells.items():
+        model, task = train.trained_model(run, name).double(), run.task(name)
+        rows = np.arange(task.rows(TRAIN))
+
+        def sampled(model, batch, rows=rows):
+            logits = model(batch["input_ids"])
+            labels = sampled_labels(logits, torch.from_numpy(rows), run.seed)
+            return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+        factors = distinf.ekfac(model, sampled, [task.batch(TRAIN, rows)])
+        train_of, query_of = (
+            {block: grads[block] for block in factors.eigenvalues | {"classifier.bias": 0}}
+            for grads in dense(run, name)
+        )
+        wanted = distinf.influence(train_of, query_of, EKFAC, curvature=factors)
+        found = scores.block_totals(run, cell)
+        for block, scores_QN in wanted.items():
+            agree(found[EKFAC, block][0], scores_QN.mean(0).numpy())
+        groups = {group for estimator, group, _ in all_scores(run, cell) if estimator == EKFAC}
+        assert groups == {"all", "00-00", "01-01", "head"}
+        named = {name for name in scores.configurations(run.outline, cell) if EKFAC in name}
+        assert named == {f"{EKFAC}/{group}/{how}" for group in groups for how in HOWS}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gradients": {"method": "loop", "embeddings": False}}, "needs gradients.method: hooks"),
+        ({"gradients": {"projection": 2, "project_above": 0}}, "set gradients.projection: 0"),
+        ({"task": "tests.support.words_task:silent"}, "this task does not tell"),
+    ],
+)
+def test_ekfac_is_refused_before_anything_runs_where_it_cannot_be_had(tmp_path, changes, said):
+    session = session_of(tmp_path / "run", scores={"estimators": [EKFAC]}, **changes)
+    with pytest.raises(
+        InputError, match=f"(?i)scores.estimators: ek-?fac.*{said}.*leave ekfac out"
+    ):
+        factors.check(session)
 
 
 def test_words_are_matched_by_token_and_the_ten_largest_of_the_training_row_are_kept(run):

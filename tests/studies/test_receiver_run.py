@@ -30,7 +30,7 @@ TINY = {
     "targets": {"count": 2, "min_reference": 1e-3},
     "curvature": {"steps": 6, "keep": 3, "samples": 24, "probes": 2},
     "gradients": {"rows_per_unit": 48, "chunk": 8},
-    "scores": {"damping": 0.01, "negative": "absolute"},
+    "scores": {"damping": 0.01, "negative": "absolute", "ekfac": True},
     "actions": {"pool": 24, "batch_size": 12, "seeds": 2, "non_targets": 12},
 }
 
@@ -42,9 +42,12 @@ def finished(tmp_path_factory):
 
 def test_every_variant_of_both_losses_is_scored(finished):
     found = all_scores(finished)
-    assert set(found) == {f"{loss}.{variant}" for loss in ("bce", "ber") for variant in VARIANTS}
+    every = (*VARIANTS, "ekfac")
+    assert set(found) == {f"{loss}.{variant}" for loss in ("bce", "ber") for variant in every}
     assert all(values.shape == (2, 96) for values in found.values())
-    assert np.isfinite(found["bce.ell-relative"]).all()
+    for variant in ("ell-relative", "ekfac"):
+        assert np.isfinite(found[f"bce.{variant}"]).all()
+        assert found[f"bce.{variant}"].std(1).min() > 0
     assert not np.allclose(found["bce.classic"], found["ber.classic"])
 
 

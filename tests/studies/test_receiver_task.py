@@ -282,3 +282,28 @@ def test_importing_the_study_does_not_import_the_simulator():
         "assert not any(name.startswith('sionna') for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sampled_bits_follow_the_network_and_the_row_alone(generated):
+    made, model = generated
+    batch, rows = made.batch("train", np.arange(12)), np.arange(12)
+
+    def seen(rows, batch, scale=1.0):
+        """The bits that the loss was of, from its gradient: sigmoid(logit) - bit, by its sign."""
+        outputs = (scale * model(batch["inputs"]).detach()).requires_grad_()
+        found = made.sampled_loss(lambda _: outputs, batch, rows, 3)
+        assert found.shape == (len(rows),)
+        (grads,) = torch.autograd.grad(found.sum(), outputs)
+        data = batch["mask"][:, None].expand_as(grads)
+        return torch.where(data, grads < 0, False), torch.sigmoid(outputs.detach()), data
+
+    bits, chances, data = seen(rows, batch)
+    assert float((bits[data].float() - chances[data]).mean().abs()) < 0.02
+    some = {name: value[3:5] for name, value in batch.items()}
+    assert torch.equal(seen(rows[3:5], some)[0], bits[3:5])
+    assert not torch.equal(seen(rows[4:6], some)[0], bits[3:5])
+    bits, chances, data = seen(rows, batch, scale=20.0)
+    for least, most in ((0.0, 0.3), (0.3, 0.7), (0.7, 1.0)):
+        among = data & (chances > least) & (chances < most)
+        assert among.sum() > 100
+        assert float((bits[among].float() - chances[among]).mean().abs()) < 0.05

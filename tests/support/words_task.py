@@ -198,3 +198,14 @@ class Plain(Cell):
 
 def plain(settings: WordsSettings, seed: int) -> Plain:
     return Plain(settings, seed)
+
+
+class Silent(Plain):
+    """One that tells no classes."""
+
+    def classes(self) -> None:
+        return None
+
+
+def silent(settings: WordsSettings, seed: int) -> Silent:
+    return Silent(settings, seed)

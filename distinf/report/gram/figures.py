@@ -26,6 +26,7 @@ HUES: dict[str, tuple[str, Any, str]] = {  # colour role, line style and marker
     "fisher": ("reference", (0, (3, 1.3, 1, 1.3)), "^"),
     "fisher-joint": ("other", (0, (1.3, 1.3)), "v"),
     "tracin-we-top10": ("harmful", (0, (6, 1.4, 1.2, 1.4)), "P"),
+    "ekfac": ("random", (0, (8, 1.5)), "X"),
 }
 UNKNOWN_HUE = ("muted", "-", "o")
 FREE_DASHES = ((0, (1, 1)), (0, (4, 1, 1, 1)))

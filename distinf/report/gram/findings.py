@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.gram import actions, gradients, scores, tiles, train
+from distinf.gram import actions, factors, gradients, scores, tiles, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import ALL, SPARSE, layer
 from distinf.gram.paired import Separated, separated
@@ -400,6 +400,7 @@ def estimator_times(session: Session, cell: Cell) -> Iterator[Row]:
     """What each estimator took in each group: all steps that it needs but the gradients, also those
     that others need; alone_s: of those that only it needs. None of a run without such notes."""
     units = [u for phase in tiles.PHASES for u in tiles.phase_units(session.settings, cell, phase)]
+    units += factors.cell_units(session.settings, cell)
     units += scores.cell_units(session.settings, cell)
     notes = [note for u in units for note in session.record(u)["summary"].get(TOOK, ())]
     scored = dict.fromkeys((e, group) for e, group, _ in scores.all_scores(session, cell))

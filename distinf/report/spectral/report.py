@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from distinf.numerics.krylov import projected_pairs
-from distinf.numerics.variants import VARIANTS
 from distinf.report import publishing, render
 from distinf.report.provenance import provenance_of, stage_costs
 from distinf.report.rows import Row
@@ -172,7 +171,7 @@ def _score_sets(session: Session) -> list[of.ScoreSet]:
     nonpositive, shares = scores.nonpositive_counts(session), scores.outside_shares(session)
     ids, found = evaluate.chosen_targets(session).ids.tolist(), []
     for loss in session.outline.losses:
-        for variant in VARIANTS:
+        for variant in scores.stored_variants(session.outline):
             by_target = dict(zip(ids, scores.stored_scores(session, loss, variant), strict=True))
             outside = dict(zip(ids, shares[loss])) if variant == "classic" else {}
             lost = nonpositive[f"{loss}.{variant}"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distinf.digest import sha256
-from distinf.numerics.randomness import number
+from distinf.numerics.randomness import number, uniform
 from distinf.store import Rows
 from distinf.studies.receiver import losses, pilots
 from distinf.studies.receiver.dataset import Dataset
@@ -210,6 +210,16 @@ class ReceiverTask(ABC):
         bce = self.losses["bce"]
         assert isinstance(bce, losses.CapacityBce)
         return bce.parts(bce.outputs(model, batch), batch)
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, rows: np.ndarray, seed: int) -> Tensor:
+        """[N]: the training loss of bits that are drawn by the network's own probabilities."""
+        bce = self.losses["bce"]
+        assert isinstance(bce, losses.CapacityBce)
+        outputs = bce.outputs(model, batch)
+        drawn = [uniform(seed, "sampled bits", outputs[0].numel(), stream=n) for n in rows.tolist()]
+        chances = torch.sigmoid(outputs.detach().double())
+        bits = 2 * chances - 1 > torch.stack(drawn).to(chances).view_as(chances)
+        return bce.from_outputs(outputs, {**batch, "bits": bits.to(batch["bits"])})
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

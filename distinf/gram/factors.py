@@ -1,0 +1,177 @@
+"""Stage factors: EK-FAC of each cell's trained model; only where it is asked for.
+
+What its units store: tasks/factors.py. Rows whose loss or gradient is not finite are left out, and
+the embedding is none of the layers.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch import nn
+
+from distinf.engine.session import row_ranges
+from distinf.engine.stage import Names, Stage, Values
+from distinf.errors import InputError
+from distinf.gram.gradients import finite_rows, pass_cost, row_batches
+from distinf.gram.session import TRAIN, Cell, Outline, Session, layers_of
+from distinf.gram.settings import EKFAC, StageSettings
+from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
+from distinf.gram.train import trained_model
+from distinf.numerics.ekfac import EkFac
+from distinf.numerics.parameters import Layout
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.tasks.factors import (
+    PHASES,
+    SHARDS,
+    Batches,
+    check_sampling,
+    ekfac_of,
+    rotations,
+    squares,
+    stored_bases,
+    stored_sums,
+    stored_values,
+)
+
+NAME = "factors"
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """All phases' units of every cell."""
+    return [
+        (unit, _cost(outline, cell, unit))
+        for cell in outline.cells.values()
+        for unit in cell_units(outline.settings, cell)
+    ]
+
+
+def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:
+    """A cell's units, phase by phase; none where EK-FAC is not asked for."""
+    return [unit for phase in PHASES for unit in phase_units(settings, cell, phase)]
+
+
+def phase_units(settings: StageSettings, cell: Cell, phase: str) -> list[Unit]:
+    """A cell's units of one phase, in row order."""
+    if EKFAC not in settings.scores.estimators:
+        return []
+    rows, job = cell.rows[TRAIN], {"cell": cell.name, "phase": phase}
+    size = rows if phase == "bases" else -(-rows // SHARDS)
+    return [Unit(NAME, cell.keys[NAME], a, b, job) for a, b in row_ranges(rows, size)]
+
+
+def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
+    factors, rows = 8.0 * squares(cell.forms), unit.stop - unit.start
+    if unit.job["phase"] == "bases":
+        return Cost(10.0 * squares(cell.forms, 3), bytes=factors, memory=2.0 * factors)
+    if unit.job["phase"] == "sums":
+        flops = 2.0 * max(cell.shapes.tokens_per_row or 1.0, 1.0) * squares(cell.forms)
+        stored = factors
+    else:
+        flops, stored = rotations(cell.forms), 8.0 * sum(b.entries for b in cell.blocks.dense)
+    return pass_cost(outline, cell, rows, flops=rows * flops, stored=stored, held=factors + stored)
+
+
+def check(session: Session) -> None:
+    """InputError where EK-FAC is asked for and cannot be had."""
+    settings = session.settings
+    if EKFAC not in settings.scores.estimators:
+        return
+    if settings.gradients.chosen != "hooks":
+        raise InputError(
+            f"scores.estimators: {EKFAC} needs gradients.method: hooks, which see each layer's "
+            f"input; leave {EKFAC} out"
+        )
+    for cell in session.outline.cells.values():
+        if any(block.width != block.entries for block in cell.blocks.dense):
+            raise InputError(
+                f"scores.estimators: {EKFAC} needs gradients as they are; set "
+                f"gradients.projection: 0, or leave {EKFAC} out"
+            )
+        try:
+            check_sampling(session.task(cell.name))
+        except InputError as error:
+            raise InputError(f"scores.estimators: {error}") from None
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    """Phase by phase: each needs all of the one before."""
+    work, ledger = session.work("distinf.gram.factors:body"), session.ledger(NAME)
+    for phase in PHASES:
+        cells = session.outline.cells.values()
+        wanted = [unit for cell in cells for unit in phase_units(session.settings, cell, phase)]
+        if wanted:
+            runtime.pool(work, wanted, ledger)
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    watch, blocks = Stopwatch(session.device), session.cell(unit.job["cell"]).blocks.dense
+    make = {"sums": _sums, "bases": _bases, "values": _values}[unit.job["phase"]]
+    with watch.step([EKFAC], by_width(blocks)):
+        arrays = make(session, unit)
+    return session.commit(unit, attempt, arrays, summary={TOOK: watch.notes()})
+
+
+def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    model, layout = _model(session, unit)
+    task, kind = session.task(unit.job["cell"]), session.settings.gradients.precision
+    return stored_sums(model, layout, task, session.seed, _batches(session, unit), kind)
+
+
+def _bases(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    cell = session.cell(unit.job["cell"])
+    parts = phase_units(session.settings, cell, "sums")
+
+    def read(key: str) -> Iterator[np.ndarray]:
+        return (session.arrays(part, [key])[key] for part in parts)
+
+    return stored_bases(cell.forms, read, session.device)
+
+
+def _values(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    model, layout = _model(session, unit)
+    task, kind = session.task(unit.job["cell"]), session.settings.gradients.precision
+    (of,) = phase_units(session.settings, session.cell(unit.job["cell"]), "bases")
+    bases = session.latest("bases", of.id, lambda: session.arrays(of))
+    return stored_values(model, layout, task, session.seed, _batches(session, unit), kind, bases)
+
+
+def _batches(session: Session, unit: Unit) -> Batches:
+    name = unit.job["cell"]
+    finite_N = finite_rows(session, name, TRAIN)
+    for places in row_batches(session, name, TRAIN, unit):
+        ids = unit.start + places
+        if finite_N[ids].any():
+            ids = ids[finite_N[ids]]
+            yield ids, session.batch(name, TRAIN, ids)
+
+
+def _model(session: Session, unit: Unit) -> tuple[nn.Module, Layout]:
+    model = trained_model(session, unit.job["cell"])
+    return model, layers_of(model, session.settings.gradients)
+
+
+def _reads(values: Values) -> Names:
+    """The seed samples the labels, where there are any."""
+    return ("seed",) if EKFAC in values["scores"]["estimators"] else ()
+
+
+STAGE = Stage(
+    NAME, "Kronecker factors", needs=("gradients",), reads=_reads,
+    uncounted=("scores.estimators",), units=units, run=run,
+)  # fmt: skip
+
+
+# -- what was stored -------------------------------------------------------------------------
+
+
+def curvature(session: Session, cell: Cell) -> EkFac:
+    """EK-FAC of a cell's trained model, on the CPU."""
+    return session.latest("ekfac", cell.name, lambda: _curvature(session, cell))  # type: ignore[no-any-return]
+
+
+def _curvature(session: Session, cell: Cell) -> EkFac:
+    (bases,) = phase_units(session.settings, cell, "bases")
+    parts = (session.arrays(part) for part in phase_units(session.settings, cell, "values"))
+    rows = int(finite_rows(session, cell.name, TRAIN).sum())
+    return ekfac_of(session.arrays(bases), parts, rows)

@@ -1,0 +1,188 @@
+"""Stage factors: EK-FAC of the trained model, and the targets' gradients through its inverse.
+
+sums, bases, values  over the rows that the curvature's products are over: tasks/factors.py
+queries              per loss [targets, P]: (F + damping)^-1 g of each target, which the gradients
+                     stage takes among its directions
+
+Only where scores.ekfac asks for it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from distinf.engine.session import row_ranges
+from distinf.engine.stage import Names, Stage, Values
+from distinf.errors import InputError
+from distinf.numerics.ekfac import EkFac
+from distinf.numerics.parameters import Layout
+from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.spectral.curvature import drawn_rows, left_out_rows
+from distinf.spectral.queries import query_gradients
+from distinf.spectral.session import Outline, Session
+from distinf.spectral.train import trained_model
+from distinf.tasks.factors import (
+    PHASES,
+    SHARDS,
+    Batches,
+    check_sampling,
+    ekfac_of,
+    rotations,
+    squares,
+    stored_bases,
+    stored_sums,
+    stored_values,
+)
+
+NAME = "factors"
+QUERIES, EKFAC = "queries", "ekfac"
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    """Phase by phase; none where EK-FAC is not asked for."""
+    return [
+        (unit, _cost(outline, unit))
+        for phase in (*PHASES, QUERIES)
+        for unit in phase_units(outline, phase)
+    ]
+
+
+def phase_units(outline: Outline, phase: str) -> list[Unit]:
+    """The units of one phase; their ranges are of the drawn rows."""
+    if not outline.settings.scores.ekfac:
+        return []
+    rows = min(outline.settings.curvature.samples, outline.training_rows)
+    size = -(-rows // SHARDS) if phase in ("sums", "values") else rows
+    job = {"phase": phase}
+    return [Unit(NAME, outline.keys[NAME], a, b, job) for a, b in row_ranges(rows, size)]
+
+
+def _cost(outline: Outline, unit: Unit) -> Cost:
+    settings, shapes, forms = outline.settings, outline.shapes, outline.forms
+    factors, vector, rows = 8.0 * squares(forms), 4.0 * shapes.parameters, unit.stop - unit.start
+    if unit.job["phase"] == "bases":
+        return Cost(10.0 * squares(forms, 3), bytes=factors, memory=2.0 * factors)
+    if unit.job["phase"] == QUERIES:
+        count = settings.targets.count * len(outline.losses)
+        held = 16.0 * shapes.parameters * count + factors
+        return Cost(count * rotations(forms) * 2.0, bytes=vector * count, memory=held)
+    summed = unit.job["phase"] == "sums"
+    stored = factors if summed else 2.0 * vector
+    each = 2.0 * max(shapes.tokens_per_row or 1.0, 1.0) * squares(forms)
+    chunk = settings.gradients.chunk
+    passed = chunk * (shapes.activation_bytes_per_sample + (0.0 if summed else vector))
+    return Cost(
+        flops=rows * (3.0 * shapes.flops_per_sample + (each if summed else rotations(forms))),
+        bytes=stored,
+        memory=factors + stored,
+        device=passed + vector + factors + stored,
+        staged=vector,
+        levers=(Lever("gradients.chunk", chunk, passed),),
+        work={"gradient": rows},
+    )
+
+
+def check(session: Session) -> None:
+    """InputError where EK-FAC is asked for and cannot be had."""
+    if not session.settings.scores.ekfac:
+        return
+    if session.settings.gradients.chosen != "hooks":
+        raise InputError(
+            "scores.ekfac: needs gradients.method: hooks, which see each layer's input; set "
+            "scores.ekfac to false"
+        )
+    try:
+        check_sampling(session.task)
+    except InputError as error:
+        raise InputError(f"scores.ekfac: {error}") from None
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    """Phase by phase: each needs all of the one before."""
+    work, ledger = session.work("distinf.spectral.factors:body"), session.ledger(NAME)
+    for phase in (*PHASES, QUERIES):
+        wanted = phase_units(session.outline, phase)
+        if wanted:
+            runtime.pool(work, wanted, ledger)
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    make = {"sums": _sums, "bases": _bases, "values": _values, QUERIES: _queries}
+    return session.commit(unit, attempt, make[unit.job["phase"]](session, unit))
+
+
+def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    model = session.cached("trained", lambda: trained_model(session))
+    layout = Layout.of(model, session.settings.curvature.blocks)
+    kind = session.settings.gradients.precision
+    return stored_sums(model, layout, session.task, session.seed, _batches(session, unit), kind)
+
+
+def _bases(session: Session, _: Unit) -> dict[str, np.ndarray]:
+    parts = phase_units(session.outline, "sums")
+
+    def read(key: str) -> Iterator[np.ndarray]:
+        return (session.arrays(part, [key])[key] for part in parts)
+
+    return stored_bases(session.outline.forms, read, session.device)
+
+
+def _values(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    model = session.cached("trained", lambda: trained_model(session))
+    layout = Layout.of(model, session.settings.curvature.blocks)
+    kind, (of,) = session.settings.gradients.precision, phase_units(session.outline, "bases")
+    bases = session.latest("bases", of.id, lambda: session.arrays(of))
+    batches = _batches(session, unit)
+    return stored_values(model, layout, session.task, session.seed, batches, kind, bases)
+
+
+def _batches(session: Session, unit: Unit) -> Batches:
+    left_out = left_out_rows(session)
+    mine = drawn_rows(session)[unit.start : unit.stop]
+    ids = mine[~np.isin(mine, left_out)]
+    for a, b in row_ranges(len(ids), session.settings.gradients.chunk):
+        yield ids[a:b], session.batch("train", ids[a:b])
+
+
+def _queries(session: Session, _: Unit) -> dict[str, np.ndarray]:
+    """By loss: fp32 [targets, P]."""
+    model = session.cached("trained", lambda: trained_model(session))
+    layout = Layout.of(model, session.settings.curvature.blocks)
+    curvature, damping = _curvature(session), session.settings.scores.ekfac_damping
+    found = {}
+    for loss, grads_TP in query_gradients(session).items():
+        blocks = {name: grads_TP[:, span] for name, span in layout.spans.items()}
+        solved = curvature.solve(blocks, damping)
+        rows = [part for part in solved.values() if isinstance(part, torch.Tensor)]
+        found[loss] = torch.cat(rows, 1).float().numpy()
+    return found
+
+
+def _curvature(session: Session) -> EkFac:
+    (bases,) = phase_units(session.outline, "bases")
+    parts = (session.arrays(part) for part in phase_units(session.outline, "values"))
+    rows = len(drawn_rows(session)) - len(left_out_rows(session))
+    return ekfac_of(session.arrays(bases), parts, rows)
+
+
+def solved_queries(session: Session) -> dict[str, torch.Tensor]:
+    """Loss name -> [targets, P]; empty where EK-FAC is not asked for."""
+    found: dict[str, torch.Tensor] = {}
+    for unit in phase_units(session.outline, QUERIES):
+        found |= {loss: torch.from_numpy(rows) for loss, rows in session.arrays(unit).items()}
+    return found
+
+
+def _reads(values: Values) -> Names:
+    """Nothing where EK-FAC is not asked for."""
+    passes = ("gradients.chunk", "gradients.method", "gradients.precision", "curvature.blocks")
+    mine = ("scores.ekfac", "scores.ekfac_damping", "seed")
+    return (*passes, *mine) if values["scores"]["ekfac"] else ()
+
+
+STAGE = Stage(
+    NAME, "Kronecker factors", needs=("curvature", "queries"), reads=_reads,
+    uncounted=("scores.ekfac",), units=units, run=run,
+)  # fmt: skip
