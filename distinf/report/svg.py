@@ -160,6 +160,31 @@ def linear_axis(axes: Axes, which: str, integer: bool = False) -> None:
     target.set_major_formatter(FuncFormatter(lambda v, _: _linear_label(v)))
 
 
+def axis(axes: Axes, which: str, values: list[float], log: bool) -> None:
+    if log:
+        log_axis(axes, which, values)
+    else:
+        linear_axis(axes, which)
+
+
+def line(axes: Axes, x: Any, y: Any, color: str, form: str = "", **style: Any) -> None:
+    """Lines or markers in the role's colour; `mark`: the role of its markers' face, if another."""
+    if "mark" in style:
+        style["mfc"] = COLOR.get(style.pop("mark"), "none")
+    axes.plot(x, y, *([form] if form else []), color=COLOR[color], **style)
+
+
+def level(axes: Axes, at: float, color: str, upright: bool = True, **style: Any) -> None:
+    """A line across the panel."""
+    (axes.axvline if upright else axes.axhline)(at, color=COLOR[color], **style)
+
+
+def panels(figure: Figure, height_in: float, rows: int, columns: int, **shape: Any) -> Any:
+    """[rows, columns] panels in a figure of that height."""
+    figure.set_figheight(height_in)
+    return figure.subplots(rows, columns, squeeze=False, **shape)
+
+
 def note(axes: Axes, text: str, at: tuple[float, float], dx: float, **style: Any) -> None:
     """Text so many points beside a place: at its right, or at its left below 0."""
     place: dict[str, Any] = {"textcoords": "offset points", "ha": "left" if dx > 0 else "right"}

@@ -22,9 +22,9 @@ from distinf.report.spectral.families import (
     varied,
 )
 from distinf.report.spectral.findings import Family, Findings, Published
-from distinf.report.spectral.metric_figures import panel_arms
 from distinf.report.spectral.page import page
 from distinf.report.spectral.tables import tables
+from distinf.report.spectral.trial_figures import panel_arms
 from tests.support.experiments import small, trials
 from tests.support.html import parts as parts_of
 

@@ -14,20 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from distinf.report import svg
 from distinf.report.formats import fixed, number, shortened
 from distinf.report.maps import scale_bar, show
 from distinf.report.rows import Row
 from distinf.report.spectral.families import NAMES, arm_label, arms, rate, varied
 from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
 from distinf.report.spectral.trials import path
-from distinf.report.svg import COLOR, DASH, MARKER, legend, linear_axis, note, role, row_axis, title
 
 MOST_ROWS, ROW_IN = 30, 0.27
 DIVERGED = -100.0  # a gap that doubled: arms beyond it do not set the scale
 COARSE = 0.01  # from here on a rate belongs to the coarse map
 FEWEST_EACH, MOST_MAPS = 3, 4
 LEAST_RANGE, MOST_WORSE = math.log(1.25), math.log(4)
-HATCH: dict[str, Any] = {"fill": False, "hatch": "////", "lw": 0, "ec": COLOR["paper"]}
+HATCH: dict[str, Any] = {"fill": False, "hatch": "////", "lw": 0, "ec": svg.COLOR["paper"]}
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Dot:
 
 def _dot(row: int, of: Row, prefix: str, unit: str = "_pct", **style: Any) -> Dot:
     """A dot of the columns `prefix`mean, low and high."""
-    keys = ("points", "low_points", "high_points") if unit == "points" else (
-        f"mean{unit}", f"low{unit}", f"high{unit}")  # fmt: skip
-    return Dot(row, *(of.get(f"{prefix}{k}", math.nan) for k in keys), **style)
+    mean = "points" if unit == "_points" else f"mean{unit}"
+    keys = (f"{prefix}{k}" for k in (mean, f"low{unit}", f"high{unit}"))
+    return Dot(row, *(of.get(key, math.nan) for key in keys), **style)
 
 
 def _limits(dots: Iterable[Dot], least: float) -> tuple[float, float]:
@@ -68,30 +68,25 @@ def _draw(
 ) -> None:
     """Every dot on its row; one beyond the range is an arrow with its number."""
     low, high = _limits(dots, least)
-    for dot in (d for d in dots if math.isfinite(d.mean)):
-        color = COLOR[dot.color]
-        if not low <= dot.mean <= high:
-            _beyond(axes, dot, (low, high))
+    for d in (d for d in dots if math.isfinite(d.mean)):
+        if not low <= d.mean <= high:
+            left = d.mean < low
+            at = low + 0.025 * (high - low) if left else high - 0.025 * (high - low)
+            svg.line(
+                axes, [at], [d.row], d.color, "<" if left else ">", ms=5.2, mew=0, label=d.name
+            )
+            style: Any = {"color": svg.COLOR[d.color], "fontsize": 8.5, "va": "center_baseline"}
+            svg.note(axes, fixed(d.mean, 0), (at, d.row), 7 if left else -7, **style)
             continue
-        if math.isfinite(dot.low):
-            width = 1.1 if dot.hollow else 2.2
-            ends = ([dot.low, dot.high], [dot.row] * 2)
-            axes.plot(*ends, color=color, lw=width, solid_capstyle="butt")
-        face = COLOR["paper"] if dot.hollow else color
-        style: dict[str, Any] = {"color": color, "mfc": face, "mec": color, "ms": 5.2, "mew": 1.1}
-        axes.plot([dot.mean], [dot.row], dot.marker, label=dot.name, **style)
+        if math.isfinite(d.low):
+            style = {"lw": 1.1 if d.hollow else 2.2, "solid_capstyle": "butt"}
+            svg.line(axes, [d.low, d.high], [d.row] * 2, d.color, **style)
+        style = {"mark": "paper" if d.hollow else d.color, "mec": svg.COLOR[d.color], "mew": 1.1}
+        svg.line(axes, [d.mean], [d.row], d.color, d.marker, ms=5.2, label=d.name, **style)
     axes.set_xlim(low, high)
-    row_axis(axes, [shortened(text, 44) for text in labels])
+    svg.row_axis(axes, [shortened(text, 44) for text in labels])
     axes.tick_params(axis="y", labelleft=named)
     axes.locator_params(axis="x", nbins=4)
-
-
-def _beyond(axes: Axes, dot: Dot, shown: tuple[float, float]) -> None:
-    color, left = COLOR[dot.color], dot.mean < shown[0]
-    at = shown[0 if left else 1] + (0.025 if left else -0.025) * (shown[1] - shown[0])
-    axes.plot([at], [dot.row], "<" if left else ">", color=color, ms=5.2, mew=0, label=dot.name)
-    style: dict[str, Any] = {"color": color, "fontsize": 8.5, "va": "center_baseline"}
-    note(axes, fixed(dot.mean, 0), (at, dot.row), 7 if left else -7, **style)
 
 
 def _stacked(dots: Iterable[Dot]) -> list[Dot]:
@@ -105,19 +100,17 @@ def _stacked(dots: Iterable[Dot]) -> list[Dot]:
 
 
 def _columns(
-    canvas: Figure,
-    parts: Sequence[tuple[str, Sequence[Dot], float]],
-    labels: Sequence[str],
+    canvas: Figure, height: float, labels: Sequence[str], *parts: tuple[str, Sequence[Dot], float]
 ) -> bool:
     """(heading, dots, the least mean that sets the scale) per panel; those with a mean."""
-    parts = [p for p in parts if any(math.isfinite(d.mean) for d in p[1])]
-    if not parts:
+    shown = [p for p in parts if any(math.isfinite(d.mean) for d in p[1])]
+    if not shown:
         return False
-    every = canvas.subplots(1, len(parts), squeeze=False)[0]
-    for k, (axes, (heading, dots, least)) in enumerate(zip(every, parts, strict=True)):
+    every = svg.panels(canvas, height, 1, len(shown))[0]
+    for k, (axes, (heading, dots, least)) in enumerate(zip(every, shown, strict=True)):
         _draw(axes, dots, labels, least, k == 0)
-        title(axes, heading)
-    legend(canvas, *every)
+        svg.title(axes, heading)
+    svg.legend(canvas, *every)
     return True
 
 
@@ -128,32 +121,30 @@ def table_1(rows: Sequence[Row], canvas: Figure) -> bool:
     columns = list(dict.fromkeys((r["run"], r["column"]) for r in measured))
     names = dict.fromkeys((r["loss"], r["variant"]) for r in guided if r in measured)
     place = {name: k for k, name in enumerate(names)}
+    labels = [", ".join(filter(None, name)) for name in names]
     if not measured:
         return False
-    canvas.set_figheight(1.1 + (ROW_IN + 0.05) * len(place))
-    panels = canvas.subplots(1, len(columns), squeeze=False)[0]
+    panels = svg.panels(canvas, 1.1 + (ROW_IN + 0.05) * len(place), 1, len(columns))[0]
+    here: Any = {"color": "helpful", "marker": svg.MARKER[SELECTED]}
+    here["name"] = "here, with 95 % interval"
     for k, (axes, (run, column)) in enumerate(zip(panels, columns, strict=True)):
-        mine = [(place.get((r["loss"], r["variant"])), r) for r in guided if r["run"] == run]
-        here: dict[str, Any] = {"color": "helpful", "marker": MARKER[SELECTED]}
-        dots = [
-            _dot(at, r, "", name="here, with 95 % interval", **here)
-            for at, r in mine
-            if at is not None and r["source"] == "measured"
-        ]
-        dots += [
-            Dot(at, m, m - r["sd_pct"], m + r["sd_pct"], "muted", "D", True, "published, ± sd")
-            for at, r in mine
-            if at is not None and r["source"] != "measured" and (m := r["mean_pct"]) is not None
-        ]
-        _draw(axes, _stacked(dots), [", ".join(filter(None, n)) for n in place], DIVERGED, k == 0)
-        title(axes, shortened(f"{column} [%]", 44), strong=True)
-        for r in measured:
-            if r["run"] == run and r["selection"] == CONTROL and math.isfinite(r["mean_pct"]):
-                style: dict[str, Any] = {"color": COLOR["random"], "ls": DASH["reference"]}
-                axes.axvline(r["mean_pct"], label="random, mean", lw=1.3, **style)
-                dots.append(Dot(0, r["mean_pct"]))
-        axes.set_xlim(*_limits(dots, DIVERGED))
-    legend(canvas, *panels)
+        dots, there = list[Dot](), list[Dot]()
+        for r in (r for r in guided if r["run"] == run and (r["loss"], r["variant"]) in place):
+            at, mean = place[r["loss"], r["variant"]], r["mean_pct"]
+            if r["source"] == "measured":
+                dots.append(_dot(at, r, "", **here))
+            else:
+                ends = (mean - r["sd_pct"], mean + r["sd_pct"])
+                there.append(Dot(at, mean, *ends, "muted", "D", True, "published, ± sd"))
+        _draw(axes, _stacked([*dots, *there]), labels, DIVERGED, k == 0)
+        svg.title(axes, shortened(f"{column} [%]", 44), strong=True)
+        random = [r["mean_pct"] for r in measured if (r["run"], r["selection"]) == (run, CONTROL)]
+        for mean in filter(math.isfinite, random):
+            style: Any = {"ls": svg.DASH["reference"], "lw": 1.3, "label": "random, mean"}
+            svg.level(axes, mean, "random", **style)
+            dots.append(Dot(0, mean))
+        axes.set_xlim(*_limits([*dots, *there], DIVERGED))
+    svg.legend(canvas, *panels)
     return True
 
 
@@ -162,40 +153,44 @@ def experiment(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
     shown = [r for r in rows if math.isfinite(r["mean_pct"])][:MOST_ROWS]
     versus = "vs_base_" if any("vs_base_points" in r for r in shown) else "vs_random_"
     minus = "minus the base arm" if versus == "vs_base_" else f"minus {CONTROL}"
-    canvas.set_figheight(0.75 + ROW_IN * len(shown))
 
-    def dots(prefix: str, unit: str) -> list[Dot]:
+    def dots(prefix: str, unit: str = "_pct") -> list[Dot]:
+        markers = [svg.MARKER.get(r["selection"], "D") for r in shown]
+        colors = [svg.role(r["selection"]) for r in shown]
         return [
-            _dot(k, r, prefix, unit, color=role(r["selection"]), hollow=r["base"],
-                 marker=MARKER.get(r["selection"], "D"))
+            _dot(k, r, prefix, unit, color=colors[k], marker=markers[k], hollow=r["base"])
             for k, r in enumerate(shown)
-        ]  # fmt: skip
+        ]
 
-    parts = [
-        ("gap closed [%]", dots("", "_pct"), DIVERGED),
-        (f"{minus} [points]", dots(versus, "points"), DIVERGED),
-        (f"{metric} of others, change [%]", dots("non_target_", "_pct"), -math.inf),
-    ]
-    return _columns(canvas, parts, [r["arm"] for r in shown])
+    return _columns(
+        canvas,
+        0.75 + ROW_IN * len(shown),
+        [r["arm"] for r in shown],
+        ("gap closed [%]", dots(""), DIVERGED),
+        (f"{minus} [points]", dots(versus, "_points"), DIVERGED),
+        (f"{metric} of others, change [%]", dots("non_target_"), -math.inf),
+    )
 
 
 def variations(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
     """Per run: the model's mean metric, the gap closed by helpful and random, their difference."""
     every = list(enumerate(rows))
-    canvas.set_figheight(1.05 + 0.4 * len(rows))
     closed = [
-        _dot(k, r, f"{who}_", color=color, marker=MARKER[color], name=who)
+        _dot(k, r, f"{who}_", color=color, marker=svg.MARKER[color], name=who)
         for k, r in every
         for who, color in (("guided", "helpful"), (CONTROL, "random"))
         if f"{who}_mean_pct" in r
     ]
     level = [Dot(k, r["evaluation_metric"], color="ink") for k, r in every]
-    parts = [
+    apart = [_dot(k, r, "vs_", "_points") for k, r in every]
+    return _columns(
+        canvas,
+        1.05 + 0.4 * len(rows),
+        [r["label"] for r in rows],
         (f"{metric}, all evaluation samples", level, -math.inf),
         ("gap closed [%]", _stacked(closed), DIVERGED),
-        (f"guided − {CONTROL} [points]", [_dot(k, r, "vs_", "points") for k, r in every], DIVERGED),
-    ]
-    return _columns(canvas, parts, [r["label"] for r in rows])
+        (f"guided − {CONTROL} [points]", apart, DIVERGED),
+    )
 
 
 def rates(findings: Findings, family: Family, canvas: Figure) -> bool:
@@ -221,7 +216,7 @@ def rates(findings: Findings, family: Family, canvas: Figure) -> bool:
             _map(axes, metric_RS[rows], scale)
             axes.set_yticks(range(len(rows)), [f"{values[r]:g}" for r in rows])
             what = f"{NAMES[str(rate(family))]} {values[rows[0]]:g} to {values[rows[-1]]:g}"
-            title(axes, shortened(", ".join(filter(None, (label, what))), 60), strong=True)
+            svg.title(axes, shortened(", ".join(filter(None, (label, what))), 60), strong=True)
             if line + 1 == len(maps):
                 axes.set_xlabel("fine-tuning step")
     places = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -308,11 +303,11 @@ def _map(axes: Axes, metric_RS: np.ndarray, scale: Reach) -> None:
     axes.invert_yaxis()  # the largest rate at the top
     for row, start, length in stretches(shown_RS < -1 - 1e-9):
         axes.add_patch(Rectangle((start - 0.5, row - 0.5), length, 1, **HATCH))
-    ring: dict[str, Any] = {"color": COLOR["ink"], "mfc": "none", "ms": 6.5, "mew": 1.2}
     for row, gains in enumerate(gains_RS):
         if np.isfinite(gains).any():
-            axes.plot([int(np.nanargmax(gains))], [row], "o", **ring)
-    linear_axis(axes, "x", integer=True)
+            best = [int(np.nanargmax(gains))]
+            svg.line(axes, best, [row], "ink", "o", mark="none", ms=6.5, mew=1.2)
+    svg.linear_axis(axes, "x", integer=True)
 
 
 def stretches(mask: np.ndarray) -> list[tuple[int, int, int]]:

@@ -20,7 +20,7 @@ from distinf.report.schema import (
     spread,
     stub,
 )
-from distinf.report.spectral import arm_figures, headline, metric_figures
+from distinf.report.spectral import arm_figures, axis_figures, headline, trial_figures
 from distinf.report.spectral.families import (
     NAMES,
     arm_label,
@@ -37,7 +37,7 @@ from distinf.report.spectral.families import (
 )
 from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
 from distinf.report.spectral.headline import FEWEST_PAIRS, percent, words_of
-from distinf.report.spectral.tables import Tables, run_tables
+from distinf.report.spectral.tables import Tables, own_tables
 
 MOST_VALUES = 4
 ARM = ("loss", "variant", "selection")
@@ -118,7 +118,7 @@ def experiment_sections(findings: Findings, rows: Tables) -> list[Section]:
         numbers = {"by": by.replace("_", " ") or "selection", "most": str(arm_figures.MOST_ROWS)}
         draw: Draw = partial(arm_figures.experiment, mine, findings.metric.name)
         if shape in ("updates", "rates"):
-            drawn: Any = metric_figures.updates if shape == "updates" else arm_figures.rates
+            drawn: Any = trial_figures.updates if shape == "updates" else arm_figures.rates
             draw = partial(drawn, findings, family)
         items: list[Item] = [
             Text(_setup(findings, family), "note"),
@@ -234,7 +234,7 @@ def effects(findings: Findings, rows: Tables) -> Table:
     several = len({r["label"] for r in every}) > 1
     columns = [
         stub("experiment", lambda r: ", ".join([r["panel"], *([r["label"]] if several else [])])),
-        stub("receiver", lambda r: metric_figures.receiver(findings, r["role"])),
+        stub("receiver", lambda r: axis_figures.receiver(findings, r["role"])),
         Column(name, "target_metric", group="targets"),
         spread("gap closed [%]", group="targets"),
         Column(name, "non_target_metric", group="others"),
@@ -286,7 +286,7 @@ def _over(key: str, below: str) -> Any:
 
 def _variation(place: int, name: str, run: Findings, of: Findings) -> Section:
     """A run beside this one: its own answer and tables, and deviations that are not this run's."""
-    own = run_tables(run)
+    own = own_tables(run)
     tables = headline.headline_tables(run, own, "beside_")
     tables += headline.target_tables(run, own, "beside_")
     for family in experiments(run):

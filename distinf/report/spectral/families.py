@@ -3,12 +3,15 @@
 An arm is the trials of a family that agree in all that the family varies.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
 from distinf.report.formats import count, number
+from distinf.report.rows import Row
+from distinf.report.spectral import trials
 from distinf.report.spectral.findings import CONTROL, Family, Findings, Outcome
 
 Kind = Literal["table 1", "updates", "rates", "other"]
@@ -208,3 +211,52 @@ def _plays_a_part(name: str, outcome: Outcome) -> bool:
     if name in CHOICE and outcome.selection == CONTROL:
         return False
     return outcome.value(name) not in (None, "")
+
+
+def arm_rows(findings: Findings, family: Family) -> list[Row]:
+    """Per arm: gap closed, minus random, minus the base arm, and what it did to other samples.
+
+    `base` marks the arm that others are compared with, where the family has it. `early_` columns
+    are after as many steps as the headline took, where the family took more.
+    """
+    base = base_of(findings, family)
+    references = {t.id: t.reference or 0.0 for t in findings.targets}
+    rows = []
+    for group in arms(family).values():
+        row = told_apart(family, group[0]) | trials.reduction(group)
+        early = findings.headline.steps or 0
+        if 0 < early < group[0].value("steps"):
+            after = trials.reduction_after(group, early, references)
+            row |= {"early_steps": early} | {f"early_{k}": v for k, v in after.items()}
+        control = control_of(findings, family, group)
+        if control:
+            row |= trials.against("vs_random_", group, control)
+        row["base"] = group is base or group == base
+        if base and not row["base"] and group[0].selection != CONTROL:
+            row |= trials.against("vs_base_", group, base, "base_pairs")
+        rows.append(row | trials.side_effect(group) | trials.others(group))
+    return rows
+
+
+def rate_rows(findings: Findings, family: Family) -> list[Row]:
+    """Per arm of a sweep: the metric early and at last, and the step at which it was lowest."""
+    early, rows = findings.headline.steps, list[Row]()
+    if kind(family) != "rates":
+        return rows
+    for group in arms(family).values():
+        means = [r["mean"] for r in trials.path(group)]
+        finite = [k for k, m in enumerate(means) if math.isfinite(m)]
+        best = min(finite, key=lambda k: means[k]) if finite else None
+        row = told_apart(family, group[0]) | {"rate": group[0].value(str(rate(family)))}
+        if early is not None and early < len(means):
+            row |= {"early_steps": early, "early_mean": means[early]}
+        row |= {"last_mean": means[-1], "best_step": best}
+        rows.append(row | {"best_mean": math.nan if best is None else means[best]})
+    return rows
+
+
+def told_apart(family: Family, first: Outcome) -> Row:
+    """The experiment, the arm in words, and every setting that an arm can have."""
+    names = dict.fromkeys(["selection", *COMPARED, *first.settings])
+    row: Row = {"experiment": family.name, "arm": arm_label(varied(family), first)}
+    return row | {name: first.value(name) for name in names}

@@ -16,7 +16,7 @@ from distinf.report.rows import Row, plain
 from distinf.spectral.attribution import Attribution
 
 SELECTED, CONTROL, OPPOSITE = "helpful", "random", "harmful"
-GROUP = "group"  # chosen for all targets together
+Columns = Mapping[str, float | int | str]  # from the data
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Outcome:
 
     `loss` and `variant` are empty where the selection does not depend on scores (random).
     `gap_reduction_pct` may be NaN (diverged, or no gap to reduce): counted, never averaged.
-    `non_target_change_pct`: change of the other samples' mean metric; above 0 is worse.
+    Changes are of others' mean metric; above 0 is worse. `sibling`: evaluation samples under the
+    target's conditions; `fresh`: drawn anew under them.
     """
 
     selection: str
@@ -68,9 +69,9 @@ class Outcome:
     adapter: int = 0  # rank of the adapters that were trained; 0: every parameter
     non_target_metric: float | None = None  # mean after the last step
     non_target_gap_reduction_pct: float | None = None  # of the mean metric to the mean reference
-    settings: Mapping[str, float | int | str] = field(default_factory=dict)  # further ones: steps…
-    sibling_change_pct: float | None = None  # of evaluation samples under the target's conditions
-    fresh_change_pct: float | None = None  # of samples drawn anew under them
+    settings: Columns = field(default_factory=dict)  # further ones: steps…
+    sibling_change_pct: float | None = None
+    fresh_change_pct: float | None = None
     condition: int | None = None  # targets of one number were measured under the same conditions
 
     @property
@@ -82,11 +83,11 @@ class Outcome:
         """The field or the further setting `name`; None where there is none."""
         if name in OUTCOME_FIELDS:
             return getattr(self, name)
-        if name == "steps" and name not in self.settings:
-            return max(0, len(self.metric_by_step) - 1)
-        if name == "newton_lr" and name not in self.settings:
-            return self.lr if self.update == "second-order" else None
-        return self.settings.get(name)
+        usual = {
+            "steps": max(0, len(self.metric_by_step) - 1),
+            "newton_lr": self.lr if self.update == "second-order" else None,
+        }
+        return self.settings.get(name, usual.get(name))
 
 
 OUTCOME_FIELDS = frozenset(f.name for f in fields(Outcome))
@@ -132,11 +133,8 @@ class EvaluationPoints:
 
 @dataclass(frozen=True)
 class ScoreSet:
-    """One loss's and variant's scores: target -> float [N].
-
-    outside_shares: target -> share of the scores' variance that lies outside the Ritz pairs, where
-    it is known (the classic variant's).
-    """
+    """One loss's and variant's scores: target -> float [N]; `outside_shares`: target -> share of
+    their variance from outside the Ritz pairs, where it is known (classic)."""
 
     loss: str
     variant: str
@@ -154,7 +152,7 @@ class Target:
     gap: float
     reference: float | None = None
     axis: float | None = None
-    columns: Mapping[str, float | int | str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     baseline: float | None = None
 
 

@@ -20,7 +20,13 @@ from distinf.report.schema import (
     stub,
     text,
 )
-from distinf.report.spectral import experiments, headline, machine_figures, metric_figures
+from distinf.report.spectral import (
+    axis_figures,
+    experiments,
+    headline,
+    machine_figures,
+    trial_figures,
+)
 from distinf.report.spectral.findings import CONTROL, Findings
 from distinf.report.spectral.headline import any_column, further, words_of
 from distinf.report.spectral.tables import Tables, tables
@@ -67,11 +73,11 @@ def _effect(findings: Findings, rows: Tables) -> list[Item]:
     many = sum(curves.counts) if curves is not None else 0
     draws = curves.draws if curves is not None and curves.draws else many
     failed = count(sum(r["failed"] for r in rows["summary"]))
-    axis = partial(metric_figures.axis, findings)
+    axis = partial(axis_figures.axis, findings)
     return [
-        words.figure("gap", partial(metric_figures.gap, findings, rows), failed=failed),
+        words.figure("gap", partial(trial_figures.gap, findings, rows["summary"]), failed=failed),
         *headline.headline_tables(findings, rows),
-        words.figure("steps", partial(metric_figures.steps, findings)),
+        words.figure("steps", partial(trial_figures.steps, findings)),
         words.figure("axis", axis, others=count(many), draws=count(draws)),
         experiments.effects(findings, rows),
         *_comparison(findings, rows),
@@ -105,7 +111,7 @@ def _targets(findings: Findings, rows: Tables) -> list[Item]:
         eligible = many if points.eligible_E is None else int(points.eligible_E.sum())
         numbers = {"many": count(many), "eligible": count(eligible)}
         numbers |= {"draws": count(points.draws or many), "rule": points.rule or "any gap"}
-    draw = partial(metric_figures.targets, findings)
+    draw = partial(axis_figures.targets, findings)
     figure = words_of(findings).figure("targets", draw, **numbers)
     return [figure, *headline.target_tables(findings, rows)]
 

@@ -6,16 +6,7 @@ from typing import Any
 
 from distinf.numerics.bootstrap import Trials, differences, estimate, mean_sd
 from distinf.report.rows import Row
-from distinf.report.spectral.families import (
-    COMPARED,
-    arm_label,
-    arms,
-    base_of,
-    control_of,
-    rate,
-    varied,
-)
-from distinf.report.spectral.findings import CONTROL, AxisCurves, Family, Findings, Outcome
+from distinf.report.spectral.findings import AxisCurves, Outcome
 
 VERSUS = ("points", "low_points", "high_points")
 
@@ -41,7 +32,7 @@ def reduction(outcomes: Iterable[Outcome]) -> Row:
     return _estimated(reductions(outcomes))
 
 
-def _reduction_after(outcomes: list[Outcome], steps: int, reference: dict[int, float]) -> Row:
+def reduction_after(outcomes: list[Outcome], steps: int, reference: dict[int, float]) -> Row:
     """The same after the first `steps` steps; `reference`: target -> the metric to reach."""
 
     def closed(o: Outcome) -> float | None:
@@ -132,51 +123,3 @@ def bins(curves: AxisCurves | None) -> list[Row]:
         {"x": x, "samples": curves.counts[b]} | {k: y[b] for k, y in curves.curves.items()}
         for b, x in enumerate(curves.x)
     ]
-
-
-def arm_rows(findings: Findings, family: Family) -> list[Row]:
-    """Per arm: gap closed, minus random, minus the base arm, and what it did to other samples.
-
-    `base` marks the arm that others are compared with, where the family has it. `early_` columns
-    are after as many steps as the headline took, where the family took more.
-    """
-    base = base_of(findings, family)
-    references = {t.id: t.reference or 0.0 for t in findings.targets}
-    rows = []
-    for group in arms(family).values():
-        row = told_apart(family, group[0]) | reduction(group)
-        early = findings.headline.steps or 0
-        if 0 < early < group[0].value("steps"):
-            after = _reduction_after(group, early, references)
-            row |= {"early_steps": early} | {f"early_{k}": v for k, v in after.items()}
-        control = control_of(findings, family, group)
-        if control:
-            row |= against("vs_random_", group, control)
-        row["base"] = group is base or group == base
-        if base and not row["base"] and group[0].selection != CONTROL:
-            row |= against("vs_base_", group, base, "base_pairs")
-        rows.append(row | side_effect(group) | others(group))
-    return rows
-
-
-def rate_rows(findings: Findings, family: Family) -> list[Row]:
-    """Per arm of a sweep: the metric early and at last, and the step at which it was lowest."""
-    early = findings.headline.steps
-    rows = []
-    for group in arms(family).values():
-        means = [r["mean"] for r in path(group)]
-        finite = [k for k, m in enumerate(means) if math.isfinite(m)]
-        best = min(finite, key=lambda k: means[k]) if finite else None
-        row = told_apart(family, group[0]) | {"rate": group[0].value(str(rate(family)))}
-        if early is not None and early < len(means):
-            row |= {"early_steps": early, "early_mean": means[early]}
-        row |= {"last_mean": means[-1], "best_step": best}
-        rows.append(row | {"best_mean": math.nan if best is None else means[best]})
-    return rows
-
-
-def told_apart(family: Family, first: Outcome) -> Row:
-    """The experiment, the arm in words, and every setting that an arm can have."""
-    names = dict.fromkeys(["selection", *COMPARED, *first.settings])
-    row: Row = {"experiment": family.name, "arm": arm_label(varied(family), first)}
-    return row | {name: first.value(name) for name in names}
