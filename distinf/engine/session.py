@@ -77,6 +77,11 @@ class Session:
         self._told: dict[str, float] = {}
         self.in_hand: list[InHand] = []  # what was read last, to find the row that fails
 
+    def asked_keys(self, keys: Keys) -> Keys:
+        """`keys` for what depends on query rows: others where the rows came after the run."""
+        late = self.context.get("late", "")
+        return {name: digest([key, late]) for name, key in keys.items()} if late else keys
+
     @property
     def asked_method(self) -> Any:
         """gradients.method as it was set; None leaves the choice to the rehearsal."""

@@ -18,7 +18,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """One per cell; none for a task whose rows are there already."""
     return [
         (
-            data_unit(cell.name, cell.keys),
+            data_unit(cell.name, cell.asked_keys),
             Cost(bytes=stored, memory=2 * stored),
         )
         for cell in outline.cells.values()

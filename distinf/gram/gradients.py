@@ -63,8 +63,9 @@ def rehearsed(session: Session, task: Task, model: nn.Module, methods: Methods) 
 
 def split_units(settings: StageSettings, cell: Cell, split: str) -> list[Unit]:
     """The units of one split of a cell, in row order."""
+    keys = cell.asked_keys if split == QUERY else cell.keys
     return [
-        Unit(NAME, cell.keys[NAME], a, b, {"cell": cell.name, "split": split})
+        Unit(NAME, keys[NAME], a, b, {"cell": cell.name, "split": split})
         for a, b in row_ranges(cell.rows[split], settings.gradients.rows_per_unit)
     ]
 

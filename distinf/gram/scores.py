@@ -59,7 +59,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 
 def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:
     """A cell's units, slabs first."""
-    key = cell.keys[NAME]
+    key = cell.asked_keys[NAME]
     found = []
     if blockwise(settings):
         found = [Unit(NAME, key, job=_job(cell, slab=slab)) for slab in cell.blocks.slabs]
@@ -175,7 +175,15 @@ def _joint(
 def _joint_totals(
     session: Session, cell: Cell, unit: Unit
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    members = set(unit.job["blocks"])
+    solved = _joint_solve(session, cell, unit.job["group"])
+    tally = _Tally(session, cell)
+    tally.add(solved.scores_QN, 0, cell.rows[QUERY])
+    note = {"block": unit.job["group"], "estimator": JOINT, **_note(solved)}
+    return tally.result()[None, :, None], [note]
+
+
+def _joint_solve(session: Session, cell: Cell, group: str) -> fisher.GramSolve:
+    members = set(cell.groups[group])
     finite_N = finite_rows(session, cell.name, TRAIN)
     total_NN = np.zeros((int(finite_N.sum()),) * 2)
     cross_QN = np.zeros((cell.rows[QUERY], len(total_NN)))
@@ -186,12 +194,8 @@ def _joint_totals(
                 cross_QN += parts.cross(0, cell.rows[QUERY]).numpy()
                 total_NN += parts.self_gram()
     damping = session.settings.scores.damping.get(JOINT)
-    with solving(JOINT, unit.job["group"]):
-        solved = fisher.solve(torch.from_numpy(total_NN), torch.from_numpy(cross_QN), damping)
-    tally = _Tally(session, cell)
-    tally.add(solved.scores_QN, 0, cell.rows[QUERY])
-    note = {"block": unit.job["group"], "estimator": JOINT, **_note(solved)}
-    return tally.result()[None, :, None], [note]
+    with solving(JOINT, group):
+        return fisher.solve(torch.from_numpy(total_NN), torch.from_numpy(cross_QN), damping)
 
 
 def _note(solved: fisher.GramSolve) -> dict[str, float]:
@@ -346,6 +350,27 @@ def query_sqnorms(session: Session, cell: Cell, slab: int) -> np.ndarray:
     """fp64 [B, Q]."""
     first = slab_units(session.settings, cell, "cross", slab)[0]
     return session.arrays(first, ["query_sqnorm"])["query_sqnorm"]
+
+
+def query_scores(session: Session, cell: Cell, estimator: str, group: str) -> np.ndarray:
+    """fp64 [Q, N] by the gram stage's products: the mean over the group's blocks, low =
+    detrimental; NaN where a training row or a query is quarantined."""
+    finite_N = finite_rows(session, cell.name, TRAIN)
+    finite_Q = finite_rows(session, cell.name, QUERY)
+    queries, members = cell.rows[QUERY], cell.groups[group]
+    if estimator == JOINT:
+        total_QN = _joint_solve(session, cell, group).scores_QN
+    else:
+        total_QN = torch.zeros(queries, int(finite_N.sum()), dtype=torch.float64)
+        for slab in cell.blocks.slabs:
+            for place, block in enumerate(cell.blocks.of(slab)):
+                if block.name in members:
+                    parts = _Block(session, cell, slab, place)
+                    total_QN += parts.scores(estimator, parts.cross(0, queries), 0, queries)
+        total_QN /= len(members)
+    found = np.full((queries, len(finite_N)), np.nan)
+    found[np.ix_(finite_Q, finite_N)] = total_QN.numpy()[finite_Q]
+    return found
 
 
 # -- what was stored -------------------------------------------------------------------------

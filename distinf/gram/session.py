@@ -36,6 +36,7 @@ class Cell:
 
     name: str
     keys: Keys
+    asked_keys: Keys  # of what depends on the queries
     rows: Mapping[str, int]
     shapes: Shapes
     blocks: Blocks
@@ -73,7 +74,7 @@ class Session(engine_session.Session):
         """A cell's task; its rows come from the run once they are committed."""
         task = self.tasks[cell]
         if isinstance(task, Prepared) and ("attached", cell) not in self._cache:
-            unit = data_unit(cell, self.cell_keys(cell))
+            unit = data_unit(cell, self.asked_keys(self.cell_keys(cell)))
             if self.ledger(DATA).get(unit) is not None:
                 task.attach(self.arrays(unit))
                 self._cache["attached", cell] = True
@@ -99,6 +100,7 @@ class Session(engine_session.Session):
         return Cell(
             name=name,
             keys=self.cell_keys(name),
+            asked_keys=self.asked_keys(self.cell_keys(name)),
             rows={split: rows_of(task, split) for split in (TRAIN, QUERY)},
             shapes=checked_shapes(task),
             blocks=blocks,

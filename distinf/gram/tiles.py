@@ -73,7 +73,8 @@ def narrow(cell: Cell, block: Block) -> bool:
 
 
 def _unit(cell: Cell, start: int, stop: int, job: Mapping[str, Any], **more: Any) -> Unit:
-    return Unit(NAME, cell.keys[NAME], start, stop, {**job, **more})
+    keys = cell.keys if job["phase"] == "self" else cell.asked_keys
+    return Unit(NAME, keys[NAME], start, stop, {**job, **more})
 
 
 # -- what was stored -------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The receiver study end to end, tiny: real Sionna slots, every stage, both kinds of curvature."""
 
+import re
 import numpy as np
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_gap_reduction_is_equation_10(finished):
 def test_the_report_marks_what_is_reconstructed(finished):
     page = finished.blobs.get("report/index.html").decode()
     assert "a reconstruction of DeepRx MIMO" in page
-    assert "The 48 slots are 2 distinct conditions." in page
+    assert re.search(r"2\s+of\s+them\s+under\s+distinct\s+conditions", page)
     assert "TDL-A" in page
 
 

@@ -16,6 +16,7 @@ class DataSettings:
     """One file, or GLUE tasks from the hub; how many rows of each split, and how many flips.
 
     path      a .tsv, .csv, .jsonl or .parquet file (.gz too)
+    queries   a file like it, all of whose rows are the queries; "" draws them from the others
     datasets  where there is no path: tasks of GLUE, by default all eight
     text      its one or two text columns; () takes those with usual names, or the only one
     label     its column of labels, of two classes or more: texts, numbers or truth values
@@ -30,6 +31,7 @@ class DataSettings:
     """
 
     path: str = ""
+    queries: str = ""
     datasets: tuple[str, ...] = ()
     text: tuple[str, ...] | str = ()
     label: str = "label"
@@ -65,8 +67,10 @@ class DataSettings:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 2")
         if not 0 <= self.flips < 0.5:
             raise ValueError(f"flips: {self.flips} must be at least 0 and below 0.5")
-        if self.path and "://" not in self.path:  # workers start in folders of their own
-            object.__setattr__(self, "path", os.path.abspath(self.path))
+        for name in ("path", "queries"):
+            given = getattr(self, name)
+            if given and "://" not in given:  # workers start in folders of their own
+                object.__setattr__(self, name, os.path.abspath(given))
 
     def _check_classes(self) -> None:
         names = tuple(class_name(label) or "" for label in self.classes)

@@ -40,7 +40,7 @@ from distinf.studies.noisy_labels.tokens import padded, text_at
 from distinf.studies.noisy_labels.training import Rows, fine_tune
 from distinf.tasks.task import Batch, Shapes, Wording
 
-LATER = ("classes", "group")  # settings that change nothing where they are not given
+LATER = ("classes", "group", "queries")  # settings that change nothing where they are not given
 WORDING = Wording(
     question="Which training samples have wrong labels, and what if they are left out?",
     noun="samples",
@@ -48,6 +48,7 @@ WORDING = Wording(
 )
 
 RECIPE = "gram"
+QUERIES = "data.queries"  # the setting that `distinf query --queries FILE` gives
 
 
 class NoisyCell:
@@ -146,20 +147,32 @@ class NoisyCell:
         """float32 [n, classes]."""
         return logits_of(model, batch).softmax(-1)
 
+    def describe_queries(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
+        """Of queries: row, id, text, label."""
+        return self._described("evaluation", ids)
+
     def describe(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
         """Of training rows: row (its number in the source), id, text, label; with flips also
         clean_label, the file's own."""
+        found = self._described("train", ids)
+        if self.settings.data.flips:
+            clean, classes = self._attached()["train_clean"], self.classes()
+            for row, each in zip(np.asarray(ids).tolist(), found, strict=True):
+                each["clean_label"] = classes[clean[row]]
+        return found
+
+    def _described(self, part: str, ids: np.ndarray) -> list[dict[str, Any]]:
         arrays, classes = self._attached(), self.classes()
-        texts = arrays["train_text"], arrays["train_text_offsets"]
-        names, flips = (arrays["train_ids"], arrays["train_id_offsets"]), self.settings.data.flips
+        texts, names = (
+            (arrays[f"{part}_{kind}"], arrays[f"{part}_{kind}_offsets"]) for kind in ("text", "id")
+        )
         return [
             {
-                "row": int(arrays["train_rows"][row]),
+                "row": int(arrays[f"{part}_rows"][row]),
                 "id": text_at(names, row),
                 "text": text_at(texts, row),
-                "label": classes[arrays["train_labels"][row]],
+                "label": classes[arrays[f"{part}_labels"][row]],
             }
-            | ({"clean_label": classes[arrays["train_clean"][row]]} if flips else {})
             for row in np.asarray(ids).tolist()
         ]
 
@@ -269,6 +282,8 @@ class NoisyCell:
         data = asdict(self.settings.data)
         del data["datasets"]
         data = {k: v for k, v in data.items() if v or k not in LATER}
+        if self.settings.data.queries:
+            data["queries"] = file_digest(self.settings.data.queries)
         content = file_digest(data.pop("path")) if self.settings.data.path else "hub"
         model = model_digests(self.settings.model)
         own = {"seed": self.cell.seed, "dataset": self.cell.dataset, "content": content, **data}
