@@ -109,6 +109,24 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--accept", action="append", default=[], metavar="KEY", help="as in run")
     score.set_defaults(call=_score)
 
+    query = commands.add_parser(
+        "query", help="ask a finished run about query rows that it did not have"
+    )
+    query.add_argument("run", metavar="RUN", help="the folder or URL of a finished run")
+    query.add_argument(
+        "--queries", metavar="FILE", help="rows to ask about, as the task reads them"
+    )
+    query.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="another setting of the task that changes its evaluation rows",
+    )  # fmt: skip
+    query.add_argument(
+        "--top", type=int, default=10, metavar="K",
+        help="show each query's K most helpful and most harmful rows (default 10)",
+    )  # fmt: skip
+    query.add_argument("--ranking", default="", metavar="NAME", help="as in datainf/all")
+    query.set_defaults(call=_query)
+
     plan = commands.add_parser("plan", help="what a run will take, without running it")
     _configurable(plan)
     plan.add_argument(
@@ -279,6 +297,32 @@ def _task_of_another_recipe(options: argparse.Namespace) -> str | None:
         return resolve(_read(options), options.config).task
     except InputError:
         return None
+
+
+def _query(options: argparse.Namespace) -> None:
+    _look_for_run(options)
+    if options.top < 1:
+        raise InputError(f"--top {options.top}: give at least 1")
+    from distinf.config import load
+    from distinf.config_file import override_of
+    from distinf.engine.query import ask
+    from distinf.progress import Reporter, query_table
+    from distinf.tasks.task import queries_setting
+
+    changes = [override_of(each) for each in options.set]
+    if options.queries is not None:
+        setting = queries_setting(load(options.run).task)
+        if not setting:
+            raise InputError(
+                f"--queries {options.queries}: the task of this run reads none from a file; say by "
+                "--set which of its settings makes its evaluation rows others"
+            )
+        changes.append((setting, options.queries))
+    options.voice.rest()
+    asked = ask(options.run, changes, Reporter(), ranking=options.ranking, top=options.top)
+    for answer in asked.answers:
+        query_table(answer, options.top)
+    _print(f"by {asked.name}; all scores and these tables: {asked.root}")
 
 
 def _init(options: argparse.Namespace) -> None:

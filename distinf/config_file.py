@@ -38,7 +38,7 @@ def read(
     if raw.get("provenance") is not None:
         raw = {**raw, "out": place, "provenance": None}
     for override in overrides:
-        _override(raw, override)
+        assign(raw, *override_of(override), f"--set {override}")
     if out:
         raw["out"] = out
     elif not raw.get("out"):
@@ -187,7 +187,8 @@ def reason(error: ValueError | RecursionError) -> str:
     return "nested too deep" if isinstance(error, RecursionError) else str(error)
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def override_of(override: str) -> tuple[str, Any]:
+    """(dotted key, value) of a key=value, the value as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: write it as key=value, as in --set seed=1")
@@ -195,7 +196,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         value = _loaded(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"--set {override}: the value is not valid YAML") from None
-    assign(raw, key.strip(), value, f"--set {override}")
+    return key.strip(), value
 
 
 def assign(raw: dict[str, Any], key: str, value: Any, where: str) -> None:

@@ -16,13 +16,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from distinf.engine.query import extremes
+from distinf.engine.recipe import Answer
 from distinf.engine.run import page_path
 from distinf.engine.session import Session
 from distinf.planning import Plan
 from distinf.printable import printable
 from distinf.runtime import Part, Unit
 from distinf.saying import own_stderr
-from distinf.terminal import Terminal
+from distinf.terminal import Terminal, fitted
 
 POLL_S = 0.5
 SOON_S = 2.0  # the first plain line of a stage that takes longer
@@ -108,6 +110,29 @@ def summary(session: Session, seconds: float, console: Terminal | None = None) -
     out.print(f"finished in {seconds:.0f} s")
     report = f"report: {page_path(session)}"
     out.print(report, soft_wrap=True)
+
+
+def query_table(answer: Answer, top: int, console: Terminal | None = None) -> None:
+    """Each query's most helpful and most harmful training rows."""
+    out = console or Terminal()
+    table = Table(
+        title=f"Training rows by query {answer.cell}".strip(), title_justify="left", box=None
+    )
+    rows = list(extremes(answer, top))
+    kept = [key for key in ("query_text", "place", "score", "row", "label", "text") if any(
+        key in row for row in rows)]  # fmt: skip
+    if "query_text" not in kept:
+        kept = ["query_row", *kept]
+    table.expand = "text" in kept
+    for key in kept:
+        words = key.endswith("text")
+        table.add_column(
+            key.replace("_", " "), justify="left" if words or key == "label" else "right",
+            no_wrap=True, overflow="ellipsis", ratio=1 if words else None,
+        )  # fmt: skip
+    for row in rows:
+        table.add_row(*(fitted(row.get(key, "")) for key in kept))
+    out.print(table, soft_wrap=True)
 
 
 def plan_table(plan: Plan, console: Terminal | None = None) -> None:

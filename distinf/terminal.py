@@ -7,6 +7,8 @@ from rich.text import Text
 
 from distinf.printable import printable
 
+MOST_LETTERS = 300  # of a text, before it is fitted into the terminal
+
 
 class Terminal(Console):
     """A Rich console for text of others: brackets are no markup, colons no emoji, and letters that
@@ -19,3 +21,10 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Of every text that is printed, alone or in a table."""
         return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
+
+
+def fitted(value: Any) -> Text:
+    """A value from data, as a cell of a table: of a text the beginning, on one line."""
+    if isinstance(value, float):
+        return Text(f"{value:.3g}")
+    return Text(printable(" ".join(str(value)[:MOST_LETTERS].split())))

@@ -16,9 +16,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # A module may import its own part and lower levels. Parts of one level never import each other.
 LEVELS = {
-    "__main__": 13,
-    "cli": 12,
-    "progress": 11,
+    "__main__": 14,
+    "cli": 13,
+    "progress": 12,
+    "engine/query": 11,
     "engine/run": 10,
     "engine/fingerprint": 9,
     "planning": 9,

@@ -1,12 +1,14 @@
 """Recipes: the kinds of run there are, each an object that says all that is its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from distinf.digest import digest
-from distinf.engine.stage import WHOLE, Keys, Stage, Values, keys_of, picked
+from distinf.engine.stage import WHOLE, Keys, Names, Stage, Values, keys_of, picked
 from distinf.errors import InputError
 from distinf.naming import shown
 from distinf.runtime import Cost, Runtime, Unit
@@ -39,6 +41,31 @@ def no_summary(session: Any) -> Sequence[Any]:
 
 
 @dataclass(frozen=True)
+class Asks:
+    """How a finished run is asked about query rows that come later.
+
+    stages   that work on query rows, by name: what they did for training rows is found again
+    ranking  (session, "estimator/group" or "") -> (the whole name, settings by section to use)
+    answers  (session, name) -> for each cell its Answer
+    """
+
+    stages: Names
+    ranking: Callable[[Any, str], tuple[str, Mapping[str, Any]]]
+    answers: "Callable[[Any, str], Iterable[Answer]]"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one cell: scores_QN fp64, > 0 helps the query, NaN where there is none; and what people
+    know the queries and the training rows by."""
+
+    cell: str
+    scores_QN: np.ndarray
+    queries: Sequence[Mapping[str, Any]]
+    rows: Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A kind of run.
 
@@ -52,6 +79,7 @@ class Recipe:
     decided   (task's name, task, settings) -> settings, with what only the task can show
     lent      (keys, values, what the run lends) -> (keys to take instead, what this run lends):
               what a variation shares with its run beyond equal keys
+    asks      how a finished run is asked about query rows that come later; None: it is not
     summary   session -> lines and tables for the terminal, once all is done
     packages  another version of one of these gives other last bits
     files     settings that name a file, of which the content counts
@@ -66,6 +94,7 @@ class Recipe:
     check: Callable[[Any], str] = nothing_checked
     decided: Callable[[str, Any, Any], Any] | None = None
     lent: Callable[[Keys, Values, Mapping[str, Any]], tuple[Keys, dict[str, Any]]] | None = None
+    asks: "Asks | None" = None
     summary: Callable[[Any], Sequence[Any]] = no_summary
     packages: tuple[str, ...] = ("torch", "numpy")
     files: tuple[str, ...] = ()

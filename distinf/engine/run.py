@@ -72,7 +72,7 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
     """The session, and the config.yaml to write (None: it stands); nothing is written here."""
     blobs = open_root(str(config.out))
     refuse_other_format(blobs)
-    stored = _stored_provenance(blobs)
+    stored = stored_provenance(blobs)
     _refuse_unknown_secrets(config)
     config = config.settled(_stored_methods(stored))
     session = _session(config, blobs.root)
@@ -167,7 +167,7 @@ def _kept_config(blobs: Blobs) -> bytes:
         return _raw_config(blobs) or b""
 
 
-def _stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
+def stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
     """What the folder's run was begun with; None if there is none."""
     data = _kept_config(blobs)
     return _provenance_in(data, f"{blobs.root}/{CONFIG}") if data else None
@@ -293,7 +293,7 @@ def _refuse_unseen_folder(session: Session, runtime: Any) -> None:
 def reopen(folder: str) -> Session:
     """The session of a run's folder or URL, for looking at it; InputError if it is none."""
     blobs = open_root(folder)
-    if _stored_provenance(blobs) is None:
+    if stored_provenance(blobs) is None:
         raise InputError(f"{folder}: no {CONFIG} there; give the folder of a run")
     return _session(load(folder), blobs.root)
 

@@ -60,12 +60,12 @@ def run(session: Session, runtime: Runtime, watch: Watcher) -> None:
         ids = {unit.id for unit in wanted}
         if not stage.is_done(each, wanted):
             agenda.know(place, ids)
-            _run_stage(each, stage, wanted, runtime, watch)
+            run_stage(each, stage, wanted, runtime, watch)
         _after_repair(session, place, wanted)
         agenda.know(place, ids & each.ledger(stage.name).committed_ids(), is_over=True)
 
 
-def _run_stage(
+def run_stage(
     session: Session, stage: Stage, wanted: Sequence[Unit], runtime: Runtime, watch: Watcher
 ) -> None:
     assert stage.run is not None  # see Recipe.working

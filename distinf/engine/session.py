@@ -123,6 +123,10 @@ class Session:
         rows = {split: rows_of(self.task, split) for split in SPLITS}
         return Outline(self.settings, self.keys, rows, checked_shapes(self.task))
 
+    def task_of(self, cell: str) -> Any:
+        """A cell's task, with its rows."""
+        return self.task if cell == WHOLE else self.tasks[cell]
+
     def kept_rows(self) -> tuple[Lever, ...]:
         """What a worker keeps in its host's memory once it was read."""
         return ()

@@ -20,7 +20,7 @@ from distinf.runtime.records import folders_of
 from distinf.store import Blobs, damage
 
 NOTHING = {"group": "", "files": {}, "bytes": 0}  # the manifest of a unit without arrays
-REPORT, TRAIN = "report", "train"
+REPORT, TRAIN, QUERY = "report", "train", "query-"
 WEIGHTS = "model.safetensors"
 UNIT_ID = re.compile("[0-9a-f]{20}")
 LISTED = 5  # missing units of a stage that are named one by one
@@ -157,7 +157,7 @@ def _verify_handed(blobs: Blobs, parts: Sequence[Part], found: Verification) -> 
     if {TRAIN, "curvature"} <= over:  # the Gram route exports none
         kinds.add(WEIGHTS)
     for kind in sorted(kinds):
-        lines = changed(blobs, kind, within=REPORT if kind == REPORT else "")
+        lines = changed(blobs, kind, within=folder_of(kind))
         if lines:
             found.problems += lines
             found.handed.add(kind)
@@ -170,6 +170,13 @@ def _weights(parts: Sequence[Part]) -> set[str]:
     trained = [part.title for part in parts if part.stage == TRAIN and part.is_over]
     names = {title.removesuffix(f": {TRAIN}") for title in trained} - {TRAIN}
     return {*([WEIGHTS] if TRAIN in trained else []), *(f"model-{n}.safetensors" for n in names)}
+
+
+def folder_of(kind: str) -> str:
+    """Where files lie that are handed out; weights lie in the run's own folder."""
+    if kind.startswith(QUERY):
+        return f"queries/{kind.removeprefix(QUERY)}"
+    return REPORT if kind == REPORT else ""
 
 
 def _kinds(blobs: Blobs) -> set[str]:

@@ -80,6 +80,9 @@ class Session(engine_session.Session):
                 self._cache["attached", cell] = True
         return task
 
+    def task_of(self, cell: str) -> Task:
+        return self.task(cell)
+
     def cell_keys(self, cell: str) -> Keys:
         found: Keys = self.context["keys"][cell]
         return found

@@ -123,6 +123,14 @@ class Described(Protocol):
 
 
 @runtime_checkable
+class AskedAbout(Protocol):
+    """A cell that can say what a query is."""
+
+    def describe_queries(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
+        """As `describe`, of query rows."""
+
+
+@runtime_checkable
 class Checked(Protocol):
     """A cell that can tell, before anything is begun, whether its rows can be made."""
 

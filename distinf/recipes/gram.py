@@ -1,7 +1,8 @@
 """The Gram recipe: gradients once, then products of them."""
 
-from distinf.engine.recipe import Recipe
+from distinf.engine.recipe import Asks, Recipe
 from distinf.gram import actions, data, factors, gradients, gram, scores, train
+from distinf.gram.asking import answers, ranking
 from distinf.gram.checks import check
 from distinf.gram.session import Session
 from distinf.gram.settings import StageSettings
@@ -19,6 +20,7 @@ RECIPE = Recipe(
     session=Session,
     cells=cells_of,
     check=check,
+    asks=Asks(("data", "gradients", "gram"), ranking, answers),
     summary=summary,
     packages=("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),
     unread=("train.evaluation_batch", "gradients.check", "actions.resources_gpus"),

@@ -217,6 +217,14 @@ def recipe_of(name: str) -> str:
     return str(getattr(module, "RECIPE", "spectral"))
 
 
+def queries_setting(name: str) -> str:
+    """The dotted name of the task's setting that takes a file of queries, "" if it has none: its
+    module's QUERIES."""
+    factory = resolve(task_path(name))
+    module = sys.modules.get(getattr(factory, "__module__", ""))
+    return str(getattr(module, "QUERIES", ""))
+
+
 @contextmanager
 def telling(what: str) -> Iterator[None]:
     """Whatever the user's code raises becomes one line that says where; its cause rides along.

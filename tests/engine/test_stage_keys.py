@@ -137,7 +137,7 @@ class Reading:
 
 @contextmanager
 def reading(monkeypatch: pytest.MonkeyPatch, kind: type[Session]) -> Iterator[Reading]:
-    made, plain, run_stage = Reading(), kind.settings.func, running._run_stage
+    made, plain, run_stage = Reading(), kind.settings.func, running.run_stage
 
     def settings(session: Session) -> Any:
         return session.cached("watched", lambda: made.watched(plain(session)))
@@ -148,7 +148,7 @@ def reading(monkeypatch: pytest.MonkeyPatch, kind: type[Session]) -> Iterator[Re
         made.stage = ""
 
     monkeypatch.setattr(kind, "settings", property(settings))
-    monkeypatch.setattr(running, "_run_stage", noted)
+    monkeypatch.setattr(running, "run_stage", noted)
     yield made
 
 

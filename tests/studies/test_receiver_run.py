@@ -1,6 +1,7 @@
 """The receiver study end to end, tiny: real Sionna slots, every stage, both kinds of curvature."""
 
 import re
+
 import numpy as np
 import pytest
 import torch

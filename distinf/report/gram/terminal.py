@@ -1,18 +1,16 @@
 """The answer of a Gram run in the terminal."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from rich.table import Table
-from rich.text import Text
 
 from distinf.gram.session import Session
-from distinf.printable import printable
 from distinf.report.gram import report as gram_report
 from distinf.report.gram.findings import EPOCHS
 from distinf.report.gram.free_rankings import OWN_LOSS, SUGGESTED
+from distinf.terminal import fitted
 
 MOST_CELLS = 20  # columns of the terminal for a label
-MOST_LETTERS = 300  # of a text, before it is fitted into the terminal
 
 
 def summary(session: Session) -> list[Table | str]:
@@ -57,13 +55,5 @@ def _worst_table(session: Session) -> Table:
             heading, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio, max_width=most
         )
     for row in rows:
-        table.add_row(*(_one_line(row.get(key, "")) for key in kept))
+        table.add_row(*(fitted(row.get(key, "")) for key in kept))
     return table
-
-
-def _one_line(value: Any) -> Text:
-    """A value from data as a terminal can show it: nothing in it is obeyed."""
-    if isinstance(value, float):
-        return Text(f"{value:.3g}")
-    spaced = " ".join(str(value)[:MOST_LETTERS].split())
-    return Text(printable(spaced))

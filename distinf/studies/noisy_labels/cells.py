@@ -17,7 +17,7 @@ Arrays, for part in train, evaluation (the queries), test:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -96,7 +96,27 @@ def prepare_cell(settings: NoisyLabelSettings, cell: Cell, load: Load | None = N
     training = {table.texts[row] for row in chosen["train"]}
     shared = [sum(table.texts[row] in training for row in chosen[part]) for part in PARTS[1:]]
     arrays |= {"shared_texts": np.array(shared), "replaced": np.array([table.replaced])}
-    return arrays | _tokens(settings, table, chosen)
+    arrays |= _tokens(settings, table, chosen)
+    return arrays | (_asked(settings, table, arrays) if data.queries else {})
+
+
+def _asked(settings: NoisyLabelSettings, table: Table, arrays: Arrays) -> Arrays:
+    """The queries' arrays from a file of their own. Tokens that no other row has are numbered after
+    those that have, so that the others' numbers are as they were."""
+    path, classes = settings.data.queries, table.classes
+    asked = read_table(replace(settings.data, path=path, classes=classes, split="", group=""))
+    rows, tokenizer = np.arange(len(asked.texts)), load_tokenizer(settings.model)
+    (tokens, offsets), cut = tokenised(tokenizer, asked.texts, settings.model)
+    _refuse_empty(asked, rows, (tokens, offsets))
+    found = _part(asked, "evaluation", rows) | {"evaluation_offsets": offsets}
+    if "vocabulary" in arrays:
+        kept = arrays["vocabulary"]
+        found["vocabulary"] = kept = np.concatenate([kept, np.setdiff1d(tokens, kept)])
+        order = np.argsort(kept)
+        tokens = order[renumber(tokens, kept[order])]
+    truncated = arrays["truncated"].copy()
+    truncated[PARTS.index("evaluation")] = cut
+    return found | {"evaluation_tokens": tokens, "truncated": truncated}
 
 
 def _part(table: Table, part: str, rows: np.ndarray) -> Arrays:

@@ -163,9 +163,8 @@ class NoisyCell:
 
     def _described(self, part: str, ids: np.ndarray) -> list[dict[str, Any]]:
         arrays, classes = self._attached(), self.classes()
-        texts, names = (
-            (arrays[f"{part}_{kind}"], arrays[f"{part}_{kind}_offsets"]) for kind in ("text", "id")
-        )
+        texts = arrays[f"{part}_text"], arrays[f"{part}_text_offsets"]
+        names = arrays[f"{part}_ids"], arrays[f"{part}_id_offsets"]
         return [
             {
                 "row": int(arrays[f"{part}_rows"][row]),

@@ -1,6 +1,7 @@
 """Vocabulary compression: it keeps the rows of tokens that occur (Vitel and Chhabra, app. A).
 
-Token ids are renumbered in the data, in ascending order; `kept[new] = old`.
+Token ids are renumbered in the data, in ascending order, those that only queries from a file of
+their own have after all others; `kept[new] = old`.
 """
 
 from collections.abc import Iterable
@@ -33,7 +34,6 @@ def compress(model: Any, kept: np.ndarray) -> None:
     embedding.weight = nn.Parameter(rows, requires_grad=weight.requires_grad)
     embedding.num_embeddings = len(kept)
     if embedding.padding_idx is not None:
-        position = int(np.searchsorted(kept, embedding.padding_idx))
-        present = position < len(kept) and kept[position] == embedding.padding_idx
-        embedding.padding_idx = position if present else None
+        (places,) = np.nonzero(kept == embedding.padding_idx)
+        embedding.padding_idx = int(places[0]) if len(places) else None
     model.config.vocab_size = len(kept)
