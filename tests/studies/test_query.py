@@ -18,7 +18,7 @@ from distinf.gram.scores import all_scores, query_scores
 from tests.support.noisy import WORDS, tiny_model, write_classes
 
 CLASSES = ("billing", "delivery", "praise")
-ESTIMATORS = ["tracin", "cosine", "datainf", "fisher", "fisher-joint"]
+ESTIMATORS = ["tracin", "cosine", "datainf", "fisher", "fisher-joint", "ekfac"]
 
 
 def raw_of(folder: Path, base: Path, **data) -> dict:
