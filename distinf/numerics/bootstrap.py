@@ -90,28 +90,6 @@ def differences(ours: Trials, control: Trials) -> dict[tuple[int, Any], float]:
     return {key: value for key, value in paired.items() if math.isfinite(value)}
 
 
-def mean_sd(values: Iterable[float | None]) -> tuple[float, float, int]:
-    """Mean, sample sd and number of the finite values; NaN where there are too few."""
-    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
-    mean = float(np.mean(finite)) if finite else math.nan
-    sd = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
-    return mean, sd, len(finite)
-
-
-def concentration_pct(parts: np.ndarray) -> float:
-    """Percent of the sum of absolute parts that the largest tenth of them holds; NaN of nothing."""
-    sizes = np.sort(np.abs(parts[np.isfinite(parts)]))[::-1]
-    total = float(sizes.sum())
-    tenth = float(sizes[: math.ceil(sizes.size / 10)].sum())
-    return 100 * tenth / total if total > 0 else math.nan
-
-
-def highest(values: np.ndarray, count: int | None) -> frozenset[int]:
-    """Places of the `count` highest values; those that are not finite come last."""
-    known = np.where(np.isfinite(values), values, -np.inf)
-    return frozenset(np.argsort(-known, kind="stable")[:count].tolist())
-
-
 def _by_draw(items: Iterable[tuple[tuple[int, Any], float]]) -> list[np.ndarray]:
     groups: dict[int, list[float]] = {}
     for (draw, _), value in items:

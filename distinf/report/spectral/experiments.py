@@ -121,7 +121,7 @@ def experiment_sections(findings: Findings, rows: Tables) -> list[Section]:
             drawn: Any = trial_figures.updates if shape == "updates" else arm_figures.rates
             draw = partial(drawn, findings, family)
         items: list[Item] = [
-            Text(_setup(findings, family), "note"),
+            Text(_setup(findings, family, mine), "note"),
             words.figure(shape, draw, name, **numbers),
             _rates_table(findings, family, swept),
             arms_table(findings, family, mine, folded=shape == "rates"),
@@ -130,15 +130,16 @@ def experiment_sections(findings: Findings, rows: Tables) -> list[Section]:
     return found
 
 
-def _setup(findings: Findings, family: Family) -> str:
-    """What was varied, and where the arms differ from the headline in all."""
+def _setup(findings: Findings, family: Family, rows: Sequence[Row]) -> str:
+    """What was varied, where the arms differ from the headline in all, and how many differ."""
     compared = "; ".join(_values(name, family) for name in varied(family)) or "nothing"
     apart = ", ".join(spoken(k, v) for k, v in fixed(findings, family).items()) or "nothing"
     base = base_of(findings, family)
     own = any(base == group for group in arms(family).values())
     label = arm_label(varied(family), base[0]) if own else "the headline's" if base else "none"
+    to = {f"to_{k}": _judged(findings, rows, k) for k in ("base", "random")}
     words = words_of(findings)
-    return words.say("experiments", "setup", compared=compared, apart=apart, base=label)
+    return words.say("experiments", "setup", compared=compared, apart=apart, base=label, **to)
 
 
 def _values(name: str, family: Family) -> str:
@@ -150,7 +151,7 @@ def _values(name: str, family: Family) -> str:
 
 
 def _reading(findings: Findings, arms_: Sequence[Row], swept: Sequence[Row]) -> str:
-    """What the experiment showed: the best and the worst arm, and how many differ."""
+    """What the experiment showed: the best and the worst arm, or the best rate."""
     words, known = words_of(findings), [r for r in swept if isfinite(r["best_mean"])]
     if known:
         best = min(known, key=lambda r: r["best_mean"])
@@ -161,8 +162,7 @@ def _reading(findings: Findings, arms_: Sequence[Row], swept: Sequence[Row]) -> 
     if len(finite) < 2:
         return ""
     most, least = (f"{r['arm']}, {percent(r)}" for r in (finite[0], finite[-1]))
-    to = {f"to_{k}": _judged(findings, arms_, k) for k in ("base", "random")}
-    return words.say("experiments", "best", best=most, worst=least, **to)
+    return words.say("experiments", "best", best=most, worst=least)
 
 
 def _judged(findings: Findings, rows: Sequence[Row], control: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from distinf.numerics.means import running_mean
 from distinf.report import svg
 from distinf.report.formats import duration, identifier, number, shortened
 from distinf.report.maps import scale_bar, show
@@ -173,15 +174,6 @@ def training(rows: Sequence[Row], label: str, canvas: Figure) -> bool:
     axes.set_xlabel("training step")
     svg.title(axes, label)
     return True
-
-
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the finite values among the last `window`; NaN where there is none."""
-    known = np.isfinite(values)
-    sums, counts = np.cumsum(np.where(known, values, 0.0)), np.cumsum(known)
-    sums[window:] -= sums[:-window].copy()
-    counts[window:] -= counts[:-window].copy()
-    return np.divide(sums, counts, out=np.full(values.size, np.nan), where=counts > 0)
 
 
 def costs(rows: Sequence[Row], canvas: Figure) -> bool:

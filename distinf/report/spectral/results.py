@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from distinf.numerics.means import binned_means, change_pct, finite_mean, gap_reduction
 from distinf.report.spectral.findings import AxisCurves, Outcome
 from distinf.report.spectral.findings import Family as Shown
 from distinf.runtime import Unit
@@ -63,12 +64,7 @@ def axis_curves(session: Session, family: Family) -> AxisCurves | None:
     task, columns = session.task, evaluate.evaluation(session)
     if not task.axis:
         return None
-    ids, bins = actions.non_target_ids(session), session.settings.report.bins
-    x = columns[task.axis][ids]
-    edges = np.linspace(x.min(), np.nextafter(x.max(), np.inf), bins + 1)
-    place = np.clip(np.digitize(x, edges) - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    used = counts > 0
+    ids = actions.non_target_ids(session)
     named = {"before": task.metric, **_untuned(session)}
     values = {name: columns[column][ids] for name, column in named.items()}
     jobs: dict[str, list[Unit]] = {}
@@ -79,11 +75,9 @@ def axis_curves(session: Session, family: Family) -> AxisCurves | None:
             jobs.setdefault(arm.selection, []).append(job)
     for name, mine in jobs.items():
         values[name] = np.mean([session.arrays(j, ["others"])["others"] for j in mine], axis=0)
-    sums = {k: np.bincount(place, weights=v, minlength=len(counts)) for k, v in values.items()}
-    curves = {name: (total[used] / counts[used]).tolist() for name, total in sums.items()}
-    centres = (edges[:-1] + edges[1:]) / 2
+    found = binned_means(columns[task.axis][ids], values, session.settings.report.bins)
     draws = len(np.unique(evaluate.conditions(columns, task)[ids]))
-    return AxisCurves(centres[used].tolist(), counts[used].tolist(), curves, draws)
+    return AxisCurves(*found, draws)
 
 
 def _untuned(session: Session) -> dict[str, str]:
@@ -115,9 +109,9 @@ def _of(session: Session, job: Unit) -> list[Outcome]:
             seed=job.job["seed"],
             gap_reduction_pct=gap_reduction(metric[0], metric[-1], genie),
             metric_by_step=metric.tolist(),
-            sibling_change_pct=_change_pct(*stored["siblings"][::-1, column]),
-            fresh_change_pct=_change_pct(*stored["fresh"][::-1, column]),
-            non_target_change_pct=_change_pct(after, before),
+            sibling_change_pct=change_pct(*stored["siblings"][::-1, column]),
+            fresh_change_pct=change_pct(*stored["fresh"][::-1, column]),
+            non_target_change_pct=change_pct(after, before),
             loss=arm.loss if arm.variant else "",
             pool=arm.pool or None,
             lr=arm.newton_lr or arm.lr,
@@ -136,25 +130,6 @@ def _other_settings(arm: Arm) -> dict[str, Any]:
     names += ["stop"] if arm.stop is not None else []
     names += ["newton_lr", "newton_pairs", "newton_solves"] if arm.newton_lr else []
     return {name: getattr(arm, name) for name in names}
-
-
-def gap_reduction(before: float, after: float, reference: float) -> float:
-    """Percent of the gap that is gone (Tuononen et al., Eq. 10); NaN without a gap."""
-    gap = before - reference
-    return 100.0 * (before - after) / gap if gap > 0 else float("nan")
-
-
-def finite_mean(values: np.ndarray) -> float:
-    """Mean of the finite values; NaN if there is none."""
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
-
-
-def _change_pct(after: float, before: float) -> float | None:
-    """Percent change; None where there is nothing to compare with, or no number."""
-    if not before > 0 or not np.isfinite(after):
-        return None
-    return 100.0 * (after / before - 1.0)
 
 
 def _reference(session: Session, ids: Sequence[int] | np.ndarray) -> np.ndarray:

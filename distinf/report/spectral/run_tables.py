@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from itertools import combinations
 
-from distinf.numerics.bootstrap import highest, mean_sd
+from distinf.numerics.means import highest, mean_sd
 from distinf.report.rows import Row
 from distinf.report.spectral import families, trials
 from distinf.report.spectral.findings import CONTROL, SELECTED, AxisCurves, Findings, Outcome

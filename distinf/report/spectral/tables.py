@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from distinf.numerics.bootstrap import concentration_pct
 from distinf.numerics.krylov import has_converged
+from distinf.numerics.means import concentration_pct
 from distinf.numerics.truncation import Kind, marginal_reductions, truncation_bound
 from distinf.report.rows import Row, array_summary, plain
 from distinf.report.spectral import families, run_tables, trials

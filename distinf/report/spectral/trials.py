@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from distinf.numerics.bootstrap import Trials, differences, estimate, mean_sd
+from distinf.numerics.bootstrap import Trials, differences, estimate
+from distinf.numerics.means import gap_reduction, mean_sd
 from distinf.report.rows import Row
 from distinf.report.spectral.findings import AxisCurves, Outcome
 
@@ -39,8 +40,7 @@ def reduction_after(outcomes: list[Outcome], steps: int, reference: dict[int, fl
         path = o.metric_by_step
         if len(path) <= steps or o.target not in reference:
             return None
-        gap = path[0] - reference[o.target]
-        return 100 * (path[0] - path[steps]) / gap if gap > 0 else math.nan
+        return gap_reduction(path[0], path[steps], reference[o.target])
 
     return _estimated(_by_trial(outcomes, closed))
 
