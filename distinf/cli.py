@@ -150,11 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--force", action="store_true", help="write over a file that is there")
     init.set_defaults(call=_init)
 
-    records = commands.add_parser("import-tfrecord", help="TFRecords of slots to a dataset")
-    records.add_argument("config", metavar="IMPORT", help="a YAML file; see docs/tfrecords.md")
-    records.add_argument("--out", metavar="DIR", required=True, help="folder of the dataset")
-    records.set_defaults(call=_import_tfrecord)
-
     for name, call, text in (
         ("status", _status, "how far a run is, from its ledger"),
         ("report", _report, "make a run's report anew"),
@@ -193,7 +188,7 @@ def _read(options: argparse.Namespace, verb: str = "run") -> dict[str, Any]:
     if not raw.get("task"):
         raise InputError(
             f"{options.config}: names no task; write 'task: mine:task' for your own (a function "
-            "task in mine.py), or 'task: receiver' for the study"
+            "task in mine.py), or the name of a study"
         )
     return raw
 
@@ -347,19 +342,6 @@ def _init(options: argparse.Namespace) -> None:
     _print(f"{file}: every key at its default; next: distinf {verb} {shlex.quote(file)}")
 
 
-def _import_tfrecord(options: argparse.Namespace) -> None:
-    from distinf.config import load_settings
-    from distinf.progress import Reporter
-    from distinf.studies.receiver.imports.importing import import_records
-    from distinf.studies.receiver.imports.mapping import TfrecordImport
-
-    made = import_records(load_settings(options.config, TfrecordImport), options.out, Reporter())
-    for split, rates in made.rates.items():
-        shown = "".join(f", mean {name} {rate:.3g}" for name, rate in rates.items())
-        _print(f"{split}: {made.rows[split]} slots{shown}")
-    _print(f"dataset: {made.root}; use it with --set settings.dataset={made.root}")
-
-
 def _plan(options: argparse.Namespace) -> None:
     if options.gpus is not None and options.gpu is None:
         raise InputError(f"--gpus {options.gpus}: say of which kind, as in --gpu h100")
@@ -407,18 +389,6 @@ def _look_for_run(options: argparse.Namespace) -> None:
     refuse_other_format(open_root(options.run))
 
 
-def _holds_import(folder: str) -> bool:
-    """Whether imported records lie in a folder or bucket that no run lies in."""
-    from distinf.engine.heartbeat import is_begun
-
-    if is_begun(folder) or ("://" not in folder and not os.path.isdir(folder)):
-        return False
-    from distinf.store import open_root
-    from distinf.studies.receiver.dataset import is_import
-
-    return is_import(open_root(folder))
-
-
 def _report(options: argparse.Namespace) -> None:
     _look_for_run(options)
     from distinf.engine.run import reopen, rewrite_report
@@ -427,8 +397,6 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    if _holds_import(options.run):
-        return _verify_import(options)
     _look_for_run(options)
     from distinf.engine.verifying import verify
     from distinf.store import open_root
@@ -441,19 +409,6 @@ def _verify(options: argparse.Namespace) -> int:
         return code
     _repair(options, blobs, found)
     return _told_verification(verify(blobs), "")
-
-
-def _verify_import(options: argparse.Namespace) -> int:
-    from distinf.engine.verifying import verify_stages
-    from distinf.store import open_root
-    from distinf.studies.receiver.dataset import STAGES, not_as_finished
-
-    if options.repair:
-        raise InputError(f"{options.run}: no run; import the records again, into another folder")
-    blobs = open_root(options.run)
-    found = verify_stages(blobs, STAGES)
-    found.problems += not_as_finished(blobs)
-    return _told_verification(found, "import the records again")
 
 
 def _repair(options: argparse.Namespace, blobs: "Blobs", found: "Verification") -> None:

@@ -6,16 +6,15 @@ Components own their settings as frozen dataclasses; this composes them and refu
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from distinf.config_file import assign, merged, read, read_yaml, reason, refuse_boundless
+from distinf.config_file import assign, merged, read, reason, refuse_boundless
 from distinf.digest import digest
 from distinf.engine.recipe import REPORT, Recipe, recipe_named
 from distinf.engine.session import Session, session_of
@@ -39,7 +38,6 @@ from distinf.tasks.task import (
     task_path,
 )
 
-Settings = TypeVar("Settings")
 METHOD = "gradients.method"
 NOT_VARIED = ("task", "recipe", "out", "runtime", "beside", "report", "provenance")
 
@@ -97,7 +95,7 @@ class RunConfig(BaseModel):
     @cached_property
     def identity(self) -> Task:
         """The task, for its digests and shapes; a session builds its own and attaches rows."""
-        return build_task(self.task, self.settings, self.seed)
+        return build_task(self.task, self.settings, self.seed, self.RECIPE.task)
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -233,15 +231,15 @@ def recipe_in(raw: Mapping[str, Any], where: str) -> str:
 
 def _facts(name: str, cell: str, task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of a cell of a task: what results may depend on beside settings."""
-    identity = stated(task)
+    identity, has_model = stated(task), isinstance(task, Task)
     return {
         "path": task_path(name),
         "cell": cell,
         "settings": dict(settings),
         "identity": identity,
         "data": identity.get("data") or dict(settings),
-        "losses": list(task.losses),
-        "rows": {split: rows_of(task, split) for split in SPLITS},
+        "losses": list(task.losses) if has_model else [],
+        "rows": {split: rows_of(task, split) for split in SPLITS} if has_model else {},
         "rows_per_unit": _per_unit(task),
     }
 
@@ -259,19 +257,6 @@ def load(path: str, overrides: Sequence[str] = (), verb: str = "run") -> RunConf
     Raises InputError with one line for whatever is wrong.
     """
     return resolve(read(path, overrides, verb), path)
-
-
-def load_settings(path: str, kind: type[Settings]) -> Settings:
-    """Read and validate a YAML file of settings other than a run's, such as an import's.
-
-    Raises InputError with one line for whatever is wrong.
-    """
-    raw = read_yaml(path, Path(path))
-    holder = create_model("Settings", __config__=ConfigDict(extra="forbid"), settings=(kind, ...))
-    try:
-        return holder(settings=raw).settings  # type: ignore[attr-defined, no-any-return]
-    except ValidationError as error:
-        raise InputError(f"{path}: {_explain(error, holder, skip=1)}") from None
 
 
 def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -292,7 +277,8 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
         config = kind(**{**raw, "recipe": name})
     except ValidationError as error:
         own = _untyped(error, raw)
-        raise InputError(f"{where}: {_explain(error, kind)}{own}") from None
+        known = _own_keys(raw["task"])
+        raise InputError(f"{where}: {_explain(error, kind, known)}{own}") from None
     except ArithmeticError as error:  # of a check that reckons with the numbers
         raise InputError(f"{where}: a number is out of range: {error}") from None
     typed = settings_type(config.task)
@@ -316,15 +302,18 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
 
 def _with_own_settings(raw: Mapping[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
     """Keys that the run does not have but the task's settings do, moved in among those."""
-    typed = settings_type(raw["task"])
-    if not dataclasses.is_dataclass(typed):
-        return dict(raw)
-    own = {field.name for field in dataclasses.fields(typed)} - kind.model_fields.keys()
+    own = _own_keys(raw["task"]) - kind.model_fields.keys()
     moved = {key: value for key, value in raw.items() if key in own}
     rest = {key: value for key, value in raw.items() if key not in moved}
     if moved and isinstance(rest.get("settings", {}), dict):
         rest["settings"] = merged(rest.get("settings", {}), moved)
     return rest
+
+
+def _own_keys(task: str) -> set[str]:
+    """The task's settings; none of a task that does not say what it has."""
+    typed = settings_type(task)
+    return {f.name for f in dataclasses.fields(typed)} if dataclasses.is_dataclass(typed) else set()
 
 
 def _untyped(error: ValidationError, raw: Mapping[str, Any]) -> str:
@@ -336,25 +325,24 @@ def _untyped(error: ValidationError, raw: Mapping[str, Any]) -> str:
     return f"; a setting of the task's own is settings.{first['loc'][0]}"
 
 
-def _explain(error: ValidationError, root: Any = RunConfig, skip: int = 0) -> str:
-    """The first problem in one line, with the nearest valid name for an unknown key.
-
-    skip: how many names of the path are not the user's.
+def _explain(error: ValidationError, root: Any = RunConfig, own: Iterable[str] = ()) -> str:
+    """The first problem in one line, with the nearest valid name for an unknown key; `own` are
+    settings of the task, which may stand at the top.
     """
     problems = error.errors()
     first = problems[0]
     path = [str(part) for part in first["loc"]]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = sorted(_field_names(root, path[:-1]))
+        known = sorted([*_field_names(root, path[:-1]), *(own if len(path) == 1 else ())])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-        return f"unknown key '{'.'.join(path[skip:])}'; {hint}{more}"
+        return f"unknown key '{'.'.join(path)}'; {hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("dataclass_type", "dict_type"):
         inner = next(_field_names(root, path), "key")
         message = f"holds keys and is no value; set one of them, as in {'.'.join(path)}.{inner}"
-    return ": ".join(filter(None, [".".join(path[skip:]), f"{message}{more}"]))
+    return ": ".join(filter(None, [".".join(path), f"{message}{more}"]))
 
 
 def _field_names(root: Any, path: Sequence[str]) -> Iterator[str]:

@@ -150,7 +150,7 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45; deep brackets
         raise InputError(f"{path}: not valid YAML: {reason(error)}") from None
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: holds no keys; begin with 'task: mine:task' or 'task: receiver'")
+        raise InputError(f"{path}: holds no keys; begin with 'task: mine:task'")
     return raw
 
 

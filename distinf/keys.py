@@ -21,7 +21,6 @@ from pydantic_core import PydanticSerializationError
 
 from distinf.config import RunConfig, config_class
 from distinf.engine.recipe import RECIPES
-from distinf.studies.receiver.imports.mapping import TfrecordImport
 from distinf.tasks.task import STUDIES, build_task, recipe_of, settings_type
 
 NEEDED = object()  # in place of a default
@@ -274,11 +273,6 @@ def reference() -> str:
         typed = settings_type(study)
         parts += [f"## The study {study}\n", f"`task: {study}`. {about(typed)}\n"]
         parts += _tables("settings", keys_of(typed))
-    parts += [
-        "## `distinf import-tfrecord`\n",
-        "A file of its own: see [tfrecords.md](tfrecords.md).\n",
-    ]
-    parts += _tables("", keys_of(TfrecordImport))
     return "\n".join(parts)
 
 

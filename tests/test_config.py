@@ -44,7 +44,10 @@ BAD = [
     ({"task": ":x"}, r"task: ':x' is neither"),
     ({"task": "json:loads"}, r"task: json:loads is no task factory"),
     ({"seed": -1}, r"seed: .*greater than or equal to 0"),
-    ({"task": "reciever"}, r"'reciever' is neither a study \(noisy_labels, receiver\) nor module:"),
+    (
+        {"task": "reciever"},
+        r"'reciever' is neither a study \(noisy_labels, receiver, receiver.imports\) ",
+    ),
     ({"task": "reciever"}, r"; did you mean 'receiver'\?"),
     ({"task": "mine"}, r"; write it as in mine:task"),
     (

@@ -13,6 +13,7 @@ from distinf.errors import InputError
 from distinf.naming import shown
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.handed import FOLDER, sums_of
+from distinf.tasks.task import Task
 
 if TYPE_CHECKING:
     from distinf.engine.session import Session
@@ -70,6 +71,7 @@ class Recipe:
     """A kind of run.
 
     settings  dataclass of its stages' settings, a section a field, each with its default
+    task      protocol of its tasks: Task, or Identified where there is no model
     stages    in their order, without the report; each after those that it needs
     report    session -> None: writes report/ by report/publishing.py, from committed arrays alone
     session   what a process holds of a run; None: engine.session.Session
@@ -89,6 +91,7 @@ class Recipe:
     settings: type
     stages: tuple[Stage, ...]
     report: Callable[[Any], None] | None = None
+    task: type = Task
     session: "type[Session] | None" = None
     cells: Callable[[Any], Mapping[str, Any]] = whole
     check: Callable[[Any], str] = nothing_checked

@@ -109,7 +109,9 @@ class Session:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """By cell, as this process built them; rows that the run makes are not attached yet."""
-        built = build_task(self.context["task"], self.context["task_settings"], self.seed)
+        built = build_task(
+            self.context["task"], self.context["task_settings"], self.seed, self.recipe.task
+        )
         return dict(self.recipe.cells(built))
 
     @cached_property

@@ -58,14 +58,6 @@ def verify(blobs: Blobs) -> Verification:
     return found
 
 
-def verify_stages(blobs: Blobs, stages: Sequence[str]) -> Verification:
-    """As `verify`, for the stages of any ledger."""
-    found = Verification()
-    for stage in stages:
-        _verify_stage(blobs, stage, found)
-    return found
-
-
 def _agenda(blobs: Blobs, found: Verification) -> list[Part]:
     """What the run has to do; [] if that is not known."""
     problems: dict[str, str] = {}

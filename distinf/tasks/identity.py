@@ -56,7 +56,7 @@ def seen(task: Task, digests: Mapping[str, str]) -> dict[str, str]:
     """What another process must see alike: digests, numbers of rows and, of rows that the task
     has from the start, a few of them as they are. `digests` are those that it stated."""
     found = dict(digests)
-    for split in SPLITS:
+    for split in SPLITS if isinstance(task, Task) else ():
         rows = rows_of(task, split)
         found[f"rows('{split}')"] = str(rows)
         if has_own_rows(task):
@@ -109,6 +109,8 @@ def needs_model(name: str) -> bool:
 
 def has_own_rows(task: Task) -> bool:
     """Its rows are there with the task; they are not made, or attached, in the run."""
+    if not isinstance(task, Task):
+        return False
     made = isinstance(task, GeneratingTask | StoredTask)
     return not (made or (hasattr(task, "prepare") and hasattr(task, "attach")))
 

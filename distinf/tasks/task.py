@@ -30,8 +30,9 @@ Batch = dict[str, Tensor]
 PerSampleLoss = Callable[[nn.Module, Batch], Tensor]  # -> [N]
 SPLITS = ("train", "evaluation")
 
-STUDIES = tuple(  # each a folder of distinf/studies; imported on demand
-    sorted(file.parent.name for file in Path(__file__).parents[1].glob("studies/*/task.py"))
+HOME = Path(__file__).parents[1] / "studies"
+STUDIES = tuple(  # each a folder of distinf/studies, or "folder.inner"; imported on demand
+    sorted(".".join(file.parent.relative_to(HOME).parts) for file in HOME.rglob("task.py"))
 )
 
 
@@ -133,6 +134,14 @@ class Task(Protocol):
 
     def shapes(self) -> Shapes:
         """Sizes and costs, from the settings alone."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """All that is asked of the task of a recipe without a model."""
+
+    def digests(self) -> Mapping[str, str]:
+        """What identifies what it works on, as texts by name; a resumed run must have the same."""
 
 
 @runtime_checkable
@@ -241,18 +250,19 @@ def telling(what: str) -> Iterator[None]:
         raise InputError(f"task: {what} failed {faults.told(error)}") from error
 
 
-def build_task(name: str, settings: Mapping[str, Any], seed: int) -> Task:
-    """Call the factory with its validated settings -> the task."""
+def build_task(name: str, settings: Mapping[str, Any], seed: int, kind: Any = Task) -> Task:
+    """Call the factory with its validated settings -> the task, of this protocol."""
     typed = TypeAdapter(settings_type(name)).validate_python(dict(settings))
     with telling(f"{name}(settings, seed)"):
-        task = resolve(task_path(name))(typed, seed)
+        task: Any = resolve(task_path(name))(typed, seed)
     if task is None:
         raise InputError(f"task: {name} returned None; did you forget its return?")
-    if not isinstance(task, Task):
-        missing = [m for m in _members(Task) if not hasattr(task, m)]
+    if not isinstance(task, kind):
+        missing = [m for m in _members(kind) if not hasattr(task, m)]
         raise InputError(f"task: {name} returned an object without {', '.join(missing)}")
-    check_losses(task)
-    return task
+    if kind is Task:
+        check_losses(task)
+    return task  # type: ignore[no-any-return]
 
 
 def check_losses(task: Task) -> None:

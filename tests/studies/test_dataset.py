@@ -9,20 +9,19 @@ import torch
 import yaml
 
 from distinf.cli import main
-from distinf.config import load_settings, resolve
+from distinf.config import load, resolve
+from distinf.engine.lease import held
 from distinf.engine.run import execute
 from distinf.errors import CorruptionError, InputError
-from distinf.runtime.records import seal
+from distinf.runtime import Agenda
 from distinf.spectral.evaluate import evaluation
 from distinf.spectral.session import Session
 from distinf.store import open_root
-from distinf.studies.receiver.imports import tfrecords
-from distinf.studies.receiver.imports.importing import import_records
-from distinf.studies.receiver.imports.mapping import TfrecordImport
+from distinf.studies.receiver.imports import recipe, tfrecords
 from distinf.studies.receiver.scenario import CHANNEL_MODELS
 from distinf.tasks.task import GeneratingTask, StoredTask, Task, build_task
 from tests.support.runs import ROOT, merged, same_bits, silent
-from tests.support.slots import build, settings, write_dataset
+from tests.support.slots import import_records, settings, without_records, write_dataset
 
 SCENARIO = {"prbs": 1}
 TINY = {
@@ -120,15 +119,23 @@ def test_a_scenario_of_another_shape_is_refused(dataset, name):
 
 
 def test_a_folder_without_dataset_is_refused(dataset, tmp_path):
-    with pytest.raises(InputError, match=r"has no dataset.json as .* every node sees$"):
+    with pytest.raises(InputError, match=r"is no finished import as .* every node sees$"):
         task_of(tmp_path / "nowhere").rows("train")
     folder = tmp_path / "begun"
-    open_root(str(folder)).put("import.json", b"{}")
+    write_dataset(folder, {"train": 2, "evaluation": 2})
+    place = [part.title for part in Agenda(open_root(str(folder))).parts()].index("dataset")
+    (folder / f"agenda/{place:04d}.json").unlink()  # as before its end
     with pytest.raises(InputError, match="finish its import"):
         task_of(folder).rows("train")
 
 
-@pytest.mark.parametrize("stage", ["import", "pilots"])
+def test_one_of_an_earlier_format_is_refused(tmp_path):
+    open_root(str(tmp_path)).put("dataset.json", b"{}")
+    with pytest.raises(InputError, match=r"not of format 'distinf receiver slots 3'; import it"):
+        task_of(tmp_path).rows("train")
+
+
+@pytest.mark.parametrize("stage", ["rows", "pilots", "dataset"])
 def test_verify_misses_records_of_a_finished_import(tmp_path, capsys, stage):
     write_dataset(tmp_path / "d", {"train": 50, "evaluation": 30})
     blobs = open_root(str(tmp_path / "d"))
@@ -136,32 +143,63 @@ def test_verify_misses_records_of_a_finished_import(tmp_path, capsys, stage):
         blobs.delete(name)
     assert main(["verify", str(tmp_path / "d")]) == 3
     said = capsys.readouterr().err
-    assert f"ledger/{stage}: the records of" in said
-    assert "import the records again" in said
+    assert f"ledger/{stage}" in said
+    assert "is missing" in said
+    with pytest.raises(CorruptionError, match=f"{stage}|train"):
+        batch_of(tmp_path / "d", "train")
 
 
-@pytest.mark.parametrize("data", [b"{}", seal({"digests": []}), seal({"digests": {"train": "0"}})])
-def test_verify_reads_what_says_that_an_import_is_whole(tmp_path, capsys, data):
-    write_dataset(tmp_path / "d", {"train": 50, "evaluation": 30})
-    open_root(str(tmp_path / "d")).put("dataset.json", data)
-    assert main(["verify", str(tmp_path / "d")]) == 3
-    assert "dataset.json" in capsys.readouterr().err
+def batch_of(folder, split):
+    return task_of(folder).batch(split, np.arange(30))
+
+
+def alter_grids(folder):
+    blobs = open_root(str(folder))
+    for chunk in [n for n in blobs.names("rows.zarr") if "/grid/c/" in n]:
+        data = blobs.get(chunk)
+        blobs.put(chunk, bytes([data[0] ^ 1, *data[1:]]))
 
 
 def test_altered_rows_and_missing_records_are_corruption(tmp_path, capsys):
     write_dataset(tmp_path / "d", {"train": 50, "evaluation": 30})
     assert main(["verify", str(tmp_path / "d")]) == 0
-    blobs = open_root(str(tmp_path / "d"))
-    for chunk in [n for n in blobs.names("import.zarr") if "/grid/c/" in n]:
-        data = blobs.get(chunk)
-        blobs.put(chunk, bytes([data[0] ^ 1, *data[1:]]))
+    alter_grids(tmp_path / "d")
     with pytest.raises(CorruptionError, match="is not what was committed"):
-        task_of(tmp_path / "d").batch("evaluation", np.arange(30))
+        batch_of(tmp_path / "d", "evaluation")
     assert main(["verify", str(tmp_path / "d")]) == 3
     assert "5 problems in" in capsys.readouterr().err
-    blobs.delete(blobs.names("ledger/import")[0])
-    with pytest.raises(CorruptionError, match="run its import again"):
+    blobs = open_root(str(tmp_path / "d"))
+    blobs.delete(blobs.names("ledger/rows")[0])
+    with pytest.raises(CorruptionError, match="are missing or not those"):
         [task_of(tmp_path / "d").stored(split) for split in ("train", "evaluation")]
+
+
+def test_what_is_damaged_is_imported_again(dataset, tmp_path, capsys):
+    columns = write_dataset(tmp_path / "d", {"train": 50, "evaluation": 30})
+    whole = task_of(tmp_path / "d").digests()
+    alter_grids(tmp_path / "d")
+    with without_records(columns):
+        assert main(["verify", "--repair", str(tmp_path / "d")]) == 0
+    assert task_of(tmp_path / "d").digests() == whole
+    batch_of(tmp_path / "d", "evaluation")
+
+
+def test_status_and_report_of_an_import(dataset, capsys):
+    assert main(["status", str(dataset[0])]) == 0
+    said = capsys.readouterr().out
+    assert "finished: report at" in said
+    assert all(f"{stage.name} " in said for stage in recipe.RECIPE.stages)
+    page = (dataset[0] / "report/index.html").read_text()
+    assert "50 train slots, 30 evaluation slots" in page
+    assert (dataset[0] / "report/splits.csv").read_text().startswith("split,rows,genie_ber")
+
+
+def test_a_second_import_into_a_folder_at_work_is_refused(dataset, tmp_path):
+    columns = write_dataset(tmp_path / "d", {"train": 4, "evaluation": 4})
+    raw = load(str(tmp_path / "d")).settings
+    at_work, refused = held(open_root(str(tmp_path / "d"))), pytest.raises(InputError, match="work")
+    with without_records(columns), at_work, refused:
+        import_records(raw, tmp_path / "d")
 
 
 def test_the_digest_is_of_the_slots_not_of_the_place(dataset, tmp_path):
@@ -181,9 +219,12 @@ def feature(**changes):
 
 BAD = [
     ({"feature": {}}, r"unknown key 'feature'; did you mean 'features'\?"),
-    (feature(grid={"axis": []}), r"unknown key 'features.grid.axis'; did you mean 'axes'\?"),
-    (feature(snr={}), r"unknown key 'features.snr'; did you mean 'snr_db'\?"),
-    ({"scenario": {"prb": 1}}, r"unknown key 'scenario.prb'; did you mean 'prbs'\?"),
+    (
+        feature(grid={"axis": []}),
+        r"unknown key 'settings.features.grid.axis'; did you mean 'axes'\?",
+    ),
+    (feature(snr={}), r"unknown key 'settings.features.snr'; did you mean 'snr_db'\?"),
+    ({"scenario": {"prb": 1}}, r"unknown key 'settings.scenario.prb'; did you mean 'prbs'\?"),
     ({"scenario": {"prbs": 400}}, r"scenario: prbs=400.*allows 1 to 270 PRBs"),
     (feature(snr_db={"name": ""}), r"snr_db is not mapped; name the feature that holds it$"),
     (feature(channel={"name": "", "axes": []}), r"neither genie_ber nor channel is mapped"),
@@ -210,31 +251,34 @@ BAD = [
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=[m[:40] for _, m in BAD])
 def test_a_bad_import_configuration_is_one_line(tmp_path, changes, message):
     file = tmp_path / "import.yaml"
-    raw = {**settings(), **changes}
+    raw = {"task": "receiver.imports", **settings(), **changes}
     if "scenario" in changes:
         raw["scenario"] = settings()["scenario"] | changes["scenario"]
     file.write_text(yaml.safe_dump(raw))
     with pytest.raises(InputError, match=message) as caught:
-        load_settings(str(file), TfrecordImport)
+        load(str(file))
     assert "\n" not in str(caught.value)
 
 
 def test_the_shipped_import_is_valid():
-    config = load_settings(str(ROOT / "configs/receiver/import-tfrecord.yaml"), TfrecordImport)
-    assert config.features.grid.mapped
+    config = load(str(ROOT / "configs/receiver/import-tfrecord.yaml"))
+    assert config.identity.settings.features.grid.mapped
 
 
 def test_without_tensorflow_it_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "records").write_bytes(b"")
+    (tmp_path / "others").write_bytes(b"")
+    files = {"train": [str(tmp_path / "records")], "evaluation": [str(tmp_path / "others")]}
     tfrecords.tensorflow.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(InputError, match=r'pip install "tensorflow==2\.20\.\*"$'):
-        import_records(build(settings()), str(tmp_path / "out"), silent)
+        import_records(settings(files=files), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_reading_a_dataset_does_not_import_tensorflow():
     code = (
-        "import sys, distinf.studies.receiver.imports.importing, distinf.studies.receiver.task\n"
+        "import sys, distinf.studies.receiver.imports.recipe, distinf.studies.receiver.task\n"
         "assert not any(name.startswith('tensorflow') for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,10 +7,9 @@ import pytest
 
 from distinf.errors import InputError
 from distinf.store import open_root
-from distinf.studies.receiver.imports.importing import import_records
 from distinf.studies.receiver.imports.tfrecords import tensorflow
 from tests.support.records import ROWS, configured, plain, random_columns, undisturbed, write
-from tests.support.runs import silent
+from tests.support.slots import import_records
 
 pytest.importorskip("tensorflow", reason="importing TFRecords needs distinf[tensorflow]")
 
@@ -76,9 +75,9 @@ WRONG = [
 def test_a_record_that_does_not_fit_is_named(features, mapped, message, columns, tmp_path):
     folder = write(tmp_path / "records", columns, features)
     with pytest.raises(InputError, match=message) as caught:
-        import_records(configured(folder, features=mapped), str(tmp_path / "out"), silent)
+        import_records(configured(folder, features=mapped), tmp_path / "out")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert not list((tmp_path / "out").glob("ledger/dataset/*"))
     if features.__closure__[1].cell_contents is None:  # every record: nothing is begun
         assert not (tmp_path / "out").exists()
 
@@ -90,13 +89,13 @@ def test_slots_in_both_splits_are_refused(columns, tmp_path):
             shared[name][row] = values[twin]
     folder = write(tmp_path / "records", {**columns, "evaluation": shared})
     with pytest.raises(InputError) as caught:
-        import_records(configured(folder), str(tmp_path / "out"), silent)
+        import_records(configured(folder), tmp_path / "out")
     assert re.search(
         r"2 of 30 slots are in the training files too \(\S+evaluation-0: record 4 = "
         r"\S+train-1: record 3; \S+evaluation-1: record 14 = \S+train-2: record 15\)",
         str(caught.value),
     )
-    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert not list((tmp_path / "out").glob("ledger/dataset/*"))
 
 
 def damaged(data, how):
@@ -128,8 +127,8 @@ def test_a_damaged_file_is_refused_before_a_row_is_stored(how, message, golden, 
     file = records / "evaluation-1"
     file.write_bytes(damaged(file.read_bytes(), how))
     with pytest.raises(InputError, match=rf"evaluation-1: .*{message}"):
-        import_records(configured(records), str(tmp_path / "out"), silent)
-    assert not open_root(str(tmp_path / "out")).names("import.zarr")
+        import_records(configured(records), tmp_path / "out")
+    assert not open_root(str(tmp_path / "out")).names("rows.zarr")
 
 
 def test_a_record_that_is_no_example_is_named(golden, tmp_path):
@@ -138,13 +137,13 @@ def test_a_record_that_is_no_example_is_named(golden, tmp_path):
         file.write(b"\xff\xff hello")
     config = configured(golden[0], files={"train": [str(path)]})
     with pytest.raises(InputError, match=r"train-0: record 0 is not a tf\.train\.Example$"):
-        import_records(config, str(tmp_path / "out"), silent)
+        import_records(config, tmp_path / "out")
 
 
 def test_patterns_without_files_and_files_in_both_splits_are_refused(golden, tmp_path):
     config = configured(golden[0], files={"train": ["nothing-*.tfrecord"]})
-    with pytest.raises(InputError, match=r"files.train: no file matches 'nothing-\*.tfrecord'"):
-        import_records(config, str(tmp_path / "out"), silent)
+    with pytest.raises(InputError, match=r"train: no file matches '/\S+/nothing-\*.tfrecord'"):
+        import_records(config, tmp_path / "out")
     config = configured(golden[0], files={"evaluation": [str(golden[0] / "*-1")]})
     with pytest.raises(InputError, match=r"train-1 was already matched by files.train"):
-        import_records(config, str(tmp_path / "out"), silent)
+        import_records(config, tmp_path / "out")

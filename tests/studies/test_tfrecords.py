@@ -11,7 +11,6 @@ from distinf.cli import main
 from distinf.errors import InputError
 from distinf.studies.receiver import pilots
 from distinf.studies.receiver.dataset import Dataset
-from distinf.studies.receiver.imports.importing import import_records
 from distinf.studies.receiver.scenario import SUBCARRIERS_PER_PRB
 from distinf.tasks.task import build_task
 from tests.support.records import (
@@ -26,8 +25,8 @@ from tests.support.records import (
     undisturbed,
     write,
 )
-from tests.support.runs import ROOT, silent
-from tests.support.slots import settings, slots
+from tests.support.runs import ROOT
+from tests.support.slots import import_records, settings, slots
 
 pytest.importorskip("tensorflow", reason="importing TFRecords needs distinf[tensorflow]")
 
@@ -125,10 +124,11 @@ def test_every_encoding_gives_the_same_rows(features, mapped, compression, colum
     options = "" if compression == "none" else compression.upper()
     folder = write(tmp_path / "records", columns, features, options)
     config = configured(folder, features=mapped, compression=compression)
-    made = import_records(config, str(tmp_path / "dataset"), silent)
+    import_records(config, tmp_path / "dataset")
     check(tmp_path / "dataset", columns)
     mean = columns["evaluation"]["baseline_ber"].mean()
-    assert made.rates["evaluation"]["baseline_ber"] == pytest.approx(mean)
+    facts = Dataset(str(tmp_path / "dataset")).facts
+    assert facts["rates"]["evaluation"]["baseline_ber"] == pytest.approx(mean)
 
 
 def test_a_wider_grid_with_pilots_of_its_own_is_cut_to_whole_prbs(columns, tmp_path):
@@ -174,11 +174,11 @@ def test_a_wider_grid_with_pilots_of_its_own_is_cut_to_whole_prbs(columns, tmp_p
     folder = write(tmp_path / "records", louder, features)
     only = {"pilots": {"file": str(tmp_path / "pilots.npy"), "data": str(tmp_path / "data.npy")}}
     with pytest.raises(InputError, match=r"bits: patterns with \[.*\] elements of data differ"):
-        import_records(configured(folder, **changes, **only), str(tmp_path / "two"), silent)
+        import_records(configured(folder, **changes, **only), tmp_path / "two")
     np.save(tmp_path / "pilots.npy", sent[:1])
     np.save(tmp_path / "data.npy", data[:1])
     config = configured(folder, **changes, **only)
-    import_records(config, str(tmp_path / "dataset"), silent)
+    import_records(config, tmp_path / "dataset")
     check(tmp_path / "dataset", louder)
 
 
@@ -204,10 +204,10 @@ def test_every_row_has_the_pilots_that_its_record_names(tmp_path):
     folder = write(tmp_path / "records", columns, features)
     scenario = {"dmrs_additional_positions": [0, 1]}
     with pytest.raises(InputError, match=r"features.dmrs: there are 2 pilot patterns; name the"):
-        import_records(configured(folder, scenario=scenario), str(tmp_path / "none"), silent)
+        import_records(configured(folder, scenario=scenario), tmp_path / "none")
     mapped = {"dmrs": {"name": "pattern", "encoding": "int64_list"}}
     config = configured(folder, scenario=scenario, features=mapped)
-    import_records(config, str(tmp_path / "dataset"), silent)
+    import_records(config, tmp_path / "dataset")
     check(tmp_path / "dataset", columns)
     sent_DSF, data_DSF = Dataset(str(tmp_path / "dataset")).pilot_tables
     assert torch.equal(sent_DSF, pilots.pilot_grids(both))
@@ -238,7 +238,7 @@ def test_bits_by_element_go_where_the_record_s_own_pattern_has_data(columns, tmp
         features=mapped,
         pilots={"file": str(tmp_path / "pilots.npy")},
     )
-    import_records(config, str(tmp_path / "dataset"), silent)
+    import_records(config, tmp_path / "dataset")
     found = np.unpackbits(rows_of(tmp_path / "dataset", "train")["bits"], axis=1)
     expected = sent_bits * data[np.arange(ROWS["train"]) % 2][:, None]
     assert np.array_equal(found[:, : expected[0].size], expected.reshape(ROWS["train"], -1))
@@ -247,8 +247,9 @@ def test_bits_by_element_go_where_the_record_s_own_pattern_has_data(columns, tmp
 def test_the_command_shows_what_it_made_and_the_task_reads_it(golden, columns, tmp_path, capsys):
     file, out = tmp_path / "import.yaml", tmp_path / "dataset"
     files = {split: [str(golden[0] / f"{split}-*")] for split in ROWS}
-    file.write_text(yaml.safe_dump(settings(files=files)))
-    assert main(["import-tfrecord", str(file), "--out", str(out)]) == 0
+    raw = {"task": "receiver.imports", "runtime": {"kind": "local"}, **settings(files=files)}
+    file.write_text(yaml.safe_dump(raw))
+    assert main(["run", str(file), "--out", str(out)]) == 0
     shown = capsys.readouterr()
     assert "train: 50 slots, mean genie_ber 0." in shown.out
     assert "baseline_ber" in shown.out
@@ -264,7 +265,7 @@ def test_the_command_shows_what_it_made_and_the_task_reads_it(golden, columns, t
 def test_the_sample_of_the_docs_is_imported_and_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
-    assert main(["import-tfrecord", "docs/sample/import.yaml", "--out", "data/sample"]) == 0
+    assert main(["run", "docs/sample/import.yaml", "--out", "data/sample"]) == 0
     assert "train: 48 slots" in capsys.readouterr().out
     found = rows_of("data/sample", "evaluation")
     assert len(found["snr_db"]) == 16

@@ -3,13 +3,12 @@
 import numpy as np
 
 from distinf.studies.receiver.dataset import Dataset
-from distinf.studies.receiver.imports.importing import import_records
 from distinf.studies.receiver.imports.rows import SLOT
 from distinf.studies.receiver.imports.tfrecords import tensorflow
 from distinf.studies.receiver.pilots import PILOT_SYMBOLS
 from distinf.studies.receiver.scenario import ScenarioConfig
-from tests.support.runs import merged, same_bits, silent
-from tests.support.slots import build, settings, slots, stored
+from tests.support.runs import merged, same_bits
+from tests.support.slots import import_records, settings, slots, stored
 
 SCENARIO = ScenarioConfig(prbs=1, rx_antennas=2, dmrs_types=(1,), dmrs_additional_positions=(0,))
 ROWS = {"train": 50, "evaluation": 30}
@@ -24,7 +23,7 @@ def random_columns(scenario=SCENARIO):
 def undisturbed(folder, columns):
     """(records, dataset) of an import that nothing stopped."""
     write(folder / "records", columns)
-    import_records(configured(folder / "records"), str(folder / "dataset"), silent)
+    import_records(configured(folder / "records"), folder / "dataset")
     return folder / "records", folder / "dataset"
 
 
@@ -81,7 +80,7 @@ def write(folder, columns, features=plain, options=""):
 
 def configured(folder, **changes):
     files = {split: [str(folder / f"{split}-*")] for split in ROWS}
-    return build(merged(settings(files=files, rows_per_unit=20), changes))
+    return merged(settings(files=files, rows_per_unit=20), changes)
 
 
 def rows_of(root, split):

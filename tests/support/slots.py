@@ -2,20 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from distinf.store import open_root
+from distinf.config import resolve
+from distinf.engine.run import execute
+from distinf.engine.session import Session
 from distinf.studies.receiver import detectors, link, pilots
-from distinf.studies.receiver.imports import importing
+from distinf.studies.receiver.imports import recipe
 from distinf.studies.receiver.imports.mapping import TfrecordImport
-from distinf.studies.receiver.imports.pilots import pilot_tables
 from distinf.studies.receiver.imports.rows import SLOT
 from distinf.studies.receiver.imports.tfrecords import SPLITS, Source
 from distinf.studies.receiver.scenario import CHANNEL_MODELS, ScenarioConfig
+from tests.support.runs import silent
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -86,26 +90,54 @@ def stored(columns: Mapping[str, np.ndarray], split: str) -> dict[str, np.ndarra
     return {name: values for name, values in columns.items() if name not in left_out}
 
 
+def import_records(
+    raw: Mapping[str, Any], out: Path | str, watch: Any = silent, **more: Any
+) -> Session:
+    """Carry an import of these settings out, as `distinf run` does -> its session."""
+    runtime = {"kind": "local", "dashboard": False, **more}
+    config = {"task": "receiver.imports", "settings": raw, "runtime": runtime, "out": str(out)}
+    return execute(resolve(config), watch)
+
+
+class Stored:
+    """In place of what reads and decodes records: the rows as they are."""
+
+    def __init__(self, columns: Mapping[str, Mapping[str, np.ndarray]]):
+        self._columns = columns
+
+    def count(self, source: Source, compression: str) -> int:
+        return len(self._columns[source.split]["grid"])
+
+    def reader(self, files: Any, compression: str) -> Any:
+        return SimpleNamespace(records=range)
+
+    def rows(self, config: Any, tables: Any, split: str) -> Any:
+        return SimpleNamespace(columns=lambda ids: self._rows(split, np.array(ids)))
+
+    def _rows(self, split: str, ids: np.ndarray) -> dict[str, np.ndarray]:
+        hashes = (ids + 1_000 * SPLITS.index(split)).astype(np.uint64)
+        return {**{k: v[ids] for k, v in self._columns[split].items()}, SLOT: hashes}
+
+
 def write_dataset(out: Path, rows: Mapping[str, int], **changes: Any) -> dict[str, Any]:
     """An imported dataset of random slots, put together without TFRecords -> its columns."""
-    config = build(settings(**{"rows_per_unit": 20, **changes}))
-    tables, blobs = pilot_tables(config), open_root(str(out))
-    found = {split: slots(config.scenario.scenario, split, rows[split]) for split in SPLITS}
-    if config.baseline == "absent":
-        found = {
-            split: {k: v for k, v in columns.items() if k != "baseline_ber"}
-            for split, columns in found.items()
-        }
-    files = [Source(split, f"{split}-0", 1, rows[split]) for split in SPLITS]
-    importing._claim(blobs, {})
-    context = importing.context_of(config, tables, files, blobs)
-    state = importing.prepare(context, torch.device("cpu"))
-    importing.pilots_body(state, importing.units_of("pilots", context)[0], "1-a")
-    for unit in importing.units_of("import", context):
-        split = unit.job["split"]
-        columns = {k: v[unit.start : unit.stop] for k, v in stored(found[split], split).items()}
-        columns[SLOT] = np.arange(unit.start, unit.stop, dtype=np.uint64)
-        columns[SLOT] += 1_000 * SPLITS.index(split)
-        state.commit(unit, "1-a", columns)
-    importing.finish(context, blobs)
-    return {split: stored(columns, split) for split, columns in found.items()}
+    records = out.parent / f"{out.name}-records"
+    records.mkdir(parents=True)
+    for split in SPLITS:
+        (records / f"{split}-0").write_bytes(b"")
+    files = {split: [str(records / f"{split}-*")] for split in SPLITS}
+    raw = settings(**{"rows_per_unit": 20, "files": files, **changes})
+    scenario = build(raw).scenario.scenario
+    found = {split: stored(slots(scenario, split, rows[split]), split) for split in SPLITS}
+    if raw.get("baseline") == "absent":
+        found["evaluation"].pop("baseline_ber")
+    with without_records(found):
+        import_records(raw, out)
+    return found
+
+
+def without_records(columns: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
+    """While it lasts, an import takes these rows, whatever is in its files."""
+    given = Stored(columns)
+    names = {"tensorflow": lambda: None, "count": given.count}
+    return patch.multiple(recipe, **names, Reader=given.reader, SlotRows=given.rows)

@@ -7,6 +7,7 @@ Shapes: N slots, A receive antennas, S = 14 symbols, W subcarriers in a record, 
 B bits a symbol, D pilot patterns, R resource elements with data.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -171,6 +172,9 @@ class Pilots:
     def __post_init__(self) -> None:
         if self.data and not self.file:
             raise ValueError("data says where data are beside pilots of a file; name the file too")
+        for name in ("file", "data"):
+            if getattr(self, name):
+                object.__setattr__(self, name, os.path.abspath(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -183,17 +187,21 @@ class Files:
     train: tuple[str, ...]
     evaluation: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        for name in ("train", "evaluation"):  # workers start in folders of their own
+            patterns = tuple(map(os.path.abspath, getattr(self, name)))
+            object.__setattr__(self, name, patterns)
+
 
 @dataclass(frozen=True)
 class TfrecordImport:
-    """One import.
+    """Which records are imported, and what is in them (docs/tfrecords.md).
 
     compression    of the files
     baseline       computed (LS channel estimate at the pilots, then LMMSE) or absent, where no
                    feature is mapped to baseline_ber
     rows_per_unit  rows that are stored, and lost by a kill, together
     chunk_rows     rows of one stored chunk, the least that is read at once
-    workers        processes that read; more than one needs Ray
     """
 
     files: Files
@@ -204,10 +212,9 @@ class TfrecordImport:
     baseline: Literal["computed", "absent"] = "computed"
     rows_per_unit: int = 960
     chunk_rows: int = 24
-    workers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("rows_per_unit", "chunk_rows", "workers"):
+        for name in ("rows_per_unit", "chunk_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: set at least 1")
         if self.scenario.record_subcarriers and not self.pilots.file:

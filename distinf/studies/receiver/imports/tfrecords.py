@@ -5,6 +5,7 @@ Shapes: N slots, A receive antennas, S = 14 symbols, F subcarriers, B bits a sym
 
 import glob
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -64,9 +65,7 @@ def sources(config: TfrecordImport) -> list[Source]:
         for pattern in patterns:
             paths = sorted(os.path.abspath(path) for path in glob.glob(pattern, recursive=True))
             if not paths:
-                raise InputError(
-                    f"files.{split}: no file matches '{pattern}' (in {os.getcwd()}); check the path"
-                )
+                raise InputError(f"files.{split}: no file matches '{pattern}'; check the path")
             for path in paths:
                 if path in found:
                     raise InputError(
@@ -75,6 +74,18 @@ def sources(config: TfrecordImport) -> list[Source]:
                     )
                 found[path] = Source(split, path, os.path.getsize(path))
     return list(found.values())
+
+
+def likely_records(source: Source, compression: str) -> int:
+    """How many records a file has if all are as long as its first; at least 1."""
+    try:
+        with open(source.path, "rb") as file:
+            head = file.read(1_024)
+        if compression != "none":
+            head = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(head, 8)
+    except (OSError, zlib.error):  # told when it is counted
+        return 1
+    return max(1, source.bytes // (int.from_bytes(head[:8], "little") + FRAME_BYTES))
 
 
 def count(source: Source, compression: str) -> int:
