@@ -45,16 +45,18 @@ def stage_costs(session: Session) -> list[StageCost]:
         records = session.done(stage.wanted_units(session)).values()
         spent = [t for t in times if t["stage"] == stage.name]
         if records and (spent or not session.name):
-            found.append(
-                StageCost(
-                    stage=stage.name,
-                    units=len(records),
-                    seconds=sum(t["seconds"] for t in spent),
-                    worker_seconds=sum(t["busy_s"] for t in spent),
-                    bytes=sum(r["manifest"]["bytes"] for r in records),
-                )
-            )
+            seconds, busy = (sum(t[k] for t in spent) for k in ("seconds", "busy_s"))
+            stored = sum(r["manifest"]["bytes"] for r in records)
+            found.append(StageCost(stage.name, len(records), seconds, busy, stored))
     return found
+
+
+def cost_rows(found: Sequence[StageCost]) -> list[Row]:
+    """Of costs.csv: per stage, then the total; `bytes` is what the stage stored."""
+    rows: list[Row] = [{**vars(c)} for c in found]
+    names = ("units", "seconds", "worker_seconds", "bytes")
+    total: Row = {"stage": "total"} | {n: sum(r[n] for r in rows) for n in names}
+    return [*rows, total] if len(rows) > 1 else rows
 
 
 @dataclass(frozen=True)

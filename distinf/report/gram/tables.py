@@ -10,7 +10,8 @@ from distinf.report.gram import retraining
 from distinf.report.gram.configurations import BETWEEN, ESTIMATORS, groups, place
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.trials import by_trial, falling, grouped, mean_sd, with_interval
-from distinf.report.rows import Row, plain
+from distinf.report.provenance import cost_rows
+from distinf.report.rows import Row
 
 Tables = dict[str, list[Row]]
 ANY = "any"  # of all pairs of groups
@@ -39,7 +40,7 @@ def tables(findings: Findings) -> Tables:
         "joint_correlations": joint_correlations(findings),
         "conditioning": conditioning(findings),
         "estimator_times": estimator_times(findings),
-        "costs": costs(findings),
+        "costs": cost_rows(findings.costs),
     }
     return {name: rows for name, rows in made.items() if rows}
 
@@ -239,12 +240,3 @@ def estimator_times(findings: Findings) -> list[Row]:
             row[name] = float(np.mean([t[name] for t in found[key]]))
         rows.append(row)
     return rows
-
-
-def costs(findings: Findings) -> list[Row]:
-    """Per stage, then the total; `bytes` is what the stage stored."""
-    rows = [plain(c) for c in findings.costs]
-    if len(rows) < 2:
-        return rows
-    names = ("units", "seconds", "worker_seconds", "bytes")
-    return [*rows, {"stage": "total"} | {n: sum(r[n] for r in rows) for n in names}]

@@ -20,21 +20,8 @@ from distinf.report.schema import (
     spread,
     stub,
 )
-from distinf.report.spectral import arm_figures, axis_figures, headline, trial_figures
-from distinf.report.spectral.families import (
-    NAMES,
-    arm_label,
-    arms,
-    base_of,
-    experiments,
-    fixed,
-    kind,
-    rate,
-    run_label,
-    runs,
-    spoken,
-    varied,
-)
+from distinf.report.spectral import arm_figures, axis_figures, families, headline, trial_figures
+from distinf.report.spectral.families import NAMES, spoken, varied
 from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
 from distinf.report.spectral.headline import FEWEST_PAIRS, percent, words_of
 from distinf.report.spectral.tables import Tables, own_tables
@@ -108,12 +95,12 @@ def _table_1(findings: Findings, every: Sequence[Row], note: str) -> Table:
 def experiment_sections(findings: Findings, rows: Tables) -> list[Section]:
     """One per family but Table 1's, in order."""
     words, found = words_of(findings), []
-    for place, family in enumerate(experiments(findings), 1):
+    for place, family in enumerate(families.experiments(findings), 1):
         mine, swept = (
             [r for r in rows.get(table, []) if r["experiment"] == family.name]
             for table in ("arms", "rates")
         )
-        shape, name = kind(family), f"experiment-{place}"
+        shape, name = families.kind(family), f"experiment-{place}"
         by = " and ".join(NAMES.get(n, n) for n in varied(family) if n != "selection")
         numbers = {"by": by.replace("_", " ") or "selection", "most": str(arm_figures.MOST_ROWS)}
         draw: Draw = partial(arm_figures.experiment, mine, findings.metric.name)
@@ -133,10 +120,12 @@ def experiment_sections(findings: Findings, rows: Tables) -> list[Section]:
 def _setup(findings: Findings, family: Family, rows: Sequence[Row]) -> str:
     """What was varied, where the arms differ from the headline in all, and how many differ."""
     compared = "; ".join(_values(name, family) for name in varied(family)) or "nothing"
-    apart = ", ".join(spoken(k, v) for k, v in fixed(findings, family).items()) or "nothing"
-    base = base_of(findings, family)
-    own = any(base == group for group in arms(family).values())
-    label = arm_label(varied(family), base[0]) if own else "the headline's" if base else "none"
+    fixed = families.fixed(findings, family).items()
+    apart = ", ".join(spoken(k, v) for k, v in fixed) or "nothing"
+    base = families.base_of(findings, family)
+    own = any(base == group for group in families.arms(family).values())
+    other = "the headline's" if base else "none"
+    label = families.arm_label(varied(family), base[0]) if own else other
     to = {f"to_{k}": _judged(findings, rows, k) for k in ("base", "random")}
     words = words_of(findings)
     return words.say("experiments", "setup", compared=compared, apart=apart, base=label, **to)
@@ -214,7 +203,7 @@ def _setting(name: str) -> Column:
 
 def _rates_table(findings: Findings, family: Family, rows: Sequence[Row]) -> Table:
     """Per learning rate: the metric early and at last, and where it was lowest."""
-    swept = str(rate(family))
+    swept = str(families.rate(family))
     early = next((r["early_steps"] for r in rows if "early_steps" in r), None)
     last, name = max((r["steps"] for r in rows), default=0), NAMES.get(swept, swept)
     columns = [
@@ -260,7 +249,7 @@ def variations_section(findings: Findings, rows: Tables) -> Section:
         Column("after guided", _over("guided_non_target_metric", f"{CONTROL}_non_target_metric"),
                group=others),
     ]  # fmt: skip
-    same = len({tuple(t.id for t in run.targets) for run in runs(findings).values()}) == 1
+    same = len({tuple(t.id for t in run.targets) for run in families.runs(findings).values()}) == 1
     told = "the same targets" if same else "targets that are not all the same: compare differences"
     items: list[Item] = [
         words.figure("variations", partial(arm_figures.variations, mine, name), told=told),
@@ -289,13 +278,13 @@ def _variation(place: int, name: str, run: Findings, of: Findings) -> Section:
     own = own_tables(run)
     tables = headline.headline_tables(run, own, "beside_")
     tables += headline.target_tables(run, own, "beside_")
-    for family in experiments(run):
+    for family in families.experiments(run):
         mine = [r for r in own["arms"] if r["experiment"] == family.name]
         tables.append(arms_table(run, family, mine, "beside_"))
     said = headline.answer(run, own)
     apart = Bullets([("", line) for line in run.deviations if line not in of.deviations])
     items: list[Item] = [Text(run.task, "note"), apart, Text(" ".join(said[1:])), *tables]
-    title = f"{run_label(name, run)}: {said[0]}"
+    title = f"{families.run_label(name, run)}: {said[0]}"
     return Section(f"variation-{place}", title, items, folded=True)
 
 
@@ -306,8 +295,10 @@ def overlaps(findings: Findings, rows: Sequence[Row]) -> Table:
         one, other = (tuple(r[f"{p}{k}"] for k in ("loss", "variant")) for p in ("", "other_"))
         shared.setdefault((r["run"], *one, *other), []).append(r["shared"])
         shared.setdefault((r["run"], *other, *one), []).append(r["shared"])
-    every = runs(findings)
-    labels = {name: run_label(name, run) if len(every) > 1 else "" for name, run in every.items()}
+    every = families.runs(findings)
+    labels = {
+        name: families.run_label(name, run) if len(every) > 1 else "" for name, run in every.items()
+    }
     order = sorted(dict.fromkeys(k[:3] for k in shared), key=lambda k: list(labels).index(k[0]))
 
     def column(score: tuple[str, ...]) -> Column:

@@ -1,13 +1,14 @@
 """Every number of the report as plain rows."""
 
 import math
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
 from distinf.numerics.krylov import has_converged
 from distinf.numerics.means import concentration_pct
 from distinf.numerics.truncation import Kind, marginal_reductions, truncation_bound
+from distinf.report.provenance import cost_rows
 from distinf.report.rows import Row, array_summary, plain
 from distinf.report.spectral import families, run_tables, trials
 from distinf.report.spectral.findings import CONTROL, Findings, Outcome
@@ -57,7 +58,7 @@ def tables(findings: Findings) -> Tables:
         "ritz": _ritz(findings),
         "solves": [*findings.solves],
         "training": _training(findings),
-        "costs": _costs(findings),
+        "costs": cost_rows(findings.costs),
         "published": [plain(p) for p in findings.published],
     }
     return always | {name: rows for name, rows in some.items() if rows}
@@ -159,14 +160,6 @@ def _training(findings: Findings) -> list[Row]:
     curve = findings.training
     both = zip(curve.steps, curve.loss, strict=True) if curve is not None else ()
     return [{"step": s, "loss": x} for s, x in both]
-
-
-def _costs(findings: Findings) -> list[Row]:
-    """Per stage, then the total; `bytes` is what the stage stored."""
-    rows = [plain(c) for c in findings.costs]
-    names = ("units", "seconds", "worker_seconds", "bytes")
-    total: dict[str, Any] = {"stage": "total"} | {n: sum(r[n] for r in rows) for n in names}
-    return [*rows, total] if len(rows) > 1 else rows
 
 
 def _truncation(findings: Findings) -> list[Row]:
