@@ -1,11 +1,13 @@
-"""Imports point down: cli > config > studies > stages > runtime | store | numerics > errors."""
+"""Imports point down, from the command line to the errors: LEVELS says how."""
 
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,15 @@ def test_every_part_of_the_package_has_a_level():
     assert {"tasks", "engine", "runtime", "store", "numerics"} <= parts
 
 
+def test_the_readmes_table_is_in_this_order():
+    table = (REPOSITORY / "README.md").read_text().split("| where | what |")[1].split("\n\n")[0]
+    named = [re.findall(r"`distinf/(\w+)", line.split("|")[1]) for line in table.splitlines()[2:]]
+    levels = [{_level(part) for part in parts} for parts in named]
+    assert all(max(below) <= min(above) for above, below in pairwise(levels))
+    folders = {path.split("/")[1] for path in package() if path.count("/") > 1}
+    assert folders == {part for parts in named for part in parts} - {"cli", "config", "keys"}
+
+
 def test_importing_the_package_is_light():
     heavy = ["ray", "zarr", "sionna", "matplotlib", "transformers", "tensorflow"]
     code = f"import sys, distinf; print([name for name in {heavy} if name in sys.modules])"
@@ -163,6 +174,12 @@ def test_every_module_can_be_imported():
         ("distinf/tasks/task.py", "import distinf.studies.receiver", "tasks imports"),
         ("distinf/tasks/task.py", "from ..studies import receiver", "tasks imports"),
         ("distinf/tasks/task.py", "from distinf.config import RunConfig", "tasks imports"),
+        ("distinf/spectral/scores.py", "from distinf.report import page", "spectral imports"),
+        ("distinf/gram/scores.py", "import distinf.report.gram.page", "gram imports"),
+        ("distinf/gram/scores.py", "from distinf.spectral import scores", "gram imports"),
+        ("distinf/engine/running.py", "from distinf.gram import scores", "engine imports"),
+        ("distinf/engine/running.py", "from distinf.engine.run import execute", "engine imports"),
+        ("distinf/report/svg.py", "from distinf.recipes import gram", "report imports"),
         ("distinf/store/rows.py", "from distinf.runtime.units import Unit", "store imports"),
         ("distinf/store/rows.py", "from .. import numerics", "store imports"),
         ("distinf/runtime/__init__.py", "from ..store import rows", "runtime imports"),

@@ -31,12 +31,12 @@ def whole(task: Any) -> dict[str, Any]:
     return {WHOLE: task}
 
 
-def nothing_checked(session: Any) -> str:
+def nothing_checked(session: "Session") -> str:
     """No method of gradients to choose."""
     return ""
 
 
-def no_summary(session: Any) -> Sequence[Any]:
+def no_summary(session: "Session") -> Sequence[Any]:
     """Nothing but where the report is."""
     return ()
 
@@ -159,7 +159,7 @@ def _page(outline: Any) -> Sequence[tuple[Unit, Cost]]:
 
 
 def _reporting(write: Callable[[Any], None]) -> Callable[[Any, Runtime], None]:
-    def run(session: Any, runtime: Runtime) -> None:
+    def run(session: "Session", runtime: Runtime) -> None:
         write(session)
         (unit, _), empty = _page(session.outline)[0], {"group": REPORT, "files": {}, "bytes": 0}
         session.ledger(REPORT).commit(unit, 1, {"manifest": empty, "summary": {}})
@@ -167,7 +167,7 @@ def _reporting(write: Callable[[Any], None]) -> Callable[[Any, Runtime], None]:
     return run
 
 
-def _is_reported(session: Any) -> bool:
+def _is_reported(session: "Session") -> bool:
     """The page and the sums of all files are there, and they are this run's."""
     there = {*session.blobs.names(REPORT), *session.blobs.names(FOLDER)}
     units = [unit for unit, _ in _page(session.outline)]

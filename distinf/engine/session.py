@@ -10,10 +10,10 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ TIMES, LONGEST_S = ("began", "seconds", "busy_s"), 1e12  # of a note; what is mo
 TELL_S = 5.0  # seconds between two words on a unit's progress, at least
 
 
+Made = TypeVar("Made")
 PREPARE = "distinf.engine.session:prepare"
 
 
@@ -295,19 +296,21 @@ class Session:
             raise CorruptionError(f"{missing[0].describe()} has no commit record; run again")
         return Rows(self.blobs, [(u.start, u.stop, _manifest(records[u.id])) for u in units])
 
-    def cached(self, key: Any, make: Any) -> Any:
+    def cached(self, key: Any, make: Callable[[], Made]) -> Made:
         """The value made once per process for this key."""
         if key not in self._cache:
             self._cache[key] = make()
-        return self._cache[key]
+        found: Made = self._cache[key]
+        return found
 
-    def latest(self, kind: str, of: Any, make: Any) -> Any:
+    def latest(self, kind: str, of: Any, make: Callable[[], Made]) -> Made:
         """The value made once for `of`; of a kind only the last is kept, since they are large."""
         slot = self._cache.get(("latest", kind))
         if slot is None or slot[0] != of:
             self._cache.pop(("latest", kind), None)  # freed before the next is made
             slot = self._cache["latest", kind] = (of, make())
-        return slot[1]
+        found: Made = slot[1]
+        return found
 
     def note_time(self, stage: str, began: float, seconds: float, busy_s: float) -> None:
         """Remember what a stage took this time; a resumed run adds one note to the others."""

@@ -6,10 +6,13 @@ result depends on. A unit's id covers its stage's key: work whose key is another
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distinf.digest import digest
 from distinf.runtime import Cost, Resources, Runtime, Unit
+
+if TYPE_CHECKING:
+    from distinf.engine.session import Session
 
 Names = tuple[str, ...]
 Values = Mapping[str, Any]  # settings by section, "seed", and facts of the task under "task"
@@ -61,13 +64,13 @@ class Stage:
         """The names of what it reads under these values."""
         return self.reads if isinstance(self.reads, tuple) else self.reads(values)
 
-    def wanted_units(self, session: Any) -> Sequence[Unit]:
+    def wanted_units(self, session: "Session") -> Sequence[Unit]:
         """What it has to do."""
         if self.wanted is not None:
             return self.wanted(session)
         return [unit for unit, _ in self.units(session.outline)]
 
-    def is_done(self, session: Any, wanted: Sequence[Unit]) -> bool:
+    def is_done(self, session: "Session", wanted: Sequence[Unit]) -> bool:
         """Nothing is left to do."""
         if self.done is not None:
             return self.done(session)

@@ -111,7 +111,7 @@ def _left(records: Collection[Mapping[str, Any]], total: int) -> float | None:
     if not gaps:
         return None
     usual = [gap for gap in gaps if gap <= 10 * (gaps[len(gaps) // 2] + 1.0)]
-    return (total - len(times)) * sum(usual) / len(usual)
+    return (total - len(times)) * sum(usual) / len(usual)  # type: ignore[no-any-return]
 
 
 def _place(stages: Sequence[StageStatus]) -> str:

@@ -167,7 +167,7 @@ STAGE = Stage(
 
 def curvature(session: Session, cell: Cell) -> EkFac:
     """EK-FAC of a cell's trained model, on the CPU."""
-    return session.latest("ekfac", cell.name, lambda: _curvature(session, cell))  # type: ignore[no-any-return]
+    return session.latest("ekfac", cell.name, lambda: _curvature(session, cell))
 
 
 def _curvature(session: Session, cell: Cell) -> EkFac:

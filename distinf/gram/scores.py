@@ -398,7 +398,7 @@ def joint_totals(session: Session, cell: Cell) -> dict[str, np.ndarray]:
 
 def all_scores(session: Session, cell: Cell) -> dict[tuple[str, str, str], np.ndarray]:
     """(estimator, group, how) -> fp64 [N], low = detrimental; a mean is over the group's blocks."""
-    return session.cached(("scores", cell.name), lambda: _all_scores(session, cell))  # type: ignore[no-any-return]
+    return session.cached(("scores", cell.name), lambda: _all_scores(session, cell))
 
 
 def _all_scores(session: Session, cell: Cell) -> dict[tuple[str, str, str], np.ndarray]:

@@ -96,7 +96,7 @@ class Session(engine_session.Session):
         """As planned until its rows are attached, then as found."""
         task = self.task(name)
         settled = not isinstance(task, Prepared) or ("attached", name) in self._cache
-        return self.cached(("cell", name, settled), lambda: self._cell(name, task))  # type: ignore[no-any-return]
+        return self.cached(("cell", name, settled), lambda: self._cell(name, task))
 
     def _cell(self, name: str, task: Task) -> Cell:
         blocks = self._blocks(task)

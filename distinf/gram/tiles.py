@@ -82,7 +82,7 @@ def _unit(cell: Cell, start: int, stop: int, job: Mapping[str, Any], **more: Any
 
 def dampings(session: Session, cell: Cell, slab: int) -> list[float]:
     """DataInf's lambda of each block of a slab: the setting, or the authors' default."""
-    return session.cached(("damping", cell.name, slab), lambda: _dampings(session, cell, slab))  # type: ignore[no-any-return]
+    return session.cached(("damping", cell.name, slab), lambda: _dampings(session, cell, slab))
 
 
 def _dampings(session: Session, cell: Cell, slab: int) -> list[float]:

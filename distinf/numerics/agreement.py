@@ -112,7 +112,7 @@ class Subject:
         with evaluating(self.model), torch.enable_grad():
             call = applied(self.model, self.loss)
             values = per_sample(call(self.layout.parameters(self.model), batch), batch)
-        return values.detach().tolist()  # type: ignore[no-any-return]
+        return values.detach().tolist()
 
     def differentiated(
         self, places: Sequence[int], weights: Sequence[float], changed: Gradients | None = None

@@ -155,7 +155,7 @@ def _like(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]
             made[key] = value
     except Exception:  # whatever a read-only mapping says to that
         return values
-    return made
+    return made  # type: ignore[no-any-return]
 
 
 def _from_array(path: str, array: np.ndarray, dtype: torch.dtype | None) -> Tensor:

@@ -250,9 +250,9 @@ def _microbatch_product(
             value, pull_back = primal[0], primal[1]
             # Unlike torch.func.grad, neither keep nor build a graph of the backward pass.
             with torch.no_grad():
-                return pull_back(torch.ones_like(value), retain_graph=False)[0]
+                return pull_back(torch.ones_like(value), retain_graph=False)[0]  # type: ignore[no-any-return]
 
-        return jvp(gradient, (parameters,), (tangents,))[1]
+        return jvp(gradient, (parameters,), (tangents,))[1]  # type: ignore[no-any-return]
 
     def reverse_over_reverse(
         parameters: Parameters, tangents: Parameters, batch: Batch
@@ -291,7 +291,7 @@ def _gauss_newton(
         primal = vjp(forward, parameters)
         outputs_at, pull_back = primal[0], primal[1]
         curved = jvp(grad(total), (outputs_at,), (tangent_outputs,))[1]
-        return pull_back(curved)[0]
+        return pull_back(curved)[0]  # type: ignore[no-any-return]
 
     def product_by_reverse(
         parameters: Parameters, tangents: Parameters, batch: Batch

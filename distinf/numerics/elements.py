@@ -39,7 +39,7 @@ def element_shares(
     }
 
     def forward(parameters: Parameters) -> Tensor:
-        return values(parameters, batch)
+        return values(parameters, batch)  # type: ignore[no-any-return]
 
     with twice_differentiable(model), torch.no_grad():
         found = jvp(forward, (parameters,), (tangents,))

@@ -143,7 +143,7 @@ def _conv_weight(module: nn.Conv2d, given: Tensor, grad: Tensor) -> Tensor:
     if samples > 1:  # else left alone: reshaped strides would hide that they are channels_last
         x, g = (t.reshape(1, -1, *t.shape[2:]) for t in (given, grad))
     shape = (samples * module.out_channels, *module.weight.shape[1:])
-    return torch.ops.aten.convolution_backward(
+    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
         g, x, x.new_empty(()).expand(shape), None, module.stride, before, module.dilation,
         False, [0] * axes, samples * module.groups, [False, True, False],
     )[1].reshape(samples, -1)  # fmt: skip

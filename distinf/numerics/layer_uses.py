@@ -99,7 +99,7 @@ class LayerUses:
             return output
         if not output.requires_grad:
             output = output + self.root  # here the graph begins
-        kept = _Kept.apply(self.root, self._sink.keep(module, names, given))
+        kept = _Kept.apply(self.root, self._sink.keep(module, names, given))  # type: ignore[no-untyped-call]
         if not self.backward:
             # The list, as older PyTorch forgets what a node saved once nothing holds its output.
             output.register_hook(partial(self._arrived, module, [kept]))
@@ -126,7 +126,7 @@ class LayerUses:
                 OTHERS,
                 ", or make that operation out of place",
             ) from error
-        return given
+        return given  # type: ignore[no-any-return]
 
     def finish(self, elsewhere: Mapping[Tensor, Tensor | None]) -> None:
         """Tell the sink that no further use comes.

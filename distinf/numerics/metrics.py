@@ -99,7 +99,7 @@ def _by_label(labels_N: Tensor, flipped_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _places(labels_N: Tensor) -> Tensor:
-    return labels_N.detach().cpu().unique(return_inverse=True)[1]
+    return labels_N.detach().cpu().unique(return_inverse=True)[1]  # type: ignore[no-any-return]
 
 
 def ndr_auc(scores_N: Tensor, flipped_N: Tensor) -> float:

@@ -123,7 +123,7 @@ class _Preconditioned:
         """S v in v's dtype."""
         coordinates_K = self.vectors_KP @ vector_P.to(self.vectors_KP)
         inside_P = self.vectors_KP.T @ (self.excess_K * coordinates_K)
-        return self.outside * vector_P + inside_P.to(vector_P.dtype)
+        return self.outside * vector_P + inside_P.to(vector_P.dtype)  # type: ignore[no-any-return]
 
     def damped(self, vector_P: Tensor) -> Tensor:
         """(H + damping) v in fp64."""

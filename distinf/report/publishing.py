@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distinf.engine.recipe import PAGE, REPORT
+from distinf.engine.session import Session
 from distinf.report.rows import Row, csv_text, json_text
 from distinf.runtime import hand_out
 
 
 def publish(
-    session: Any,
+    session: Session,
     findings: Any,
     tables: Mapping[str, Sequence[Row]],
     page: str,

@@ -53,7 +53,7 @@ class NodeWorker(Worker):
     def free_address(self) -> str:
         return free_address(ray.util.get_node_ip_address())
 
-    @ray.method(concurrency_group=PULSE)
+    @ray.method(concurrency_group=PULSE)  # type: ignore[untyped-decorator]
     def pulse(self) -> Seen:
         """Answered by a thread of its own, whatever the worker is at."""
         return HERE.seen()

@@ -68,7 +68,8 @@ def resolve(path: str) -> Callable[..., Any]:
             f"task: no module '{module_name}'; run from the folder that holds it or install it"
         ) from None
     try:
-        return getattr(module, name)
+        found: Callable[..., Any] = getattr(module, name)
+        return found
     except AttributeError:
         own = [k for k, v in vars(module).items() if getattr(v, "__module__", "") == module_name]
         has = ", ".join(own[:6]) or "nothing of its own"

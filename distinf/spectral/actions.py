@@ -208,7 +208,7 @@ def _around(session: Session, model: nn.Module, ranks: Sequence[int]) -> dict[st
     """By target: the mean metric of rows under its conditions, siblings and fresh draws."""
     found: dict[str, list[float]] = {"siblings": [], "fresh": []}
     for rank in ranks:
-        ids = session.cached(("siblings", rank), lambda rank=rank: sibling_ids(session, rank))
+        ids = session.cached(("siblings", rank), lambda rank=rank: sibling_ids(session, rank))  # type: ignore[misc]
         values = _metric(session, model, ids) if len(ids) else np.array([np.nan])
         found["siblings"].append(float(values.mean()))
         found["fresh"].append(_fresh(session, model, int(chosen_targets(session).ids[rank])))

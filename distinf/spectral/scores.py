@@ -106,7 +106,7 @@ def _moments(inside_QN: torch.Tensor, outside_QN: torch.Tensor) -> list[list[flo
     count_Q = torch.full((len(inside_QN),), float(inside_QN.shape[1]), dtype=torch.float64)
     sums = [inside_QN.sum(1), inside_QN.square().sum(1)]
     sums += [outside_QN.sum(1), outside_QN.square().sum(1)]
-    return torch.stack([count_Q, *sums], 1).tolist()  # type: ignore[no-any-return]
+    return torch.stack([count_Q, *sums], 1).tolist()
 
 
 def _coordinates(session: Session, columns: dict[str, np.ndarray], loss: str) -> Coordinates:

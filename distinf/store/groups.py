@@ -83,7 +83,9 @@ def write_group(
     return manifest
 
 
-def read_group(blobs: Blobs, manifest: Manifest, names: Sequence[str] | None = None) -> dict:
+def read_group(
+    blobs: Blobs, manifest: Manifest, names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Whole arrays of a committed group by name (all of them where `names` is None)."""
     group = open_group(blobs, manifest)
     wanted = sorted(dict(group.arrays())) if names is None else names
@@ -111,7 +113,7 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array:
         raise CorruptionError(f"{group.store} has no array '{name}'; {SEE}") from None
 
 
-class _Committed(Store):
+class _Committed(Store):  # type: ignore[misc]
     """A zarr store that serves exactly the manifest's objects."""
 
     def __init__(

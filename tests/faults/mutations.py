@@ -286,6 +286,17 @@ MUTATIONS = [
         "value.reshape(-1).double() / shards", "value.reshape(-1).double()",
         "spectral/test_training.py::test_running_statistics_are_averaged_over_the_shards",
     ),
+    Mutation(
+        "a stage's key covers what it reads", "spectral/queries.py",
+        '("gradients.method", "gradients.precision")', '("gradients.method",)',
+        "engine/test_stage_keys.py::test_a_stage_reads_no_setting_that_its_key_does_not_cover",
+    ),
+    Mutation(
+        "no stage imports a page", "spectral/scores.py",
+        "from distinf.engine.stage import Stage\n",
+        "from distinf.engine.stage import Stage\nfrom distinf.report import svg\n",
+        "test_imports.py::test_imports_point_down",
+    ),
     _without(
         "only solves that converged", "spectral/queries.py",
         '        if record["summary"]["status"] == "converged"\n',

@@ -93,7 +93,7 @@ def _factor(damped: Tensor, damping: float) -> Tensor:
             f"Fisher damping {damping:.3g} is below the rounding of its matrix, which is then not "
             "positive definite; set a larger one, or none for the default"
         )
-    return factor
+    return factor  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

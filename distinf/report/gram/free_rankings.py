@@ -35,7 +35,7 @@ def own_columns(session: Session, cell: Cell) -> dict[str, np.ndarray]:
 
     NaN where the gradient is not finite; of projected blocks it is the projection's norm.
     """
-    return session.cached(("own", cell.name), lambda: _own_columns(session, cell))  # type: ignore[no-any-return]
+    return session.cached(("own", cell.name), lambda: _own_columns(session, cell))
 
 
 def _own_columns(session: Session, cell: Cell) -> dict[str, np.ndarray]:

@@ -33,9 +33,9 @@ def by_trial(
     return found
 
 
-def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:  # type: ignore[type-arg]
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
     """The rows by their values under these names, in the order that they come in."""
-    found: dict[tuple, list[Row]] = {}  # type: ignore[type-arg]
+    found: dict[tuple, list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in names), []).append(row)
     return found

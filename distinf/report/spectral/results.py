@@ -42,7 +42,7 @@ def outcomes(session: Session, family: Family) -> list[Outcome]:
     return [
         outcome
         for job in chosen_jobs(session, family)
-        for outcome in session.cached(("outcomes", job.id), lambda job=job: _of(session, job))
+        for outcome in session.cached(("outcomes", job.id), lambda job=job: _of(session, job))  # type: ignore[misc]
     ]
 
 

@@ -223,7 +223,7 @@ class _Pairs(dict[str, Any]):
 def _read_parquet(content: bytes) -> Columns:
     try:
         import pyarrow  # type: ignore[import-untyped]
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
     except ImportError:
         raise _Bad(f"reading Parquet needs pyarrow: {install_command('llm')}") from None
     try:

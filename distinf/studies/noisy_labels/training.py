@@ -68,7 +68,7 @@ def fine_tune(
     return Fit(history=watch.history, best=watch.best, weights=watch.weights)
 
 
-class _Tagged(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class _Tagged(torch.utils.data.Dataset):
     """Row numbers with their collate, so that one collator serves all splits."""
 
     def __init__(self, rows: Rows) -> None:

@@ -35,7 +35,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, defaults | {"adapt_vectors": adapt_vectors})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
