@@ -29,7 +29,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     sums, counts = np.cumsum(np.where(known, values, 0.0)), np.cumsum(known)
     sums[window:] -= sums[:-window].copy()
     counts[window:] -= counts[:-window].copy()
-    return np.divide(sums, counts, out=np.full(values.size, np.nan), where=counts > 0)
+    return np.divide(sums, counts, out=np.full(values.size, np.nan), where=counts > 0)  # type: ignore[no-any-return]
 
 
 def binned_means(

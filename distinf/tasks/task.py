@@ -262,7 +262,7 @@ def build_task(name: str, settings: Mapping[str, Any], seed: int, kind: Any = Ta
         raise InputError(f"task: {name} returned an object without {', '.join(missing)}")
     if kind is Task:
         check_losses(task)
-    return task  # type: ignore[no-any-return]
+    return task
 
 
 def check_losses(task: Task) -> None:
