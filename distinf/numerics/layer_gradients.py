@@ -63,7 +63,7 @@ def layer_gradient(
         return rule(module, given, grad)  # one pass over the ids of all samples
     if grad.device.type != "cpu" or grad[0].numel() < SLAB or isinstance(rule, Outer):
         return _flat(rule(module, given, grad))
-    # One sample's activations stay in the cache: half the time at DeepRx's full width.
+    # One sample's activations stay in the cache: half the time of a wide convolutional network.
     pairs = zip(given.split(1), grad.split(1), strict=True)
     return torch.cat([_flat(rule(module, x, g)) for x, g in pairs])
 

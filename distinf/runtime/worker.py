@@ -79,8 +79,8 @@ def resolve(path: str) -> Callable[..., Any]:
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed instead of giving it back: the next product wants it again.
 
-    Measured on a Hessian product at full DeepRx width: without this a sixth of its time goes into
-    faulting the same pages in again. Peak memory does not change. Elsewhere than glibc: nothing.
+    Measured on a Hessian product of a wide convolutional network: without this a sixth of its time
+    goes into faulting the same pages in again. Peak memory does not change. Nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

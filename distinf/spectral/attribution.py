@@ -39,7 +39,7 @@ TOLERANCE = 1e-3  # of the parts' sum against the loss, relative: float32 sums o
 class Attribution:
     """What each element of a training sample adds to its classic score for a target.
 
-    parts_SF [symbols, subcarriers]: sums to `score`; NaN where the sample has no loss (pilots).
+    parts_SF, over the two `axes`: sums to `score`; NaN where the sample has no loss.
     """
 
     target: int
@@ -47,7 +47,7 @@ class Attribution:
     rank: int  # 1, 2, … most helpful; -1, -2, … most harmful
     score: float
     parts_SF: np.ndarray
-    axes: tuple[str, str] = ("symbol", "subcarrier")
+    axes: tuple[str, str] = ("row", "column")
 
 
 def target_units(outline: Outline, count: int) -> list[Unit]:

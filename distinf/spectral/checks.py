@@ -31,7 +31,7 @@ def check(session: Session) -> str:
         method = gradients.rehearsed(session, model, methods)
     elif isinstance(session.task, GeneratingTask) and session.context["task"] not in STUDIES:
         _rehearse_made(session)
-    evaluate.check(session.outline)
+    evaluate.check(session)
     queries.check(session.outline)
     factors.check(session)
     trajectory.check(session.outline)

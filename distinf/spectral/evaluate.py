@@ -3,9 +3,10 @@
 Shape legend: E evaluation rows, T targets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ from distinf.runtime.ledger import Record
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import TargetSettings
 from distinf.spectral.train import trained_model
-from distinf.tasks.task import Task
+from distinf.tasks.task import Task, telling
 
 NAME = "evaluate"
-# Without a backward pass few activations live at once: a share of all, .085 measured on DeepRx.
+# Without a backward pass few activations live at once: a share of all, .085 of a wide network.
 LIVE = 0.125
 
-Criterion = Literal["relative", "absolute", "capacity"]
+Gap = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # of evaluate's columns
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,15 @@ def _chosen_in_the_run(session: Session) -> Targets:
     return choose_targets(columns, session.task, session.settings.targets)
 
 
-def check(outline: Outline) -> None:
-    """InputError for targets that are not there, or named twice, before anything is computed."""
-    _refuse_absent(outline.settings.targets.ids, outline.rows["evaluation"])
+def check(session: Session) -> None:
+    """InputError, before anything is computed, for targets that are not there, or named twice, and
+    for a criterion that the task does not have."""
+    settings, known = session.settings.targets, criteria_of(session.task)
+    if settings.criterion not in known:
+        raise InputError(
+            f"targets.criterion: '{settings.criterion}' is none of this task's: {', '.join(known)}"
+        )
+    _refuse_absent(settings.ids, session.outline.rows["evaluation"])
 
 
 def _refuse_absent(ids: Sequence[int], rows: int) -> None:
@@ -155,51 +162,39 @@ def _refuse_absent(ids: Sequence[int], rows: int) -> None:
         raise InputError(f"targets.ids: {_listed(twice)} named more than once; name each row once")
 
 
-def gap(columns: Mapping[str, np.ndarray], task: Task, criterion: Criterion) -> np.ndarray:
-    """[E]: how far the metric is from the reference; NaN where either is.
+def criteria_of(task: Task) -> dict[str, Gap]:
+    """Of the gap by which rows are ranked: those of any task, and the task's own."""
+    own = getattr(task, "criteria", {})
+    if not isinstance(own, Mapping) or not all(map(callable, own.values())):
+        raise InputError("task: criteria is no mapping of names to functions of evaluate's columns")
+    return {"relative": partial(_relative, task), "absolute": partial(_absolute, task), **own}
+
+
+def gap(columns: Mapping[str, np.ndarray], task: Task, criterion: str) -> np.ndarray:
+    """[E]: how far the metric is from the reference, by one of `criteria_of`; NaN: not known.
 
     relative  (metric - reference) / reference (Tuononen et al., Eq. 9)
     absolute  metric - reference
-    capacity  C(reference) - C(metric) in bits: see `binary_capacity`
-    Without a reference it is the metric itself, or the capacity that the metric leaves out of 1.
-    Raises InputError if capacity is asked for and the metric is no error rate.
+    Without a reference both are the metric itself.
     """
+    with telling(f"criterion '{criterion}'"):
+        gap_E = np.asarray(criteria_of(task)[criterion](columns), dtype=np.float64)
+    rows = columns[task.metric].shape
+    if gap_E.shape != rows:
+        raise InputError(f"task: criterion '{criterion}' gives {gap_E.shape}, not one gap a row")
+    return gap_E
+
+
+def _absolute(task: Task, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     metric = columns[task.metric].astype(np.float64)
-    if criterion == "capacity":
-        best = 1.0 if task.reference is None else _capacity(columns, task.reference)
-        return best - _capacity(columns, task.metric)
+    return metric if task.reference is None else metric - columns[task.reference]
+
+
+def _relative(task: Task, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     if task.reference is None:
-        return metric
-    reference = columns[task.reference].astype(np.float64)
-    if criterion == "absolute":
-        return metric - reference
+        return _absolute(task, columns)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (metric - reference) / reference
-
-
-def binary_capacity(rates: np.ndarray) -> np.ndarray:
-    """1 - h2(p) bits per use of a binary symmetric channel of error rate p in [0, 1].
-
-    A rate above one half counts as one half: to gain from it a receiver would have to know that it
-    is wrong more often than right.
-    """
-    p = np.minimum(rates.astype(np.float64), 0.5)
-    safe = np.where(p > 0, p, 0.5)  # p log2 p tends to 0 with p
-    entropy = -np.where(p > 0, safe * np.log2(safe), 0.0) - (1 - p) * np.log2(1 - p)
-    return np.where(np.isnan(p), np.nan, 1.0 - entropy)
-
-
-def _capacity(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """`binary_capacity` of a column; InputError if it holds anything but error rates."""
-    rates = columns[name].astype(np.float64)
-    odd = np.flatnonzero((rates < 0) | (rates > 1))
-    if len(odd):
-        raise InputError(
-            f"targets.criterion: capacity is of an error rate between 0 and 1, but {name} is "
-            f"{rates[odd[0]]:.4g} in evaluation row {odd[0]} ({len(odd)} such rows); use relative "
-            "or absolute"
-        )
-    return binary_capacity(rates)
+        return _absolute(task, columns) / columns[task.reference].astype(np.float64)
 
 
 def eligible_rows(

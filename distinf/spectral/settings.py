@@ -32,7 +32,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Linear warm-up, constant, then linear decay to 0 (DeepRx, section V: shares .027 and .3).
+    """Linear warm-up, constant, then linear decay to 0 (Honkala et al. 2021, section V).
 
     rows              training rows, from the first on (0: all); a reduced training set
     checkpoint        a safetensors file whose weights training starts from ("": the task's own);
@@ -109,17 +109,16 @@ class TargetSettings:
     count          how many
     per_condition  at most so many whose conditions are the same, by the columns that the task names
                    as `conditions` (0: any number)
-    min_reference  only rows whose reference is at least this (Tuononen et al.: genie BER 1e-3)
+    min_reference  only rows whose reference is at least this (Tuononen et al.: BER 1e-3)
     criterion      the gap that ranks rows: relative to the reference (Tuononen et al., Eq. 9),
-                   absolute, or capacity (of a binary symmetric channel whose error rate is the
-                   metric)
+                   absolute, or one of the task's own `criteria`
     ids            these evaluation rows instead, all of them and in this order
     """
 
     count: int = 5
     per_condition: int = 1
     min_reference: float = 1e-3
-    criterion: Literal["relative", "absolute", "capacity"] = "relative"
+    criterion: str = "relative"
     ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

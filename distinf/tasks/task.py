@@ -100,7 +100,8 @@ class Task(Protocol):
     axis       a key of `evaluate` to plot the metric against, or None
 
     It may also have `conditions`, keys of `evaluate`: rows that agree on all of them were measured
-    under the same conditions, and of those one is taken as a target.
+    under the same conditions, and of those one is taken as a target. And `criteria`, functions of
+    evaluate's columns (arrays [E]) that give a gap [E], by names that targets.criterion can take.
     """
 
     losses: Mapping[str, PerSampleLoss]
@@ -181,13 +182,13 @@ class RedrawingTask(Protocol):
 class ElementTask(Protocol):
     """A task whose training loss is a sum over the elements of a row, for attribution to them.
 
-    It may name the two axes of a row's elements: `part_axes`, ("symbol", "subcarrier"), say.
+    It may name the two axes of a row's elements: `part_axes`, ("line", "column"), say.
     """
 
     def parts(self, model: nn.Module, batch: Batch) -> Tensor:
         """[N, A, B] or [N, B]: summed over a row's elements, the training loss of the row.
 
-        NaN marks an element that has no part in it (a pilot).
+        NaN marks an element that has no part in it.
         """
 
 

@@ -6,7 +6,7 @@ import torch
 
 from distinf.errors import InputError
 from distinf.spectral import actions, evaluate
-from distinf.spectral.evaluate import binary_capacity, choose_targets, eligible_rows, gap
+from distinf.spectral.evaluate import choose_targets, eligible_rows, gap
 from distinf.spectral.session import Session
 from distinf.spectral.settings import TargetSettings
 from distinf.studies.receiver import ReceiverSettings, task
@@ -48,22 +48,17 @@ def test_the_least_reference_holds_under_every_criterion(criterion):
     assert np.flatnonzero(eligible).tolist() == [3]
 
 
-def test_capacity_of_a_binary_channel():
-    rates = np.array([0.0, 0.11, 0.5, 0.9, 1.0, np.nan])
-    # 0.11 is where half a bit is left (a textbook value); above one half nothing is.
-    np.testing.assert_allclose(binary_capacity(rates), [1, 0.5, 0, 0, 0, np.nan], atol=1e-3)
-    assert binary_capacity(np.linspace(0, 1, 11))[:6].tolist() == sorted(
-        binary_capacity(np.linspace(0, 1, 11))[:6], reverse=True
-    )
-
-
-def test_capacity_of_what_is_no_error_rate_is_refused():
-    for name, value in (("ber", 1.7), ("genie_ber", -0.2)):
-        columns = {k: v.copy() for k, v in COLUMNS.items()}
-        columns[name][3] = value
-        with pytest.raises(InputError, match=rf"{name} is {value} in evaluation row 3"):
-            choose_targets(columns, RECEIVER, TargetSettings(criterion="capacity"))
-        choose_targets(columns, RECEIVER, TargetSettings(criterion="absolute"))
+def test_a_task_may_have_a_criterion_of_its_own():
+    made = task(ReceiverSettings(), 0)
+    made.criteria = {"ratio": lambda columns: columns["ber"] / columns["genie_ber"]}
+    settings = TargetSettings(count=9, criterion="ratio")
+    assert choose_targets(COLUMNS, made, settings).ids.tolist() == [0, 2, 1, 3, 6]
+    made.criteria = {"ratio": lambda columns: columns["ber"].mean()}
+    with pytest.raises(InputError, match=r"criterion 'ratio' gives \(\), not one gap a row"):
+        choose_targets(COLUMNS, made, settings)
+    made.criteria = ["ratio"]
+    with pytest.raises(InputError, match="criteria is no mapping of names to functions"):
+        choose_targets(COLUMNS, made, settings)
 
 
 def test_without_a_reference_the_metric_is_the_gap(tmp_path):
@@ -71,8 +66,6 @@ def test_without_a_reference_the_metric_is_the_gap(tmp_path):
     made.reference = None
     for criterion in ("relative", "absolute"):
         np.testing.assert_array_equal(gap(COLUMNS, made, criterion), COLUMNS["ber"])
-    found = gap(COLUMNS, made, "capacity")
-    np.testing.assert_allclose(found, 1 - binary_capacity(COLUMNS["ber"]))
 
 
 def test_of_rows_under_the_same_conditions_one_is_taken():
@@ -120,7 +113,7 @@ def test_rows_that_are_not_there_are_refused_before_any_work(ids, message, tmp_p
     config = points_config(tmp_path / "run", targets={"ids": ids})
     session = Session(config.context(str(config.out)), torch.device("cpu"))
     with pytest.raises(InputError, match=message):
-        evaluate.check(session.outline)
+        evaluate.check(session)
     assert not (tmp_path / "run").exists()
 
 
@@ -128,5 +121,5 @@ def test_a_run_on_named_rows_acts_on_those(tmp_path):
     config = points_config(tmp_path / "run", targets={"ids": [40, 7, 22]})
     session = run_until("evaluate", config)
     assert evaluate.chosen_targets(session).ids.tolist() == [40, 7, 22]
-    evaluate.check(session.outline)
+    evaluate.check(session)
     assert {unit.job["target"] for unit, _ in actions.units(session.outline)} == {0, 1, 2}

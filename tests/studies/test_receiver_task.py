@@ -9,6 +9,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 from distinf.studies.receiver import ReceiverSettings, link, losses, qam, task
+from distinf.studies.receiver.capacity import binary_capacity
 from distinf.studies.receiver.deeprx import DeepRx, DeepRxConfig, deeprx_inputs
 from distinf.studies.receiver.scenario import ScenarioConfig
 from distinf.tasks.task import GeneratingTask, Task, build_task
@@ -307,3 +308,12 @@ def test_sampled_bits_follow_the_network_and_the_row_alone(generated):
         among = data & (chances > least) & (chances < most)
         assert among.sum() > 100
         assert float((bits[among].float() - chances[among]).mean().abs()) < 0.05
+
+
+def test_capacity_of_a_binary_channel():
+    rates = np.array([0.0, 0.11, 0.5, 0.9, 1.0, np.nan])
+    # 0.11 is where half a bit is left (a textbook value); above one half nothing is.
+    np.testing.assert_allclose(binary_capacity(rates), [1, 0.5, 0, 0, 0, np.nan], atol=1e-3)
+    assert binary_capacity(np.linspace(0, 1, 11))[:6].tolist() == sorted(
+        binary_capacity(np.linspace(0, 1, 11))[:6], reverse=True
+    )

@@ -108,7 +108,8 @@ def attributions(rng: np.random.Generator) -> Iterator[Attribution]:
         parts = np.sign(rank) * 0.01 * bump + 0.001 * rng.standard_normal((14, 48))
         parts[2, ::2] = parts[11, ::2] = np.nan
         score = float(np.nansum(parts))
-        yield Attribution(TARGETS[0], 1200 + rank, rank, score, parts)
+        axes = ("symbol", "subcarrier")
+        yield Attribution(TARGETS[0], 1200 + rank, rank, score, parts, axes)
 
 
 def curves(selections: Sequence[str], gain: float) -> AxisCurves:

@@ -78,7 +78,7 @@ def _one_axis(findings: Findings, curves: AxisCurves, canvas: Figure) -> bool:
 
 
 def _levels(axes: Axes, findings: Findings, curves: AxisCurves, **style: Any) -> None:
-    """A line per receiver; with a style larger, and with markers."""
+    """A line per curve; with a style larger, and with markers."""
     every: list[float] = []
     for name, curve in curves.curves.items():
         y = np.array(curve, dtype=float)
@@ -86,13 +86,13 @@ def _levels(axes: Axes, findings: Findings, curves: AxisCurves, **style: Any) ->
             y[~(y > 0)] = np.nan
         every += svg.finite(y).tolist()
         own: Any = {"marker": svg.MARKER.get(name)} if style else {}
-        own |= {"ls": svg.DASH.get(name, "-"), "label": receiver(findings, name)}
+        own |= {"ls": svg.DASH.get(name, "-"), "label": curve_label(findings, name)}
         width = (2.0 if name == SELECTED else 1.3) + 0.2 * bool(style)
         svg.line(axes, curves.x, y, svg.role(name), lw=width, **own, **style)
     svg.axis(axes, "y", every, findings.metric.log)
 
 
-def receiver(findings: Findings, name: str) -> str:
+def curve_label(findings: Findings, name: str) -> str:
     """A curve's role in words: what the reference and the baseline are, and after which tuning."""
     if name in ("reference", "baseline"):
         return getattr(findings.metric, name) or name

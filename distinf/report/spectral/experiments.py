@@ -218,12 +218,12 @@ def _rates_table(findings: Findings, family: Family, rows: Sequence[Row]) -> Tab
 
 
 def effects(findings: Findings, rows: Tables) -> Table:
-    """Mean metric and gap closed, on the targets and on all others, per run, aim and receiver."""
+    """Mean metric and gap closed, on the targets and on all others, per run, aim and curve."""
     every, name = rows.get("effects", []), findings.metric.name
     several = len({r["label"] for r in every}) > 1
     columns = [
         stub("experiment", lambda r: ", ".join([r["panel"], *([r["label"]] if several else [])])),
-        stub("receiver", lambda r: axis_figures.receiver(findings, r["role"])),
+        stub("of", lambda r: axis_figures.curve_label(findings, r["role"])),
         Column(name, "target_metric", group="targets"),
         spread("gap closed [%]", group="targets"),
         Column(name, "non_target_metric", group="others"),

@@ -24,8 +24,8 @@ class MetricInfo:
     """How to name the metric: `reference` None means that the gap is the metric itself."""
 
     name: str = "loss"
-    reference: str | None = None  # "genie-aided LMMSE"
-    baseline: str | None = None  # another receiver to compare with, "LS + LMMSE"
+    reference: str | None = None  # "the best possible"
+    baseline: str | None = None  # another method to compare with
     axis: str | None = None  # "SNR [dB]"
     log: bool = False
 
@@ -124,7 +124,7 @@ class EvaluationPoints:
     gap_E: np.ndarray
     axis_E: np.ndarray | None = None
     eligible_E: np.ndarray | None = None
-    rule: str = ""  # "genie BER of at least 0.001"
+    rule: str = ""  # "reference of at least 0.001"
     metric_E: np.ndarray | None = None
     reference_E: np.ndarray | None = None
     least_reference: float | None = None  # of an eligible sample
@@ -242,7 +242,7 @@ class Findings:
     non_target_before: float | None = None  # the non-targets' mean metric before fine-tuning
     non_target_reference: float | None = None
     non_target_baseline: float | None = None
-    label: str = ""  # what tells this run from those beside it: "4,080 slots"
+    label: str = ""  # what tells this run from those beside it: "4,080 samples"
     data: str = ""  # runs of one text have the same rows by the same numbers
     beside: Mapping[str, "Findings"] = field(default_factory=dict)  # variations of this run
     published: Sequence[Published] = ()

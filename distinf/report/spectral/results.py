@@ -101,13 +101,13 @@ def _of(session: Session, job: Unit) -> list[Outcome]:
     found = []
     for column, rank in enumerate(job_ranks(job)):
         metric = stored["metric_by_step"][:, column]
-        genie = _reference(session, targets.ids[[rank]])[0]
+        best = _reference(session, targets.ids[[rank]])[0]
         outcome = Outcome(
             selection=arm.selection,
             target=int(targets.ids[rank]),
             condition=int(targets.conditions[rank]),
             seed=job.job["seed"],
-            gap_reduction_pct=gap_reduction(metric[0], metric[-1], genie),
+            gap_reduction_pct=gap_reduction(metric[0], metric[-1], best),
             metric_by_step=metric.tolist(),
             sibling_change_pct=change_pct(*stored["siblings"][::-1, column]),
             fresh_change_pct=change_pct(*stored["fresh"][::-1, column]),

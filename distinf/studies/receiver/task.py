@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from distinf.digest import sha256
 from distinf.numerics.randomness import number, uniform
 from distinf.store import Rows
 from distinf.studies.receiver import losses, pilots
+from distinf.studies.receiver.capacity import capacity_gap
 from distinf.studies.receiver.dataset import Dataset
 from distinf.studies.receiver.deeprx import DeepRx, DeepRxConfig, deeprx_inputs
 from distinf.studies.receiver.lamb import Lamb
@@ -134,6 +136,7 @@ class ReceiverTask(ABC):
     axis = "snr_db"
     conditions = ("snr_db", "delay_spread_ns", "doppler_hz", "model")  # of a frame, its slots alike
     part_axes = ("symbol", "subcarrier")
+    criteria = MappingProxyType({"capacity": capacity_gap})
 
     def __init__(self, settings: ReceiverSettings, seed: int) -> None:
         self.settings = settings
