@@ -19,7 +19,7 @@ from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.train import trained_model
 from distinf.numerics.ekfac import EkFac
 from distinf.numerics.parameters import Layout
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.factors import (
     PHASES,
@@ -62,14 +62,25 @@ def phase_units(settings: StageSettings, cell: Cell, phase: str) -> list[Unit]:
 
 def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     factors, rows = 8.0 * squares(cell.forms), unit.stop - unit.start
+    advice = f"leave {EKFAC} out of scores.estimators"
     if unit.job["phase"] == "bases":
-        return Cost(10.0 * squares(cell.forms, 3), bytes=factors, memory=2.0 * factors)
+        lever = Lever("scores.estimators", 1.0, 2.0 * factors, where="host", advice=advice)
+        flops = 10.0 * squares(cell.forms, 3)
+        return Cost(flops, bytes=factors, memory=2.0 * factors, levers=(lever,))
     if unit.job["phase"] == "sums":
         flops = 2.0 * max(cell.shapes.tokens_per_row or 1.0, 1.0) * squares(cell.forms)
         stored = factors
     else:
         flops, stored = rotations(cell.forms), 8.0 * sum(b.entries for b in cell.blocks.dense)
-    return pass_cost(outline, cell, rows, flops=rows * flops, stored=stored, held=factors + stored)
+    held = factors + stored  # on the device; then what is stored, on the host
+    levers = [
+        Lever("scores.estimators", 1.0, size, where=where, advice=advice)
+        for where, size in (("device", held), ("host", stored))
+    ]
+    return pass_cost(
+        outline, cell, rows,
+        flops=rows * flops, stored=stored, held=stored, on_device=held, levers=levers,
+    )  # fmt: skip
 
 
 def check(session: Session) -> None:

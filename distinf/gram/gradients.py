@@ -88,6 +88,7 @@ def pass_cost(
     *,
     stored: float,
     held: float,
+    on_device: float = 0.0,
     flops: float = 0.0,
     levers: Sequence[Lever] = (),
 ) -> Cost:
@@ -105,7 +106,7 @@ def pass_cost(
         flops=2.0 * shapes.flops_per_sample * rows + flops,
         bytes=stored,
         memory=held,
-        device=passed + shapes.model_bytes,
+        device=passed + shapes.model_bytes + on_device,
         staged=shapes.model_bytes,
         levers=(Lever(f"gradients.{name}_per_batch", value, passed, least), *levers),
         work={"gradient": rows},

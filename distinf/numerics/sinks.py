@@ -2,7 +2,8 @@
 
 The watcher (layer_uses.py) hands over the input of each use of a layer with the gradient of its
 output, as soon as that is known. A sink makes of it what it is for and lets go of the rest, so that
-a pass never holds more than the sink keeps. KroneckerSums (kronecker.py) is another one.
+a pass never holds more than the sink keeps. The sums that EK-FAC is made of are another sink's
+(kronecker.py).
 """
 
 from collections.abc import Callable, Mapping

@@ -76,10 +76,13 @@ def _cost(outline: Outline, unit: Unit) -> Cost:
     return Cost(
         flops=rows * (3.0 * shapes.flops_per_sample + (each if summed else rotations(forms))),
         bytes=stored,
-        memory=factors + stored,
+        memory=stored,
         device=passed + vector + factors + stored,
         staged=vector,
-        levers=(Lever("gradients.chunk", chunk, passed),),
+        levers=(
+            Lever("gradients.chunk", chunk, passed),
+            Lever("scores.ekfac", 1.0, factors + stored, advice="set scores.ekfac to false"),
+        ),
         work={"gradient": rows},
     )
 
