@@ -111,6 +111,9 @@ def export(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     head, body = re.match(r".*?<svg([^>]*)>(.*)", text, flags=re.S).groups()  # type: ignore[union-attr]
     view = re.search(r'viewBox="[^"]*"', head).group()  # type: ignore[union-attr]
+    hashed = dict.fromkeys(re.findall(r'\bid="([a-z][0-9a-f]{10})"', body))  # of unrounded places
+    for k, made in enumerate(hashed):
+        body = body.replace(made, f"d{k}")
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', body)
     body = body.replace("url(#", f"url(#{name}-")
