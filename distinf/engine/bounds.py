@@ -1,4 +1,4 @@
-"""Checks that the settings of all routes share."""
+"""Checks that the settings of all recipes share."""
 
 import math
 

@@ -146,7 +146,7 @@ def _verify_handed(blobs: Blobs, parts: Sequence[Part], found: Verification) -> 
         return
     over = {part.title for part in parts if part.is_over and part.units}
     kinds |= {REPORT} & over
-    if {TRAIN, "curvature"} <= over:  # the Gram route exports none
+    if {TRAIN, "curvature"} <= over:  # the Gram recipe exports none
         kinds.add(WEIGHTS)
     for kind in sorted(kinds):
         lines = changed(blobs, kind, within=folder_of(kind))

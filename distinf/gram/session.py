@@ -27,7 +27,7 @@ from distinf.tasks.rehearsal import checked_shapes
 from distinf.tasks.task import Batch, Shapes, Task, telling
 
 DATA = "data"
-TRAIN, QUERY = "train", "evaluation"  # the task's splits, as this route uses them
+TRAIN, QUERY = "train", "evaluation"  # the task's splits, as this recipe uses them
 
 
 @dataclass(frozen=True)

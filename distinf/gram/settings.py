@@ -1,4 +1,4 @@
-"""Every knob of the Gram route's stages, with its default. What changes a result is part
+"""Every knob of the Gram recipe's stages, with its default. What changes a result is part
 of a run's fingerprint (NOT_FINGERPRINTED in distinf/engine/fingerprint.py names the rest).
 """
 

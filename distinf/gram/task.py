@@ -1,4 +1,4 @@
-"""What the Gram route asks of a task beyond `tasks.task.Task`, all of it optional.
+"""What the Gram recipe asks of a task beyond `tasks.task.Task`, all of it optional.
 
 A plain task is scored as it is: its training rows against its evaluation rows, with the model that
 it returns. A task of several datasets or seeds has a cell for each; a cell that can be trained is

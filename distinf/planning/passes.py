@@ -1,4 +1,4 @@
-"""Speeds of a run of the Gram route: its model's passes over rows, timed here or by a roofline."""
+"""Speeds of a run of the Gram recipe: its model's passes over rows, timed here or by a roofline."""
 
 import time
 from collections.abc import Callable

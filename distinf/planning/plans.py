@@ -107,7 +107,7 @@ def _of_passes(
     gpus: int,
     blobs: Blobs,
 ) -> Plan:
-    """A run of the Gram route."""
+    """A run of the Gram recipe."""
     runtime = config.runtime
     workers, where = workers_of(runtime), "this machine"
     if gpu is not None:

@@ -76,7 +76,7 @@ def rehearsed_method(
 ) -> Method:
     """The first of `methods` that agrees with one row at a time in every pass.
 
-    settings: a route's GradientSettings. InputError, by the run's keys, where none does.
+    settings: a recipe's GradientSettings. InputError, by the run's keys, where none does.
     """
     if getattr(settings, "embeddings", False) or _projection(settings):
         methods = ("hooks",)
@@ -104,7 +104,7 @@ def agree(
     rows: int,
     seed: int = 0,
 ) -> Method:
-    """numerics' settled_method by a route's GradientSettings, `rows` at once."""
+    """numerics' settled_method by a recipe's GradientSettings, `rows` at once."""
     device = next(model.parameters()).device
     project = TwoSided(seed, _projection(settings)) if _projection(settings) else None
     with precision(settings.precision, torch.device(device.type)):

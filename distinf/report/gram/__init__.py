@@ -1,1 +1,1 @@
-"""The Gram route's report: what was scored, filtered and retrained in, one HTML file out."""
+"""The Gram recipe's report: what was scored, filtered and retrained in, one HTML file out."""
