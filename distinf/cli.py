@@ -317,6 +317,8 @@ def _query(options: argparse.Namespace) -> None:
     asked = ask(options.run, changes, Reporter(), ranking=options.ranking, top=options.top)
     for answer in asked.answers:
         query_table(answer, options.top)
+        if answer.note:
+            _print(answer.note)
     _print(f"by {asked.name}; all scores and these tables: {asked.root}")
 
 

@@ -21,7 +21,7 @@ from distinf.digest import digest
 from distinf.engine import running
 from distinf.engine.fingerprint import fingerprint
 from distinf.engine.lease import held
-from distinf.engine.recipe import Answer, Asks
+from distinf.engine.recipe import Answer
 from distinf.engine.run import reopen, stored_provenance
 from distinf.engine.session import Session, session_of
 from distinf.engine.verifying import QUERY, folder_of
@@ -29,7 +29,8 @@ from distinf.errors import InputError
 from distinf.masking import masked
 from distinf.runtime import RuntimeSettings, hand_out, open_runtime
 from distinf.runtime.units import differences, flatten
-from distinf.tasks.identity import stated
+from distinf.tasks.identity import rows_of, stated
+from distinf.tasks.task import SPLITS
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,13 @@ def ask(
     if asks is None:
         raise InputError(f"{folder}: its recipe, {config.recipe}, cannot be asked again")
     _refuse_unfinished(session, config, folder)
-    name, settings = asks.ranking(session, ranking)
     other = _other(config, changes)
+    rows = {split: rows_of(other.identity, split) for split in SPLITS}
+    name, stages, settings = asks.ranking(session, ranking, rows)
     late = session_of(_context(config, other, session, settings), torch.device("cpu"))
     late.refuse_other_data()
     with held(session.blobs):
-        _carry_out(late, asks, config, watch)
+        _carry_out(late, stages, config, watch)
         _refuse_other_training_rows(session, late)
         answers = list(asks.answers(late, name))
         kind = f"{QUERY}{late.context['late']}"
@@ -115,13 +117,15 @@ def _context(
     return {**made, "settings": stages, "late": late}
 
 
-def _carry_out(session: Session, asks: Asks, config: RunConfig, watch: running.Watcher) -> None:
+def _carry_out(
+    session: Session, stages: Sequence[str], config: RunConfig, watch: running.Watcher
+) -> None:
     """Only what is not there: in this process where the run's workers are its own and on CPUs."""
     runtime = config.runtime
     if runtime.address is None and not runtime.num_gpus:
         runtime = RuntimeSettings(kind="local", threads=runtime.threads)
     with contextlib.closing(open_runtime(runtime)) as opened:
-        for stage in (s for s in session.recipe.working if s.name in asks.stages):
+        for stage in (s for s in session.recipe.working if s.name in stages):
             wanted = stage.wanted_units(session)
             if not stage.is_done(session, wanted):
                 running.run_stage(session, stage, wanted, opened, watch)

@@ -45,13 +45,12 @@ def no_summary(session: "Session") -> Sequence[Any]:
 class Asks:
     """How a finished run is asked about query rows that come later.
 
-    stages   that work on query rows, by name: what they did for training rows is found again
-    ranking  (session, "estimator/group" or "") -> (the whole name, settings by section to use)
+    ranking  (session, a name or "", rows by split) -> (the whole name; the stages to run, which
+             find again what was done for training rows; settings by section to use)
     answers  (session, name) -> for each cell its Answer
     """
 
-    stages: Names
-    ranking: Callable[[Any, str], tuple[str, Mapping[str, Any]]]
+    ranking: Callable[[Any, str, Mapping[str, int]], tuple[str, Names, Mapping[str, Any]]]
     answers: "Callable[[Any, str], Iterable[Answer]]"
 
 
@@ -64,6 +63,7 @@ class Answer:
     scores_QN: np.ndarray
     queries: Sequence[Mapping[str, Any]]
     rows: Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
+    note: str = ""  # what a reader has to know of the scores
 
 
 @dataclass(frozen=True)

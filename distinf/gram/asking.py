@@ -14,14 +14,16 @@ from distinf.gram.task import AskedAbout, described_rows
 from distinf.tasks.task import telling
 
 
-def ranking(session: Session, name: str) -> tuple[str, Mapping[str, Any]]:
+def ranking(
+    session: Session, name: str, rows: Mapping[str, int]
+) -> tuple[str, tuple[str, ...], Mapping[str, Any]]:
     """Asks.ranking: an estimator and a group of layers, by default the report's."""
     cell = next(iter(session.outline.cells.values()))
     known = sorted({each.rpartition("/")[0] for each in configurations(session.outline, cell)})
     name = name or "/".join(headline(session, cell)[:2])
     if name not in known:
         raise InputError(f"--ranking {name}: use one of {', '.join(known)}")
-    return name, {"scores": {"estimators": [name.split("/")[0]]}}
+    return name, ("data", "gradients", "gram"), {"scores": {"estimators": [name.split("/")[0]]}}
 
 
 def answers(session: Session, name: str) -> Iterator[Answer]:

@@ -1,6 +1,6 @@
 """The spectral recipe: curvature first, then projections of gradients on its Ritz vectors."""
 
-from distinf.engine.recipe import Recipe
+from distinf.engine.recipe import Asks, Recipe
 from distinf.report.spectral.report import write
 from distinf.report.spectral.terminal import summary
 from distinf.spectral import (
@@ -16,6 +16,7 @@ from distinf.spectral import (
     train,
     trajectory,
 )
+from distinf.spectral.asking import answers, ranking
 from distinf.spectral.checks import check
 from distinf.spectral.session import Session
 from distinf.spectral.settings import StageSettings
@@ -42,6 +43,7 @@ RECIPE = Recipe(
     check=check,
     decided=curvature.decided,
     lent=evaluate.targets_of_the_run,
+    asks=Asks(ranking, answers),
     summary=summary,
     packages=("torch", "numpy", "sionna-no-rt", "sionna"),
     files=("train.checkpoint",),

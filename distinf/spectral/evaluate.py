@@ -107,6 +107,8 @@ def evaluation(session: Session) -> dict[str, np.ndarray]:
 def _choosing_units(session: Session) -> list[Unit]:
     """The evaluation in which the targets are chosen, which a variation may have of its run."""
     rows, where = session.outline.rows["evaluation"], session.context["chosen_in"]
+    if "late" in session.context:  # targets that came after the run
+        return [unit for unit, _ in units(session.outline)]
     ranges = row_ranges(rows, where["rows_per_unit"])
     return [Unit(NAME, where["evaluate"], a, b) for a, b in ranges]
 

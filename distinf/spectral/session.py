@@ -32,6 +32,7 @@ from distinf.tasks.task import (
 )
 
 DATA = "data"
+OF_TARGETS = ("evaluate", "targets", "queries", "gradients", "scores")  # by evaluation rows
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Outline:
 
     settings: StageSettings
     keys: Keys
+    data_keys: Mapping[str, str]  # by split
     rows: Mapping[str, int]
     rows_per_unit: Mapping[str, int]  # of a generating task; empty for one with its own data
     losses: Sequence[str]
@@ -89,7 +91,7 @@ class Session(engine_session.Session):
 
     @cached_property
     def outline(self) -> Outline:
-        task = self.task
+        task, asked = self.task, self.asked_keys(self.keys)
         per_unit = (
             {split: task.rows_per_unit(split) for split in SPLITS}
             if isinstance(task, GeneratingTask)
@@ -97,7 +99,8 @@ class Session(engine_session.Session):
         )
         return Outline(
             settings=self.settings,
-            keys=self.keys,
+            keys={**self.keys, **{name: asked[name] for name in OF_TARGETS}},
+            data_keys={"train": self.keys[DATA], "evaluation": asked[DATA]},
             rows={split: rows_of(task, split) for split in SPLITS},
             rows_per_unit=per_unit,
             losses=list(task.losses),
@@ -138,4 +141,4 @@ def split_units(outline: Outline, split: str) -> list[Unit]:
     if not outline.rows_per_unit:
         return []
     ranges = row_ranges(outline.rows[split], outline.rows_per_unit[split])
-    return [Unit(DATA, outline.keys[DATA], a, b, {"split": split}) for a, b in ranges]
+    return [Unit(DATA, outline.data_keys[split], a, b, {"split": split}) for a, b in ranges]
