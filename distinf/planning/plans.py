@@ -24,12 +24,14 @@ from distinf.planning.staging import SpeedsOf, StagePlan, stage_plans
 from distinf.runtime import Node, RuntimeSettings, this_machine
 from distinf.spectral.session import Outline, Session
 from distinf.store import Blobs, open_root
+from distinf.tasks.task import Task
 
 SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a margin
 UNSEEN = "the cluster's machines are asked when the run starts; memory is not checked here"
 SHARDS = {  # what to raise where a stage cannot use all workers
     "train": "train.shards", "curvature": "curvature.shards", "queries": "curvature.shards",
 }  # fmt: skip
+ASSUMED_GFLOPS = 10.0  # where times are not asked for
 NOTED = 0.05  # of the whole time, from which on a remedy is named
 
 
@@ -107,8 +109,10 @@ def _of_passes(
     gpus: int,
     blobs: Blobs,
 ) -> Plan:
-    """A run of the Gram recipe."""
-    runtime = config.runtime
+    """A run of any other recipe; without a model there are no passes to measure."""
+    runtime, has_model = config.runtime, config.RECIPE.task is Task
+    if gpu is not None and not has_model:
+        raise InputError(f"--gpu {gpu}: nothing of this run is computed on a GPU; leave it out")
     workers, where = workers_of(runtime), "this machine"
     if gpu is not None:
         if gpus < 1:
@@ -117,8 +121,8 @@ def _of_passes(
         speeds = passes.roofline_passes(session, device)
         runtime = _with_gpus(runtime)
         workers, where = max(1, int(gpus / runtime.num_gpus)), f"{gpus} x {gpu}"
-    elif gflops is not None:
-        speeds = assumed(config.runtime, gflops)
+    elif gflops is not None or not has_model:
+        speeds = assumed(config.runtime, ASSUMED_GFLOPS if gflops is None else gflops)
     else:
         refuse_what_cannot_fit(quick_plans(session, config.runtime), config.runtime, blobs)
         speeds = passes.measured_passes(session, config.runtime)
@@ -224,7 +228,7 @@ def assumed(runtime: RuntimeSettings, gflops: float) -> Speeds:
 
 def quick_plans(session: Any, runtime: RuntimeSettings) -> list[StagePlan]:
     """Units, bytes and memory; the times are not to be looked at."""
-    speeds = assumed(runtime, 10)
+    speeds = assumed(runtime, ASSUMED_GFLOPS)
     return stage_plans(session, workers_of(runtime), lambda _: speeds, runtime)
 
 

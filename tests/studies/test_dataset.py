@@ -1,7 +1,9 @@
 """The receiver task on an imported dataset. TensorFlow is not needed to read one."""
 
+import json
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -192,6 +194,33 @@ def test_status_and_report_of_an_import(dataset, capsys):
     page = (dataset[0] / "report/index.html").read_text()
     assert "50 train slots, 30 evaluation slots" in page
     assert (dataset[0] / "report/splits.csv").read_text().startswith("split,rows,genie_ber")
+
+
+def test_plan_of_an_import_says_what_it_stores(dataset, tmp_path, capsys):
+    folder = str(dataset[0])
+    assert main(["plan", folder, "--out", str(tmp_path / "other"), "--json"]) == 0
+    stages = {s["stage"]: s for s in json.loads(capsys.readouterr().out)["stages"]}
+    assert [*stages] == ["pilots", "count", "rows", "dataset", "report"]
+    assert stages["count"]["units"] == 2
+    assert stages["rows"]["bytes"] > 0
+    assert main(["plan", folder, "--gpu", "h100"]) == 2
+    assert "on a GPU; leave it out" in capsys.readouterr().err
+
+
+def test_rows_are_counted_ahead_by_the_length_of_the_first_record(tmp_path):
+    record = (100).to_bytes(8, "little") + bytes(108)
+    packed = zlib.compressobj(0, wbits=31)
+    for name, data, kind in (
+        ("plain", record * 7, "none"),
+        ("gzip", packed.compress(record * 7) + packed.flush(), "gzip"),
+        ("zlib", zlib.compress(record * 7, 0), "zlib"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        source = tfrecords.Source("train", str(tmp_path / name), len(data))
+        assert tfrecords.likely_records(source, kind) == 7
+    (tmp_path / "torn").write_bytes(bytes(50))
+    torn = tfrecords.Source("train", str(tmp_path / "torn"), 50)
+    assert tfrecords.likely_records(torn, "gzip") == 1  # which is told when it is counted
 
 
 def test_a_second_import_into_a_folder_at_work_is_refused(dataset, tmp_path):
