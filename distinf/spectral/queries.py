@@ -22,9 +22,10 @@ from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import (
     PRODUCT,
+    drawn_rows,
+    left_out_rows,
     mean_product,
     product_bytes,
-    product_rows,
     stored_pairs,
 )
 from distinf.spectral.evaluate import chosen_targets, evaluated
@@ -164,12 +165,16 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
     model = session.cached("trained", lambda: trained_model(session))
     layout = Layout.of(model, session.settings.curvature.blocks)
     unit = gradient_unit(session.outline)
-    if not all(done_for_all(session, collective, [unit])) and collective.rank == 0:
+    if not all(done_for_all(session, collective, [unit])):
         ids = chosen_targets(session).ids
-        batch = session.batch("evaluation", ids)
+        owned = collective.owned(len(ids))
+        batch = session.batch("evaluation", ids[owned.start : owned.stop]) if owned else {}
         arrays = {}
         for name, loss in session.task.losses.items():
-            grads_TP = target_gradients(session, model, loss, batch, layout)
+            mine_TP = layout.gather(model).new_empty((0, layout.size))
+            if owned:
+                mine_TP = target_gradients(session, model, loss, batch, layout)
+            grads_TP = collective.all_gather(mine_TP)
             if not finite_rows(grads_TP).all():
                 bad = ids[~finite_rows(grads_TP).cpu().numpy()].tolist()
                 raise InputError(f"targets: the {name} gradient of rows {bad} is not finite")
@@ -179,7 +184,8 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
                     "nothing: choose other targets.ids, or use a loss that is not flat there"
                 )
             arrays[name] = grads_TP.cpu().numpy()
-        session.commit(unit, attempt, arrays)
+        if collective.rank == 0:
+            session.commit(unit, attempt, arrays)
     collective.barrier()
     _solve_all(session, collective, attempt)
     return len(_solvable(session))
@@ -203,7 +209,7 @@ def _solve_all(session: Session, collective: Collective, attempt: str) -> None:
     settings = session.settings.curvature
     model = session.cached("trained", lambda: trained_model(session))
     layout = Layout.of(model, settings.blocks)
-    rows = product_rows(session, collective, model)
+    rows = np.setdiff1d(drawn_rows(session), left_out_rows(session))
     matvec = mean_product(session, collective, model, layout, rows)
     limits = RefineSettings(tolerance=settings.refine_tolerance, steps=settings.refine_steps)
     vectors_KP = stored_pairs(session).vectors.to(session.device)
