@@ -37,7 +37,7 @@ def test_a_units_worker_tells_how_far_it_is_and_its_commit_ends_that(tmp_path, m
     assert running._done(session, "train", {unit.id}) == 1
 
 
-def test_the_worst_rows_are_shown_and_nothing_in_their_texts_is_obeyed(monkeypatch):
+def test_the_worst_rows_are_shown_and_nothing_in_their_texts_is_obeyed(monkeypatch, tmp_path):
     texts = ["[red]not markup[/red]", "\x1b[31mred\x07 bell", "two\nlines \u202e mirrored",
              "lone \ud800", "宽" * 90]  # fmt: skip
     rows = [
@@ -45,9 +45,11 @@ def test_the_worst_rows_are_shown_and_nothing_in_their_texts_is_obeyed(monkeypat
          "text": text, "suggested_label": "returns"}
         for k, text in enumerate(texts)
     ]  # fmt: skip
-    monkeypatch.setattr(terminal.gram_report, "worst_rows", lambda _: rows)
+    monkeypatch.setattr(terminal, "cell_ranking", lambda *_: rows)
     out = io.StringIO()
-    Terminal(file=out, width=100, force_terminal=False).print(terminal._worst_table(None))
+    Terminal(file=out, width=100, force_terminal=False).print(
+        terminal.worst_table(session_of(tmp_path / "run"))
+    )
     told = out.getvalue()
     assert "[red]not markup[/red]" in told
     assert "\\x1b[31mred\\x07 bell" in told

@@ -7,7 +7,7 @@ from distinf.gram.checks import check
 from distinf.gram.session import Session
 from distinf.gram.settings import StageSettings
 from distinf.gram.task import cells_of
-from distinf.report.gram.report import write
+from distinf.report.gram.page import write
 from distinf.report.gram.terminal import summary
 
 RECIPE = Recipe(

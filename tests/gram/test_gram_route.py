@@ -13,7 +13,17 @@ import distinf
 from distinf.config import resolve
 from distinf.engine import running
 from distinf.errors import InputError
-from distinf.gram import actions, data, factors, gradients, gram, scores, tiles, train
+from distinf.gram import (
+    actions,
+    data,
+    factors,
+    gradients,
+    gram,
+    ranking,
+    scores,
+    tiles,
+    train,
+)
 from distinf.gram.scores import all_scores, right_queries
 from distinf.gram.session import QUERY, TRAIN, Session
 from distinf.gram.settings import BLOCKWISE, EKFAC, HOWS, JOINT, OF_WORDS
@@ -22,10 +32,10 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.ekfac import sampled_labels
 from distinf.numerics.metrics import ndr, ndr_auc
 from distinf.numerics.parameters import Layout
-from distinf.report.gram import findings, free_rankings, report
+from distinf.report.gram import findings, terminal
 from distinf.report.gram.page import answer
-from distinf.report.gram.report import summary_lines
 from distinf.report.gram.tables import tables
+from distinf.report.gram.terminal import summary_lines
 from distinf.runtime import RuntimeSettings, open_runtime
 from tests.support import words_task
 
@@ -306,7 +316,7 @@ def test_the_own_loss_and_the_gradients_norm_stand_beside_each_score(run):
         train_of, _ = dense(run, name)
         kept = [train_of[block.name].square().sum(1) for block in cell.blocks.dense]
         norms_N = torch.stack(kept).sum(0).sqrt()
-        for row in findings.cell_ranking(run, cell):
+        for row in ranking.cell_ranking(run, cell):
             place = row["row"] - 1000
             assert list(row)[:5] == ["place", "score", "own_loss", "gradient_norm", "flipped"]
             assert row["own_loss"] == pytest.approx(float(losses_N[place]), rel=1e-4)
@@ -316,7 +326,7 @@ def test_the_own_loss_and_the_gradients_norm_stand_beside_each_score(run):
 
 def test_rankings_that_cost_nothing_are_rated_like_the_estimators(run):
     found, noise = findings.findings(run), actions.flipped_rows(run, "words-0")
-    own = free_rankings.own_columns(run, run.cell("words-0"))
+    own = ranking.own_columns(run, run.cell("words-0"))
     for made in found.free[:2]:
         values = torch.from_numpy(-own[made["configuration"].replace(" ", "_")])
         assert made["ndr"] == ndr(values, torch.from_numpy(noise), 0.3)
@@ -340,10 +350,10 @@ def test_it_is_said_where_influence_finds_no_more_than_what_costs_nothing(
     """The known noise is what the loss (or the headline) itself puts lowest."""
     cell = run.cell("words-0")
     first = scores.all_scores(run, cell)[scores.headline(run, cell)]
-    lowest = free_rankings.own_columns(run, cell)["own_loss"] * -1.0 if ahead else first
+    lowest = ranking.own_columns(run, cell)["own_loss"] * -1.0 if ahead else first
     noise = np.zeros(60, dtype=bool)
     noise[np.argsort(lowest)[:12]] = True
-    monkeypatch.setattr(report, "flipped_rows", lambda *_: noise)
+    monkeypatch.setattr(terminal, "flipped_rows", lambda *_: noise)
     told = " ".join(summary_lines(run))
     assert ("influence finds no more than these here" in told) is said
 
@@ -483,10 +493,11 @@ def test_what_is_left_out_is_the_lowest_share(acted):
 
 
 def test_the_last_line_of_the_accuracies_is_of_the_model_trained_on_all_rows(acted):
-    *others, (name, best, _, cells) = report.accuracies(acted)
+    (title, *_), (*others, (name, best, _, cells)) = terminal.filtered(acted)
+    assert "Test accuracy" in title
     stored = [train.stored_fit(acted, cell) for cell in acted.outline.cells]
-    assert (name, cells) == ("nothing", 2)
-    assert best == np.mean([s["test_accuracy"].max() for s in stored])
+    assert (name, cells) == ("nothing", "2")
+    assert best == f"{np.mean([s['test_accuracy'].max() for s in stored]):.1%}"
     assert {other[0] for other in others} == {f.configuration for f in actions.filterings(acted)}
 
 

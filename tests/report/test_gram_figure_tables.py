@@ -13,7 +13,7 @@ from scipy import stats
 
 from distinf.gram import actions
 from distinf.gram.session import Session
-from distinf.report.gram import report
+from distinf.report.gram import page
 from distinf.runtime import RuntimeSettings, open_runtime
 from tests.gram.test_gram_route import dense, expected_scores, scored, session_of
 from tests.support import words_task
@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> Session:
         )
         runtime = open_runtime(RuntimeSettings(kind="local"))
         actions.run(session, runtime)
-        report.write(session)
+        page.write(session)
     return session
 
 

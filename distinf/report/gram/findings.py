@@ -15,6 +15,7 @@ from distinf.gram import actions, factors, gradients, scores, tiles, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import ALL, SPARSE, layer
 from distinf.gram.paired import Separated, separated
+from distinf.gram.ranking import FLIPPED, cell_ranking, free_rankings, suggested
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import HOWS
 from distinf.gram.stopwatch import TOOK, joint_name
@@ -22,13 +23,6 @@ from distinf.gram.task import METRICS, Deviating, Numbered, Predicting, describe
 from distinf.numerics import metrics
 from distinf.numerics.cancellation import cancellation, norm_cancellation
 from distinf.report.gram.configurations import BETWEEN, in_order
-from distinf.report.gram.free_rankings import (
-    FLIPPED,
-    SUGGESTED,
-    free_rankings,
-    own_columns,
-    suggested,
-)
 from distinf.report.gram.warnings import by_split, summary, warnings
 from distinf.report.provenance import Provenance, StageCost, provenance_of, stage_costs
 from distinf.report.rows import Row, array_summary, plain
@@ -355,26 +349,6 @@ def _retrained(session: Session) -> Iterator[Row]:
             "job": filtered.job.id,
             "history": _history(stored),
         }
-
-
-def cell_ranking(session: Session, cell: Cell) -> list[Row]:
-    """Every training row of a cell, lowest score first: its place, its number in the data, score,
-    own loss, gradient norm, what the task can say of it, and the label to put in place of a wrong
-    one, where the task tells classes. A row without a score (its gradient is not finite) comes
-    first with an empty one."""
-    scores_N = scores.all_scores(session, cell)[scores.headline(session, cell)]
-    order = np.argsort(lowest_first(scores_N), kind="stable")
-    noise = flipped_rows(session, cell.name)
-    own, labels = own_columns(session, cell), suggested(session, cell)
-    told_of = described_rows(session.task(cell.name), order)
-    found = []
-    for place, (row, told) in enumerate(zip(order.tolist(), told_of, strict=True), 1):
-        line = {"place": place, "score": float(scores_N[row])}
-        line |= {name: float(values[row]) for name, values in own.items()}
-        line |= {} if noise is None else {FLIPPED: bool(noise[row])}
-        line |= {} if labels is None else {SUGGESTED: labels.labels[row]}
-        found.append(beside(line, told, kept=(FLIPPED, SUGGESTED)))
-    return found
 
 
 def _lowest(session: Session, cell: Cell) -> Iterator[Row]:

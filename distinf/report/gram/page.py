@@ -8,14 +8,18 @@ from typing import Any
 
 import yaml
 
+from distinf.gram.ranking import cell_ranking
+from distinf.gram.session import Session
 from distinf.numerics.bootstrap import RESAMPLES
 from distinf.numerics.metrics import auc_by_chance, ndr_by_chance
+from distinf.report import publishing
 from distinf.report import render as renderer
 from distinf.report.formats import SPACE, count, fixed, missing, percent, rounded, signed
 from distinf.report.gram import figures, views
 from distinf.report.gram.configurations import spoken
 from distinf.report.gram.findings import EPOCHS, Findings
-from distinf.report.gram.tables import Tables
+from distinf.report.gram.findings import findings as gathered
+from distinf.report.gram.tables import Tables, tables
 from distinf.report.gram.trials import ALL_ROWS, mean_sd
 from distinf.report.provenance import costs, origin, remarks
 from distinf.report.rows import Row
@@ -32,6 +36,16 @@ def words() -> Mapping[str, Any]:
     text = (resources("distinf.report.gram") / "words.yaml").read_text(encoding="utf-8")
     found: Mapping[str, Any] = yaml.safe_load(text)
     return found
+
+
+def write(session: Session) -> None:
+    """Every row ranked, the tables, and the page."""
+    cells = session.outline.cells.values()
+    rankings = {views.ranking_name(c.name): cell_ranking(session, c) for c in cells}
+    found = gathered(session)
+    rows = tables(found)
+    text = render(found, rows, [*rankings, *rows])
+    publishing.publish(session, found.to_json(), rows, text, rankings)
 
 
 def render(findings: Findings, rows: Tables, files: Collection[str] = ()) -> str:

@@ -2,42 +2,113 @@
 
 from typing import Literal
 
+import numpy as np
+import torch
 from rich.table import Table
 
+from distinf.gram.actions import flipped_rows, lowest_first, results
+from distinf.gram.ranking import OWN_LOSS, SUGGESTED, cell_ranking, free_rankings
+from distinf.gram.scores import all_scores, headline
 from distinf.gram.session import Session
-from distinf.report.gram import report as gram_report
-from distinf.report.gram.findings import EPOCHS
-from distinf.report.gram.free_rankings import OWN_LOSS, SUGGESTED
+from distinf.gram.train import stored_fit
+from distinf.numerics.metrics import ndr
+from distinf.report.gram.findings import EPOCHS, cell_rows
+from distinf.report.gram.views import ranking_name
+from distinf.report.gram.warnings import chance_warnings, class_warnings, label_warnings
 from distinf.terminal import fitted
 
+WORST = 10  # rows
 MOST_CELLS = 20  # columns of the terminal for a label
 
 
 def summary(session: Session) -> list[Table | str]:
     """What was caught, what filtering did, and where the ranked rows are."""
-    lines: list[Table | str] = []
-    accuracies = gram_report.accuracies(session)
-    if accuracies:
-        table = Table(title="Test accuracy after leaving rows out", title_justify="left")
-        epoch = EPOCHS[session.settings.train.selected_epoch]
-        for name in ("left out by", "best epoch", epoch, "runs"):
-            table.add_column(name, justify="left" if name == "left out by" else "right")
-        for name, best, at_best, runs in accuracies:
-            table.add_row(name, f"{best:.1%}", f"{at_best:.1%}", str(runs))
-        lines.append(table)
-    elif losses := gram_report.query_losses(session):
-        table = Table(title="Query loss after leaving rows out", title_justify="left")
-        for name in ("left out by", "lowest", "runs"):
-            table.add_column(name, justify="left" if name == "left out by" else "right")
-        for name, lowest, runs in losses:
-            table.add_row(name, f"{lowest:.4g}", str(runs))
-        lines.append(table)
-    return [*lines, _worst_table(session), *gram_report.summary_lines(session)]
+    (title, *headings), rows = filtered(session)
+    table = Table(title=title, title_justify="left")
+    table.add_column("left out by")
+    for heading in (*headings, "runs"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return [*([table] if rows else []), worst_table(session), *summary_lines(session)]
 
 
-def _worst_table(session: Session) -> Table:
-    """The rows that harm the most, for a first look; the CSV has all of them."""
-    rows = gram_report.worst_rows(session)
+def filtered(session: Session) -> tuple[list[str], list[list[str]]]:
+    """(Title and headings; of each configuration its name, means over its runs, and how many): last
+    of the models trained on all rows. Without test rows it is the query loss that is told."""
+    again = [(of.configuration, stored) for of, stored in results(session)]
+    whole = [("nothing", stored_fit(session, name)) for name in session.outline.cells]
+    found: dict[str, list[list[float]]] = {}
+    tested = any("test_accuracy" in stored for _, stored in again)
+    for name, stored in [*again, *(whole if again else [])]:
+        if tested:
+            accuracy = stored["test_accuracy"]
+            numbers = [float(np.nanmax(accuracy)), float(accuracy[int(stored["best"])])]
+        else:
+            numbers = [float(np.nanmin(stored["query_loss"]))]
+        found.setdefault(name, []).append(numbers)
+    form = "{:.1%}" if tested else "{:.4g}"
+    epoch = EPOCHS[session.settings.train.selected_epoch]
+    heads = ["Test accuracy after leaving rows out", "best epoch", epoch]
+    heads = heads if tested else ["Query loss after leaving rows out", "lowest"]
+    return heads, [
+        [name, *(form.format(mean) for mean in np.mean(runs, axis=0)), str(len(runs))]
+        for name, runs in found.items()
+    ]
+
+
+def summary_lines(session: Session) -> list[str]:
+    """The answer in a few lines."""
+    cells, share = cell_rows(session), session.settings.actions.fraction
+    found = [f"warning: {line}" for line in chance_warnings(cells)]  # before any rate
+    found += _detected(session)
+    if not any(cell.trained for cell in session.outline.cells.values()):
+        found.append("the model was scored as model() returns it; nothing was trained")
+    further = (*label_warnings(cells, share), *class_warnings(session))
+    found += [f"warning: {line}" for line in further]
+    told = [c for c in cells if c["suggested_wrong"] is not None]
+    if told:
+        wrong, rows = (sum(c[key] for c in told) for key in ("suggested_wrong", "rows"))
+        found.append(
+            f"about {wrong:,} of {rows:,} labels are wrong, by the model's own predictions "
+            "(confident learning)"
+        )
+    more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+    return [
+        *found,
+        f"the {cells[0]['rows']:,} training rows ranked, most detrimental first: "
+        f"{session.blobs.root}/report/{ranking_name(cells[0]['name'])}.csv{more}",
+    ]
+
+
+def _detected(session: Session) -> list[str]:
+    """How many known wrong labels the headline finds, and what finds as many for nothing."""
+    rates: dict[str, list[float]] = {}
+    share = session.settings.actions.fraction
+    for cell in session.outline.cells.values():
+        noise = flipped_rows(session, cell.name)
+        if noise is None or not noise.any():
+            continue
+        key = headline(session, cell)
+        every = {"/".join(key): all_scores(session, cell)[key], **free_rankings(session, cell)}
+        for name, scores_N in every.items():
+            ordered = torch.from_numpy(lowest_first(scores_N))
+            rates.setdefault(name, []).append(ndr(ordered, torch.from_numpy(noise), share))
+    if not rates:
+        return []
+    (name, ours), *free = ((name, float(np.mean(found))) for name, found in rates.items())
+    told = ", ".join(f"{each} {rate:.0%}" for each, rate in free)
+    told += "; influence finds no more than these here" * (max(r for _, r in free) >= ours)
+    return [
+        f"{name}: {ours:.0%} of the mislabelled rows are among the lowest {share:.0%} "
+        f"(random: {share:.0%})",
+        f"at no cost beside it: {told}",
+    ]
+
+
+def worst_table(session: Session) -> Table:
+    """The rows of the first cell that harm the most, for a first look; the CSV has all of them."""
+    rows = cell_ranking(session, next(iter(session.outline.cells.values())))[:WORST]
     shown: dict[str, tuple[str, Literal["left", "right"]]] = {
         "row": ("row", "right"),
         "label": ("label", "left"),

@@ -1,4 +1,5 @@
-"""Rankings that cost nothing beside influence, and what the model says of the labels itself.
+"""Every training row of a cell ranked; rankings that cost nothing beside influence; and what the
+model says of the labels itself.
 
 The own loss and the gradient's norm of every row are stored by the way; on many tasks they find
 wrong labels as well as any estimator, so every report shows them.
@@ -6,16 +7,19 @@ wrong labels as well as any estimator, so every report shows them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from distinf.gram import tiles
+from distinf.gram import scores, tiles
+from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import SPARSE
 from distinf.gram.gradients import PREDICTED, columns, finite_rows, split_units
 from distinf.gram.session import TRAIN, Cell, Session
-from distinf.gram.task import Predicting
+from distinf.gram.task import Predicting, described_rows
 from distinf.numerics.label_noise import likeliest_other, wrong_labels
+from distinf.tasks.notes import beside
 
 OWN_LOSS, GRADIENT_NORM = "own_loss", "gradient_norm"
 FLIPPED, SUGGESTED = "flipped", "suggested_label"
@@ -68,3 +72,23 @@ def suggested(session: Session, cell: Cell) -> Suggested | None:
     labels = likeliest_other(found, given).tolist()
     wrong = round(wrong_labels(found, given))
     return Suggested(tuple(str(names[place]) for place in labels), wrong)
+
+
+def cell_ranking(session: Session, cell: Cell) -> list[dict[str, Any]]:
+    """Every training row of a cell, lowest score first: its place, its number in the data, score,
+    own loss, gradient norm, what the task can say of it, and the label to put in place of a wrong
+    one, where the task tells classes. A row without a score (its gradient is not finite) comes
+    first with an empty one."""
+    scores_N = scores.all_scores(session, cell)[scores.headline(session, cell)]
+    order = np.argsort(lowest_first(scores_N), kind="stable")
+    noise = flipped_rows(session, cell.name)
+    own, labels = own_columns(session, cell), suggested(session, cell)
+    told_of = described_rows(session.task(cell.name), order)
+    found = []
+    for place, (row, told) in enumerate(zip(order.tolist(), told_of, strict=True), 1):
+        line = {"place": place, "score": float(scores_N[row])}
+        line |= {name: float(values[row]) for name, values in own.items()}
+        line |= {} if noise is None else {FLIPPED: bool(noise[row])}
+        line |= {} if labels is None else {SUGGESTED: labels.labels[row]}
+        found.append(beside(line, told, kept=(FLIPPED, SUGGESTED)))
+    return found
