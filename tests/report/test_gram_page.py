@@ -302,14 +302,14 @@ def test_page_asks_for_nothing(document, page):
     assert "default-src 'none'" in page
 
 
-def test_ids_are_unique_links_resolve_and_figures_are_numbered_in_order(document, page):
+def test_ids_are_unique_links_resolve_and_figures_are_numbered_in_order(document, page, made):
     ids = document.values("id")
     assert len(ids) == len(set(ids))
     used = {h[1:] for h in document.values("href") if h.startswith("#")}
     used |= set(re.findall(r"url\(#([^)]*)\)", page))
     assert used <= set(ids)
     numbers = [int(n) for n in re.findall(r"<b>Figure (\d+)\.", page)]
-    assert numbers == list(range(1, len(gram_page.words()["figures"]) + 1))
+    assert numbers == list(range(1, len(gram_page.words_of(made, {}).of("figures")) + 1))
     drawings = [attrs for tag, attrs in document.tags if tag == "svg"]
     assert all(d["role"] == "img" and d["aria-labelledby"] for d in drawings)
     svgs = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
@@ -375,7 +375,7 @@ def test_same_findings_same_bytes_in_another_process():
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH to open the page in")
-def test_a_browser_opens_the_whole_page_without_complaint(page, tmp_path):
+def test_a_browser_opens_the_whole_page_without_complaint(page, made, tmp_path):
     file = tmp_path / "index.html"
     file.write_text(page, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr", "--v=0"]
@@ -389,5 +389,7 @@ def test_a_browser_opens_the_whole_page_without_complaint(page, tmp_path):
     )
     assert "CONSOLE" not in opened.stderr
     shown = Document(opened.stdout)
-    assert len([tag for tag, _ in shown.tags if tag == "svg"]) == len(gram_page.words()["figures"])
+    assert len([tag for tag, _ in shown.tags if tag == "svg"]) == len(
+        gram_page.words_of(made, {}).of("figures")
+    )
     assert shown.text.startswith("Mislabelled rows of two GLUE tasks")

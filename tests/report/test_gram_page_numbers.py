@@ -10,7 +10,7 @@ from distinf.numerics.comparison import pareto_ranks, win_matrix, win_rates
 from distinf.report.gram import configurations
 from distinf.report.gram.figures import MOST_POINTS, thinned
 from distinf.report.gram.findings import Findings
-from distinf.report.gram.page import render
+from distinf.report.gram.page import render, words_of
 from distinf.report.gram.tables import tables
 from distinf.report.gram.views import methods
 from distinf.report.rows import csv_text, json_text
@@ -236,7 +236,7 @@ def test_published_rows_are_kept_to_what_the_run_computed_and_say_what_is_empty(
     made = findings(2, small=True, methods_published=theirs)
     rows = tables(made)
     assert sum(r["source"] == theirs[0]["source"] for r in rows["methods"]) == 68
-    alone = list(methods(made, rows))[-1]
+    alone = list(methods(words_of(made, rows), made, rows))[-1]
     assert {row["estimator"] for row in alone.rows} == {"datainf", "tracin"}  # which it ran
     assert [column.heading for column in alone.columns[-2:]] == ["qnli", "sst2"]
     text = render(made, rows)

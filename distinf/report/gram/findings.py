@@ -25,7 +25,7 @@ from distinf.numerics.cancellation import cancellation, norm_cancellation
 from distinf.report.gram.configurations import BETWEEN, in_order
 from distinf.report.gram.warnings import by_split, summary, warnings
 from distinf.report.provenance import Provenance, StageCost, provenance_of, stage_costs
-from distinf.report.rows import Row, array_summary, plain
+from distinf.report.rows import Row, array_summary
 from distinf.tasks.notes import beside
 from distinf.tasks.task import telling
 
@@ -72,11 +72,6 @@ class Findings:
     warnings: Sequence[str] = ()
     quarantined: Mapping[str, Sequence[int]] = field(default_factory=dict)  # "cell split" -> rows
     provenance: Provenance = field(default_factory=Provenance)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, strict JSON: non-finite numbers are null, arrays their summaries."""
-        found: dict[str, Any] = plain(self)
-        return found
 
 
 def findings(session: Session) -> Findings:

@@ -1,12 +1,9 @@
 """The page: an answer of a few fixed sentences with numbers in them, tables and figures."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from functools import lru_cache, partial
-from importlib.resources import files as resources
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
-
-import yaml
 
 from distinf.gram.ranking import cell_ranking
 from distinf.gram.session import Session
@@ -19,23 +16,19 @@ from distinf.report.gram import figures, views
 from distinf.report.gram.configurations import spoken
 from distinf.report.gram.findings import EPOCHS, Findings
 from distinf.report.gram.findings import findings as gathered
-from distinf.report.gram.tables import Tables, tables
+from distinf.report.gram.tables import ANY, Tables, tables
 from distinf.report.gram.trials import ALL_ROWS, mean_sd
 from distinf.report.provenance import costs, origin, remarks
-from distinf.report.rows import Row
-from distinf.report.schema import Bullets, Card, Figure, Page, Section, Text
+from distinf.report.rows import Row, plain
+from distinf.report.schema import Bullets, Card, Column, Page, Section, Text
+from distinf.report.words import Words
 
 # Below six pairs even all wins stay above 5 % in a two-sided sign test (2 · 2⁻⁵ = 6 %).
 FEWEST_PAIRS = 6
+FEWEST_POINTS = 3  # for a correlation
+MOST_CELLS = 12  # printed unfolded
 BESIDE = {"random": ("at random", "random"), "full": ("known noise removed", "ink"),
           ALL_ROWS: ("on all rows", "ink")}  # fmt: skip
-
-
-@lru_cache
-def words() -> Mapping[str, Any]:
-    text = (resources("distinf.report.gram") / "words.yaml").read_text(encoding="utf-8")
-    found: Mapping[str, Any] = yaml.safe_load(text)
-    return found
 
 
 def write(session: Session) -> None:
@@ -45,7 +38,7 @@ def write(session: Session) -> None:
     found = gathered(session)
     rows = tables(found)
     text = render(found, rows, [*rankings, *rows])
-    publishing.publish(session, found.to_json(), rows, text, rankings)
+    publishing.publish(session, plain(found), rows, text, rankings)
 
 
 def render(findings: Findings, rows: Tables, files: Collection[str] = ()) -> str:
@@ -79,11 +72,10 @@ def chance(findings: Findings) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def numbers(findings: Findings, rows: Tables) -> dict[str, str]:
-    """What words may hold of the whole run."""
-    low, high = chance(findings)
-    points = rows.get("proxy_points", [])
-    return {
+def words_of(findings: Findings, rows: Tables) -> Words:
+    """The page's words, with the numbers that any of them may hold."""
+    (low, high), points = chance(findings), rows.get("proxy_points", [])
+    told = {
         "share": f"{100 * findings.share:g}{SPACE}%",
         "headline": spoken(findings.headline),
         "epoch": EPOCHS[findings.selected_epoch],
@@ -94,6 +86,7 @@ def numbers(findings: Findings, rows: Tables) -> dict[str, str]:
         "dots": f"{count(len(figures.thinned(points)))} of {count(len(points))}",
         "resamples": count(RESAMPLES),
     }
+    return Words("distinf.report.gram", told)
 
 
 # -- the answer ----------------------------------------------------------------------------
@@ -102,12 +95,8 @@ def numbers(findings: Findings, rows: Tables) -> dict[str, str]:
 def answer(findings: Findings, rows: Tables) -> tuple[str, list[str], list[Card]]:
     """(better, worse, none or unknown; sentences; cards). That a model learned nothing is told
     before any rate."""
-    whole = numbers(findings, rows)
-
-    def say(key: str, **more: Any) -> str:
-        told: str = words()["answer"][key].format(**(whole | more))
-        return told
-
+    words = words_of(findings, rows)
+    say = partial(words.say, "answer")
     noise = {r["configuration"]: r for r in rows.get("detection", [])}.get(findings.headline)
     trained = {r["configuration"]: r for r in rows.get("accuracy", [])}
     after = trained.get(findings.headline)
@@ -121,7 +110,8 @@ def answer(findings: Findings, rows: Tables) -> tuple[str, list[str], list[Card]
         sentences.append(say("suggested", wrong=of["suggested_wrong"], rows=of["rows"]))
     verdict = _found_more(findings, noise) if noise else _gained(after) if after else "unknown"
     verdict = "unknown" if len(unlearned) == len(findings.cells) > 0 else verdict
-    return verdict, sentences, [*_rates(findings, noise, whole), *_accuracies(trained, after)]
+    cards = [*_rates(findings, noise, words.numbers), *_accuracies(trained, after)]
+    return verdict, sentences, cards
 
 
 def _found_more(findings: Findings, noise: Row) -> str:
@@ -173,18 +163,16 @@ def _detected(findings: Findings, rows: Tables, noise: Row | None, say: Any) -> 
 def _retrained(trained: Mapping[str, Row], ours: Row | None, say: Any) -> Iterator[str]:
     if ours is None:
         return
-    others = ", ".join(
-        f"{label} {fixed(trained[name]['mean_pct'])}{SPACE}%"
-        for name, (label, _) in BESIDE.items()
-        if name in trained
-    )
-    yield say("trained", mean=fixed(ours["mean_pct"]), others=others)
-    if pairs := ours.get("vs_random_pairs"):
+    beside = {label: trained[name] for name, (label, _) in BESIDE.items() if name in trained}
+    others = ", ".join(f"{n} {fixed(r['mean_pct'])}{SPACE}%" for n, r in beside.items())
+    told, against, pairs = {"mean": fixed(ours["mean_pct"])}, "", ours.get("vs_random_pairs")
+    if pairs:
         low, high = (ours[f"vs_random_{end}_points"] for end in ("low", "high"))
         span = "" if missing(low) else say("span", low=signed(low), high=signed(high))
         few = say("few") if pairs < FEWEST_PAIRS else ""
-        told = {"points": signed(ours["vs_random_points"]), "wins": count(ours["vs_random_wins"])}
-        yield say("against", **told, span=span, pairs=count(pairs), few=few)
+        points, wins = signed(ours["vs_random_points"]), count(ours["vs_random_wins"])
+        against = say("against", points=points, span=span, wins=wins, pairs=count(pairs), few=few)
+    yield say("trained", **told, others=others or "nothing beside it", against=against)
 
 
 def _listed(findings: Findings, rows: Tables, say: Any) -> Iterator[str]:
@@ -227,41 +215,51 @@ def _accuracies(trained: Mapping[str, Row], ours: Row | None) -> Iterator[Card]:
 
 def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     """In page order; the renderer leaves out what holds nothing."""
-    whole, notes = numbers(findings, rows), words()["notes"]
+    words = words_of(findings, rows)
+    notes, tested = words.of("notes"), bool(rows.get("accuracy"))
 
-    def of(*names: str) -> Iterator[Any]:
-        for name in names:
-            title, caption, file = (text.format(**whole) for text in words()["figures"][name])
-            draw = partial(getattr(figures, name), findings, rows)
-            yield Figure(name, title, caption, draw, file)
+    def of(*names: str) -> list[Any]:
+        draw = {name: partial(getattr(figures, name), findings, rows) for name in names}
+        return [words.figure(name, draw[name]) for name in names]
 
-    found = [*of("curves", "grid"), *views.detection(findings, rows), *of("deciles")]
-    yield Section("detection", "Wrong labels found", found, short="Detection")
-    intro = notes["rows"].format(**whole)
-    yield Section("rows", "Ranked rows", list(views.rankings(rows)), intro)
-    alone = rows.get("accuracy") and len(findings.cells) == 1
-    again = [views.query_loss(rows), *of("accuracy", "trends")]
-    again += [Text(notes["one trial"] if alone else "", "note"), *views.methods(findings, rows)]
-    again += [Text(_published(findings), "note"), views.gains(findings, rows)]
-    again += [views.accuracy(rows, whole["epoch"])]
-    what = f"{'Accuracy' if rows.get('accuracy') else 'Query loss'} after filtering"
+    def table(name: str, columns: Sequence[Column], **more: Any) -> Any:
+        found = rows.get(more.get("file", name), [])
+        return words.table(name, more.pop("rows", found), columns, **more)
+
+    note = notes["free"] if rows.get("free_rankings") else ""
+    found = [*of("curves", "grid")]
+    found += [table("detection", views.DETECTION, rows=views.detection(rows), note=note)]
+    found += [table("every detection", views.DETECTION, file="detection", folded=True)]
+    yield Section("detection", "Wrong labels found", [*found, *of("deciles")], short="Detection")
+    intro = words.say("notes", "rows")
+    yield Section("rows", "Ranked rows", list(views.rankings(words, rows)), intro)
+    again = [] if tested else [table("query_loss", views.QUERY_LOSS)]
+    again += of("accuracy", "trends")
+    again += [Text(notes["one trial"] if tested and len(findings.cells) == 1 else "", "note")]
+    again += [*views.methods(words, findings, rows), Text(_published(findings, words), "note")]
+    again += [views.gains(words, findings, rows)]
+    again += [table("accuracy", views.accuracy(words.numbers["epoch"]), folded=True)]
+    what = f"{'Accuracy' if tested else 'Query loss'} after filtering"
     yield Section("retrained", what, again if findings.retrained else [])
-    layers = [*of("modules"), views.layers(rows), views.cancellation(rows)]
-    layers += [views.theorem(rows, notes["theorem"]), views.quartiles(rows)]
+    pooled = [row for row in rows.get("theorem", []) if row["theta"] == ANY]
+    layers = [*of("modules"), views.layers(words, rows), table("cancellation", views.CANCELLATION)]
+    layers += [table("theorem", views.THEOREM, rows=pooled, note=notes["theorem"])]
+    layers += [table("quartiles", views.QUARTILES, folded=True)]
     yield Section("layers", "Layers", layers)
-    proxies = views.proxies(findings, rows)
-    stand = [*of("proxies"), proxies] if proxies.rows else []
-    yield Section("proxies", "Proxies for accuracy", stand, short="Proxies")
-    yield Section("agreement", "Agreement of scores", list(of("correlations")), short="Agreement")
-    model = [*of("training"), views.cells(rows), views.conditioning(rows)]
-    yield Section("model", "Data and model", model)
-    took = views.estimator_times(findings, rows, notes["times"])
-    yield Section("cost", "Cost", [costs(rows.get("costs", [])), took])
+    enough = [row for row in rows.get("proxies", []) if row["points"] >= FEWEST_POINTS]
+    proxies = [*of("proxies"), table("proxies", views.PROXIES, rows=enough)] if enough else []
+    yield Section("proxies", "Proxies for accuracy", proxies, short="Proxies")
+    yield Section("agreement", "Agreement of scores", of("correlations"), short="Agreement")
+    many = len(findings.cells) > MOST_CELLS
+    model = [*of("training"), table("cells", views.CELLS, folded=many)]
+    yield Section("model", "Data and model", [*model, table("conditioning", views.CONDITIONING)])
+    took = [costs(rows.get("costs", [])), views.estimator_times(words, rows)]
+    yield Section("cost", "Cost", took)
     yield Section("warnings", "Warnings", [Bullets([("", line) for line in findings.warnings])])
     yield remarks(findings.deviations, findings.quarantined)
     reading = [
-        (name, text.format(**whole))
-        for needed, lines in words()["reading"].items()
+        (name, text.format(**words.numbers))
+        for needed, lines in words.of("reading").items()
         if not needed or rows.get(needed)
         for name, text in lines
     ]
@@ -269,14 +267,15 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     yield origin(findings.provenance)
 
 
-def _published(findings: Findings) -> str:
+def _published(findings: Findings, words: Words) -> str:
     """Where published numbers are from, and how many are empty, being unreadable."""
-    every, notes = findings.methods_published, words()["notes"]
+    every = findings.methods_published
     sources = sorted({row["source"] for row in (*every, *findings.layers_published)})
     keys = ("_mean_pct", "_sd_pct", "win_rate", "win_rate_sd")
     values = [value for row in every for key, value in row.items() if key.endswith(keys)]
     lost, fronts = sum(map(math.isnan, values)), sum(row["rank"] is None for row in every)
     told = {"lost": lost, "numbers": len(values), "fronts": fronts, "methods": len(every)}
-    text = notes["published"] + (notes["unread"] if lost + fronts else "")
     told_of = {key: count(number) for key, number in told.items()}
-    return text.format(sources="; ".join(sources), **told_of) if sources else ""
+    unread = words.say("notes", "unread", **told_of) if lost + fronts else ""
+    text = words.say("notes", "published", sources="; ".join(sources))
+    return text + unread if sources else ""

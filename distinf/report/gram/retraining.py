@@ -47,7 +47,7 @@ def tables(findings: Findings) -> dict[str, list[Row]]:
     """Name -> rows."""
     found = by_trial(findings, findings.retrained, "test_accuracy")
     found = dict(sorted(found.items(), key=lambda item: in_order(item[0])))
-    points = proxy_points(findings)
+    points = proxy_points(findings, found)
     return {
         "accuracy": accuracy(findings, found),
         "query_loss": query_loss(findings),
@@ -60,11 +60,6 @@ def tables(findings: Findings) -> dict[str, list[Row]]:
         "proxy_points": points,
         "retrained": [_retrained(row) for row in findings.retrained],
     }
-
-
-def _accuracies(findings: Findings) -> Accuracies:
-    found = by_trial(findings, findings.retrained, "test_accuracy")
-    return dict(sorted(found.items(), key=lambda item: in_order(item[0])))
 
 
 def _retrained(row: Row) -> Row:
@@ -237,13 +232,13 @@ def _pairs(
                 yield named, [seed for _, seed in shared], base_T, other_T
 
 
-def proxy_points(findings: Findings) -> list[Row]:
+def proxy_points(findings: Findings, found: Accuracies) -> list[Row]:
     """Per retrained configuration and trial: its accuracy, NDR, AUC and its group's C."""
     ndr = by_trial(findings, findings.scored, "ndr")
     auc = by_trial(findings, findings.scored, "auc", 1)
     at, names, rows = keys(findings), datasets(findings), []
     c_of = {(at[c["cell"]], c["group"]): c["l1"] for c in findings.cancellation}
-    for name, trials in _accuracies(findings).items():
+    for name, trials in found.items():
         estimator, group, how = parts(name) or ("", "", "")
         for key, value in sorted(trials.items()) if how else ():
             row: Row = {"estimator": estimator, "how": how, "group": group}
@@ -278,7 +273,8 @@ def _with_accuracy(points: list[Row], proxy: str) -> Correlated:
     return correlated(*sides)
 
 
-def c_correlated(findings: Findings) -> dict[str, Correlated]:
-    """Group -> Spearman of its C with accuracy over estimators, trials; mean scores (Table 1)."""
-    points = [p for p in proxy_points(findings) if p["how"] == "mean"]
-    return {group: _with_accuracy(mine, "c") for (group,), mine in grouped(points, "group").items()}
+def c_correlated(points: list[Row], group: str) -> Row:
+    """Spearman of a group's C with accuracy over estimators, trials; mean scores (Table 1)."""
+    mine = [p for p in points if (p["how"], p["group"]) == ("mean", group)]
+    found = _with_accuracy(mine, "c")
+    return {"rho": found.rho, "p": found.p} if mine else {}

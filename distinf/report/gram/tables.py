@@ -24,6 +24,7 @@ def tables(findings: Findings) -> Tables:
     `low` and `high` bound the 95 % bootstrap interval over datasets, then seeds; missing is NaN or
     None. Tables without rows are left out.
     """
+    again = retraining.tables(findings)
     made = {
         "cells": [_cell(c) for c in findings.cells],
         "ranking": list(findings.ranking),
@@ -33,8 +34,8 @@ def tables(findings: Findings) -> Tables:
         "deciles": deciles(findings),
         "curves": curves(findings),
         "modules": modules(findings),
-        **retraining.tables(findings),
-        "cancellation": cancellation(findings),
+        **again,
+        "cancellation": cancellation(findings, again["proxy_points"]),
         "theorem": theorem(findings),
         "correlations": correlations(findings),
         "joint_correlations": joint_correlations(findings),
@@ -143,11 +144,10 @@ def modules(findings: Findings) -> list[Row]:
     ]
 
 
-def cancellation(findings: Findings) -> list[Row]:
+def cancellation(findings: Findings, points: list[Row]) -> list[Row]:
     """Per group, as Vitel and Chhabra's Table 1: C in both forms, and over single parameters; its
     correlation with accuracy, where models were trained again."""
-    agreed, found = retraining.c_correlated(findings), grouped(findings.cancellation, "group")
-    rows = []
+    rows, found = [], grouped(findings.cancellation, "group")
     for group in groups(name for (name,) in found):
         mine = found[(group,)]
         row: Row = {"group": group, "cells": len(mine)}
@@ -157,9 +157,7 @@ def cancellation(findings: Findings) -> list[Row]:
                 row[f"{name}_mean"] = math.inf
         row["median"] = float(np.median(np.array([c["median"] for c in mine], dtype=np.float64)))
         row |= {name: of(c[name] for c in mine) for name, of in (("least", min), ("most", max))}
-        if group in agreed:
-            row |= {"rho": agreed[group].rho, "p": agreed[group].p}
-        rows.append(row)
+        rows.append(row | retraining.c_correlated(points, group))
     return rows
 
 
