@@ -210,6 +210,14 @@ def test_scores_of_a_users_own_rows_make_a_page():
         assert word not in text
 
 
+@pytest.mark.parametrize("flips", [None, 0, 5])
+def test_rows_are_said_to_be_wrong_or_not_where_some_are_known_to_be(flips):
+    made = plain_scores(cells=[cell("", "mine", flips=flips)])
+    rows = [row | {"flipped": row["rank"] == 2} for row in made.ranking]
+    text = said(Document(render(replace(made, ranking=rows))))
+    assert ("known to be wrong" in text) is bool(flips)
+
+
 def test_retraining_without_known_noise_is_told():
     cells = [cell(f"a{k}", "a", k) for k in range(6)]
     trained = [

@@ -149,7 +149,7 @@ def cell_rows(session: Session) -> list[Row]:
     majority_queries: those that always saying their most frequent class gets right;
     learned_nothing: the model is within two standard errors of that. label_ndr: what removing rows
     by their given label alone finds; within_labels: rows at random of the labels that the headline
-    removes.
+    removes. ndr: by the headline's name and those of the free rankings.
     history: METRICS by epoch of the training on all rows; best: the epoch scored, from 0.
     """
     return [_cell(session, cell) for cell in session.outline.cells.values()]
@@ -171,7 +171,10 @@ def _cell(session: Session, cell: Cell) -> Row:
     if labels is not None and noise is not None and noise.any():
         flipped, share = torch.from_numpy(noise), session.settings.actions.fraction
         label_ndr = metrics.ndr_of_labels(labels, flipped, share)
-    headline_N = scores.all_scores(session, cell)[scores.headline(session, cell)]
+    key = scores.headline(session, cell)
+    first = {BETWEEN.join(key): scores.all_scores(session, cell)[key]}
+    every = first | dict(free_rankings(session, cell))
+    rates = {name: _rates(session, cell, scores_N) for name, scores_N in every.items()}
     return {
         "name": cell.name,
         "dataset": getattr(of, "dataset", cell.name),
@@ -184,7 +187,8 @@ def _cell(session: Session, cell: Cell) -> Row:
         "learned_nothing": bool(unlearned),
         "suggested_wrong": None if told is None else told.wrong,
         "label_ndr": label_ndr,
-        "within_labels": _rates(session, cell, headline_N).get("within_labels"),
+        "within_labels": rates[BETWEEN.join(key)].get("within_labels"),
+        "ndr": {name: rate["ndr"] for name, rate in rates.items() if rate},
         "truncated": sum(by_split(task, "truncated").values()),
         "best": int(stored["best"]) if "best" in stored else None,
         "history": _history(stored),

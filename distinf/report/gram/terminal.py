@@ -1,20 +1,19 @@
 """The answer of a Gram run in the terminal."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from rich.table import Table
 
-from distinf.gram.actions import flipped_rows, lowest_first, results
-from distinf.gram.ranking import OWN_LOSS, SUGGESTED, cell_ranking, free_rankings
-from distinf.gram.scores import all_scores, headline
+from distinf.gram.actions import results
+from distinf.gram.ranking import OWN_LOSS, SUGGESTED, cell_ranking
 from distinf.gram.session import Session
 from distinf.gram.train import stored_fit
-from distinf.numerics.metrics import ndr
 from distinf.report.gram.findings import EPOCHS, cell_rows
 from distinf.report.gram.views import ranking_name
 from distinf.report.gram.warnings import chance_warnings, class_warnings, label_warnings
+from distinf.report.rows import Row
 from distinf.terminal import fitted
 
 WORST = 10  # rows
@@ -61,7 +60,7 @@ def summary_lines(session: Session) -> list[str]:
     """The answer in a few lines."""
     cells, share = cell_rows(session), session.settings.actions.fraction
     found = [f"warning: {line}" for line in chance_warnings(cells)]  # before any rate
-    found += _detected(session)
+    found += _detected(cells, share)
     if not any(cell.trained for cell in session.outline.cells.values()):
         found.append("the model was scored as model() returns it; nothing was trained")
     further = (*label_warnings(cells, share), *class_warnings(session))
@@ -81,22 +80,14 @@ def summary_lines(session: Session) -> list[str]:
     ]
 
 
-def _detected(session: Session) -> list[str]:
+def _detected(cells: Sequence[Row], share: float) -> list[str]:
     """How many known wrong labels the headline finds, and what finds as many for nothing."""
-    rates: dict[str, list[float]] = {}
-    share = session.settings.actions.fraction
-    for cell in session.outline.cells.values():
-        noise = flipped_rows(session, cell.name)
-        if noise is None or not noise.any():
-            continue
-        key = headline(session, cell)
-        every = {"/".join(key): all_scores(session, cell)[key], **free_rankings(session, cell)}
-        for name, scores_N in every.items():
-            ordered = torch.from_numpy(lowest_first(scores_N))
-            rates.setdefault(name, []).append(ndr(ordered, torch.from_numpy(noise), share))
-    if not rates:
+    found: dict[str, list[float]] = {}
+    for name, rate in (pair for cell in cells for pair in cell["ndr"].items()):
+        found.setdefault(name, []).append(rate)
+    if not found:
         return []
-    (name, ours), *free = ((name, float(np.mean(found))) for name, found in rates.items())
+    (name, ours), *free = ((name, float(np.mean(rates))) for name, rates in found.items())
     told = ", ".join(f"{each} {rate:.0%}" for each, rate in free)
     told += "; influence finds no more than these here" * (max(r for _, r in free) >= ours)
     return [

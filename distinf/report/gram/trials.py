@@ -1,10 +1,9 @@
 """Values by trial, a dataset and seed each, and the columns that tables have of them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import numpy as np
-
+from distinf.numerics import bootstrap
 from distinf.numerics.bootstrap import Trials, differences, estimate
 from distinf.report.gram.findings import Findings
 from distinf.report.rows import Row
@@ -49,9 +48,7 @@ def with_interval(prefix: str, trials: Trials, unit: str = "_pct") -> Row:
 
 def mean_sd(prefix: str, values: Iterable[float], unit: str = "_pct") -> Row:
     """`with_interval` without one, where none is shown: a bootstrap costs 10 ms or more."""
-    finite = [v for v in values if math.isfinite(v)]
-    mean = float(np.mean(finite)) if finite else math.nan
-    sd = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
+    mean, sd, _ = bootstrap.mean_sd(values)
     return {f"{prefix}mean{unit}": mean, f"{prefix}sd{unit}": sd}
 
 
@@ -72,9 +69,3 @@ def versus(ours: Trials, other: Trials, prefix: str) -> Row:
 def falling(value: float) -> float:
     """Sort key: largest first, and a missing one last."""
     return -value if math.isfinite(value) else math.inf
-
-
-def known_mean(values: Sequence[float | None]) -> float:
-    """NaN where none is a number."""
-    found: float = mean_sd("", [v for v in values if v is not None], "")["mean"]
-    return found

@@ -163,7 +163,11 @@ def ranking_name(cell: str) -> str:
 def rankings(told: Words, rows: Tables) -> Iterator[Table]:
     """The first cells' lowest rows, with what the task says of them."""
     own = ("cell", "rank", "row", "score", "label", "flipped", "text", "own_loss", "gradient_norm")
-    wrong = {None: "", True: "yes", False: "no"}
+    flips = {cell["cell"] for cell in rows.get("cells", []) if cell["flips"]}
+
+    def wrong(row: Row) -> str:
+        return {True: "yes", False: "no"}.get(row["flipped"], "") if row["cell"] in flips else ""
+
     found = grouped(rows.get("ranking", []), "cell")
     for k, ((cell,), mine) in enumerate(list(found.items())[:CELLS_LISTED]):
         same = all(str(row.get("id")) == str(row["row"]) for row in mine)
@@ -174,7 +178,7 @@ def rankings(told: Words, rows: Tables) -> Iterator[Table]:
             Column("row", "row", str),
             text("text", lambda row: shortened(row["text"], MOST_LETTERS)),
             *words("label"),
-            text("known to be wrong", lambda row: wrong[row["flipped"]]),
+            text("known to be wrong", wrong),
             *(Column(key.replace("_", " "), key, number, kind="text") for key in named),
             *numbers(number, "own_loss", "gradient_norm", "score"),
         ]
