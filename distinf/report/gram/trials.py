@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from distinf.numerics import bootstrap
+from distinf.numerics import means
 from distinf.numerics.bootstrap import Trials, differences, estimate
 from distinf.report.gram.findings import Findings
 from distinf.report.rows import Row
@@ -48,7 +48,7 @@ def with_interval(prefix: str, trials: Trials, unit: str = "_pct") -> Row:
 
 def mean_sd(prefix: str, values: Iterable[float], unit: str = "_pct") -> Row:
     """`with_interval` without one, where none is shown: a bootstrap costs 10 ms or more."""
-    mean, sd, _ = bootstrap.mean_sd(values)
+    mean, sd, _ = means.mean_sd(values)
     return {f"{prefix}mean{unit}": mean, f"{prefix}sd{unit}": sd}
 
 
