@@ -12,7 +12,7 @@ from distinf.numerics.metrics import auc_by_chance, ndr_by_chance
 from distinf.report import publishing
 from distinf.report import render as renderer
 from distinf.report.formats import SPACE, count, fixed, missing, percent, rounded, signed
-from distinf.report.gram import figures, views
+from distinf.report.gram import figures, map_figures, views
 from distinf.report.gram.configurations import spoken
 from distinf.report.gram.findings import EPOCHS, Findings
 from distinf.report.gram.findings import findings as gathered
@@ -27,6 +27,7 @@ from distinf.report.words import Words
 FEWEST_PAIRS = 6
 FEWEST_POINTS = 3  # for a correlation
 MOST_CELLS = 12  # printed unfolded
+MAPS = ("grid", "modules", "correlations")  # of the figures
 BESIDE = {"random": ("at random", "random"), "full": ("known noise removed", "ink"),
           ALL_ROWS: ("on all rows", "ink")}  # fmt: skip
 
@@ -219,7 +220,8 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     notes, tested = words.of("notes"), bool(rows.get("accuracy"))
 
     def of(*names: str) -> list[Any]:
-        draw = {name: partial(getattr(figures, name), findings, rows) for name in names}
+        pick = [(name, map_figures if name in MAPS else figures) for name in names]
+        draw = {name: partial(getattr(module, name), findings, rows) for name, module in pick}
         return [words.figure(name, draw[name]) for name in names]
 
     def table(name: str, columns: Sequence[Column], **more: Any) -> Any:

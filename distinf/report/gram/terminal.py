@@ -10,7 +10,8 @@ from distinf.gram.actions import results
 from distinf.gram.ranking import OWN_LOSS, SUGGESTED, cell_ranking
 from distinf.gram.session import Session
 from distinf.gram.train import stored_fit
-from distinf.report.gram.findings import EPOCHS, cell_rows
+from distinf.report.gram.cells import cell_rows
+from distinf.report.gram.findings import EPOCHS
 from distinf.report.gram.views import ranking_name
 from distinf.report.gram.warnings import chance_warnings, class_warnings, label_warnings
 from distinf.report.rows import Row
