@@ -99,7 +99,7 @@ def test_a_task_that_tells_classes_gets_labels_suggested_and_wrong_ones_counted(
     assert "suggested" in done.stdout
     found = json.loads((folder / "out" / "report" / "findings.json").read_text())
     assert found["cells"][0]["suggested_wrong"] == int(count)
-    assert {made["name"] for made in found["free"]} == {"own loss", "gradient norm"}
+    assert {made["configuration"] for made in found["free"]} == {"own loss", "gradient norm"}
     assert "own loss" in (folder / "out" / "report" / "index.html").read_text()
 
 
@@ -135,7 +135,7 @@ def test_a_task_can_be_named_without_a_file_and_its_page_claims_only_what_it_kno
     assert "as model() returns it; nothing was trained" in done.stdout
     page = (folder / "out" / "report" / "index.html").read_text()
     assert "predicted right." not in page
-    assert "count all queries: the task does not say" in page
+    assert "or all of them where the task does not say which" in page
 
 
 @pytest.mark.parametrize(

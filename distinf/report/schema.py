@@ -63,8 +63,11 @@ class Column:
         found = row.get(self.cell)
         if found is None:
             return Cell()
-        value = float(found) if isinstance(found, int | float) else None
-        return Cell(MISSING if missing(found) else self.form(found), value=value)
+        try:
+            value = float(found) if isinstance(found, int | float) else None
+            return Cell(MISSING if missing(found) else self.form(found), value=value)
+        except OverflowError:  # a note of a task's own, beyond every float
+            return Cell(str(found))
 
 
 def stub(heading: str, cell: str | Callable[[Row], str | Cell]) -> Column:
