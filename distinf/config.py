@@ -214,10 +214,6 @@ def config_class(name: str) -> type[RunConfig]:
 
 def recipe_in(raw: Mapping[str, Any], where: str) -> str:
     """The name of a configuration's recipe: as its `recipe` says, or the task's own."""
-    if "route" in raw:
-        raise InputError(
-            f"{where}: route: is called recipe, and basis spectral; write recipe: spectral or gram"
-        )
     task = raw.get("task")
     for near in difflib.get_close_matches("task", raw, cutoff=0.7) if task is None else ():
         raise InputError(f"{where}: unknown key '{near}'; did you mean 'task'?")

@@ -43,6 +43,9 @@ def read(
         raw["out"] = out
     elif not raw.get("out"):
         raw["out"] = default_folder(path, verb)
+    route = raw.pop("route", None)  # so it was called in 0.1
+    if route is not None and not raw.get("recipe"):
+        raw["recipe"] = "spectral" if route == "basis" else route
     if verb == "score" and not raw.get("recipe"):
         raw["recipe"] = "gram"
     return raw

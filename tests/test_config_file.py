@@ -1,5 +1,8 @@
 """A configuration as it is given: which folder it takes, and what replays a run."""
 
+import subprocess
+import sys
+
 import pytest
 
 from distinf.config_file import default_folder, read
@@ -48,3 +51,22 @@ def test_score_takes_the_gram_route_where_none_is_named(tmp_path):
     assert "recipe" not in read(str(file))
     file.write_text("recipe: spectral\n")
     assert read(str(file), verb="score")["recipe"] == "spectral"
+
+
+@pytest.mark.parametrize(("route", "recipe"), [("basis", "spectral"), ("gram", "gram")])
+def test_a_route_as_0_1_had_it_is_a_recipe(tmp_path, route, recipe):
+    file = tmp_path / "old.yaml"
+    file.write_text(f"task: mine:task\nroute: {route}\n")
+    assert read(str(file))["recipe"] == recipe
+    assert read(str(file), [f"recipe={recipe}"])["recipe"] == recipe
+    assert "route" not in read(str(file))
+
+
+def test_what_a_task_of_0_1_imports_is_there_under_its_former_name():
+    code = (
+        "from distinf.stages.gram.task import Fit\nimport distinf.gram.task\n"
+        "from distinf.stages.tensor_task import TensorTask\n"
+        "from distinf.stages.task import Shapes\n"
+        "import distinf.stages.task\nassert Fit is distinf.gram.task.Fit\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -29,8 +29,13 @@ from distinf.errors import InputError
 from distinf.masking import masked
 from distinf.runtime import RuntimeSettings, hand_out, open_runtime
 from distinf.runtime.units import differences, flatten
-from distinf.tasks.identity import rows_of, stated
+from distinf.tasks.identity import MODEL, rows_of, stated
 from distinf.tasks.task import SPLITS
+
+OTHER_ROWS = (
+    "query: these settings make the training rows others; a query may change the evaluation rows "
+    "alone"
+)
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,15 @@ def _context(
     cells = other.RECIPE.cells(other.identity)
     if cells.keys() != session.tasks.keys():
         raise InputError("query: these settings make other datasets or seeds; a query may not")
+    for cell, before in session.context["seen"].items():
+        now = other.seen[cell]
+        if any(before.get(name) != now.get(name) for name in (MODEL, "model")):
+            raise InputError("query: these settings make another model; a query may not")
+        if any(before.get(name) != now.get(name) for name in ("rows('train')", "batch('train')")):
+            raise InputError(OTHER_ROWS)
     made = {**session.context, "beside": {}, "task_settings": other.settings, "seen": other.seen}
     stages = {key: {**value, **settings.get(key, {})} for key, value in made["settings"].items()}
-    late = digest([{name: stated(cell) for name, cell in cells.items()}, other.stored_form()])
+    late = digest([{name: stated(cell) for name, cell in cells.items()}, masked(other.settings)])
     return {**made, "settings": stages, "late": late}
 
 
@@ -140,10 +151,7 @@ def _refuse_other_training_rows(before: Session, after: Session) -> None:
             one, two = mine.batch("train", ids), other.batch("train", ids)
             alike = one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
         if not alike:
-            raise InputError(
-                "query: these settings make the training rows others; a query may change the "
-                "evaluation rows alone"
-            )
+            raise InputError(OTHER_ROWS)
 
 
 def _files(root: str, answers: Sequence[Answer], top: int) -> Iterator[tuple[str, bytes]]:

@@ -116,6 +116,11 @@ class Recipe:
             REPORT, REPORT, units=_page, run=_reporting(self.report), done=_is_reported
         )  # fmt: skip
 
+    @property
+    def every(self) -> tuple[Stage, ...]:
+        """The stages that have units, the report last."""
+        return (*self.working, self.last)
+
     def keys(
         self, cells: Mapping[str, Values], lends: Mapping[str, Any]
     ) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:

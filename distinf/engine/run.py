@@ -239,7 +239,7 @@ def _carried_out(
         if swept:
             LOG.info("took away %d files of attempts that never ended", swept)
         hidden = partial(without, settings=config.settings)
-        titles = [part.title for part in running.planned(session)]
+        titles = [running.part_of(*part).title for part in running.parts(session)]
         beat = Beating(session.blobs, titles, hidden)
         with beat.beating():
             running.run(session, runtime, beat.watching(watch))
@@ -258,7 +258,7 @@ def _carried_out(
 
 
 def _swept(session: Session) -> int:
-    stages = (*session.recipe.working, session.recipe.last)
+    stages = session.recipe.every
     jobs = [stage.name for stage in stages if stage.is_jobs]
     return sweep(session.blobs, [stage.name for stage in stages], jobs)
 

@@ -36,14 +36,13 @@ def parts(session: Session) -> list[tuple[Session, Stage]]:
 
 def planned(session: Session) -> list[Part]:
     """The `parts`, as far as can be told from where the run stands."""
-    return [part_of(*part) for part in parts(session)]
+    return [part_of(*part, len(part[1].wanted_units(part[0]))) for part in parts(session)]
 
 
-def part_of(session: Session, stage: Stage) -> Part:
-    """How people read it; a variation's name is before it."""
+def part_of(session: Session, stage: Stage, units: int = 0) -> Part:
+    """How people read it, of so many units; a variation's name is before it."""
     before = f"{session.name}: " if session.name else ""
-    count = len(stage.wanted_units(session))
-    return Part(f"{before}{stage.name}", stage.name, count, f"{before}{stage.title}")
+    return Part(f"{before}{stage.name}", stage.name, units, f"{before}{stage.title}")
 
 
 def check(session: Session) -> dict[str, str]:
@@ -71,7 +70,7 @@ def run_stage(
     assert stage.run is not None  # see Recipe.working
     ids = {unit.id for unit in wanted}
     began, busy_s = time.time(), runtime.busy_s
-    with watch(part_of(session, stage), wanted, partial(_done, session, stage.name, ids)):
+    with watch(part_of(session, stage, len(ids)), wanted, partial(_done, session, stage.name, ids)):
         stage.run(session, runtime)
     seconds = time.time() - began
     session.note_time(stage.name, began, seconds, runtime.busy_s - busy_s)
@@ -87,7 +86,7 @@ def _after_repair(session: Session, place: int, units: Sequence[Unit]) -> None:
 
 def _take_out_after(session: Session, place: int, unit: Unit) -> None:
     every = parts(session)
-    order = [stage.name for stage in (*session.recipe.working, session.recipe.last)]
+    order = [stage.name for stage in session.recipe.every]
     after = order[order.index(every[place][1].name) + 1 :]
     move = repairs.moving(session.blobs, f"after-{unit.id}")
     later = [stage.wanted_units(each) for each, stage in every[place + 1 :] if stage.name in after]

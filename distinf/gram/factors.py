@@ -13,7 +13,7 @@ from distinf.engine.session import row_ranges
 from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
 from distinf.gram.gradients import finite_rows, pass_cost, row_batches
-from distinf.gram.session import TRAIN, Cell, Outline, Session, layers_of
+from distinf.gram.session import TRAIN, Cell, Outline, Session, layers_of, pool_phases
 from distinf.gram.settings import EKFAC, StageSettings
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.train import trained_model
@@ -107,12 +107,7 @@ def check(session: Session) -> None:
 
 def run(session: Session, runtime: Runtime) -> None:
     """Phase by phase: each needs all of the one before."""
-    work, ledger = session.work("distinf.gram.factors:body"), session.ledger(NAME)
-    for phase in PHASES:
-        cells = session.outline.cells.values()
-        wanted = [unit for cell in cells for unit in phase_units(session.settings, cell, phase)]
-        if wanted:
-            runtime.pool(work, wanted, ledger)
+    pool_phases(session, runtime, NAME, PHASES, phase_units)
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:

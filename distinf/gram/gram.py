@@ -33,7 +33,7 @@ from distinf.gram.blocks import SPARSE, Block
 from distinf.gram.factors import curvature
 from distinf.gram.gradients import dense_rows, finite_rows, sparse_rows
 from distinf.gram.paired import EACH, QUERIES, SELF, chosen
-from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, pool_phases
 from distinf.gram.settings import EKFAC, OF_ALL_PAIRS, OF_WORDS
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.tiles import (
@@ -122,12 +122,7 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
 
 def run(session: Session, runtime: Runtime) -> None:
     """Phase by phase: DataInf's sums need all of cross, its correction all of the sums."""
-    work, ledger = session.work("distinf.gram.gram:body"), session.ledger(NAME)
-    for phase in PHASES:
-        cells = session.outline.cells.values()
-        wanted = [unit for cell in cells for unit in phase_units(session.settings, cell, phase)]
-        if wanted:
-            runtime.pool(work, wanted, ledger)
+    pool_phases(session, runtime, NAME, PHASES, phase_units)
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:

@@ -1,7 +1,7 @@
 """A run of the Gram recipe as one process sees it."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from distinf.numerics.hooks import known_layers
 from distinf.numerics.kronecker import Form, forms_of
 from distinf.numerics.layer_uses import wanted_layers
 from distinf.numerics.parameters import Layout
-from distinf.runtime import Unit
+from distinf.runtime import Runtime, Unit
 from distinf.tasks.identity import rows_of
 from distinf.tasks.methods import in_a_run, method_by_layers
 from distinf.tasks.rehearsal import checked_shapes
@@ -198,3 +198,19 @@ def _blocks_of_model(model: nn.Module, layout: Layout, settings: Any) -> Blocks:
 def data_unit(cell: str, keys: Keys) -> Unit:
     """The unit that makes a cell's rows."""
     return Unit(DATA, keys[DATA], job={"cell": cell})
+
+
+def pool_phases(
+    session: Session,
+    runtime: Runtime,
+    stage: str,
+    phases: Iterable[str],
+    units: Callable[[StageSettings, Cell, str], Sequence[Unit]],
+) -> None:
+    """Every cell's units of a phase, then of the next, which needs all of it."""
+    work, ledger = session.work(f"distinf.gram.{stage}:body"), session.ledger(stage)
+    for phase in phases:
+        cells = session.outline.cells.values()
+        wanted = [unit for cell in cells for unit in units(session.settings, cell, phase)]
+        if wanted:
+            runtime.pool(work, wanted, ledger)

@@ -188,7 +188,6 @@ def test_a_stage_reads_no_setting_that_its_key_does_not_cover(raw, tmp_path, mon
             if covers(reads[stage.name], key) or covers((*stage.uncounted, *recipe.unread), key)
         }
         known[stage.name] = named.union(*below)
-    assert set(read.found) >= {stage.name for stage in recipe.working if stage.name in read.found}
     beyond = {
         stage: sorted(found - known[stage])
         for stage, found in read.found.items()

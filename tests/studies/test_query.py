@@ -118,7 +118,7 @@ def test_the_command_shows_each_querys_extremes_with_their_texts(base, capsys):
         (["--set", "data.train_rows=39"], "training rows"),
         (["--set", "data.flips=0.2"], "training rows"),
         (["--set", "seeds=2"], "other datasets or seeds"),
-        (["--set", "lora.rank=2"], "."),
+        (["--set", "lora.rank=2"], "make another model"),
         (["--queries", "nowhere.csv"], "nowhere.csv"),
         (["--queries", "FILE", "--ranking", "tracin/none"], "--ranking tracin/none: use one of"),
         (["--queries", "FILE", "--top", "0"], "--top 0"),

@@ -21,7 +21,7 @@ def run_until(last: str, config: RunConfig, session: Session | None = None) -> S
     session = session or open_session(config)
     runtime = open_runtime(config.runtime)
     try:
-        for stage in (*session.recipe.working, session.recipe.last):
+        for stage in session.recipe.every:
             if not stage.is_done(session, _units(session, stage)):
                 stage.run(session, runtime)
             if last == stage.name:
