@@ -1,6 +1,7 @@
 """Experiments by hand: how arms are told apart, compared, ranked and mapped."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from distinf.report import formats
 from distinf.report.maps import tinted
 from distinf.report.render import printed
 from distinf.report.schema import Section, Text
-from distinf.report.spectral.arm_figures import parts, reach, relative, stretches
+from distinf.report.spectral.arm_figures import relative
 from distinf.report.spectral.families import (
     arms,
     base_of,
@@ -24,9 +25,9 @@ from distinf.report.spectral.families import (
 from distinf.report.spectral.findings import Family, Findings, Published
 from distinf.report.spectral.page import page
 from distinf.report.spectral.tables import tables
-from distinf.report.spectral.trial_figures import panel_arms
 from tests.support.experiments import small, trials
 from tests.support.html import parts as parts_of
+from tests.support.html import picture
 
 
 def note(made: Findings) -> str:
@@ -105,11 +106,6 @@ def test_ascent_joins_the_family_that_varies_the_update():
     assert [f.name for f in joined] == ["updates", "apart"]
     assert kind(joined[0]) == "updates"
     assert {o.update for o in joined[0].outcomes} == {"first-order", "second-order", "ascent"}
-    shown = panel_arms(list(arms(joined[0]).values()), "helpful")
-    assert {g[0].update for g in shown} == {"first-order", "second-order"}
-    assert [g[0].update for g in panel_arms(list(arms(joined[0]).values()), "harmful")] == [
-        "ascent"
-    ]
 
 
 def test_setup_tells_what_differs_from_the_headline():
@@ -194,18 +190,17 @@ def test_rates_are_mapped_against_where_the_metric_began():
     np.testing.assert_allclose(gains[0], [0, math.log(2), 0])
     assert gains[1, 1] == pytest.approx(-math.log(2))
     assert math.isnan(gains[1, 2])
-    scale = reach([metric_RS])
-    assert (scale.up, scale.down) == (pytest.approx(math.log(2)), pytest.approx(math.log(2)))
-    worst = reach([np.array([[0.01, 0.5]])])
-    assert worst.down == pytest.approx(math.log(4))  # what lies beyond is hatched
-    assert stretches(worst.scaled(relative(np.array([[0.01, 0.5, 0.5, 0.01]]))) < -1) == [(0, 1, 2)]
 
 
-def test_coarse_and_fine_rates_get_maps_of_their_own():
-    rates = [0.001, 0.002, 0.004, 0.01, 0.05, 0.1]
-    assert parts(rates, 0.002) == [[1, 3, 4, 5], [0, 1, 2, 3]]
-    assert parts(rates[3:], 0.002) == [[0, 1, 2]]
-    assert parts(rates[:4], None) == [[0, 1, 2, 3]]
+@pytest.mark.parametrize(("worst", "crossed"), [(0.2, 0), (0.24, 0), (0.25, 1), (0.48, 1)])
+def test_a_metric_beyond_four_times_what_it_was_is_crossed(worst, crossed):
+    """From 0.06: the scale ends at 0.24, and its label says that more lies beyond it."""
+    swept = [replace(o, lr=lr, metric_by_step=[0.06, 0.05, 0.05, worst if lr == 0.1 else 0.05])
+             for lr in (0.01, 0.02, 0.1) for o in trials({1: 5.0})]  # fmt: skip
+    drawn = picture(page(small(Family("rates", ("lr",), swept))), "experiment-1")
+    assert drawn is not None
+    crosses = re.findall(r'<path id="[^"]*" d="M [-\d. ]+ L [-\d. ]+ M', drawn.replace("\n", " "))
+    assert (len(crosses), "≥0.24" in drawn) == (crossed, bool(crossed))
 
 
 def test_a_map_fades_at_zero_and_greys_what_is_missing():

@@ -23,72 +23,47 @@ MOST_NAMED, MOST_POINTS, MOST_COLUMNS, MOST_PANELS = 8, 3_000, 3, 9
 
 def axis(findings: Findings, canvas: Figure) -> bool:
     """The metric against the axis: a panel per run and experiment, each over the change against
-    before (Tuononen et al., Figure 4); a single one over the number of samples per bin."""
-    every, single = panels(findings), findings.axis_curves
-    if len(every) < 2:
-        return single is not None and _one_axis(findings, single, canvas)
+    before (Tuononen et al., Figure 4); at the bottom the number of samples per bin."""
+    every = panels(findings)
+    if not every:
+        return False
     runs = list(dict.fromkeys(run for run, *_ in every))[:MOST_COLUMNS]
     tried = list(dict.fromkeys(name for _, name, *_ in every))[: MOST_PANELS // len(runs)]
-    found = {(run, name): (of, curves) for run, name, of, curves in every}
-    letters, height, many = iter("abcdefghi"), 0.6 + 3.5 * len(tried), 2 * len(tried)
-    shape: Any = {"sharex": True, "sharey": "row", "height_ratios": [3, 1.15] * len(tried)}
-    axes = svg.panels(canvas, height, many, len(runs), **shape)
-    for row, name in enumerate(tried):
-        changes = [0.0]
-        for column, run in enumerate(runs):
-            above, below = axes[2 * row : 2 * row + 2, column]
-            if (run, name) not in found:
-                above.set_visible(False)
-                below.set_visible(False)
-                continue
-            of, curves = found[run, name]
-            _levels(above, findings, curves)
-            changes += _changes(below, curves)
+    many = 2 * len(tried)
+    shape: Any = {"sharex": True, "sharey": "row", "height_ratios": [*[3, 1.15] * len(tried), 0.6]}
+    axes = svg.panels(canvas, 1.4 + 3.5 * len(tried), many + 1, len(runs), **shape)
+    for panel in axes.ravel():
+        panel.set_visible(False)
+    for run, name, of, curves in every:
+        if run in runs and name in tried:
+            column, row = runs.index(run), 2 * tried.index(name)
             label = [run_label(run, of)] if len(runs) > 1 else []
-            what = ", ".join([f"({next(letters)}) {panel_label(of, name)}", *label])
-            svg.title(above, shortened(what, 90), strong=True)
-        if len(changes) > 1:
-            margin = 0.08 * (max(changes) - min(changes)) or 1.0
-            axes[2 * row + 1][0].set_ylim(min(changes) - margin, max(changes) + margin)
-    for column in axes.T:
-        lowest = [panel for panel in column if panel.get_visible()][-1]
-        lowest.set_xlabel(shortened(findings.metric.axis or "axis", 60))
-        lowest.tick_params(labelbottom=True)
+            title = shortened(", ".join([panel_label(of, name), *label]), 90)
+            _levels(axes[row, column], findings, curves)
+            svg.title(axes[row, column], title, strong=True)
+            _changes(axes[row + 1, column], curves)
+            _samples(axes[many, column], curves, shortened(findings.metric.axis or "axis", 60))
+            for panel in axes[[row, row + 1, many], column]:
+                panel.set_visible(True)
     for row, line in enumerate(axes):
         first = next(panel for panel in line if panel.get_visible())
-        first.set_ylabel("change [%]" if row % 2 else findings.metric.name)
         first.tick_params(labelleft=True)
+        first.set_ylabel(findings.metric.name if row % 2 == 0 and row < many else "")
     svg.legend(canvas, *axes.ravel(), columns=4)
     return True
 
 
-def _one_axis(findings: Findings, curves: AxisCurves, canvas: Figure) -> bool:
-    (axes,), (below,) = svg.panels(canvas, 4.6, 2, 1, sharex=True, height_ratios=[6, 1])
-    _levels(axes, findings, curves, ms=3.6)
-    svg.title(axes, f"{findings.metric.name}, mean of each bin")
-    width = np.diff(curves.x).min() * 0.8 if len(curves.x) > 1 else 0.8
-    below.bar(curves.x, curves.counts, width=width, color=svg.COLOR["soft"])
-    below.grid(False)
-    svg.linear_axis(below, "x")
-    below.set_yticks([max(curves.counts)], [count(int(max(curves.counts)))])
-    below.set_xlabel(shortened(findings.metric.axis or "axis", 60))
-    svg.title(below, "samples per bin")
-    svg.legend(canvas, axes)
-    return True
-
-
-def _levels(axes: Axes, findings: Findings, curves: AxisCurves, **style: Any) -> None:
-    """A line per curve; with a style larger, and with markers."""
+def _levels(axes: Axes, findings: Findings, curves: AxisCurves) -> None:
+    """A line per curve."""
     every: list[float] = []
     for name, curve in curves.curves.items():
         y = np.array(curve, dtype=float)
         if findings.metric.log:
             y[~(y > 0)] = np.nan
         every += svg.finite(y).tolist()
-        own: Any = {"marker": svg.MARKER.get(name)} if style else {}
-        own |= {"ls": svg.DASH.get(name, "-"), "label": curve_label(findings, name)}
-        width = (2.0 if name == SELECTED else 1.3) + 0.2 * bool(style)
-        svg.line(axes, curves.x, y, svg.role(name), lw=width, **own, **style)
+        style: Any = {"ls": svg.DASH.get(name, "-"), "lw": 2.0 if name == SELECTED else 1.3}
+        label = curve_label(findings, name)
+        svg.line(axes, curves.x, y, svg.role(name), label=label, **style)
     svg.axis(axes, "y", every, findings.metric.log)
 
 
@@ -99,27 +74,30 @@ def curve_label(findings: Findings, name: str) -> str:
     return "before fine-tuning" if name == "before" else f"after {name}"
 
 
-def _changes(axes: Axes, curves: AxisCurves) -> list[float]:
-    """Draw each tuned curve relative to before, in percent; the values that set the scale.
-
-    The harmful selection's do not: where it diverged, it runs out of the picture.
-    """
-    before = np.array(curves.curves.get("before", ()), dtype=float)
-    tuned = [n for n in curves.curves if n not in UNTUNED]
-    scale: list[float] = []
-    if not before.size:
-        return scale
-    for name in tuned:
+def _changes(axes: Axes, curves: AxisCurves) -> None:
+    """Each tuned curve relative to before; the harmful selection's does not set the scale."""
+    before, scale = np.array(curves.curves.get("before", ()), dtype=float), [0.0]
+    for name in (n for n in curves.curves if n not in UNTUNED and before.size):
         after, empty = np.array(curves.curves[name], dtype=float), np.full(before.size, np.nan)
         change = 100 * (np.divide(after, before, out=empty, where=before > 0) - 1)
-        if name != OPPOSITE or tuned == [OPPOSITE]:
-            scale += svg.finite(change).tolist()
+        scale += svg.finite(change).tolist() if name != OPPOSITE else []
         svg.line(axes, curves.x, change, svg.role(name), lw=1.8 if name == SELECTED else 1.3)
     svg.level(axes, 0, "muted", False, lw=0.9)
     svg.linear_axis(axes, "y")
     axes.locator_params(axis="y", nbins=3)
+    margin = 0.08 * (max(scale) - min(scale)) or 1.0
+    axes.set_ylim(min(scale) - margin, max(scale) + margin)
+    svg.title(axes, "change [%]")
+
+
+def _samples(axes: Axes, curves: AxisCurves, label: str) -> None:
+    most, width = max(curves.counts), np.diff(curves.x).min() * 0.8 if len(curves.x) > 1 else 0.8
+    axes.bar(curves.x, curves.counts, width=width, color=svg.COLOR["soft"])
+    axes.grid(False)
+    axes.set_yticks([most], [count(int(most))])
     svg.linear_axis(axes, "x")
-    return scale
+    axes.set_xlabel(label)
+    svg.title(axes, "samples per bin")
 
 
 def targets(findings: Findings, canvas: Figure) -> bool:
@@ -130,26 +108,27 @@ def targets(findings: Findings, canvas: Figure) -> bool:
     points, metric = findings.evaluation, findings.metric
     if points is None or not np.isfinite(points.gap_E).any():
         return False
-    shown = [side for side in (points.axis_E, points.reference_E) if side is not None]
+    sides = {metric.axis or "axis": points.axis_E}
+    sides[f"{metric.name} of the {metric.reference}"] = points.reference_E
+    shown = {name: side for name, side in sides.items() if side is not None}
     if not shown:
         return False
     chosen_E = np.isfinite(points.gap_E) & np.isin(points.ids_E, [t.id for t in findings.targets])
-    panels = svg.panels(canvas, 3.5, 1, len(shown), sharey=True)[0]
-    for axes, side in zip(panels, shown, strict=True):
+    every = svg.panels(canvas, 3.5, 1, len(shown), sharey=True)[0]
+    for axes, (name, side) in zip(every, shown.items(), strict=True):
+        along = side is points.axis_E
         _gaps(axes, points.gap_E, points.eligible_E, chosen_E, side)
         svg.linear_axis(axes, "y")
-        along = side is points.axis_E
         svg.axis(axes, "x", svg.finite(side).tolist(), metric.log and not along)
         if points.least_reference and not along:
-            style: Any = {"ls": svg.DASH["reference"], "lw": 1.3}
-            name = f"least {metric.name} of the reference"
-            svg.level(axes, points.least_reference, "random", label=name, **style)
-        name = metric.axis or "axis" if along else f"{metric.name} of the {metric.reference}"
+            label = f"least {metric.name} of the reference"
+            style: Any = {"ls": svg.DASH["reference"], "lw": 1.3, "label": label}
+            svg.level(axes, points.least_reference, "random", **style)
         axes.set_xlabel(shortened(name, 60))
     gap = f"gap, relative to the {metric.reference}'s" if metric.reference else "before fine-tuning"
-    svg.title(panels[0], f"{metric.name} {gap}")
-    svg.legend(canvas, *panels)
-    for axes, side in zip(panels, shown, strict=True):
+    svg.title(every[0], f"{metric.name} {gap}")
+    svg.legend(canvas, *every)
+    for axes, side in zip(every, shown.values(), strict=True):
         at = np.flatnonzero(chosen_E & np.isfinite(side))
         if 0 < at.size <= MOST_NAMED:
             names = [identifier(int(points.ids_E[k])) for k in at]
@@ -162,9 +141,8 @@ def _gaps(
 ) -> None:
     finite_E = np.isfinite(gap_E)
     eligible_E = finite_E if eligible_E is None else finite_E & eligible_E
-    if not eligible_E.any():
-        eligible_E = finite_E
-    shown_E = finite_E & (gap_E <= 1.12 * max(gap_E[eligible_E].max(), 1e-12))
+    most = gap_E[eligible_E if eligible_E.any() else finite_E].max()
+    shown_E = finite_E & (gap_E <= 1.12 * max(most, 1e-12))
     kinds = (~eligible_E, "soft", "not eligible"), (eligible_E & ~chosen_E, "accent", "eligible")
     for mask, color, label in kinds:
         at = np.flatnonzero(mask & shown_E)

@@ -20,7 +20,7 @@ from distinf.report.schema import (
     spread,
     stub,
 )
-from distinf.report.spectral import arm_figures, axis_figures, families, headline, trial_figures
+from distinf.report.spectral import arm_figures, axis_figures, families, headline
 from distinf.report.spectral.families import NAMES, spoken, varied
 from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
 from distinf.report.spectral.headline import FEWEST_PAIRS, percent, words_of
@@ -105,7 +105,7 @@ def experiment_sections(findings: Findings, rows: Tables) -> list[Section]:
         numbers = {"by": by.replace("_", " ") or "selection", "most": str(arm_figures.MOST_ROWS)}
         draw: Draw = partial(arm_figures.experiment, mine, findings.metric.name)
         if shape in ("updates", "rates"):
-            drawn: Any = trial_figures.updates if shape == "updates" else arm_figures.rates
+            drawn: Any = arm_figures.updates if shape == "updates" else arm_figures.rates
             draw = partial(drawn, findings, family)
         items: list[Item] = [
             Text(_setup(findings, family, mine), "note"),

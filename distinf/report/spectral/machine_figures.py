@@ -5,7 +5,7 @@ Shapes: N training samples, K Ritz values, a map's [S, F] elements.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,48 +27,43 @@ CLIPPED_SHARE = 0.005  # of the elements, the largest: drawn in the full hue
 
 
 def scores(findings: Findings, canvas: Figure) -> bool:
-    """Histograms of the first target's scores per loss and variant, log counts."""
-    target, head = findings.first_scored(), findings.headline
-    if target is None:
-        return False
-    known = [(s, svg.finite(s.scores[target])) for s in findings.scores if target in s.scores]
-    sets = [(s, scores_N) for s, scores_N in known if scores_N.size]
-    ours = [(s.loss, s.variant) == (head.loss, head.variant) and len(sets) > 1 for s, _ in sets]
-    names = [shortened(" ".join(filter(None, (s.loss, s.variant)))) for s, _ in sets]
-    columns = 2 if len(sets) in (2, 4) else 4
-    panels = list(zip(names, ours, (scores_N for _, scores_N in sets), strict=True))
-    return _histograms(findings, panels, columns, 2.0, canvas)
+    """The first target's scores per loss and variant."""
+    target = findings.first_scored()
+    found = {
+        " ".join(filter(None, (s.loss, s.variant))): s.scores[target]
+        for s in findings.scores
+        if target is not None and target in s.scores
+    }
+    return _histograms(findings, found, 2 if len(found) in (2, 4) else 4, canvas)
 
 
 def score_runs(findings: Findings, canvas: Figure) -> bool:
     """The headline's scores of each run's first target, run by run (Tuononen et al., Fig. 8)."""
-    panels = []
+    found = {}
     for name, run in runs(findings).items():
-        target, head = run.first_scored(), (run.headline.loss, run.headline.variant)
-        scoring = next((s for s in run.scores if (s.loss, s.variant) == head), None)
-        if target is not None and scoring is not None and target in scoring.scores:
-            label = shortened(f"target {identifier(target)}, {run_label(name, run)}", 60)
-            panels.append((label, True, svg.finite(scoring.scores[target])))
-    panels = [p for p in panels if p[2].size]
-    return len(panels) > 1 and _histograms(findings, panels, 3, 2.2, canvas)
+        target, head = run.first_scored() or 0, (run.headline.loss, run.headline.variant)
+        for scoring in run.scores:
+            if (scoring.loss, scoring.variant) == head and target in scoring.scores:
+                label = f"target {identifier(target)}, {run_label(name, run)}"
+                found[label] = scoring.scores[target]
+    return len(found) > 1 and _histograms(findings, found, 3, canvas)
 
 
 def _histograms(
-    findings: Findings,
-    panels: Sequence[tuple[str, bool, np.ndarray]],
-    most: int,
-    height: float,
-    canvas: Figure,
+    findings: Findings, found: Mapping[str, np.ndarray], most: int, canvas: Figure
 ) -> bool:
-    if not panels:
+    """One per name, `most` beside each other, with log counts."""
+    shown = {name: np.sort(svg.finite(scores_N)) for name, scores_N in found.items()}
+    shown = {name: scores_N for name, scores_N in shown.items() if scores_N.size}
+    if not shown:
         return False
-    columns = min(len(panels), most)
-    rows = math.ceil(len(panels) / columns)
-    every = svg.panels(canvas, 0.7 + height * rows, rows, columns).ravel()
-    for axes, (name, strong, scores_N) in zip(every, panels):
-        _histogram(axes, np.sort(scores_N), findings.headline.pool or 50)
-        svg.title(axes, name, strong)
-    for axes in every[len(panels) :]:
+    columns = min(len(shown), most)
+    rows = math.ceil(len(shown) / columns)
+    every = svg.panels(canvas, 0.7 + 2.1 * rows, rows, columns).ravel()
+    for axes, (name, scores_N) in zip(every, shown.items()):
+        _histogram(axes, scores_N, findings.headline.pool or 50)
+        svg.title(axes, shortened(name, 60))
+    for axes in every[len(shown) :]:
         axes.set_visible(False)
     svg.legend(canvas, every[0])
     return True
@@ -96,36 +91,35 @@ def _histogram(axes: Axes, ordered_N: np.ndarray, pool: int) -> None:
     svg.level(axes, 0, "muted", lw=0.9)
 
 
-def ritz(findings: Findings, canvas: Figure) -> bool:
+def ritz(rows: Sequence[Row], findings: Findings, canvas: Figure) -> bool:
     """Sizes of the converged Ritz values and their residuals, most extreme first."""
-    pairs = findings.ritz
-    places = pairs.converged() if pairs is not None else []
-    if pairs is None or not places:
+    pairs, shown = findings.ritz, [r for r in rows if r["converged"]]
+    if pairs is None or not shown:
         return False
     left, right = canvas.subplots(1, 2, width_ratios=[1.25, 1])
-    values_K, residuals_K = (np.array(v)[places] for v in (pairs.values_K, pairs.residuals_K))
-    residuals_K, rank_K = np.maximum(residuals_K, 1e-18), np.array(places) + 1
-    style: Any = {"ms": 4.2, "mew": 0}
-    negative = (values_K < 0, "harmful", "v", "negative (its size is drawn)")
-    for mask, color, marker, label in ((values_K > 0, "accent", "o", "positive"), negative):
-        if mask.any():
-            sizes_K = np.abs(values_K[mask])
-            svg.line(left, rank_K[mask], sizes_K, color, marker, label=label, **style)
-            svg.line(right, rank_K[mask], residuals_K[mask], color, marker, **style)
-    mean = pairs.complement_mean or 0.0
-    lines = ((pairs.damping, "random", "damping λ"), (mean, "reference", "mean of the rest μ"))
-    for value, color, label in lines:
+    sizes, residuals = (
+        [abs(r["value"]) for r in shown],
+        [max(r["residual"], 1e-18) for r in shown],
+    )
+    signs = {1: ("accent", "o", "positive"), -1: ("harmful", "v", "negative (its size is drawn)")}
+    for sign, (color, marker, label) in signs.items():
+        at = [k for k, r in enumerate(shown) if np.sign(r["value"]) == sign]
+        for axes, y, name in ((left, sizes, label if at else None), (right, residuals, None)):
+            x, y = ([of[k] for k in at] for of in ([r["rank"] for r in shown], y))
+            svg.line(axes, x, y, color, marker, label=name, ms=4.2, mew=0)
+    mean = ("reference", "mean of the rest μ", pairs.complement_mean or 0.0)
+    for color, label, value in (("random", "damping λ", pairs.damping), mean):
         if value > 0:
             svg.level(left, value, color, False, label=label, **DASHED)
-    shown = [value for value, *_ in lines if value > 0]
-    svg.log_axis(left, "y", [*np.abs(values_K), *shown])
-    svg.log_axis(right, "y", residuals_K.tolist())
-    svg.title(left, "size of the Ritz value |θ|")
-    svg.title(right, "residual ‖Hu − θu‖")
-    for axes in (left, right):
-        for place in (k for k in places if not pairs.is_kept(k)):
-            named: Any = {"label": "not kept"} if axes is left else {}
-            svg.level(axes, place + 1, "muted", lw=0.9, ls=":", **named)
+            sizes.append(value)
+    for axes, values, title in (
+        (left, sizes, "size of the Ritz value |θ|"),
+        (right, residuals, "residual ‖Hu − θu‖"),
+    ):
+        svg.log_axis(axes, "y", values)
+        svg.title(axes, title)
+        for r in (r for r in shown if not r["kept"]):
+            svg.level(axes, r["rank"], "muted", lw=0.9, ls=":", label="not kept")
         svg.linear_axis(axes, "x", integer=True)
         axes.set_xlabel("rank")
     svg.legend(canvas, left)
@@ -145,15 +139,14 @@ def truncation(terms: Sequence[Row], kept: int, canvas: Figure) -> bool:
         style: Any = {"marker": marker, "ms": 3.4, "mew": 0, "lw": 0.8}
         svg.line(left, x, share, color, label=label, **style)
         svg.line(right, x, np.where(amount > 0, amount, np.nan), color, **style)
-    for axes in (left, right):
+    for axes, title in ((left, "by how much term k lowers the bound [%]"), (right, "absolute")):
         svg.level(axes, kept, "random", label=f"k = {kept}, as chosen", **DASHED)
         svg.linear_axis(axes, "x", integer=True)
         axes.set_xlabel("terms kept, k")
+        svg.title(axes, title)
     svg.linear_axis(left, "y")
     left.set_ylim(bottom=0)
     svg.log_axis(right, "y", lowered)
-    svg.title(left, "by how much term k lowers the bound [%]")
-    svg.title(right, "the same, absolute")
     svg.legend(canvas, left, most=40)
     return True
 
@@ -178,16 +171,15 @@ def training(rows: Sequence[Row], label: str, canvas: Figure) -> bool:
 
 def costs(rows: Sequence[Row], canvas: Figure) -> bool:
     """Wall time per stage, in the order that they ran."""
-    rows = [r for r in rows if r["stage"] != "total"]
-    if not rows:
+    spent = {shortened(r["stage"]): r["seconds"] for r in rows if r["stage"] != "total"}
+    if not spent:
         return False
-    seconds, height = [r["seconds"] for r in rows], 0.8 + 0.34 * len(rows)
-    axes = svg.panels(canvas, height, 1, 1)[0][0]
-    axes.barh(range(len(rows)), seconds, 0.58, color=svg.COLOR["accent"])
-    for row, taken in enumerate(seconds):
+    axes = svg.panels(canvas, 0.8 + 0.34 * len(spent), 1, 1)[0][0]
+    axes.barh(range(len(spent)), spent.values(), 0.58, color=svg.COLOR["accent"])
+    for row, taken in enumerate(spent.values()):
         svg.note(axes, duration(taken), (taken, row), 6)
-    svg.row_axis(axes, [shortened(r["stage"]) for r in rows])
-    axes.set_xlim(0, 1.12 * max(*seconds, 1e-9))
+    svg.row_axis(axes, [*spent])
+    axes.set_xlim(0, 1.12 * max(*spent.values(), 1e-9))
     svg.title(axes, "wall time [s]")
     return True
 
@@ -195,15 +187,14 @@ def costs(rows: Sequence[Row], canvas: Figure) -> bool:
 def attribution(found: Sequence[Attribution], canvas: Figure) -> bool:
     """One target's pictured samples: helpful ones at the left, harmful ones at the right."""
     drawn = sorted((a for a in found if np.any(svg.finite(a.parts_SF))), key=lambda a: abs(a.rank))
-    sides = [[a for a in drawn if a.rank > 0], [a for a in drawn if a.rank < 0]]
-    sides = [side[:MOST_MAPS] for side in sides if side]
+    sides = [[a for a in drawn if a.rank * sign > 0][:MOST_MAPS] for sign in (1, -1)]
+    sides = [side for side in sides if side]
     if not sides:
         return False
-    lines = max(len(side) for side in sides)
+    lines = max(map(len, sides))
     canvas.set_figheight(0.85 + 2.05 * lines)
-    grid = canvas.add_gridspec(
-        lines + 1, len(sides), height_ratios=[*[1.0] * lines, 0.055], wspace=0.14
-    )
+    shape: Any = {"height_ratios": [*[1.0] * lines, 0.055], "wspace": 0.14}
+    grid = canvas.add_gridspec(lines + 1, len(sides), **shape)
     for column, side in enumerate(sides):
         for line, shown in enumerate(side):
             _map(canvas, grid[line, column], shown, line + 1 == len(side))
@@ -214,36 +205,30 @@ def attribution(found: Sequence[Attribution], canvas: Figure) -> bool:
 
 
 def _map(canvas: Figure, place: Any, shown: Attribution, last: bool) -> None:
+    """A sample's parts, and bars of their sums over either axis in the hues of the map."""
     parts_SF = np.atleast_2d(np.asarray(shown.parts_SF, dtype=np.float64))
     sizes = np.abs(svg.finite(parts_SF))
     reach = float(np.quantile(sizes, 1 - CLIPPED_SHARE)) or float(sizes.max())
-    inner = place.subgridspec(
-        2, 2, height_ratios=[1, 2.4], width_ratios=[7, 1], hspace=0.04, wspace=0.03
-    )
+    shape: Any = {"height_ratios": [1, 2.4], "width_ratios": [7, 1], "hspace": 0.04}
+    inner = place.subgridspec(2, 2, wspace=0.03, **shape)
     axes = canvas.add_subplot(inner[1, 0])
     show(axes, parts_SF / reach)
     above = canvas.add_subplot(inner[0, 0], sharex=axes)
     beside = canvas.add_subplot(inner[1, 1], sharey=axes)
-    for side, axis in ((above, 0), (beside, 1)):
-        _sums(side, np.nansum(parts_SF, axis=axis), across=side is above)
+    for side, axis, bars in ((above, 0, above.fill_between), (beside, 1, beside.fill_betweenx)):
+        sums = np.nansum(parts_SF, axis=axis)
+        for sign, color in ((1, "helpful"), (-1, "harmful")):
+            length = np.where(sums * sign > 0, sums, 0.0)
+            bars(np.arange(sums.size), length, step="mid", color=svg.COLOR[color], lw=0)
+        svg.level(side, 0, "muted", side is beside, lw=0.7)
+        side.grid(False)
+        side.tick_params(bottom=False, left=False, labelbottom=False, labelleft=False)
+        side.spines["bottom"].set_visible(False)
     svg.linear_axis(axes, "x", integer=True)
     svg.linear_axis(axes, "y", integer=True)
     axes.locator_params(axis="y", nbins=4)
     axes.set_ylabel(shortened(shown.axes[0], 20))
-    if last:
-        axes.set_xlabel(shortened(shown.axes[-1], 30))
+    axes.set_xlabel(shortened(shown.axes[-1], 30) if last else "")
     kind = SELECTED if shown.rank > 0 else OPPOSITE
     what = f"{kind} {abs(shown.rank)}: sample {identifier(shown.id)}, score {number(shown.score)}"
     svg.title(above, f"{what}; full colour ±{number(reach, 2)}", strong=True)
-
-
-def _sums(axes: Axes, sums: np.ndarray, across: bool) -> None:
-    """Bars of the sums over the other axis, in the hues of the map."""
-    fill = axes.fill_between if across else axes.fill_betweenx
-    for mask, color in ((sums > 0, "helpful"), (sums < 0, "harmful")):
-        length = np.where(mask, sums, 0.0)
-        fill(np.arange(sums.size), length, step="mid", color=svg.COLOR[color], lw=0)
-    svg.level(axes, 0, "muted", not across, lw=0.7)
-    axes.grid(False)
-    axes.tick_params(bottom=False, left=False, labelbottom=False, labelleft=False)
-    axes.spines["bottom"].set_visible(False)

@@ -21,11 +21,11 @@ from distinf.report.schema import (
     text,
 )
 from distinf.report.spectral import (
+    arm_figures,
     axis_figures,
     experiments,
     headline,
     machine_figures,
-    trial_figures,
 )
 from distinf.report.spectral.findings import CONTROL, Findings
 from distinf.report.spectral.headline import any_column, further, words_of
@@ -75,9 +75,9 @@ def _effect(findings: Findings, rows: Tables) -> list[Item]:
     failed = count(sum(r["failed"] for r in rows["summary"]))
     axis = partial(axis_figures.axis, findings)
     return [
-        words.figure("gap", partial(trial_figures.gap, findings, rows["summary"]), failed=failed),
+        words.figure("gap", partial(arm_figures.gap, findings, rows["summary"]), failed=failed),
         *headline.headline_tables(findings, rows),
-        words.figure("steps", partial(trial_figures.steps, findings)),
+        words.figure("steps", partial(arm_figures.steps, findings)),
         words.figure("axis", axis, others=count(many), draws=count(draws)),
         experiments.effects(findings, rows),
         *_comparison(findings, rows),
@@ -222,7 +222,7 @@ def _curvature(findings: Findings, rows: Tables) -> list[Item]:
     bound = {"values": values, "steps": steps, "terms": count(every), "after": fixed(after)}
     ritz = {"operator": pairs.operator, "out": count(every - len(places)), "kept": count(kept)}
     return [
-        words.figure("ritz", partial(machine_figures.ritz, findings), **ritz),
+        words.figure("ritz", partial(machine_figures.ritz, rows["ritz"], findings), **ritz),
         words.figure("truncation", partial(machine_figures.truncation, terms, every), **bound),
         Facts(facts),
         words.table("solves", rows["solves"], solves),
