@@ -30,11 +30,12 @@ def place(name: str, order: Sequence[str]) -> tuple[int, str]:
 
 
 def groups(names: Iterable[str]) -> list[str]:
-    """Embedding, stretches of layers by their first one, other groups, head, all."""
-    return sorted(set(names), key=_group)
+    """Each once, in order."""
+    return sorted(set(names), key=group_order)
 
 
-def _group(name: str) -> tuple[int, int, str]:
+def group_order(name: str) -> tuple[int, int, str]:
+    """Sort key: embedding, stretches of layers by their first one, other groups, head, all."""
     stretch = layers(name)
     if stretch is not None:
         return (1, stretch[0], name)
@@ -53,4 +54,4 @@ def in_order(name: str) -> tuple[Any, ...]:
     made = parts(name)
     if made is None:
         return (1, place(name, BASELINES), (), ())
-    return (0, place(made[0], ESTIMATORS), _group(made[1]), place(made[2], HOWS))
+    return (0, place(made[0], ESTIMATORS), group_order(made[1]), place(made[2], HOWS))

@@ -5,7 +5,7 @@ Shape legend: C configurations, T trials (dataset and seed).
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from distinf.report.gram.findings import Findings
 from distinf.report.gram.trials import (
     ALL_ROWS,
     by_trial,
+    combined,
     datasets,
     falling,
     grouped,
@@ -46,16 +47,17 @@ Accuracies = dict[str, dict[tuple[int, int], float]]  # configuration -> trial -
 def tables(findings: Findings) -> dict[str, list[Row]]:
     """Name -> rows."""
     found = by_trial(findings, findings.retrained, "test_accuracy")
-    found = dict(sorted(found.items(), key=lambda item: in_order(item[0])))
+    found = {name: found[name] for name in sorted(found, key=in_order)}
     points = proxy_points(findings, found)
+    trials = gain_trials(points)
     return {
         "accuracy": accuracy(findings, found),
         "query_loss": query_loss(findings),
         "methods": [*methods(findings, found), *findings.methods_published],
         "layers": [*layer_ranks(found), *findings.layers_published],
-        "gains": gains(findings, found),
-        "gain_trials": gain_trials(findings, found),
-        "quartiles": spreads(findings, found),
+        "gains": gains(trials),
+        "gain_trials": trials,
+        "quartiles": spreads(points),
         "proxies": proxies(points),
         "proxy_points": points,
         "retrained": [_retrained(row) for row in findings.retrained],
@@ -71,11 +73,10 @@ def _retrained(row: Row) -> Row:
 
 def accuracy(findings: Findings, found: Accuracies) -> list[Row]:
     """Per configuration, best first: test accuracy over trials, and against random and full."""
-    at_best = by_trial(findings, findings.retrained, "accuracy_at_best")
-    at = keys(findings)
-    best = {at[c["name"]]: c["history"].get("test_accuracy", ()) for c in findings.cells}
-    finite = {key: [v for v in series if math.isfinite(v)] for key, series in best.items()}
-    whole = {key: 100 * max(series) for key, series in finite.items() if series}
+    at_best, at = by_trial(findings, findings.retrained, "accuracy_at_best"), keys(findings)
+    series = {at[c["name"]]: c["history"].get("test_accuracy", ()) for c in findings.cells}
+    finite = {key: [v for v in values if math.isfinite(v)] for key, values in series.items()}
+    whole = {key: 100 * max(values) for key, values in finite.items() if values}
     rows = []
     for name, trials in {**found, **({ALL_ROWS: whole} if found and whole else {})}.items():
         row: Row = {"configuration": name, "trials": len(trials), **with_interval("", trials)}
@@ -89,19 +90,14 @@ def accuracy(findings: Findings, found: Accuracies) -> list[Row]:
 
 def query_loss(findings: Findings) -> list[Row]:
     """Per configuration, best first: the least query loss, mean over cells; also of all rows."""
-    found = {
-        name: [r["query_loss"] for r in mine]
-        for (name,), mine in grouped(findings.retrained, "configuration").items()
-    }
-    found = {name: found[name] for name in sorted(found, key=in_order)}
-    histories = [c["history"].get("query_loss") for c in findings.cells]
-    if found and any(histories):
-        found[ALL_ROWS] = [min(losses) for losses in histories if losses]
-    rows = [
-        {"configuration": name, "trials": len(losses), **mean_sd("", losses, "")}
-        for name, losses in found.items()
-    ]
-    return sorted(rows, key=lambda row: row["mean"])
+    every = sorted(findings.retrained, key=lambda row: in_order(row["configuration"]))
+    whole = [c["history"].get("query_loss") for c in findings.cells if every]
+    every += [{"configuration": ALL_ROWS, "query_loss": min(losses)} for losses in whole if losses]
+
+    def of(mine: list[Row]) -> Row:
+        return {"trials": len(mine), **mean_sd("", [row["query_loss"] for row in mine], "")}
+
+    return sorted(combined(every, ("configuration",), of), key=lambda row: row["mean"])
 
 
 def methods(findings: Findings, found: Accuracies) -> list[Row]:
@@ -175,61 +171,47 @@ def _ranked(found: Accuracies, threshold: float) -> dict[str, Row]:
     return dict(order)
 
 
-def spreads(findings: Findings, found: Accuracies) -> list[Row]:
+def spreads(points: list[Row]) -> list[Row]:
     """Accuracy after filtering by estimator, group and dataset, mean scores: its mean, quartiles
     and median over seeds (Vitel and Chhabra, Figure 2; 5 to 7 for their other models)."""
-    rows = []
-    for name, trials in found.items():
-        estimator, group, how = parts(name) or ("", "", "")
-        for k, dataset in enumerate(datasets(findings)) if how == "mean" else ():
-            mine = quartiles(np.array([v for (d, _), v in trials.items() if d == k]))
-            if mine.trials:
-                row: Row = {"estimator": estimator, "group": group, "dataset": dataset}
-                row |= {"trials": mine.trials, "mean_pct": mine.mean, "q1_pct": mine.q1}
-                rows.append(row | {"median_pct": mine.median, "q3_pct": mine.q3})
-    return rows
+
+    def of(mine: list[Row]) -> Row:
+        return {"trials": len(mine), **_quartiles(mine, "accuracy_pct", "mean_pct")}
+
+    by_mean = [p for p in points if p["how"] == "mean"]
+    return combined(by_mean, ("estimator", "group", "dataset"), of)
 
 
-def gains(findings: Findings, found: Accuracies) -> list[Row]:
+def _quartiles(rows: list[Row], key: str, mean: str) -> Row:
+    of = quartiles(np.array([row[key] for row in rows]))
+    return {mean: of.mean, "q1_pct": of.q1, "median_pct": of.median, "q3_pct": of.q3}
+
+
+def gains(trials: list[Row]) -> list[Row]:
     """What rank and vote change against mean, per dataset, estimator and group: the mean change in
     % of the accuracy by mean, its quartiles over seeds, Wilcoxon's p, and whether it would be
     drawn in full colour (Vitel and Chhabra, Figures 3, 17 and 18)."""
-    rows = []
-    for named, _, base_T, other_T in _pairs(findings, found):
-        spread, p = quartiles(relative_changes(base_T, other_T)), wilcoxon(other_T, base_T)
-        row = {**named, "pairs": len(base_T), "change_pct": spread.mean, "q1_pct": spread.q1}
-        row |= {"median_pct": spread.median, "q3_pct": spread.q3, "p": p}
-        rows.append(row | {"marked": p < MARK_P and abs(spread.mean) > MARK_CHANGE_PCT})
-    return rows
+
+    def of(mine: list[Row]) -> Row:
+        p = wilcoxon(*(np.array([t[key] for t in mine]) for key in ("accuracy_pct", "base_pct")))
+        row = {"pairs": len(mine), **_quartiles(mine, "change_pct", "change_pct"), "p": p}
+        return row | {"marked": p < MARK_P and abs(row["change_pct"]) > MARK_CHANGE_PCT}
+
+    return combined(trials, ("dataset", "estimator", "group", "how"), of)
 
 
-def gain_trials(findings: Findings, found: Accuracies) -> list[Row]:
+def gain_trials(points: list[Row]) -> list[Row]:
     """`gains` seed by seed: the accuracy by mean (`base_pct`) and by rank or vote, and the change
     in % of the former: what the distributions of Figures 3, 17 and 18 are drawn from."""
-    return [
-        {"dataset": named["dataset"], "seed": seed, **named, "base_pct": float(base),
-         "accuracy_pct": float(other), "change_pct": float(change)}
-        for named, seeds, base_T, other_T in _pairs(findings, found)
-        for seed, base, other, change in zip(
-            seeds, base_T, other_T, relative_changes(base_T, other_T), strict=True
-        )
-    ]  # fmt: skip
-
-
-def _pairs(
-    findings: Findings, found: Accuracies
-) -> Iterator[tuple[Row, list[int], np.ndarray, np.ndarray]]:
-    """A configuration by rank or vote on a dataset, the seeds that it shares with its mean, and
-    both accuracies in %, the mean's first."""
-    for name, trials in found.items():
-        estimator, group, how = parts(name) or ("", "", "mean")
-        base = found.get(f"{estimator}/{group}/mean", {}) if how != "mean" else {}
-        for k, dataset in enumerate(datasets(findings)):
-            shared = sorted(key for key in base if key in trials and key[0] == k)
-            if shared:
-                named = {"dataset": dataset, "estimator": estimator, "group": group, "how": how}
-                base_T, other_T = (np.array([of[key] for key in shared]) for of in (base, trials))
-                yield named, [seed for _, seed in shared], base_T, other_T
+    names, rows = ("dataset", "seed", "estimator", "group"), []
+    base = {tuple(p[n] for n in names): p["accuracy_pct"] for p in points if p["how"] == "mean"}
+    for p in points:
+        key, found = tuple(p[n] for n in names), p["accuracy_pct"]
+        if p["how"] != "mean" and key in base:
+            row = dict(zip(names, key, strict=True)) | {"how": p["how"], "base_pct": base[key]}
+            (change,) = relative_changes(np.array([base[key]]), np.array([found])).tolist()
+            rows.append(row | {"accuracy_pct": found, "change_pct": change})
+    return rows
 
 
 def proxy_points(findings: Findings, found: Accuracies) -> list[Row]:
@@ -252,25 +234,26 @@ def proxy_points(findings: Findings, found: Accuracies) -> list[Row]:
 def proxies(points: list[Row]) -> list[Row]:
     """Vitel and Chhabra's Table 2: Spearman of C, NDR, AUC with accuracy over groups and trials;
     `within`: inside each dataset, mean over datasets, free of what tells them apart."""
-    by_how, rows = grouped(points, "how"), []
-    for (how,) in sorted(by_how, key=lambda key: place(key[0], HOWS)):
-        of = {name: mine for (name,), mine in grouped(by_how[(how,)], "estimator").items()}
-        of = {name: of[name] for name in sorted(of, key=lambda name: place(name, ESTIMATORS))}
-        for estimator, mine in {**of, EVERY: by_how[(how,)]}.items():
-            row: Row = {"how": how, "estimator": estimator, "points": len(mine)}
-            for proxy in ("c", "ndr_pct", "auc"):
-                name, found = proxy.removesuffix("_pct"), _with_accuracy(mine, proxy)
-                row |= {f"{name}_rho": found.rho, f"{name}_p": found.p}
-                inside = [_with_accuracy(ps, proxy).rho for ps in grouped(mine, "dataset").values()]
-                known = sorted(rho for rho in inside if math.isfinite(rho))
-                row[f"{name}_within_rho"] = mean_sd("", known)["mean_pct"]
-            rows.append(row)
-    return rows
+    every = [*points, *({**p, "estimator": EVERY} for p in points)]
+
+    def order(key: tuple) -> tuple:
+        return place(key[0], HOWS), key[1] == EVERY, place(key[1], ESTIMATORS)
+
+    return combined(every, ("how", "estimator"), _correlations, order)
+
+
+def _correlations(points: list[Row]) -> Row:
+    row: Row = {"points": len(points)}
+    for proxy in ("c", "ndr_pct", "auc"):
+        name, found = proxy.removesuffix("_pct"), _with_accuracy(points, proxy)
+        inside = [_with_accuracy(mine, proxy).rho for mine in grouped(points, "dataset").values()]
+        within = mean_sd("", sorted(rho for rho in inside if math.isfinite(rho)))["mean_pct"]
+        row |= {f"{name}_rho": found.rho, f"{name}_p": found.p, f"{name}_within_rho": within}
+    return row
 
 
 def _with_accuracy(points: list[Row], proxy: str) -> Correlated:
-    sides = (np.array([p[key] for p in points]) for key in (proxy, "accuracy_pct"))
-    return correlated(*sides)
+    return correlated(*(np.array([p[key] for p in points]) for key in (proxy, "accuracy_pct")))
 
 
 def c_correlated(points: list[Row], group: str) -> Row:

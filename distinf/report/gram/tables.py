@@ -7,15 +7,24 @@ from dataclasses import asdict
 import numpy as np
 
 from distinf.report.gram import retraining
-from distinf.report.gram.configurations import BETWEEN, ESTIMATORS, groups, place
+from distinf.report.gram.configurations import BETWEEN, ESTIMATORS, group_order, groups, place
 from distinf.report.gram.findings import Findings
-from distinf.report.gram.trials import by_trial, falling, grouped, mean_sd, with_interval
+from distinf.report.gram.trials import (
+    by_trial,
+    combined,
+    falling,
+    grouped,
+    mean_sd,
+    with_interval,
+)
 from distinf.report.provenance import cost_rows
 from distinf.report.rows import Row
 
 Tables = dict[str, list[Row]]
 ANY = "any"  # of all pairs of groups
 COUNTED = ("pairs", "premises", "claimed", "triples", "aligned", "more")
+SHARES = {"premises": "pairs", "claimed": "premises", "aligned": "triples", "more": "triples"}
+TIMES = ("wall_s", "processor_s", "alone_s")
 
 
 def tables(findings: Findings) -> Tables:
@@ -25,11 +34,12 @@ def tables(findings: Findings) -> Tables:
     None. Tables without rows are left out.
     """
     again = retraining.tables(findings)
+    named = ("configuration", "estimator", "group", "how")
     made = {
         "cells": [_cell(c) for c in findings.cells],
         "ranking": list(findings.ranking),
-        "detection": detection(findings),
-        "free_rankings": free_rankings(findings),
+        "detection": rates(findings, findings.scored, **{name: name for name in named}),
+        "free_rankings": rates(findings, findings.free, ranking="configuration"),
         "scored": [_scored(s) for s in findings.scored],
         "deciles": deciles(findings),
         "curves": curves(findings),
@@ -65,40 +75,21 @@ def _scored(row: Row) -> Row:
     return {k: v for k, v in row.items() if k not in ("scores", "curve", "deciles")} | summary
 
 
-def _rates(findings: Findings, rows: Sequence[Row]) -> dict[str, Row]:
-    """Configuration -> NDR and AUC over cells; beside them, in percent, the NDR of rows at random
-    and of rows at random with the same given labels as those removed (NaN where none are told)."""
+def rates(findings: Findings, rows: Sequence[Row], **named: str) -> list[Row]:
+    """NDR and AUC over cells, most noise found first; beside them, in percent, the NDR of rows at
+    random and of rows at random with the same given labels as those removed (NaN where none are
+    told). named: columns, and which of `rows` they are."""
+    of = {row["configuration"]: row for row in rows}
     area, within = by_trial(findings, rows, "auc", 1), by_trial(findings, rows, "within_labels")
-    return {
-        name: {
-            "cells": len(trials),
-            **with_interval("ndr_", trials),
-            "chance_pct": 100 * findings.share,
-            "chance_within_labels_pct": mean_sd("", within.get(name, {}).values())["mean_pct"],
-            **mean_sd("auc_", area.get(name, {}).values(), ""),
-        }
-        for name, trials in by_trial(findings, rows, "ndr").items()
-    }
-
-
-def _most_found(row: Row) -> tuple[float, float]:
-    return falling(row["ndr_mean_pct"]), falling(row["auc_mean"])
-
-
-def detection(findings: Findings) -> list[Row]:
-    """Per configuration, most noise found first."""
-    named = {s["configuration"]: s for s in findings.scored}
-    rows = [
-        {k: named[name][k] for k in ("configuration", "estimator", "group", "how")} | rates
-        for name, rates in _rates(findings, findings.scored).items()
+    found = [
+        {column: of[name][key] for column, key in named.items()}
+        | {"cells": len(trials), **with_interval("ndr_", trials)}
+        | {"chance_pct": 100 * findings.share}
+        | {"chance_within_labels_pct": mean_sd("", within.get(name, {}).values())["mean_pct"]}
+        | mean_sd("auc_", area.get(name, {}).values(), "")
+        for name, trials in sorted(by_trial(findings, rows, "ndr").items())
     ]
-    return sorted(rows, key=lambda row: (*_most_found(row), row["configuration"]))
-
-
-def free_rankings(findings: Findings) -> list[Row]:
-    """As `detection`, of the rankings that need no influence."""
-    found = _rates(findings, findings.free)
-    return sorted(({"ranking": name, **row} for name, row in found.items()), key=_most_found)
+    return sorted(found, key=lambda row: (falling(row["ndr_mean_pct"]), falling(row["auc_mean"])))
 
 
 def deciles(findings: Findings) -> list[Row]:
@@ -132,33 +123,35 @@ def _mean_series(rows: Sequence[Row], what: str) -> dict[str, list[float]]:
 
 def modules(findings: Findings) -> list[Row]:
     """Per estimator, aggregation, LoRA module and layer: the blocks' own NDR, mean over cells."""
-    names = ("estimator", "how", "module", "factor", "layer")
     known = [b for b in findings.blocks if b["layer"] is not None and math.isfinite(b["ndr"])]
-    found = grouped(known, *names)
-    return [
-        dict(zip(names, key, strict=True))
-        | {"blocks": len(mine), "ndr_mean_pct": 100 * float(np.mean([b["ndr"] for b in mine]))}
-        for key, mine in sorted(
-            found.items(), key=lambda item: (place(item[0][0], ESTIMATORS), *item[0][1:])
-        )
-    ]
+    return combined(
+        known,
+        ("estimator", "how", "module", "factor", "layer"),
+        lambda mine: {"blocks": len(mine), "ndr_mean_pct": 100 * _mean(mine, "ndr")},
+        lambda key: (place(key[0], ESTIMATORS), *key[1:]),
+    )
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
 
 
 def cancellation(findings: Findings, points: list[Row]) -> list[Row]:
     """Per group, as Vitel and Chhabra's Table 1: C in both forms, and over single parameters; its
     correlation with accuracy, where models were trained again."""
-    rows, found = [], grouped(findings.cancellation, "group")
-    for group in groups(name for (name,) in found):
-        mine = found[(group,)]
-        row: Row = {"group": group, "cells": len(mine)}
+
+    def of(mine: list[Row]) -> Row:
+        row: Row = {"cells": len(mine)}
         for name in ("norm", "l1"):
             row |= mean_sd(f"{name}_", [c[name] for c in mine], "")
-            if math.isnan(row[f"{name}_mean"]):
-                row[f"{name}_mean"] = math.inf
+            row[f"{name}_mean"] = (
+                math.inf if math.isnan(row[f"{name}_mean"]) else row[f"{name}_mean"]
+            )
         row["median"] = float(np.median(np.array([c["median"] for c in mine], dtype=np.float64)))
-        row |= {name: of(c[name] for c in mine) for name, of in (("least", min), ("most", max))}
-        rows.append(row | retraining.c_correlated(points, group))
-    return rows
+        row |= {name: some(c[name] for c in mine) for name, some in (("least", min), ("most", max))}
+        return row | retraining.c_correlated(points, mine[0]["group"])
+
+    return combined(findings.cancellation, ("group",), of, lambda key: group_order(key[0]))
 
 
 def theorem(findings: Findings) -> list[Row]:
@@ -171,22 +164,17 @@ def theorem(findings: Findings) -> list[Row]:
     ]
     order = [ANY, *groups(s.theta for s in findings.separated)]
     order += groups({s.w for s in findings.separated} - {*order})
-    found = grouped(counted, "theta", "w", "least_c")
-    rows = []
-    for key in sorted(found, key=lambda k: (order.index(k[0]), order.index(k[1]), k[2])):
-        total = {name: sum(s[name] for s in found[key]) for name in COUNTED}
-        shares = {
-            "premises": "pairs",
-            "claimed": "premises",
-            "aligned": "triples",
-            "more": "triples",
-        }
+
+    def of(mine: list[Row]) -> Row:
+        total = {name: sum(s[name] for s in mine) for name in COUNTED}
         told = {
             f"{some}_pct": 100 * total[some] / total[every] if total[every] else math.nan
-            for some, every in shares.items()
+            for some, every in SHARES.items()
         }
-        rows.append({"theta": key[0], "w": key[1], "least_c": key[2], **total, **told})
-    return rows
+        return total | told
+
+    names = ("theta", "w", "least_c")
+    return combined(counted, names, of, lambda k: (order.index(k[0]), order.index(k[1]), k[2]))
 
 
 def correlations(findings: Findings) -> list[Row]:
@@ -204,37 +192,34 @@ def joint_correlations(findings: Findings) -> list[Row]:
     layer group, a row and a column each, mean over cells (Vitel and Chhabra, Figure 12)."""
     if findings.joint is None:
         return []
-    names, rows = findings.joint["names"], []
-    for name, values_M in zip(names, findings.joint["values_MM"], strict=True):
-        estimator, group = name.split(BETWEEN, 1)
-        row: Row = {"estimator": estimator, "group": group}
-        rows.append(row | dict(zip(names, values_M.tolist(), strict=True)))
-    return rows
+    names, values_MM = findings.joint["names"], findings.joint["values_MM"]
+    return [
+        dict(zip(("estimator", "group"), name.split(BETWEEN, 1), strict=True))
+        | dict(zip(names, values_M.tolist(), strict=True))
+        for name, values_M in zip(names, values_MM, strict=True)
+    ]
 
 
 def conditioning(findings: Findings) -> list[Row]:
     """Per estimator: the damping and the condition numbers over blocks and cells."""
-    rows, found = [], grouped(findings.conditioning, "estimator")
-    for (name,) in sorted(found, key=lambda key: (len(key[0]), key)):
-        mine = found[(name,)]
-        conditions, dampings = [c["condition"] for c in mine], [c["damping"] for c in mine]
+
+    def of(mine: list[Row]) -> Row:
+        dampings, conditions = ([c[key] for c in mine] for key in ("damping", "condition"))
         finite = [c if math.isfinite(c) else math.inf for c in conditions]
         worst = mine[finite.index(max(finite))]
-        row: Row = {"estimator": name, "systems": len(mine)}
+        row: Row = {"systems": len(mine)}
         row |= {"least_damping": min(dampings), "most_damping": max(dampings)}
         row |= {"median_condition": float(np.median(conditions))}
-        rows.append(row | {"worst_condition": worst["condition"], "worst": worst["block"]})
-    return rows
+        return row | {"worst_condition": worst["condition"], "worst": worst["block"]}
+
+    return combined(findings.conditioning, ("estimator",), of, lambda key: (len(key[0]), key))
 
 
 def estimator_times(findings: Findings) -> list[Row]:
     """Per estimator and layer group: seconds of a cell, mean over cells."""
-    found = grouped(findings.estimator_times, "estimator", "group")
-    order = groups(group for _, group in found)
-    rows = []
-    for key in sorted(found, key=lambda k: (place(k[0], ESTIMATORS), order.index(k[1]))):
-        row: Row = {"estimator": key[0], "group": key[1], "cells": len(found[key])}
-        for name in ("wall_s", "processor_s", "alone_s"):
-            row[name] = float(np.mean([t[name] for t in found[key]]))
-        rows.append(row)
-    return rows
+    return combined(
+        findings.estimator_times,
+        ("estimator", "group"),
+        lambda mine: {"cells": len(mine)} | {name: _mean(mine, name) for name in TIMES},
+        lambda key: (place(key[0], ESTIMATORS), group_order(key[1])),
+    )
