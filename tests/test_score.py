@@ -73,7 +73,7 @@ def test_every_training_row_is_ranked_with_its_number_and_text(folder):
     assert scores == sorted(scores)
     lowest = [row["flipped"] for row in rows[:60]]
     assert lowest.count("True") >= 27  # of 30, among the lowest 60; chance would put 9 there
-    assert "of the mislabelled rows" in done.stdout
+    assert "rows whose label is known to be wrong" in done.stdout
     worst = re.findall(r"=row <(\d+)>", done.stdout)
     assert worst == [row["row"] for row in rows[:10]]
     page = (folder / "out" / "report" / "index.html").read_text()
@@ -123,7 +123,7 @@ def test_without_known_noise_it_ranks_and_claims_nothing(folder):
     arguments = ["--out", str(folder / "out"), "--set", "settings.known=false"]
     done = distinf("score", str(folder / "mine.yaml"), *arguments)
     assert done.returncode == 0, done.stderr
-    assert "mislabelled" not in done.stdout
+    assert "known to be wrong" not in done.stdout
     assert "flipped" not in ranked(folder)[0]
 
 
@@ -132,7 +132,7 @@ def test_a_task_can_be_named_without_a_file_and_its_page_claims_only_what_it_kno
     (folder / "mine.py").write_text(text)
     done = distinf("score", "mine:task", "--set", "runtime.kind=local", "--out", "out")
     assert done.returncode == 0, done.stderr
-    assert "as model() returns it; nothing was trained" in done.stdout
+    assert "parameters was taken as it is" in done.stdout
     page = (folder / "out" / "report" / "index.html").read_text()
     assert "predicted right." not in page
     assert "or all of them where the task does not say which" in page

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from string import Formatter
 from typing import Any
 
 import yaml
@@ -32,6 +33,16 @@ class Words:
 
     def say(self, *keys: str, **more: Any) -> str:
         return str(self.of(*keys)).format(**(dict(self.numbers) | more))
+
+    def clauses(self, *keys: str) -> str:
+        """The texts under the keys in a row, without those that hold a number that is not known;
+        "" where the first does."""
+        texts = [text for text in self.of(*keys) if self._known(text)]
+        first, *_ = self.of(*keys)
+        return "".join(texts).format(**self.numbers) if first in texts else ""
+
+    def _known(self, text: str) -> bool:
+        return all(name in self.numbers for _, name, _, _ in Formatter().parse(text) if name)
 
     def figure(self, words: str, draw: Draw, name: str = "", **more: Any) -> Figure:
         """figures: name: title, caption, the table that it is drawn from."""

@@ -32,10 +32,10 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.ekfac import sampled_labels
 from distinf.numerics.metrics import ndr, ndr_auc
 from distinf.numerics.parameters import Layout
-from distinf.report.gram import cells, findings, terminal
+from distinf.report.formats import SPACE
+from distinf.report.gram import findings, terminal
 from distinf.report.gram.page import answer
 from distinf.report.gram.tables import tables
-from distinf.report.gram.terminal import summary_lines
 from distinf.runtime import RuntimeSettings, open_runtime
 from tests.support import words_task
 
@@ -72,6 +72,11 @@ def scored(session: Session) -> Session:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Session:
     return scored(session_of(tmp_path_factory.mktemp("gram") / "run"))
+
+
+def terminal_lines(session: Session) -> str:
+    found = findings.findings(session)
+    return "\n".join(terminal.answer_lines(found, tables(found))).replace(SPACE, " ")
 
 
 def dense(session: Session, name: str) -> tuple[dict, dict]:
@@ -334,8 +339,8 @@ def test_rankings_that_cost_nothing_are_rated_like_the_estimators(run):
     assert [(made["cell"], made["configuration"]) for made in found.free] == [
         (cell, name) for cell in ("words-0", "words-1") for name in ("own loss", "gradient norm")
     ]
-    told = " ".join(summary_lines(run))
-    assert re.search(r"at no cost beside it: own loss \d+%, gradient norm \d+%", told)
+    told = terminal_lines(run)
+    assert re.search(r"Beside it: own loss \d+ %, gradient norm \d+ %", told)
     probabilities = gradients.columns(run, "words-0", TRAIN, gradients.PREDICTED)
     np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-6)
     wrong = [cell["suggested_wrong"] for cell in found.cells]
@@ -353,9 +358,8 @@ def test_it_is_said_where_influence_finds_no_more_than_what_costs_nothing(
     lowest = ranking.own_columns(run, cell)["own_loss"] * -1.0 if ahead else first
     noise = np.zeros(60, dtype=bool)
     noise[np.argsort(lowest)[:12]] = True
-    monkeypatch.setattr(cells, "flipped_rows", lambda *_: noise)
-    told = " ".join(summary_lines(run))
-    assert ("influence finds no more than these here" in told) is said
+    monkeypatch.setattr(findings, "flipped_rows", lambda *_: noise)
+    assert ("influence is no better here" in terminal_lines(run)) is said
 
 
 def test_cancellation_by_norms_is_that_of_whole_groups(run):
@@ -380,7 +384,7 @@ def test_a_model_no_better_than_saying_one_class_is_warned_of(run, monkeypatch, 
     assert "words-0: 2 texts of 'train' are empty." in findings.findings(run).warnings
     replaced = "words-0: 3 half characters of the file are U+FFFD here."
     assert replaced in findings.findings(run).warnings
-    assert ("warning: words-0: the model gets" in "\n".join(summary_lines(run))) is warned
+    assert ("warning: words-0: the model gets" in terminal_lines(run)) is warned
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -395,9 +399,9 @@ def test_rates_are_at_the_share_that_is_filtered(run, tmp_path, share):
         flipped = run.task(found["cell"]).flipped()
         lowest = np.argsort(scores_N, kind="stable")[: int(share * len(scores_N))]
         assert found["ndr"] == pytest.approx(flipped[lowest].sum() / flipped.sum())
-    lines = summary_lines(session)
-    assert lines[0].startswith("warning: words-1: the model gets 8 of 12 queries right")  # first
-    assert f"(random: {share:.0%})" in next(line for line in lines if "warning" not in line)
+    _, first, second, *_ = terminal_lines(session).splitlines()
+    assert first.startswith("warning: words-1: the model gets 8 of 12 queries right")
+    assert f"chance: {100 * share:.0f} %" in second
 
 
 def test_chance_within_the_given_label_is_that_of_flips_moved_within_it(run):
@@ -423,7 +427,7 @@ def test_chance_within_the_given_label_is_that_of_flips_moved_within_it(run):
         run.task("words-1").summary()["largest_class"][QUERY] * 12
     )
     _, (lead, *_), _ = answer(findings.findings(run), tables(findings.findings(run)))
-    assert lead.startswith("In ")
+    assert lead.startswith("words-1: the model gets 8 of 12 queries right")
 
 
 def test_a_trained_embedding_is_among_all_that_is_trained(tmp_path, monkeypatch):
@@ -492,13 +496,17 @@ def test_what_is_left_out_is_the_lowest_share(acted):
         assert scores_N[out].max() <= scores_N[filtered.kept].min()
 
 
-def test_the_last_line_of_the_accuracies_is_of_the_model_trained_on_all_rows(acted):
-    (title, *_), (*others, (name, best, _, cells)) = terminal.filtered(acted)
-    assert "Test accuracy" in title
+def test_one_line_of_the_accuracies_is_of_the_model_trained_on_all_rows(acted):
+    found = findings.findings(acted)
+    (table,) = terminal.filtered(found, tables(found))
+    assert "Test accuracy" in table.title
+    names, best, _, runs = (list(column.cells) for column in table.columns)
     stored = [train.stored_fit(acted, cell) for cell in acted.outline.cells]
-    assert (name, cells) == ("nothing", "2")
-    assert best == f"{np.mean([s['test_accuracy'].max() for s in stored]):.1%}"
-    assert {other[0] for other in others} == {f.configuration for f in actions.filterings(acted)}
+    place = names.index("all rows")
+    assert runs[place] == "2"
+    assert best[place] == f"{100 * np.mean([s['test_accuracy'].max() for s in stored]):.1f}"
+    wanted = {f.configuration for f in actions.filterings(acted)}
+    assert {*names} == {*wanted, "all rows"}
 
 
 def test_full_leaves_out_all_noise_first(acted):

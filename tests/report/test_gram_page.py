@@ -99,15 +99,15 @@ def test_a_model_no_better_than_one_class_is_told_before_any_rate():
     found = with_rate(0.9, cells=[unlearned("a", True)])
     verdict, (first, second, *_), _ = answer(found, tables(found))
     assert verdict == "unknown"
-    assert "1 of 1 cells the model is no better than always saying the same class" in first
-    assert "52 of 100 queries right, by that class alone 51" in first
+    assert first.startswith("a: the model gets 52 of 100 queries right, and always saying the same")
+    assert "class 51" in first
     assert "%" not in first
     assert second.startswith("The lowest")
     text = said(Document(render(found)))
-    assert text.index("no better than always") < text.index("hold 90 %")
-    several = replace(found, cells=[unlearned("a", True), unlearned("b", False)])
+    assert text.index("and always saying the same class") < text.index("hold 90 %")
+    several = replace(found, cells=[unlearned("a", False), unlearned("b", True)])
     verdict, (first, *_), _ = answer(several, tables(several))
-    assert first.startswith("In 1 of 2 cells the model is no better than")
+    assert first.startswith("b: the model gets")
     assert verdict == "better"  # the other cell's model did learn
     assert told(replace(found, cells=[unlearned("a", False)]))[1].startswith("The lowest")
 
@@ -137,8 +137,8 @@ def test_the_answer_quotes_the_tables(made, rows, document):
     best = rows["detection"][0]
     assert best["configuration"] != HEAD
     assert f"{configurations.spoken(best['configuration'])} found the most" in text
-    assert f"the model reaches {formats.fixed(found[HEAD]['mean_pct'])} % test accuracy" in text
-    assert f"at random {formats.fixed(found['random']['mean_pct'])} %" in text
+    assert f"test accuracy, filtered {formats.fixed(found[HEAD]['mean_pct'])} %" in text
+    assert f"filtered at random {formats.fixed(found['random']['mean_pct'])} %" in text
     points = formats.signed(found[HEAD]["vs_random_points"])
     assert f"{points} points on average (95 % interval" in text
     assert "higher in 6 of 6 trials." in text
@@ -202,7 +202,7 @@ def test_scores_of_a_users_own_rows_make_a_page():
     document = Document(render(plain_scores()))
     text, ids = said(document), set(document.values("id"))
     assert "The 5 rows that training on helps the queries least are listed below" in text
-    assert "Of 800 rows, ranked by datainf / all / vote for 100 queries, 88 of them" in text
+    assert "By datainf / all / vote, lowest score first" in text
     assert "text of row 40" in text
     assert {"rows", "agreement", "model", "cost"} <= ids
     assert not {"detection", "retrained", "layers", "proxies", "remarks", "provenance"} & ids

@@ -236,11 +236,18 @@ def test_published_rows_are_kept_to_what_the_run_computed_and_say_what_is_empty(
     made = findings(2, small=True, methods_published=theirs)
     rows = tables(made)
     assert sum(r["source"] == theirs[0]["source"] for r in rows["methods"]) == 68
-    alone = list(methods(words_of(made, rows), made, rows))[-1]
-    assert {row["estimator"] for row in alone.rows} == {"datainf", "tracin"}  # which it ran
-    assert [column.heading for column in alone.columns[-2:]] == ["qnli", "sst2"]
-    text = render(made, rows)
-    assert "16 of 1,224 numbers and 53 of 68 fronts cannot be read" in text
-    assert alone.title in text
+    *_, whole = methods(words_of(made, rows), made, rows)
+    ran = {r["configuration"] for r in rows["methods"] if r["source"] == "measured"}
+    beside = [row for row in whole.rows if row["source"] != "measured"]
+    assert {row["estimator"] for row in beside} == {"datainf", "tracin", "random", "full"}
+    alone = [row["configuration"] for row in beside if row["configuration"] not in ran]
+    assert [row["configuration"] for row in whole.rows[-len(alone) :]] == alone != []
+    places = {(row["configuration"], row["source"]): k for k, row in enumerate(whole.rows)}
+    for (name, source), place in places.items():
+        if source != "measured" and name in ran:
+            assert places[name, "measured"] == place - 1  # below the run's own
+    assert [column.heading for column in whole.columns[-2:]] == ["qnli", "sst2"]
+    assert "cannot be read in the copy" in render(made, rows)
     own = findings(2, ("mine",), small=True, methods_published=theirs)
-    assert alone.title not in render(own, tables(own))
+    *_, whole = methods(words_of(own, tables(own)), own, tables(own))
+    assert {r["configuration"] for r in whole.rows} == {r["configuration"] for r in own.retrained}

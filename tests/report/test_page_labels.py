@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from distinf.report import svg
 from distinf.report.formats import shortened
 from distinf.report.gram import figures as gram_figures
-from distinf.report.gram import map_figures
 from distinf.report.gram.findings import Findings as GramFindings
 from distinf.report.gram.page import render as render_gram
 from distinf.report.gram.tables import tables as gram_tables
@@ -138,7 +137,7 @@ def test_layer_groups_of_any_number_do_not_meet(many, hows):
     matrices = [{"title": title, **matrix} for title in ("one", "two")]
     found = GramFindings("t", "t", cells=cells, scored=scored, correlations=matrices)
     rows = gram_tables(found)
-    for draw in (map_figures.grid, map_figures.correlations):
+    for draw in (gram_figures.grid, gram_figures.correlations):
         read(svg.picture("any", "t", partial(draw, found, rows)))
 
 

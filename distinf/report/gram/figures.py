@@ -2,20 +2,23 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from distinf.gram.settings import HOWS
+from distinf.report import maps
 from distinf.report.formats import SPACE, fixed, shortened
-from distinf.report.gram.configurations import ESTIMATORS, parts, place, spoken
+from distinf.report.gram.configurations import ESTIMATORS, groups, parts, place, spoken
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.tables import Tables
 from distinf.report.gram.trials import ALL_ROWS, datasets, grouped
 from distinf.report.rows import Row
-from distinf.report.svg import COLOR, DASH, legend, linear_axis, log_axis, title
+from distinf.report.svg import COLOR, DASH, axis, legend, level, linear_axis, title
 
 HUES: dict[str, tuple[str, Any, str]] = {  # colour role, line style and marker
     "tracin": ("accent", "-", "o"),
@@ -26,7 +29,6 @@ HUES: dict[str, tuple[str, Any, str]] = {  # colour role, line style and marker
     "tracin-we-top10": ("harmful", (0, (6, 1.4, 1.2, 1.4)), "P"),
     "ekfac": ("random", (0, (8, 1.5)), "X"),
 }
-UNKNOWN_HUE = ("muted", "-", "o")
 FREE_DASHES = ((0, (1, 1)), (0, (4, 1, 1, 1)))
 LINES: dict[str, tuple[str, str, Any]] = {  # what is not by influence: words, colour, line style
     "random": ("random", "random", DASH["reference"]),
@@ -35,14 +37,17 @@ LINES: dict[str, tuple[str, str, Any]] = {  # what is not by influence: words, c
 }
 SERIES = {"train_loss": ("training rows", "soft"), "query_loss": ("queries", "accent"),
           "test_loss": ("test rows", "muted")}  # fmt: skip
+PROXIES = {"ndr_pct": "NDR [%]", "auc": "noise curve, area", "c": "cancellation C (L1)"}
 ROW_IN, MOST_ROWS, MOST_LINES, MOST_POINTS = 0.27, 16, 5, 1_200
-ENDS = ("", "low_", "high_")
-Style = dict[str, Any]
+STRENGTH = 0.72  # of a map's deepest colour, so that its numbers can be read
+MOST_NUMBERED, MOST_NUMBERED_PAIRS = 16, 8  # columns of a map whose cells carry numbers
+MOST_BESIDE = 26  # columns of all maps of one line, from which each gets a line of its own
+Map = tuple[str, Sequence[str], Sequence[str], np.ndarray]  # heading, rows, columns, values
 
 
 def hue(name: str) -> tuple[str, Any, str]:
     """Of an estimator, or of a configuration by its estimator."""
-    color, dash, marker = HUES.get(name.partition("/")[0], UNKNOWN_HUE)
+    color, dash, marker = HUES.get(name.partition("/")[0], ("muted", "-", "o"))
     return COLOR[color], dash, marker
 
 
@@ -72,35 +77,32 @@ def _of_headline(findings: Findings, rows: Sequence[Row]) -> Iterator[tuple[str,
 def curves(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     """Share of the flipped rows found against share removed; free rankings in thin lines."""
     every = rows.get("curves", [])
-    mine = list(_of_headline(findings, every))
-    if not mine:
+    drawn: list[tuple[str, Sequence[Row], Any]] = [
+        (name, line, dict(zip(("color", "ls"), hue(name))))
+        for name, line in _of_headline(findings, every)
+    ]
+    if not drawn:
         return False
-    (axes,) = panels(canvas, 1, 1, 4.0)
-    for estimator, line in mine:
-        color, dash, _ = hue(estimator)
-        _curve(axes, line, color=color, ls=dash, label=estimator)
+    (axes,), found = panels(canvas, 1, 1, 4.0), grouped(every, "configuration")
     for free, dash in zip(rows.get("free_rankings", []), FREE_DASHES):
-        line = [r for r in every if r["configuration"] == free["ranking"]]
-        _curve(axes, line, color=COLOR["ink"], ls=dash, lw=1.0, label=free["ranking"])
+        name, style = free["ranking"], {"color": COLOR["ink"], "ls": dash, "lw": 1.0}
+        drawn.append((name, found.get((name,), []), style))
+    for name, line, style in drawn:
+        xy = ([r[key] for r in line] for key in ("removed_pct", "found_pct"))
+        axes.plot(*xy, label=name, **style)
     axes.plot([0, 100], [0, 100], color=COLOR["random"], ls=DASH["reference"], label="random")
     wrong = float(np.mean([100 * c["flips"] / c["rows"] for c in findings.cells if c["flips"]]))
-    style: Style = {"color": COLOR["muted"], "lw": 1.0}
-    axes.plot([0, wrong, 100], [0, 100, 100], ls=DASH["baseline"], label="perfect", **style)
+    style = {"color": COLOR["muted"], "lw": 1.0, "ls": DASH["baseline"], "label": "perfect"}
+    axes.plot([0, wrong, 100], [0, 100, 100], **style)
     share = 100 * findings.share
-    axes.axvline(share, color=COLOR["muted"], lw=0.9)
+    level(axes, share, "muted", lw=0.9)
     style = {"textcoords": "offset points", "color": COLOR["muted"], "fontsize": 8.5}
     axes.annotate(f"{share:g}{SPACE}% filtered", (share, 3), (5, 0), **style)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(0, 103)
-    axes.set_xlabel("rows removed, lowest scores first [%]")
+    axes.set(xlim=(0, 100), ylim=(0, 103), xlabel="rows removed, lowest scores first [%]")
     _, group, how = parts(findings.headline) or ("", "", "")
     title(axes, f"wrong labels found [%]; {shortened(group)}, {how}")
     legend(canvas, axes, columns=8)
     return None
-
-
-def _curve(axes: Axes, line: Sequence[Row], **style: Any) -> None:
-    axes.plot([r["removed_pct"] for r in line], [r["found_pct"] for r in line], **style)
 
 
 def deciles(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
@@ -114,8 +116,8 @@ def deciles(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     for axes, (estimator, shares) in zip(drawn, mine, strict=True):
         tenths, heights = ([r[key] for r in shares] for key in ("decile", "share_pct"))
         axes.bar(tenths, heights, 0.82, color=hue(estimator)[0], lw=0)
-        style: Style = {"color": COLOR["random"], "ls": DASH["reference"], "lw": 1.2}
-        axes.axhline(100 / len(shares), label="random", **style)
+        style = {"ls": DASH["reference"], "lw": 1.2, "label": "random"}
+        level(axes, 100 / len(shares), "random", upright=False, **style)
         axes.set_xticks([tenths[0], tenths[-1]], ["lowest", "highest"])
         axes.tick_params(axis="x", length=0, labelsize=8.5)
         for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
@@ -126,7 +128,7 @@ def deciles(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     return None
 
 
-def shown(findings: Findings, rows: Tables, most: int = MOST_ROWS) -> list[Row]:
+def shown(findings: Findings, rows: Tables, most: int) -> list[Row]:
     """The best configurations that were retrained, and the headline's wherever it comes."""
     ours = [r for r in rows.get("accuracy", []) if parts(r["configuration"])]
     head = findings.headline
@@ -135,7 +137,7 @@ def shown(findings: Findings, rows: Tables, most: int = MOST_ROWS) -> list[Row]:
 
 def accuracy(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     """Test accuracy after filtering, and its paired difference from random, with intervals."""
-    mine = shown(findings, rows)
+    mine = shown(findings, rows, MOST_ROWS)
     if not mine:
         return False
     paired = any(math.isfinite(r.get("vs_random_points", math.nan)) for r in mine)
@@ -143,12 +145,13 @@ def accuracy(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     for row in rows["accuracy"]:
         if row["configuration"] in LINES:
             words, color, dash = LINES[row["configuration"]]
-            style: Style = {"color": COLOR[color], "ls": dash, "lw": 1.4}
-            left.axvline(row["mean_pct"], label=f"{words}, {fixed(row['mean_pct'])}", **style)
+            label = f"{words}, {fixed(row['mean_pct'])}"
+            level(left, row["mean_pct"], color, label=label, ls=dash, lw=1.4)
     _dots(left, mine, "test accuracy [%]", "mean_pct", "low_pct", "high_pct")
     for axes in right:
-        _dots(axes, mine, "minus random [points]", *(f"vs_random_{k}points" for k in ENDS))
-        axes.axvline(0, color=COLOR["random"], ls=DASH["reference"], lw=1.4)
+        ends = (f"vs_random_{end}points" for end in ("", "low_", "high_"))
+        _dots(axes, mine, "minus random [points]", *ends)
+        level(axes, 0, "random", ls=DASH["reference"], lw=1.4)
         axes.set_yticklabels([])
     legend(canvas, left, most=44)
     return None
@@ -173,50 +176,44 @@ def _dots(axes: Axes, rows: Sequence[Row], heading: str, *keys: str) -> None:
 
 
 def trends(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
-    """Test accuracy by epoch, mean over seeds: the best configurations and the baselines."""
-    courses = _courses(findings)
+    """Test accuracy by epoch, mean over seeds: the best configurations and the baselines. Hollow
+    marks: an estimator's second best configuration and further ones."""
+    of = {c["name"]: c["dataset"] for c in findings.cells}
+    whole = [{**c, "cell": c["name"], "configuration": ALL_ROWS} for c in findings.cells]
+    every = [
+        {**r, "dataset": of[r["cell"]], "series": r["history"].get("test_accuracy", ())}
+        for r in (*findings.retrained, *whole)
+    ]
+    found = grouped([r for r in every if len(r["series"])], "dataset", "configuration")
     best = [r["configuration"] for r in shown(findings, rows, MOST_LINES)]
-    epochs = [len(line) for found in courses.values() for line in found.values()]
-    if not best or max(epochs, default=0) < 2:
+    if not best or max((len(r["series"]) for r in every), default=0) < 2:
         return False
-    across = min(4, len(courses)) if len(courses) != 4 else 2
-    drawn = panels(canvas, len(courses), across, 3.1 if len(courses) == 1 else 2.0, 0.9)
-    for axes, (dataset, found) in zip(drawn, courses.items(), strict=True):
-        for name in (name for name in (*best, *LINES) if name in found):
-            _course(axes, found[name], name, best)
+    named = [name for name in datasets(findings) if any(key[0] == name for key in found)]
+    across = min(4, len(named)) if len(named) != 4 else 2
+    drawn = panels(canvas, len(named), across, 3.1 if len(named) == 1 else 2.0, 0.9)
+    for axes, dataset in zip(drawn, named, strict=True):
+        seen: set[str] = set()
+        for name in (name for name in (*best, *LINES) if (dataset, name) in found):
+            course = 100 * _mean([r["series"] for r in found[dataset, name]])
+            estimator, epochs = name.partition("/")[0], range(1, len(course) + 1)
+            if name in LINES:
+                words, role, dash = LINES[name]
+                axes.plot(epochs, course, color=COLOR[role], ls=dash, lw=1.5, label=words)
+                continue
+            (color, _, marker), again = hue(name), estimator in seen
+            style = {"marker": marker, "ms": 4.2, "mew": 1.0, "lw": 1.1 if again else 1.7}
+            style["mfc"] = COLOR["paper"] if again else color
+            axes.plot(epochs, course, color=color, label=spoken(name), **style)
+            seen.add(estimator)
         linear_axis(axes, "x", integer=True)
         linear_axis(axes, "y")
-        title(axes, shortened(dataset, 24), strong=len(courses) > 1)
+        title(axes, shortened(dataset, 24), strong=len(named) > 1)
     legend(canvas, *drawn, columns=4)
     return None
 
 
-def _course(axes: Axes, course: np.ndarray, name: str, best: Sequence[str]) -> None:
-    """Hollow marks: an estimator's second best configuration and further ones."""
-    epochs = range(1, len(course) + 1)
-    if name in LINES:
-        words, role, dash = LINES[name]
-        axes.plot(epochs, course, color=COLOR[role], ls=dash, lw=1.5, label=words)
-        return
-    color, _, marker = hue(name)
-    again = name.partition("/")[0] in {n.partition("/")[0] for n in best[: best.index(name)]}
-    style: Style = {"marker": marker, "ms": 4.2, "mew": 1.0, "lw": 1.1 if again else 1.7}
-    style["mfc"] = COLOR["paper"] if again else color
-    axes.plot(epochs, course, color=color, label=spoken(name), **style)
-
-
-def _courses(findings: Findings) -> dict[str, dict[str, np.ndarray]]:
-    """Dataset -> configuration or baseline -> [epochs] mean accuracy in percent."""
-    of = {c["name"]: c["dataset"] for c in findings.cells}
-    whole = [{**c, "cell": c["name"], "configuration": ALL_ROWS} for c in findings.cells]
-    found: dict[str, dict[str, Any]] = {dataset: {} for dataset in datasets(findings)}
-    for r in (*findings.retrained, *whole):
-        if len(series := r["history"].get("test_accuracy", ())):
-            found[of[r["cell"]]].setdefault(r["configuration"], []).append(series)
-    return {d: {n: 100 * _mean(s) for n, s in lines.items()} for d, lines in found.items() if lines}
-
-
 def _mean(series: Sequence[Sequence[float]]) -> np.ndarray:
+    """By epoch, over those that are that long."""
     longest = max(len(s) for s in series)
     padded = np.array([[*s, *[math.nan] * (longest - len(s))] for s in series])
     found: np.ndarray = np.nanmean(padded, axis=0)
@@ -232,9 +229,8 @@ def thinned(points: list[Row]) -> list[Row]:
 def proxies(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     """Accuracy after filtering against NDR, AUC and the cancellation effect: one dot per trial."""
     points = thinned(rows.get("proxy_points", []))
-    heads = {"ndr_pct": "NDR [%]", "auc": "noise curve, area", "c": "cancellation C (L1)"}
-    known = {key: [p for p in points if math.isfinite(p[key])] for key in heads}
-    kept = [key for key in heads if len(known[key]) >= 3]
+    known = {key: [p for p in points if math.isfinite(p[key])] for key in PROXIES}
+    kept = [key for key in PROXIES if len(known[key]) >= 3]
     if not kept:
         return False
     canvas.set_figheight(3.3)
@@ -244,15 +240,12 @@ def proxies(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
             mine = [p for p in known[key] if p["estimator"] == estimator]
             color, _, marker = hue(estimator)
             xy = [p[key] for p in mine], [p["accuracy_pct"] for p in mine]
-            style: Style = {"ms": 4.0, "mew": 0, "alpha": 0.65, "color": color}
+            style = {"ms": 4.0, "mew": 0, "alpha": 0.65, "color": color}
             axes.plot(*xy, marker, label=estimator, **style)
-        if key == "c":
-            log_axis(axes, "x", [p[key] for p in points])
-        else:
-            linear_axis(axes, "x")
+        axis(axes, "x", [p[key] for p in points], log=key == "c")
         linear_axis(axes, "y")
         axes.locator_params(axis="y", nbins=5)
-        axes.set_xlabel(heads[key])
+        axes.set_xlabel(PROXIES[key])
     many = ", every dataset" if len(datasets(findings)) > 1 else ""
     title(drawn[0], f"test accuracy [%]{many}")
     legend(canvas, *drawn, columns=6)
@@ -274,12 +267,97 @@ def training(findings: Findings, _rows: Tables, canvas: Canvas) -> bool | None:
     scored = Counter(sorted(c["best"] for c in cells if c["best"] is not None))
     times = ", ".join(f"{best + 1} ({many}×)" for best, many in scored.items())
     label = f"epoch scored: {times}" if len(cells) > 1 else "epoch scored"
-    style: Style = {"color": COLOR["helpful"], "ls": DASH["reference"], "lw": 1.2}
     for k, best in enumerate(scored):
-        axes.axvline(best + 1, label=None if k else label, **style)
+        told = None if k else label
+        level(axes, best + 1, "helpful", ls=DASH["reference"], lw=1.2, label=told)
     linear_axis(axes, "x", integer=True)
     linear_axis(axes, "y")
     axes.set_xlabel("epoch")
     title(axes, "loss, mean over cells" if len(cells) > 1 else "loss")
     legend(canvas, axes, most=60)
     return None
+
+
+# -- maps: a value by row and column, as colours -------------------------------------------
+
+
+def _values(rows: Sequence[Any], columns: Sequence[Any], found: Mapping[Any, float]) -> np.ndarray:
+    return np.array([[found.get((row, column), math.nan) for column in columns] for row in rows])
+
+
+def _at_chance(share: float, values: np.ndarray) -> np.ndarray:
+    """Shades of rates in percent that fade at chance; none where there is no rate."""
+    level = 100 * share
+    room = np.where(values >= level, 100 - level, level)
+    found: np.ndarray = np.nan_to_num((values - level) / np.maximum(room, 1e-9))
+    return found
+
+
+def _maps(
+    canvas: Canvas,
+    made: Sequence[Map],
+    across: int,
+    each_in: float,
+    shades: Callable[[np.ndarray], np.ndarray],
+    digits: int = 0,
+    strong: str = "",
+) -> bool:
+    """Side by side where there is room, with their numbers where there is; strong: a heading."""
+    if not made:
+        return False
+    highest, widest = (max(len(each[side]) for each in made) for side in (1, 2))
+    across = 1 if across * widest > MOST_BESIDE else min(across, len(made))
+    drawn = panels(canvas, len(made), across, each_in + ROW_IN * max(3, highest))
+    most = MOST_NUMBERED_PAIRS if digits else MOST_NUMBERED
+    style = {"ha": "center", "va": "center_baseline", "color": COLOR["ink"], "fontsize": 8.5}
+    for axes, (heading, rows, columns, values) in zip(drawn, made, strict=True):
+        maps.show(axes, STRENGTH * shades(values))
+        axes.set_yticks(range(len(rows)), [shortened(name, 20) for name in rows])
+        axes.tick_params(axis="y", labelcolor=COLOR["ink"], labelsize=8.5)
+        step = max(1, len(columns) // 8) if columns[0].isdigit() else 1
+        slanted = step == 1 and max(map(len, columns)) > 2
+        axes.set_xticks(*zip(*list(enumerate(shortened(c, 20) for c in columns))[::step]))
+        axes.tick_params(axis="x", length=0, labelsize=8.5, rotation=40 if slanted else 0)
+        for label in axes.get_xticklabels() if slanted else ():
+            label.set(horizontalalignment="right", rotation_mode="anchor")
+        title(axes, shortened(heading, 58), strong=heading == strong)
+        for (i, j), value in np.ndenumerate(values) if len(columns) <= most else ():
+            if math.isfinite(value):
+                axes.text(j, i, fixed(float(value), digits), **style)
+    return True
+
+
+def grid(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
+    """NDR of every estimator by layer group, one map per aggregation."""
+    detected, made = rows.get("detection", []), []
+    names, columns = estimators(detected), groups(r["group"] for r in detected)
+    by_how = grouped(detected, "how")
+    for (how,) in sorted(by_how, key=lambda key: place(key[0], HOWS)):
+        found = {(r["estimator"], r["group"]): r["ndr_mean_pct"] for r in by_how[(how,)]}
+        made.append((how, names, columns, _values(names, columns, found)))
+    strong = findings.headline.rpartition("/")[2] if len(made) > 1 else ""
+    shades = partial(_at_chance, findings.share)
+    return _maps(canvas, made, len(made), 0.95, shades, strong=strong)
+
+
+def modules(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
+    """NDR of every block by itself: LoRA modules down, layers across, one map per estimator."""
+    by_how = {how: mine for (how,), mine in grouped(rows.get("modules", []), "how").items()}
+    ways = [findings.headline.rpartition("/")[2], *HOWS, *by_how]
+    how = next((how for how in ways if how in by_how), "")
+    mine, order = by_how.get(how, []), ("query", "value", "key")
+    of = sorted(grouped(mine, "module", "factor"), key=lambda p: (*place(p[0], order), p[1]))
+    layers, made = range(max((r["layer"] for r in mine), default=0) + 1), []
+    for name in estimators(mine):
+        rates = [r for r in mine if r["estimator"] == name]
+        found = {((r["module"], r["factor"]), r["layer"]): r["ndr_mean_pct"] for r in rates}
+        labels = [" ".join(filter(None, part)) for part in of], [str(k) for k in layers]
+        made.append((f"{name}, {how}, by layer", *labels, _values(of, layers, found)))
+    return _maps(canvas, made, 2, 0.6, partial(_at_chance, findings.share))
+
+
+def correlations(findings: Findings, _rows: Tables, canvas: Canvas) -> bool:
+    """Spearman's correlation of the scores, one map per matrix."""
+    several = [c for c in findings.correlations if len(c["names"]) > 1]
+    made = [(c["title"], c["names"], c["names"], np.array(c["values_MM"])) for c in several]
+    return _maps(canvas, made, 2, 1.0, lambda values_MM: values_MM, digits=2)

@@ -4,27 +4,28 @@ A cell is one dataset and seed. Scores: above 0, training on the row helps the q
 are filtered. Rates and accuracies are shares from 0 to 1.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 
-from distinf.gram import actions, factors, gradients, scores, tiles
+from distinf.gram import actions, factors, gradients, scores, tiles, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import ALL, SPARSE, layer
 from distinf.gram.paired import Separated, separated
-from distinf.gram.ranking import FLIPPED, cell_ranking, free_rankings
+from distinf.gram.ranking import FLIPPED, cell_ranking, free_rankings, suggested
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import HOWS
 from distinf.gram.stopwatch import TOOK, joint_name
-from distinf.gram.task import Deviating, Numbered, described_rows
+from distinf.gram.task import METRICS, Deviating, Numbered, Predicting, described_rows
 from distinf.numerics import metrics
 from distinf.numerics.cancellation import cancellation, norm_cancellation
-from distinf.report.gram.cells import cell_rows, history, rates_of
+from distinf.numerics.means import finite_mean
 from distinf.report.gram.configurations import BETWEEN, in_order
-from distinf.report.gram.warnings import summary, warnings
+from distinf.report.gram.warnings import by_split, summary, warnings
 from distinf.report.provenance import Provenance, StageCost, provenance_of, stage_costs
 from distinf.report.rows import Row, array_summary
 from distinf.tasks.notes import beside
@@ -78,13 +79,13 @@ class Findings:
 def findings(session: Session) -> Findings:
     """Everything that the page shows."""
     settings, cells = session.settings, list(session.outline.cells.values())
-    first: Any = next(iter(session.tasks.values()))
-    words, published = getattr(first, "wording", None), getattr(first, "published", ((), ()))
+    task: Any = next(iter(session.tasks.values()))
+    words, published = getattr(task, "wording", None), getattr(task, "published", ((), ()))
 
-    def each(of: Any) -> list[Any]:
+    def each(of: Callable[[Session, Cell], Iterable[Any]]) -> list[Any]:
         return [row for cell in cells for row in of(session, cell)]
 
-    rows = cell_rows(session)
+    rows = [_cell(session, cell) for cell in cells]
     return Findings(
         title=settings.report.title or "Training rows that harm the model",
         task=_sentence(session, cells),
@@ -97,7 +98,7 @@ def findings(session: Session) -> Findings:
         free=each(_free),
         blocks=each(_blocks),
         cancellation=each(_cancelled),
-        separated=each(_separated),
+        separated=each(lambda run, cell: separated(run, cell, flipped_rows(run, cell.name))),
         correlations=_correlations(session, cells),
         joint=_joint(session, cells),
         retrained=list(_retrained(session)),
@@ -115,19 +116,16 @@ def findings(session: Session) -> Findings:
 
 
 def _sentence(session: Session, cells: Sequence[Cell]) -> str:
-    first, settings = cells[0], session.settings
-    trained = sum(block.entries for block in first.blocks.dense)
-    made = (
-        f"was fine-tuned on {first.rows[TRAIN]:,} rows" if first.trained else "was taken as it is"
-    )
+    first, estimators = cells[0], session.settings.scores.estimators
     kept = summary(session.task(first.name)).get("vocabulary")
     cut = f" (its embedding cut to the {kept:,} tokens that occur)" if kept else ""
+    made = f"fine-tuned on {first.rows[TRAIN]:,} rows" if first.trained else "taken as it is"
     many = f", in {len(cells)} runs" if len(cells) > 1 else ""
     return (
-        f"A model of {first.shapes.parameters:,} parameters{cut} {made}{many}; each training row's "
-        f"influence on {first.rows[QUERY]:,} query rows was computed from the gradients of "
-        f"{trained:,} parameters in {len(first.blocks.dense)} blocks by "
-        f"{len(settings.scores.estimators)} estimators."
+        f"A model of {first.shapes.parameters:,} parameters{cut} was {made}{many}; each training "
+        f"row's influence on {first.rows[QUERY]:,} query rows was computed from the gradients of "
+        f"{sum(block.entries for block in first.blocks.dense):,} parameters in "
+        f"{len(first.blocks.dense)} blocks by {len(estimators)} estimators."
     )
 
 
@@ -140,21 +138,94 @@ def _deviations(session: Session, cell: Cell) -> list[str]:
         return list(task.deviations(session.settings, entries))
 
 
+# -- what the scores found -----------------------------------------------------------------
+
+
+def _cell(session: Session, cell: Cell) -> Row:
+    """Of a dataset and seed: its sizes, and how the model does that is scored. None: not known.
+
+    majority_queries: those that always saying their most frequent class gets right;
+    learned_nothing: the model is within two standard errors of that. label_ndr: what removing rows
+    by their given label alone finds; within_labels: rows at random of the labels that the headline
+    removes. history: METRICS by epoch of the training on all rows; best: the epoch scored, from 0.
+    """
+    stored, noise = train.stored_fit(session, cell.name), flipped_rows(session, cell.name)
+    task: Any = session.task(cell.name)
+    of = getattr(task, "cell", None)  # a study's dataset and seed
+    told, labels, queries = suggested(session, cell), _labels(task), cell.rows[QUERY]
+    most, right, by_one_class = by_split(task, "largest_class").get(QUERY), None, None
+    if gradients.says_right(session, cell.name):
+        right = int(scores.right_queries(session, cell).sum())
+    unlearned, label_ndr = False, None
+    if most is not None:
+        by_one_class = round(most * queries)
+        share = by_one_class / queries
+        error = np.sqrt(share * (1.0 - share) / queries)
+        unlearned = right is not None and right / queries <= share + 2.0 * error
+    if labels is not None and noise is not None and noise.any():
+        flipped, share = torch.from_numpy(noise), session.settings.actions.fraction
+        label_ndr = metrics.ndr_of_labels(labels, flipped, share)
+    rates = _rates(session, cell, scores.all_scores(session, cell)[scores.headline(session, cell)])
+    return {
+        "name": cell.name,
+        "dataset": getattr(of, "dataset", cell.name),
+        "seed": getattr(of, "seed", session.seed),
+        "rows": cell.rows[TRAIN],
+        "queries": queries,
+        "correct_queries": right,
+        "flips": None if noise is None else int(noise.sum()),
+        "majority_queries": by_one_class,
+        "learned_nothing": bool(unlearned),
+        "suggested_wrong": None if told is None else told.wrong,
+        "label_ndr": label_ndr,
+        "within_labels": rates.get("within_labels"),
+        "truncated": sum(by_split(task, "truncated").values()),
+        "best": int(stored["best"]) if "best" in stored else None,
+        "history": _history(stored),
+    }
+
+
+def _history(stored: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    return {key: stored[key].tolist() for key in METRICS if key in stored}
+
+
+def _labels(task: Any) -> torch.Tensor | None:
+    """int64 [N]: the class that each training row is labelled with; None where none is told."""
+    told = isinstance(task, Predicting) and task.classes() is not None
+    return torch.from_numpy(np.asarray(task.given())) if told else None
+
+
+def _rates(session: Session, cell: Cell, scores_N: np.ndarray) -> Row:
+    """What these scores find: NDR, area, the NDR that rows at random of the same given labels have
+    (None where none are told), the noise curve and its tenths; {} where no wrong label is known."""
+    noise, labels = flipped_rows(session, cell.name), _labels(session.task(cell.name))
+    if noise is None or not noise.any():
+        return {}
+    share = session.settings.actions.fraction
+    of = torch.from_numpy(lowest_first(scores_N)), torch.from_numpy(noise)
+    within = None if labels is None else metrics.ndr_within_labels(of[0], labels, of[1], share)
+    return {
+        "ndr": metrics.ndr(*of, share),
+        "auc": metrics.ndr_auc(*of),
+        "within_labels": within,
+        "deciles": metrics.noise_histogram(*of, min(10, len(noise))).tolist(),
+        "curve": metrics.noise_shares(*of).tolist(),
+    }
+
+
 def _scored(session: Session, cell: Cell) -> Iterator[Row]:
     """Of every configuration: its rates, and a summary of its scores."""
     for key, scores_N in scores.all_scores(session, cell).items():
-        named = dict(zip(("estimator", "group", "how"), key, strict=True))
-        row = {"cell": cell.name, "configuration": BETWEEN.join(key), **named}
-        unknown = {"ndr": None, "auc": None, "within_labels": None}
-        yield (
-            row | unknown | rates_of(session, cell, scores_N) | {"scores": array_summary(scores_N)}
-        )
+        row: Row = {"cell": cell.name, "configuration": BETWEEN.join(key)}
+        row |= dict(zip(("estimator", "group", "how"), key, strict=True))
+        row |= dict.fromkeys(("ndr", "auc", "within_labels")) | _rates(session, cell, scores_N)
+        yield row | {"scores": array_summary(scores_N)}
 
 
 def _free(session: Session, cell: Cell) -> Iterator[Row]:
     """What ranking by a number that every run has anyway finds: "own loss", "gradient norm"."""
     for name, scores_N in free_rankings(session, cell).items():
-        if rates := rates_of(session, cell, scores_N):
+        if rates := _rates(session, cell, scores_N):
             rates.pop("deciles")
             yield {"cell": cell.name, "configuration": name, **rates}
 
@@ -203,10 +274,6 @@ def _cancelled(session: Session, cell: Cell) -> Iterator[Row]:
         yield {"cell": cell.name, "group": group, **told}
 
 
-def _separated(session: Session, cell: Cell) -> Iterator[Separated]:
-    return separated(session, cell, flipped_rows(session, cell.name))
-
-
 def _correlations(session: Session, cells: Sequence[Cell]) -> list[Row]:
     """Spearman's, between estimators over all blocks, and between groups of each estimator."""
     estimators, groups = session.settings.scores.estimators, cells[0].groups
@@ -222,12 +289,10 @@ def _correlations(session: Session, cells: Sequence[Cell]) -> list[Row]:
 def _joint(session: Session, cells: Sequence[Cell]) -> Row | None:
     """Every estimator in every group against every other one, by mean scores (Vitel and Chhabra,
     Figure 12, for the run's model)."""
-    every = [key for key in scores.all_scores(session, cells[0]) if key[2] == "mean"]
-    named = {
-        key: BETWEEN.join(key[:2])
-        for key in sorted(every, key=lambda key: in_order(BETWEEN.join(key)))
-    }
-    return _correlation(session, cells, "estimators and layer groups, mean", named)
+    keys = [key for key in scores.all_scores(session, cells[0]) if key[2] == "mean"]
+    named = {key: BETWEEN.join(key[:2]) for key in keys}
+    ordered = dict(sorted(named.items(), key=lambda item: in_order(BETWEEN.join(item[0]))))
+    return _correlation(session, cells, "estimators and layer groups, mean", ordered)
 
 
 def _correlation(
@@ -235,20 +300,16 @@ def _correlation(
 ) -> Row | None:
     """Of those that the first cell has, mean over the cells that have them; None of fewer than two.
     values_MM: NaN where no cell has a number."""
-    first = scores.all_scores(session, cells[0])
-    kept, per_cell = [key for key in named if key in first], []
-    for cell in cells if len(kept) > 1 else ():
-        every = scores.all_scores(session, cell)
-        if all(key in every for key in kept):
-            scores_MN = np.stack([every[key] for key in kept])
+    every = [scores.all_scores(session, cell) for cell in cells]
+    kept, per_cell = [key for key in named if key in every[0]], []
+    for found in every if len(kept) > 1 else ():
+        if all(key in found for key in kept):
+            scores_MN = np.stack([found[key] for key in kept])
             usable = torch.from_numpy(scores_MN[:, np.isfinite(scores_MN).all(0)])
             per_cell.append(metrics.spearman_matrix(usable).numpy())
     if not per_cell:
         return None
-    values_CMM = np.stack(per_cell)
-    known_CMM = np.isfinite(values_CMM)
-    total_MM, counts_MM = np.where(known_CMM, values_CMM, 0.0).sum(0), known_CMM.sum(0)
-    values_MM = np.where(counts_MM > 0, total_MM / np.maximum(counts_MM, 1), np.nan)
+    values_MM = np.apply_along_axis(finite_mean, 0, np.stack(per_cell))
     return {"title": title, "names": [named[key] for key in kept], "values_MM": values_MM}
 
 
@@ -269,7 +330,7 @@ def _retrained(session: Session) -> Iterator[Row]:
             "accuracy_at_best": float(accuracy[stored["best"] if len(accuracy) > 1 else 0]),
             "query_loss": float(np.nanmin(stored["query_loss"])),
             "job": filtered.job.id,
-            "history": history(stored),
+            "history": _history(stored),
         }
 
 
@@ -303,22 +364,20 @@ def estimator_times(session: Session, cell: Cell) -> Iterator[Row]:
     for estimator, group in scored if notes else ():
         of = {*cell.groups[group], joint_name(group)}
         mine = [n for n in notes if estimator in n["estimators"] and n["of"] in of]
-        alone = [n for n in mine if len(n["estimators"]) == 1]
         took = {key: float(sum(n[key] for n in mine)) for key in ("wall_s", "processor_s")}
-        took["alone_s"] = float(sum(n["wall_s"] for n in alone))
+        took["alone_s"] = float(sum(n["wall_s"] for n in mine if len(n["estimators"]) == 1))
         yield {"cell": cell.name, "estimator": estimator, "group": group, **took}
 
 
 def _quarantined(session: Session, cells: Sequence[Cell]) -> Iterator[tuple[str, list[int]]]:
     """By cell and split, the rows' numbers in the user's own data, where the task knows them."""
-    for cell in cells:
+    for cell, split in product(cells, (TRAIN, QUERY)):
         task = session.task(cell.name)
-        for split in (TRAIN, QUERY):
-            rows = np.flatnonzero(~gradients.finite_rows(session, cell.name, split))
-            numbers = rows.tolist()
-            if isinstance(task, Numbered):
-                numbers = np.asarray(task.numbers(split))[rows].tolist()
-            elif split == TRAIN:
-                numbers = [told["row"] for told in described_rows(task, rows)]
-            if numbers:
-                yield f"{cell.name} {split}".strip(), numbers
+        rows = np.flatnonzero(~gradients.finite_rows(session, cell.name, split))
+        numbers = rows.tolist()
+        if isinstance(task, Numbered):
+            numbers = np.asarray(task.numbers(split))[rows].tolist()
+        elif split == TRAIN:
+            numbers = [told["row"] for told in described_rows(task, rows)]
+        if numbers:
+            yield f"{cell.name} {split}".strip(), numbers

@@ -1,7 +1,7 @@
 """The page: an answer of a few fixed sentences with numbers in them, tables and figures."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,14 @@ from distinf.numerics.bootstrap import RESAMPLES
 from distinf.numerics.metrics import auc_by_chance, ndr_by_chance
 from distinf.report import publishing
 from distinf.report import render as renderer
-from distinf.report.formats import SPACE, count, fixed, missing, percent, rounded, signed
-from distinf.report.gram import figures, map_figures, views
+from distinf.report.formats import MISSING, SPACE, count, fixed, missing, percent, rounded, signed
+from distinf.report.gram import figures, views
 from distinf.report.gram.configurations import spoken
 from distinf.report.gram.findings import EPOCHS, Findings
 from distinf.report.gram.findings import findings as gathered
 from distinf.report.gram.tables import ANY, Tables, tables
 from distinf.report.gram.trials import ALL_ROWS, mean_sd
+from distinf.report.gram.warnings import chance_warnings
 from distinf.report.provenance import costs, origin, remarks
 from distinf.report.rows import Row, plain
 from distinf.report.schema import Bullets, Card, Column, Page, Section, Text
@@ -27,8 +28,8 @@ from distinf.report.words import Words
 FEWEST_PAIRS = 6
 FEWEST_POINTS = 3  # for a correlation
 MOST_CELLS = 12  # printed unfolded
-MAPS = ("grid", "modules", "correlations")  # of the figures
-BESIDE = {"random": ("at random", "random"), "full": ("known noise removed", "ink"),
+FILTERED = ("test accuracy, filtered", "helpful")
+BESIDE = {"random": ("filtered at random", "random"), "full": ("known noise removed", "ink"),
           ALL_ROWS: ("on all rows", "ink")}  # fmt: skip
 
 
@@ -66,6 +67,26 @@ def page(findings: Findings, rows: Tables) -> Page:
     )
 
 
+# -- the answer ----------------------------------------------------------------------------
+
+
+def answer(findings: Findings, rows: Tables) -> tuple[str, list[str], list[Card]]:
+    """(better, worse, none or unknown; sentences; cards). That a model learned nothing is told
+    before any rate."""
+    words, noise, after = words_of(findings, rows), *_headline(findings, rows)
+    names = ["detected", "beside", "trained"] if noise or after else ["listed"]
+    told = [words.clauses("answer", name) for name in [*names, "suggested"]]
+    sentences = [s for s in (*chance_warnings(findings.cells)[:1], *told) if s]
+    sentences = sentences or [words.say("answer", "no scores")]
+    return _verdict(findings, noise, after), sentences, list(_cards(words, rows, noise, after))
+
+
+def _headline(findings: Findings, rows: Tables) -> list[Row | None]:
+    """The headline's rows among what was detected and what was trained again."""
+    of = [{r["configuration"]: r for r in rows.get(name, [])} for name in ("detection", "accuracy")]
+    return [found.get(findings.headline) for found in of]
+
+
 def chance(findings: Findings) -> tuple[float, float]:
     """In percent: where 95 % of random rankings put the mean NDR over these cells."""
     known = [(c["rows"], c["flips"]) for c in findings.cells if c["flips"] and c["rows"] > 1]
@@ -73,57 +94,19 @@ def chance(findings: Findings) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def words_of(findings: Findings, rows: Tables) -> Words:
-    """The page's words, with the numbers that any of them may hold."""
-    (low, high), points = chance(findings), rows.get("proxy_points", [])
-    told = {
-        "share": f"{100 * findings.share:g}{SPACE}%",
-        "headline": spoken(findings.headline),
-        "epoch": EPOCHS[findings.selected_epoch],
-        "low": rounded(low),
-        "high": rounded(high),
-        "cells": count(len(findings.cells)),
-        "configurations": count(len(rows.get("detection", []))),
-        "dots": f"{count(len(figures.thinned(points)))} of {count(len(points))}",
-        "resamples": count(RESAMPLES),
-    }
-    return Words("distinf.report.gram", told)
-
-
-# -- the answer ----------------------------------------------------------------------------
-
-
-def answer(findings: Findings, rows: Tables) -> tuple[str, list[str], list[Card]]:
-    """(better, worse, none or unknown; sentences; cards). That a model learned nothing is told
-    before any rate."""
-    words = words_of(findings, rows)
-    say = partial(words.say, "answer")
-    noise = {r["configuration"]: r for r in rows.get("detection", [])}.get(findings.headline)
-    trained = {r["configuration"]: r for r in rows.get("accuracy", [])}
-    after = trained.get(findings.headline)
-    unlearned = [c for c in findings.cells if c["learned_nothing"]]
-    sentences = [*_unlearned(unlearned, say), *_detected(findings, rows, noise, say)]
-    sentences += _retrained(trained, after, say)
-    sentences += [] if noise or after else _listed(findings, rows, say)
-    told = [c for c in findings.cells if c["suggested_wrong"] is not None]
-    if told:
-        of = {key: count(sum(c[key] for c in told)) for key in ("suggested_wrong", "rows")}
-        sentences.append(say("suggested", wrong=of["suggested_wrong"], rows=of["rows"]))
-    verdict = _found_more(findings, noise) if noise else _gained(after) if after else "unknown"
-    verdict = "unknown" if len(unlearned) == len(findings.cells) > 0 else verdict
-    cards = [*_rates(findings, noise, words.numbers), *_accuracies(trained, after)]
-    return verdict, sentences, cards
-
-
-def _found_more(findings: Findings, noise: Row) -> str:
-    """Against the larger chance: of any rows, and of rows of the same labels."""
-    low, high = chance(findings)
-    apart = _within(noise) - noise["chance_pct"] if _within(noise) is not None else 0.0
-    if noise["ndr_mean_pct"] > high + max(apart, 0.0):
-        return "better"
-    if noise["ndr_mean_pct"] < low + min(apart, 0.0):
-        return "worse"
-    return "none" if math.isfinite(low) else "unknown"
+def _verdict(findings: Findings, noise: Row | None, after: Row | None) -> str:
+    """Of the NDR against the larger chance: of any rows, and of rows of the same labels; without
+    one of the accuracy against random, in enough pairs."""
+    found, (low, high) = math.nan, (math.nan, math.nan)
+    if noise is not None:
+        (low, high), within = chance(findings), _within(noise)
+        apart = 0.0 if within is None else within - noise["chance_pct"]
+        found, low, high = noise["ndr_mean_pct"], low + min(apart, 0.0), high + max(apart, 0.0)
+    elif after is not None and after.get("vs_random_pairs", 0) >= FEWEST_PAIRS:
+        found, low, high = 0.0, -after["vs_random_high_points"], -after["vs_random_low_points"]
+    if not math.isfinite(low) or all(c["learned_nothing"] for c in findings.cells):
+        return "unknown"
+    return "better" if found > high else "worse" if found < low else "none"
 
 
 def _within(noise: Row) -> Any:
@@ -132,83 +115,71 @@ def _within(noise: Row) -> Any:
     return None if missing(found) or abs(found - noise["chance_pct"]) < 1 else found
 
 
-def _gained(after: Row) -> str:
-    if after.get("vs_random_pairs", 0) < FEWEST_PAIRS:
-        return "unknown"
-    if after["vs_random_low_points"] > 0:
-        return "better"
-    return "worse" if after["vs_random_high_points"] < 0 else "none"
-
-
-def _unlearned(cells: list[Row], say: Any) -> Iterator[str]:
-    for c in cells[:1]:
-        right, alone = count(c["correct_queries"]), count(c["majority_queries"])
-        of = {"many": count(len(cells)), "cell": f"{c['name']}:", "queries": count(c["queries"])}
-        yield say("unlearned", **of, right=right, by_class=alone)
-
-
-def _detected(findings: Findings, rows: Tables, noise: Row | None, say: Any) -> Iterator[str]:
-    if noise is None:
-        return
-    found, within = noise["ndr_mean_pct"], _within(noise)
-    same = "" if within is None else say("same", within=percent(within))
-    flips = count(sum(c["flips"] or 0 for c in findings.cells))
-    yield say("detected", found=percent(found), flips=flips, same=same)
-    free, best = rows.get("free_rankings", []), rows["detection"][0]
-    told = ", ".join(f"{row['ranking']} {percent(row['ndr_mean_pct'])}" for row in free)
-    equal = say("equal") if free and free[0]["ndr_mean_pct"] >= found else ""
-    most = {"best": spoken(best["configuration"]), "most": percent(best["ndr_mean_pct"])}
-    yield say("beside", free=told or "no other ranking", equal=equal, **most)
-
-
-def _retrained(trained: Mapping[str, Row], ours: Row | None, say: Any) -> Iterator[str]:
-    if ours is None:
-        return
-    beside = {label: trained[name] for name, (label, _) in BESIDE.items() if name in trained}
-    others = ", ".join(f"{n} {fixed(r['mean_pct'])}{SPACE}%" for n, r in beside.items())
-    told, against, pairs = {"mean": fixed(ours["mean_pct"])}, "", ours.get("vs_random_pairs")
-    if pairs:
-        low, high = (ours[f"vs_random_{end}_points"] for end in ("low", "high"))
-        span = "" if missing(low) else say("span", low=signed(low), high=signed(high))
-        few = say("few") if pairs < FEWEST_PAIRS else ""
-        points, wins = signed(ours["vs_random_points"]), count(ours["vs_random_wins"])
-        against = say("against", points=points, span=span, wins=wins, pairs=count(pairs), few=few)
-    yield say("trained", **told, others=others or "nothing beside it", against=against)
-
-
-def _listed(findings: Findings, rows: Tables, say: Any) -> Iterator[str]:
-    """What was ranked by what, where nothing else says so."""
-    if not rows.get("scored"):
-        yield say("no scores")
-        return
+def words_of(findings: Findings, rows: Tables) -> Words:
+    """The page's words, with the numbers that they may hold: those that are known."""
+    (low, high), points = chance(findings), rows.get("proxy_points", [])
+    noise, after = _headline(findings, rows)
+    told: dict[str, Any] = {
+        "share": f"{100 * findings.share:g}{SPACE}%",
+        "headline": spoken(findings.headline),
+        "epoch": EPOCHS[findings.selected_epoch],
+        "low": rounded(low),
+        "high": rounded(high),
+        "configurations": count(len(rows.get("detection", []))),
+        "dots": f"{count(len(figures.thinned(points)))} of {count(len(points))}",
+        "resamples": count(RESAMPLES),
+    }
     if ranked := rows.get("ranking"):
-        yield say("listed", rows=count(max(row["rank"] for row in ranked)))
-    right = [c["correct_queries"] for c in findings.cells if c["correct_queries"] is not None]
-    told = {key: count(sum(c[key] for c in findings.cells)) for key in ("rows", "queries")}
-    yield say("counted", **told, right=say("right", right=count(sum(right))) if right else "")
+        told["ranked"] = count(max(row["rank"] for row in ranked))
+    if labels := [c for c in findings.cells if c["suggested_wrong"] is not None]:
+        told["suggested"] = count(sum(c["suggested_wrong"] for c in labels))
+        told["labels"] = count(sum(c["rows"] for c in labels))
+    told |= {} if noise is None else _noise(findings, rows, noise)
+    return Words("distinf.report.gram", told | ({} if after is None else _trained(after)))
 
 
-def _rates(findings: Findings, noise: Row | None, whole: Mapping[str, str]) -> Iterator[Card]:
-    if noise is None:
-        return
-    within = "" if _within(noise) is None else f"; of the same labels: {percent(_within(noise))}"
-    detail = "random: {share}, in 95\u202f% of cases {low} to {high}".format(**whole) + within
-    label = f"wrong labels in the lowest {whole['share']}"
-    yield Card(label, rounded(noise["ndr_mean_pct"]), "%", detail, "helpful")
-    areas = [auc_by_chance(c["rows"], c["flips"]) for c in findings.cells if c["flips"]]
-    detail = f"random: {fixed(mean_sd('', areas, '')['mean'], 3)}, perfect: 1"
-    yield Card("noise curve, area", fixed(noise["auc_mean"], 3), "", detail, "accent")
+def _noise(findings: Findings, rows: Tables, noise: Row) -> Row:
+    """What the headline found among the known noise, and what others found."""
+    free, best, found = rows.get("free_rankings", []), rows["detection"][0], noise["ndr_mean_pct"]
+    known = [c for c in findings.cells if c["flips"]]
+    area = mean_sd("", [auc_by_chance(c["rows"], c["flips"]) for c in known], "")["mean"]
+    told = ", ".join(f"{row['ranking']} {percent(row['ndr_mean_pct'])}" for row in free)
+    made = {"found": rounded(found), "flips": count(sum(c["flips"] for c in known))}
+    made |= {"free": told or "no other ranking", "random_area": fixed(area, 3)}
+    made |= {"best": spoken(best["configuration"]), "most": percent(best["ndr_mean_pct"])}
+    made |= {"equal": ""} if free and free[0]["ndr_mean_pct"] >= found else {}
+    return made if _within(noise) is None else made | {"within": percent(_within(noise))}
 
 
-def _accuracies(trained: Mapping[str, Row], ours: Row | None) -> Iterator[Card]:
-    if ours is None:
-        return
-    filtered = {ours["configuration"]: ("test accuracy, filtered", "helpful")}
+def _trained(after: Row) -> Row:
+    """Models trained without what the headline puts lowest against those without random rows."""
+    if not (pairs := after.get("vs_random_pairs")):
+        return {}
+    ends = {"points": "", "low_points": "low_", "high_points": "high_"}
+    told = {name: signed(after[f"vs_random_{end}points"]) for name, end in ends.items()}
+    told |= {"wins": count(after["vs_random_wins"]), "pairs": count(pairs)}
+    known = {name: value for name, value in told.items() if value != MISSING}
+    return known | ({"few": ""} if pairs < FEWEST_PAIRS else {})
+
+
+def _cards(words: Words, rows: Tables, noise: Row | None, after: Row | None) -> Iterator[Card]:
+    if noise is not None:
+        rate, area = rounded(noise["ndr_mean_pct"]), fixed(noise["auc_mean"], 3)
+        yield Card(
+            words.say("cards", "rate"), rate, "%", words.clauses("cards", "rates"), "helpful"
+        )
+        yield Card("noise curve, area", area, "", words.say("cards", "area"), "accent")
+    trained = {row["configuration"]: row for row in rows["accuracy"]} if after is not None else {}
+    filtered = {} if after is None else {after["configuration"]: FILTERED}
     for name, (label, role) in {**filtered, **BESIDE}.items():
         if row := trained.get(name):
-            span = f"{fixed(row['low_pct'])} to {fixed(row['high_pct'])} (95{SPACE}% interval)"
-            detail = f"trials: {count(row['trials'])}" if missing(row["low_pct"]) else span
-            yield Card(label, fixed(row["mean_pct"]), "%", detail, role)
+            low, high = fixed(row["low_pct"]), fixed(row["high_pct"])
+            span = (
+                f"trials: {count(row['trials'])}"
+                if low == MISSING
+                else f"{low} to {high} (95{SPACE}% interval)"
+            )
+            yield Card(label, fixed(row["mean_pct"]), "%", span, role)
 
 
 # -- the sections --------------------------------------------------------------------------
@@ -220,9 +191,8 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     notes, tested = words.of("notes"), bool(rows.get("accuracy"))
 
     def of(*names: str) -> list[Any]:
-        pick = [(name, map_figures if name in MAPS else figures) for name in names]
-        draw = {name: partial(getattr(module, name), findings, rows) for name, module in pick}
-        return [words.figure(name, draw[name]) for name in names]
+        draw = (partial(getattr(figures, name), findings, rows) for name in names)
+        return [words.figure(*each) for each in zip(names, draw, strict=True)]
 
     def table(name: str, columns: Sequence[Column], **more: Any) -> Any:
         found = rows.get(more.get("file", name), [])
@@ -239,8 +209,8 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     again += of("accuracy", "trends")
     again += [Text(notes["one trial"] if tested and len(findings.cells) == 1 else "", "note")]
     again += [*views.methods(words, findings, rows), Text(_published(findings, words), "note")]
-    again += [views.gains(words, findings, rows)]
-    again += [table("accuracy", views.accuracy(words.numbers["epoch"]), folded=True)]
+    again += [views.gains(words, rows)]
+    again += [table("accuracy", views.ACCURACY, folded=True)]
     what = f"{'Accuracy' if tested else 'Query loss'} after filtering"
     yield Section("retrained", what, again if findings.retrained else [])
     pooled = [row for row in rows.get("theorem", []) if row["theta"] == ANY]
@@ -270,14 +240,7 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
 
 
 def _published(findings: Findings, words: Words) -> str:
-    """Where published numbers are from, and how many are empty, being unreadable."""
-    every = findings.methods_published
-    sources = sorted({row["source"] for row in (*every, *findings.layers_published)})
-    keys = ("_mean_pct", "_sd_pct", "win_rate", "win_rate_sd")
-    values = [value for row in every for key, value in row.items() if key.endswith(keys)]
-    lost, fronts = sum(map(math.isnan, values)), sum(row["rank"] is None for row in every)
-    told = {"lost": lost, "numbers": len(values), "fronts": fronts, "methods": len(every)}
-    told_of = {key: count(number) for key, number in told.items()}
-    unread = words.say("notes", "unread", **told_of) if lost + fronts else ""
-    text = words.say("notes", "published", sources="; ".join(sources))
-    return text + unread if sources else ""
+    """Where published numbers are from."""
+    every = (*findings.methods_published, *findings.layers_published)
+    sources = "; ".join(sorted({row["source"] for row in every}))
+    return words.say("notes", "published", sources=sources) if sources else ""

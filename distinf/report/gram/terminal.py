@@ -1,101 +1,63 @@
-"""The answer of a Gram run in the terminal."""
+"""The answer of a Gram run in the terminal: the report's own sentences, and the first rows."""
 
-from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from rich.table import Table
 
-from distinf.gram.actions import results
 from distinf.gram.ranking import OWN_LOSS, SUGGESTED, cell_ranking
 from distinf.gram.session import Session
-from distinf.gram.train import stored_fit
-from distinf.report.gram.cells import cell_rows
-from distinf.report.gram.findings import EPOCHS
+from distinf.report.formats import fixed, number
+from distinf.report.gram.findings import EPOCHS, Findings, findings
+from distinf.report.gram.page import answer
+from distinf.report.gram.tables import Tables, tables
 from distinf.report.gram.views import ranking_name
-from distinf.report.gram.warnings import chance_warnings, class_warnings, label_warnings
-from distinf.report.rows import Row
 from distinf.terminal import fitted
 
-WORST = 10  # rows
+WORST, MOST_WARNINGS = 10, 8
 MOST_CELLS = 20  # columns of the terminal for a label
 
 
 def summary(session: Session) -> list[Table | str]:
-    """What was caught, what filtering did, and where the ranked rows are."""
-    (title, *headings), rows = filtered(session)
-    table = Table(title=title, title_justify="left")
-    table.add_column("left out by")
-    for heading in (*headings, "runs"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return [*([table] if rows else []), worst_table(session), *summary_lines(session)]
+    """What filtering did, the lowest rows, the answer, and where the ranked rows are."""
+    found = findings(session)
+    rows, (first, *more) = tables(found), found.cells
+    where = f"{session.blobs.root}/report/{ranking_name(first['name'])}.csv"
+    told = f"the {first['rows']:,} training rows ranked, most detrimental first: {where}"
+    told += f" and {len(more)} more" if more else ""
+    return [*filtered(found, rows), worst_table(session), *answer_lines(found, rows), told]
 
 
-def filtered(session: Session) -> tuple[list[str], list[list[str]]]:
-    """(Title and headings; of each configuration its name, means over its runs, and how many): last
-    of the models trained on all rows. Without test rows it is the query loss that is told."""
-    again = [(of.configuration, stored) for of, stored in results(session)]
-    whole = [("nothing", stored_fit(session, name)) for name in session.outline.cells]
-    found: dict[str, list[list[float]]] = {}
-    tested = any("test_accuracy" in stored for _, stored in again)
-    for name, stored in [*again, *(whole if again else [])]:
-        if tested:
-            accuracy = stored["test_accuracy"]
-            numbers = [float(np.nanmax(accuracy)), float(accuracy[int(stored["best"])])]
-        else:
-            numbers = [float(np.nanmin(stored["query_loss"]))]
-        found.setdefault(name, []).append(numbers)
-    form = "{:.1%}" if tested else "{:.4g}"
-    epoch = EPOCHS[session.settings.train.selected_epoch]
-    heads = ["Test accuracy after leaving rows out", "best epoch", epoch]
-    heads = heads if tested else ["Query loss after leaving rows out", "lowest"]
-    return heads, [
-        [name, *(form.format(mean) for mean in np.mean(runs, axis=0)), str(len(runs))]
-        for name, runs in found.items()
-    ]
+def answer_lines(found: Findings, rows: Tables) -> list[str]:
+    """What was run; the page's answer, a warning in it first; the first other warnings."""
+    _, sentences, _ = answer(found, rows)
+    others = [line for line in found.warnings if line not in sentences]
+    more = [f"and {len(others) - MOST_WARNINGS} more in the report"]
+    others = others[:MOST_WARNINGS] + (more if len(others) > MOST_WARNINGS else [])
+    told = [f"warning: {s}" if s in found.warnings else s for s in (found.task, *sentences)]
+    return told + [f"warning: {line}" for line in others]
 
 
-def summary_lines(session: Session) -> list[str]:
-    """The answer in a few lines."""
-    cells, share = cell_rows(session), session.settings.actions.fraction
-    found = [f"warning: {line}" for line in chance_warnings(cells)]  # before any rate
-    found += _detected(cells, share)
-    if not any(cell.trained for cell in session.outline.cells.values()):
-        found.append("the model was scored as model() returns it; nothing was trained")
-    further = (*label_warnings(cells, share), *class_warnings(session))
-    found += [f"warning: {line}" for line in further]
-    told = [c for c in cells if c["suggested_wrong"] is not None]
-    if told:
-        wrong, rows = (sum(c[key] for c in told) for key in ("suggested_wrong", "rows"))
-        found.append(
-            f"about {wrong:,} of {rows:,} labels are wrong, by the model's own predictions "
-            "(confident learning)"
-        )
-    more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
-    return [
-        *found,
-        f"the {cells[0]['rows']:,} training rows ranked, most detrimental first: "
-        f"{session.blobs.root}/report/{ranking_name(cells[0]['name'])}.csv{more}",
-    ]
-
-
-def _detected(cells: Sequence[Row], share: float) -> list[str]:
-    """How many known wrong labels the headline finds, and what finds as many for nothing."""
-    found: dict[str, list[float]] = {}
-    for name, rate in (pair for cell in cells for pair in cell["ndr"].items()):
-        found.setdefault(name, []).append(rate)
-    if not found:
+def filtered(found: Findings, rows: Tables) -> list[Table]:
+    """Means over the runs of each configuration; without test rows of the query loss."""
+    epoch = (
+        ("best epoch [%]", "mean_pct", fixed),
+        (f"{EPOCHS[found.selected_epoch]} [%]", "at_best_pct", fixed),
+    )
+    what: dict[str, tuple] = {
+        "accuracy": ("Test accuracy", *epoch),
+        "query_loss": ("Query loss", ("lowest", "mean", number)),
+    }
+    name = next((name for name in what if rows.get(name)), None)
+    if name is None:
         return []
-    (name, ours), *free = ((name, float(np.mean(rates))) for name, rates in found.items())
-    told = ", ".join(f"{each} {rate:.0%}" for each, rate in free)
-    told += "; influence finds no more than these here" * (max(r for _, r in free) >= ours)
-    return [
-        f"{name}: {ours:.0%} of the mislabelled rows are among the lowest {share:.0%} "
-        f"(random: {share:.0%})",
-        f"at no cost beside it: {told}",
-    ]
+    title, *columns = what[name]
+    columns = [("left out by", "configuration", str), *columns, ("runs", "trials", str)]
+    table = Table(title=f"{title} after leaving rows out", title_justify="left")
+    for k, (heading, _, _) in enumerate(columns):
+        table.add_column(heading, justify="right" if k else "left")
+    for row in rows[name]:
+        table.add_row(*(form(row[key]) for _, key, form in columns))
+    return [table]
 
 
 def worst_table(session: Session) -> Table:

@@ -9,7 +9,7 @@ from distinf.gram.blocks import EMBEDDING, HEAD
 from distinf.gram.settings import BASELINES
 from distinf.numerics.separation import LEVELS
 from distinf.report.formats import SPACE, count, duration, fixed, missing, number, shortened, signed
-from distinf.report.gram.configurations import groups, place, spoken
+from distinf.report.gram.configurations import place, spoken
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.retraining import MEASURED, TRACIN_WE
 from distinf.report.gram.tables import Tables
@@ -21,8 +21,7 @@ from distinf.report.words import Words
 MOST_DETECTION, MOST_METHODS, CELLS_LISTED = 15, 12, 8  # rows printed unfolded; cells listed
 NOT_SIGNIFICANT_P = 0.05  # Table 2 of Vitel and Chhabra: marked with a star above it
 MOST_LETTERS = 400  # of a row's text; the CSV has all of it
-WE_TOP = "tracin-we-top10"
-LAYERS = (WE_TOP, TRACIN_WE, EMBEDDING, *(f"attention-{k}" for k in range(1, 5)), HEAD)
+LAYERS = ("tracin-we-top10", TRACIN_WE, EMBEDDING, *(f"attention-{k}" for k in range(1, 5)), HEAD)
 
 
 def numbers(form: Callable[[Any], str], *named: str) -> list[Column]:
@@ -32,21 +31,16 @@ def numbers(form: Callable[[Any], str], *named: str) -> list[Column]:
 
 
 def known(key: str, form: Callable[[Any], str]) -> Callable[[Row], Cell]:
-    return lambda row: Cell() if missing(row.get(key)) else Cell(form(row[key]), value=row[key])
+    def cell(row: Row) -> Cell:
+        value = row.get(key)
+        return Cell() if value is None or value != value else Cell(form(value), value=value)
+
+    return cell
 
 
 def words(*named: str) -> list[Column]:
     """As `numbers`, of texts."""
     return [text(head or key, key) for key, _, head in (name.partition(": ") for name in named)]
-
-
-def pair(row: Row, mean: str, sd: str, form: Callable[[Any], str]) -> str:
-    """Mean ± sd; "" without a mean, ∞ for an infinite one."""
-    if isinstance(row.get(mean), float) and math.isinf(row[mean]):
-        return "∞"
-    if missing(row.get(mean)):
-        return ""
-    return form(row[mean]) + ("" if missing(row.get(sd)) else f"{SPACE}±{SPACE}{form(row[sd])}")
 
 
 def starred(heading: str, rho: str, p: str) -> Column:
@@ -55,22 +49,40 @@ def starred(heading: str, rho: str, p: str) -> Column:
     def cell(row: Row) -> Cell:
         if missing(row.get(rho)):
             return Cell()
-        return Cell(fixed(row[rho], 2) + "*" * (row[p] > NOT_SIGNIFICANT_P), value=row[rho])
+        return Cell(TWO(row[rho]) + "*" * (row[p] > NOT_SIGNIFICANT_P), value=row[rho])
 
     return Column(heading, cell)
-
-
-def size(heading: str, mean: str, sd: str = "") -> Column:
-    return Column(heading, lambda row: Cell(pair(row, mean, sd, number), value=row[mean]))
 
 
 def percent(value: float) -> str:
     return fixed(100 * value)
 
 
-TWO = partial(fixed, digits=2)
-NAMED = text("configuration", lambda row: spoken(row["configuration"]))
+def size(value: float) -> str:
+    return "∞" if value == math.inf else number(value)
+
+
+def wins(row: Row) -> str:
+    pairs = row.get("vs_random_pairs")
+    return f"{count(row['vs_random_wins'])} of {count(pairs)}" if pairs else ""
+
+
+def win_rate(row: Row) -> Cell:
+    rate, sd = row["win_rate"], row["win_rate_sd"]
+    told = (
+        ""
+        if missing(rate)
+        else TWO(rate)
+        if missing(sd)
+        else f"{TWO(rate)}{SPACE}±{SPACE}{TWO(sd)}"
+    )
+    return Cell(told, value=rate)
+
+
+TWO, THREE = (partial(fixed, digits=digits) for digits in (2, 3))
+NAMED = stub("configuration", lambda row: spoken(row["configuration"]))
 CONFIGURATION = words("estimator", "group: layers", "how: aggregation")
+SOURCE = Column("", "source", lambda source: "" if source == MEASURED else "published", kind="text")
 CELLS = [
     stub("cell", "cell"),
     *numbers(count, "rows", "queries", "correct_queries: predicted right"),
@@ -87,9 +99,18 @@ DETECTION = [
     spread("NDR [%]", "ndr_", form=fixed),
     *numbers(fixed, "chance_pct: random [%]"),
     *numbers(fixed, "chance_within_labels_pct: random, same labels [%]"),
-    spread("AUC", "auc_", "", partial(fixed, digits=3)),
+    spread("AUC", "auc_", "", THREE),
 ]
 QUERY_LOSS = [NAMED, *numbers(count, "trials"), *numbers(number, "mean: lowest query loss")]
+ACCURACY = [
+    NAMED,
+    *numbers(count, "trials"),
+    spread("best epoch [%]", form=fixed),
+    *numbers(fixed, "at_best_pct: epoch of the scores [%]"),
+    difference("minus random [points]", "vs_random_"),
+    text("higher", wins),
+    difference("minus full [points]", "vs_full_"),
+]
 QUARTILES = [
     *CONFIGURATION[:2],
     *words("dataset"),
@@ -106,9 +127,9 @@ PROXIES = [
 ]
 CANCELLATION = [
     stub("layers", "group"),
-    size("C, norms", "norm_mean", "norm_sd"),
-    size("C, L1", "l1_mean", "l1_sd"),
-    *(size(name, name) for name in ("median", "least", "most")),
+    spread("C, norms", "norm_", "", size),
+    spread("C, L1", "l1_", "", size),
+    *numbers(size, "median", "least", "most"),
     starred("ρ with accuracy", "rho", "p"),
 ]
 NO_PREMISE = {LEVELS[0]: "no premise"}
@@ -124,25 +145,9 @@ CONDITIONING = [
     stub("estimator", "estimator"),
     *numbers(count, "systems"),
     *numbers(number, "least_damping: least λ", "most_damping: largest λ"),
-    *numbers(number, "median_condition", "worst_condition"),
+    *numbers(size, "median_condition", "worst_condition"),
     *words("worst: in"),
 ]
-
-
-def accuracy(epoch: str) -> list[Column]:
-    def wins(row: Row) -> str:
-        pairs = row.get("vs_random_pairs")
-        return f"{count(row['vs_random_wins'])} of {count(pairs)}" if pairs else ""
-
-    return [
-        NAMED,
-        *numbers(count, "trials"),
-        spread("best epoch [%]", form=fixed),
-        *numbers(fixed, f"at_best_pct: {epoch} [%]"),
-        difference("minus random [points]", "vs_random_"),
-        text("higher", wins),
-        difference("minus full [points]", "vs_full_"),
-    ]
 
 
 def detection(rows: Tables) -> list[Row]:
@@ -187,98 +192,75 @@ def rankings(told: Words, rows: Tables) -> Iterator[Table]:
 
 
 def methods(told: Words, findings: Findings, rows: Tables) -> Iterator[Table]:
-    """The best by front, all of them, and published rows of the run's estimators and datasets that
-    it did not train again; below each number the published one."""
+    """The best by front, then all of them: below each the published row, and last those of the
+    run's estimators and datasets that it did not train again."""
     every, names = rows.get("methods", []), datasets(findings)
-    ranked = [row for row in every if row["source"] == MEASURED]
-    theirs = {row["configuration"]: row for row in every if row["source"] != MEASURED}
-    kept = (*BASELINES, findings.headline)
-    short = [r for k, r in enumerate(ranked) if k < MOST_METHODS or r["configuration"] in kept]
+    ranked = {row["configuration"]: k for k, row in enumerate(every) if row["source"] == MEASURED}
+    kept = {*list(ranked)[:MOST_METHODS], *BASELINES, findings.headline} & {*ranked}
     asked = {*BASELINES, *(row["estimator"] for row in findings.scored)}
-    alone = {name: row for name, row in theirs.items() if row["estimator"] in asked}
-    for row in ranked:
-        alone.pop(row["configuration"], None)
-    others = [r for r in alone.values() if any(f"{dataset}_mean_pct" in r for dataset in names)]
-    title = "methods" if any(row["rank"] for row in ranked) else "methods by accuracy"
-    part = f" ({count(len(short))} of {count(len(ranked))})" if len(short) < len(ranked) else ""
-    below, columns = told.of("notes", "below") if theirs else "", _method_columns(names, theirs)
-    yield told.table(title, short, columns, "methods", below, part=part)
-    yield told.table("every method", ranked if part else [], columns, "methods", folded=True)
-    yield told.table("published", others, _method_columns(names, {}), "methods", folded=True)
-
-
-def _method_columns(names: Sequence[str], published: dict[str, Row]) -> list[Column]:
-    def of(heading: str, key: str, form: Callable[[Row], str], group: str = "") -> Column:
-        def cell(row: Row) -> Cell:
-            return Cell(form(row), form(published.get(row["configuration"], {})), row.get(key))
-
-        return Column(heading, cell, group=group)
-
-    def spreads(heading: str, key: str, digits: int, unit: str = "", group: str = "") -> Column:
-        mean, sd = f"{key}_mean{unit}" if unit else key, f"{key}_sd{unit}"
-        form = partial(fixed, digits=digits)
-        return of(heading, mean, lambda row: pair(row, mean, sd, form), group)
-
-    return [
-        stub("method", lambda row: spoken(row["configuration"])),
-        of("front", "rank", lambda row: str(row.get("rank") or "")),
-        spreads("win rate", "win_rate", 2),
-        *(spreads(name, name, 1, "_pct", "test accuracy [%]") for name in names),
-    ]
+    beside = [
+        row for row in every
+        if row["configuration"] in ranked
+        or (row["estimator"] in asked and any(f"{name}_mean_pct" in row for name in names))
+    ]  # fmt: skip
+    lines = sorted(beside, key=lambda row: ranked.get(row["configuration"], len(every)))
+    short = [row for row in lines if row["configuration"] in kept]
+    title = "methods" if any(row["rank"] for row in every) else "methods by accuracy"
+    part = f" ({count(len(kept))} of {count(len(ranked))})" if len(kept) < len(ranked) else ""
+    columns = [NAMED, SOURCE, *numbers(lambda rank: str(rank or ""), "rank: front")]
+    columns += [Column("win rate", win_rate)]
+    columns += [spread(name, f"{name}_", form=fixed, group="test accuracy [%]") for name in names]
+    yield told.table(title, short, columns, "methods", part=part)
+    more = lines if len(short) < len(lines) else []
+    yield told.table("every method", more, columns, "methods", folded=True)
 
 
 # -- tables with a column for each name ----------------------------------------------------
 
 
-def pivoted(rows: Sequence[Row], across: str, *names: str) -> list[Row]:
-    """A row for each of these names' values, and in it under "of" its rows by `across`."""
-    return [
-        dict(zip(names, key, strict=True)) | {"of": {row[across]: row for row in mine}}
-        for key, mine in grouped(rows, *names).items()
+def crossed(
+    rows: Sequence[Row],
+    across: str,
+    stubs: Sequence[Column],
+    told: Callable[[Row], Cell],
+    group: str = "",
+) -> tuple[list[Row], list[Column]]:
+    """Rows by the stubs' keys, and their columns: the stubs, then of each value of `across` what
+    `told` says of the row that has it."""
+    keys = [str(each.cell) for each in stubs]
+    lines = [
+        {**mine[0], "of": {r[across]: r for r in mine}} for mine in grouped(rows, *keys).values()
     ]
-
-
-def across(names: Sequence[str], told: Callable[[Row], Cell], group: str = "") -> list[Column]:
-    """Columns of `pivoted` rows; `told` of the row under the name."""
 
     def cell(name: str, line: Row) -> Cell:
         return told(line["of"][name]) if name in line["of"] else Cell()
 
-    return [Column(name, partial(cell, name), group=group) for name in names]
+    names = dict.fromkeys(row[across] for row in rows)
+    return lines, [*stubs, *(Column(name, partial(cell, name), group=group) for name in names)]
 
 
 def layers(told: Words, rows: Tables) -> Table:
     """Groups down, estimator families across: front and win rate; the published below."""
-    every = rows.get("layers", [])
-    theirs = {(r["layer"], r["estimator"]): r for r in every if r["source"] != MEASURED}
-    ours = [row for row in every if row["source"] == MEASURED]
+    every = [{"group": "", **row} for row in rows.get("layers", [])]
+    ours = {(row["layer"], row["estimator"]) for row in every if row["source"] == MEASURED}
+    both = [row for row in every if (row["layer"], row["estimator"]) in ours]
 
-    def placed(row: Row | None) -> str:
-        return f"{row['rank'] or 'n/a'} ({fixed(row['win_rate'], 2)})" if row else ""
+    def placed(row: Row) -> Cell:
+        return Cell(f"{row['rank'] or 'n/a'} ({TWO(row['win_rate'])})", value=row["win_rate"])
 
-    def both(row: Row) -> Cell:
-        published = theirs.get((row["layer"], row["estimator"]))
-        return Cell(placed(row), placed(published), row["win_rate"])
-
-    def name(line: Row) -> str:
-        group = next(iter(line["of"].values()))["group"]
-        return line["layer"] + ("" if line["layer"] in (group, WE_TOP) else f" ({group})")
-
-    lines = sorted(pivoted(ours, "estimator", "layer"), key=lambda r: place(r["layer"], LAYERS))
-    families = list(dict.fromkeys(row["estimator"] for row in ours))
-    note = told.of("notes", "below") if theirs else ""
-    return told.table("layers", lines, [stub("layers", name), *across(families, both)], note=note)
+    stubs = [stub("layers", "layer"), text("group", "group"), SOURCE]
+    lines, columns = crossed(both, "estimator", stubs, placed)
+    return told.table("layers", sorted(lines, key=lambda row: place(row["layer"], LAYERS)), columns)
 
 
-def gains(told: Words, findings: Findings, rows: Tables) -> Table:
+def gains(told: Words, rows: Tables) -> Table:
     def changed(row: Row) -> Cell:
         text = signed(row["change_pct"]) + (f"{SPACE}*" if row["marked"] else "")
         sure = "" if missing(row["p"]) else f"p {number(row['p'], 2)}"
         return Cell(text, sure, row["change_pct"])
 
-    columns = [stub(c.heading, c.cell) for c in CONFIGURATION]
-    columns += across(datasets(findings), changed, "change of accuracy against mean [%]")
-    lines = pivoted(rows.get("gains", []), "dataset", "estimator", "group", "how")
+    group = "change of accuracy against mean [%]"
+    lines, columns = crossed(rows.get("gains", []), "dataset", CONFIGURATION, changed, group)
     return told.table("gains", lines, columns, folded=True)
 
 
@@ -288,8 +270,6 @@ def estimator_times(told: Words, rows: Tables) -> Table:
     def took(row: Row) -> Cell:
         return Cell(duration(row["wall_s"]), duration(row["processor_s"]), row["wall_s"])
 
-    every = rows.get("estimator_times", [])
-    columns = [stub("estimator", "estimator")]
-    columns += across(groups(row["group"] for row in every), took, "layers")
-    lines, note = pivoted(every, "group", "estimator"), told.of("notes", "times")
-    return told.table("estimator_times", lines, columns, note=note)
+    every, stubs = rows.get("estimator_times", []), [stub("estimator", "estimator")]
+    lines, columns = crossed(every, "group", stubs, took, "layers")
+    return told.table("estimator_times", lines, columns, note=told.of("notes", "times"))
