@@ -127,6 +127,21 @@ def _parser() -> argparse.ArgumentParser:
     query.add_argument("--ranking", default="", metavar="NAME", help="as in datainf/all")
     query.set_defaults(call=_query)
 
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="train a finished run again on parts of its rows: what are its scores worth",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="the folder or URL of a finished run")
+    for name, kind, text in (
+        ("subsets", int, "random halves to train on (default 30; 0: none)"),
+        ("repeats", int, "trainings of each half, by seeds of their own (default 2)"),
+        ("shares", int, "random subsets without the fraction (default 10; 0: none)"),
+        ("ones", int, "rows to leave out one at a time (default 0)"),
+        ("fraction", float, "of rows left out of a share (default 0.01)"),
+    ):
+        evaluate.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    evaluate.set_defaults(call=_evaluate)
+
     plan = commands.add_parser("plan", help="what a run will take, without running it")
     _configurable(plan)
     plan.add_argument(
@@ -320,6 +335,20 @@ def _query(options: argparse.Namespace) -> None:
         if answer.note:
             _print(answer.note)
     _print(f"by {asked.name}; all scores and these tables: {asked.root}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _look_for_run(options)
+    from distinf.engine.evaluating import Design, evaluate
+    from distinf.progress import Reporter, evaluation_table
+
+    names = ("subsets", "repeats", "shares", "ones", "fraction")
+    given = {name: getattr(options, name) for name in names}
+    design = Design(**{name: value for name, value in given.items() if value is not None})
+    options.voice.rest()
+    found = evaluate(options.run, design, Reporter())
+    evaluation_table(found)
+    _print(f"{found.trainings} trainings; these numbers as CSV and JSON: {found.root}")
 
 
 def _init(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """What a person sees while a run works: a live line in a terminal, plain lines elsewhere."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from distinf.engine.evaluating import Evaluation
 from distinf.engine.query import extremes
 from distinf.engine.recipe import Answer
 from distinf.engine.run import page_path
@@ -133,6 +135,33 @@ def query_table(answer: Answer, top: int, console: Terminal | None = None) -> No
     for row in rows:
         table.add_row(*(fitted(row.get(key, "")) for key in kept))
     out.print(table, soft_wrap=True)
+
+
+def evaluation_table(found: Evaluation, console: Terminal | None = None) -> None:
+    """A table for each measure: every ranking's value and interval, the best first."""
+    out = console or Terminal()
+    for measure in dict.fromkeys(row["measure"] for row in found.rows):
+        rows = [row for row in found.rows if row["measure"] == measure]
+        rows.sort(key=lambda row: (row["cell"], -row["value"]))
+        with_top = any(_known(row.get("ceiling")) for row in rows)
+        table = Table(title=measure, title_justify="left", box=None)
+        table.add_column("ranking", overflow="fold")
+        for key in ("value", "95 % interval", *(("of a possible",) if with_top else ())):
+            table.add_column(key, justify="right", no_wrap=True)
+        for row in rows:
+            span = f"{row['low']:.3g} to {row['high']:.3g}" if _known(row["low"]) else ""
+            top = [_digits(row.get("ceiling"))] if with_top else []
+            name = " ".join(filter(None, (row["cell"], row["ranking"])))
+            table.add_row(fitted(name), _digits(row["value"]), span, *top)
+        out.print(table)
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _digits(value: float | None) -> str:
+    return f"{value:.3g}" if value is not None and math.isfinite(value) else ""
 
 
 def plan_table(plan: Plan, console: Terminal | None = None) -> None:

@@ -22,6 +22,7 @@ LEVELS = {
     "cli": 13,
     "progress": 12,
     "engine/query": 11,
+    "engine/evaluating": 11,
     "engine/run": 10,
     "engine/fingerprint": 9,
     "planning": 9,

@@ -19,16 +19,15 @@ from distinf.config import RunConfig, load, resolve
 from distinf.config_file import assign
 from distinf.digest import digest
 from distinf.engine import running
-from distinf.engine.fingerprint import fingerprint
 from distinf.engine.lease import held
 from distinf.engine.recipe import Answer
-from distinf.engine.run import reopen, stored_provenance
+from distinf.engine.run import refuse_unfinished, reopen
 from distinf.engine.session import Session, session_of
 from distinf.engine.verifying import QUERY, folder_of
 from distinf.errors import InputError
 from distinf.masking import masked
 from distinf.runtime import RuntimeSettings, hand_out, open_runtime
-from distinf.runtime.units import differences, flatten
+from distinf.runtime.units import flatten
 from distinf.tasks.identity import MODEL, rows_of, stated
 from distinf.tasks.task import SPLITS
 
@@ -69,7 +68,7 @@ def ask(
     asks = config.RECIPE.asks
     if asks is None:
         raise InputError(f"{folder}: its recipe, {config.recipe}, cannot be asked again")
-    _refuse_unfinished(session, config, folder)
+    refuse_unfinished(session, config, folder)
     other = _other(config, changes)
     rows = {split: rows_of(other.identity, split) for split in SPLITS}
     name, stages, settings = asks.ranking(session, ranking, rows)
@@ -83,19 +82,6 @@ def ask(
         root = folder_of(kind)
         hand_out(session.blobs, kind, dict(_files(root, answers, top)))
     return Asked(f"{session.blobs.root}/{root}", name, answers)
-
-
-def _refuse_unfinished(session: Session, config: RunConfig, folder: str) -> None:
-    for stage in session.recipe.working:
-        if not stage.is_done(session, stage.wanted_units(session)):
-            raise InputError(f"{folder}: stage '{stage.name}' is not done; finish the run first")
-    record = stored_provenance(session.blobs) or {}
-    differing = differences(masked(record.get("fingerprint", {}), ""), fingerprint(config))
-    if differing:
-        raise InputError(
-            f"{folder}: {', '.join(differing[:3])} differ from what the run was begun with; its "
-            "stored gradients would not be of the same model"
-        )
 
 
 def _other(config: RunConfig, changes: Sequence[tuple[str, Any]]) -> RunConfig:

@@ -67,6 +67,39 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Foretold:
+    """Of one cell: what its scores say that training without rows will do to the queries' losses.
+
+    scores   by the name of a ranking: (the loss that it is about, fp64 [Q, N]), > 0 helps
+    ranking  the name of the one that the report ranks by
+    wrong_N  bool, the rows whose label is known to be wrong; None where none is known
+    """
+
+    cell: str
+    rows: int
+    scores: Mapping[str, tuple[str, np.ndarray]]
+    ranking: str
+    wrong_N: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Evaluates:
+    """How scores of a finished run are held against training on some of the rows.
+
+    stage     a choice without units, whose key names the trainings
+    check     session -> None; InputError for a run that cannot be trained again
+    foretold  session -> for each cell what it foretells
+    losses    (session, cell, rows kept [n], seed, tell) -> {loss: fp64 [Q]} of the model trained on
+              these rows alone; seed 0 trains as the run did, another draws otherwise
+    """
+
+    stage: Stage
+    check: Callable[[Any], None]
+    foretold: Callable[[Any], Iterable[Foretold]]
+    losses: Callable[[Any, str, np.ndarray, int, Callable[[float], None]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A kind of run.
 
@@ -82,6 +115,7 @@ class Recipe:
     lent      (keys, values, what the run lends) -> (keys to take instead, what this run lends):
               what a variation shares with its run beyond equal keys
     asks      how a finished run is asked about query rows that come later; None: it is not
+    evaluates how its scores are held against retraining; None: they are not
     summary   session -> lines and tables for the terminal, once all is done
     packages  another version of one of these gives other last bits
     files     settings that name a file, of which the content counts
@@ -98,6 +132,7 @@ class Recipe:
     decided: Callable[[str, Any, Any], Any] | None = None
     lent: Callable[[Keys, Values, Mapping[str, Any]], tuple[Keys, dict[str, Any]]] | None = None
     asks: "Asks | None" = None
+    evaluates: "Evaluates | None" = None
     summary: Callable[[Any], Sequence[Any]] = no_summary
     packages: tuple[str, ...] = ("torch", "numpy")
     files: tuple[str, ...] = ()

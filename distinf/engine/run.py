@@ -298,6 +298,20 @@ def reopen(folder: str) -> Session:
     return _session(load(folder), blobs.root)
 
 
+def refuse_unfinished(session: Session, config: RunConfig, folder: str) -> None:
+    """InputError for a run with work left to do, or begun with other settings, data or code."""
+    for stage in session.recipe.working:
+        if not stage.is_done(session, stage.wanted_units(session)):
+            raise InputError(f"{folder}: stage '{stage.name}' is not done; finish the run first")
+    record = stored_provenance(session.blobs) or {}
+    differing = differences(masked(record.get("fingerprint", {}), ""), fingerprint(config))
+    if differing:
+        raise InputError(
+            f"{folder}: {', '.join(differing[:3])} differ from what the run was begun with; its "
+            "stored gradients would not be of the same model"
+        )
+
+
 def rewrite_report(session: Session) -> str:
     """Make the report anew from what is committed -> where its page is.
 

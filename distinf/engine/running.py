@@ -70,7 +70,9 @@ def run_stage(
     assert stage.run is not None  # see Recipe.working
     ids = {unit.id for unit in wanted}
     began, busy_s = time.time(), runtime.busy_s
-    with watch(part_of(session, stage, len(ids)), wanted, partial(_done, session, stage.name, ids)):
+    with watch(
+        part_of(session, stage, len(ids)), wanted, partial(done_of, session, stage.name, ids)
+    ):
         stage.run(session, runtime)
     seconds = time.time() - began
     session.note_time(stage.name, began, seconds, runtime.busy_s - busy_s)
@@ -99,7 +101,7 @@ def _take_out_after(session: Session, place: int, unit: Unit) -> None:
     )  # fmt: skip
 
 
-def _done(session: Session, stage: str, ids: set[str]) -> float:
+def done_of(session: Session, stage: str, ids: set[str]) -> float:
     """Committed units, and the shares of others that their workers have told."""
     committed = session.ledger(stage).committed_ids() & ids
     return len(committed) + session.told(stage, ids - committed)

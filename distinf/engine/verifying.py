@@ -20,7 +20,7 @@ from distinf.runtime.records import folders_of
 from distinf.store import Blobs, damage
 
 NOTHING = {"group": "", "files": {}, "bytes": 0}  # the manifest of a unit without arrays
-REPORT, TRAIN, QUERY = "report", "train", "query-"
+REPORT, TRAIN, QUERY, EVALUATION = "report", "train", "query-", "evaluation-"
 WEIGHTS = "model.safetensors"
 UNIT_ID = re.compile("[0-9a-f]{20}")
 LISTED = 5  # missing units of a stage that are named one by one
@@ -168,6 +168,8 @@ def folder_of(kind: str) -> str:
     """Where files lie that are handed out; weights lie in the run's own folder."""
     if kind.startswith(QUERY):
         return f"queries/{kind.removeprefix(QUERY)}"
+    if kind.startswith(EVALUATION):
+        return f"evaluations/{kind.removeprefix(EVALUATION)}"
     return REPORT if kind == REPORT else ""
 
 

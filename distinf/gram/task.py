@@ -91,6 +91,15 @@ class Trainable(Protocol):
 
 
 @runtime_checkable
+class Reseeded(Protocol):
+    """A cell that can be trained again as if its training had drawn otherwise."""
+
+    def reseeded(self, seed: int) -> "Trainable":
+        """The same rows and the same starting weights, its order of rows and its dropout from
+        `seed` too."""
+
+
+@runtime_checkable
 class Measured(Protocol):
     """A cell whose rows have lengths, for batches of about as many tokens."""
 

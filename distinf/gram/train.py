@@ -174,8 +174,13 @@ def trained_model(session: Session, name: str) -> nn.Module:
 
 def _loaded(session: Session, name: str) -> nn.Module:
     stored = stored_fit(session, name)
-    model = session.model_of(session.task(name), name)
     weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
+    return with_weights(session, name, weights)
+
+
+def with_weights(session: Session, name: str, weights: Mapping[str, np.ndarray]) -> nn.Module:
+    """The cell's model with these parameters, in evaluation mode, on this worker's device."""
+    model = session.model_of(session.task(name), name)
     load_weights(model, weights)
     # A quantised model is on its device already, and must not be moved.
     there = next(model.parameters()).device.type == session.device.type

@@ -1,7 +1,7 @@
 """The Gram recipe: gradients once, then products of them."""
 
-from distinf.engine.recipe import Asks, Recipe
-from distinf.gram import actions, data, factors, gradients, gram, scores, train
+from distinf.engine.recipe import Asks, Evaluates, Recipe
+from distinf.gram import actions, data, factors, gradients, gram, retraining, scores, train
 from distinf.gram.asking import answers, ranking
 from distinf.gram.checks import check
 from distinf.gram.session import Session
@@ -14,13 +14,16 @@ RECIPE = Recipe(
     settings=StageSettings,
     stages=(
         data.STAGE, train.STAGE, gradients.STAGE, factors.STAGE, gram.STAGE, scores.STAGE,
-        actions.STAGE,
+        actions.STAGE, retraining.STAGE,
     ),
     report=write,
     session=Session,
     cells=cells_of,
     check=check,
     asks=Asks(ranking, answers),
+    evaluates=Evaluates(
+        retraining.STAGE, retraining.check, retraining.foretold, retraining.losses
+    ),
     summary=summary,
     packages=("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),
     unread=("train.evaluation_batch", "gradients.check", "actions.resources_gpus"),

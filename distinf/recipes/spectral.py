@@ -1,6 +1,6 @@
 """The spectral recipe: curvature first, then projections of gradients on its Ritz vectors."""
 
-from distinf.engine.recipe import Asks, Recipe
+from distinf.engine.recipe import Asks, Evaluates, Recipe
 from distinf.report.spectral.report import write
 from distinf.report.spectral.terminal import summary
 from distinf.spectral import (
@@ -12,6 +12,7 @@ from distinf.spectral import (
     factors,
     gradients,
     queries,
+    retraining,
     scores,
     train,
     trajectory,
@@ -37,6 +38,7 @@ RECIPE = Recipe(
         trajectory.TRACIN,
         attribution.STAGE,
         actions.STAGE,
+        retraining.STAGE,
     ),
     report=write,
     session=Session,
@@ -44,6 +46,7 @@ RECIPE = Recipe(
     decided=curvature.decided,
     lent=evaluate.targets_of_the_run,
     asks=Asks(ranking, answers),
+    evaluates=Evaluates(retraining.STAGE, retraining.check, retraining.foretold, retraining.losses),
     summary=summary,
     packages=("torch", "numpy", "sionna-no-rt", "sionna"),
     files=("train.checkpoint",),

@@ -238,24 +238,39 @@ def _step(
     step: int,
     collective: Collective,
 ) -> float:
-    """One optimizer step -> the mean loss over the batch, the same on every rank."""
-    settings = session.settings.train
-    rows = step_rows(session, step).reshape(settings.shards, -1)
+    rows = np.split(step_rows(session, step), session.settings.train.shards)
+    return take_step(session, model, optimizer, rows, step, collective)
+
+
+def take_step(
+    session: Session,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[np.ndarray],
+    step: int,
+    collective: Collective,
+    seed: int = 0,
+) -> float:
+    """One optimizer step -> the sum of the losses over train.batch_size, the same on every rank.
+
+    rows  of each shard. seed: of what the model draws in training, beside the run's own
+    """
+    settings, shards = session.settings.train, len(rows)
     loss = next(iter(session.task.losses.values()))
     buffers = dict(model.named_buffers())
     start = {name: value.clone() for name, value in buffers.items()}
     parts = []
     model.train()
-    for shard in collective.owned(settings.shards):
+    for shard in collective.owned(shards):
         for name, value in buffers.items():
             value.copy_(start[name])
         model.zero_grad()
-        with HERE.doing(SHARD), _seeded(session, step, shard):
+        with HERE.doing(SHARD), _seeded(session, step, shard, seed):
             batch = session.batch("train", rows[shard])
             with precision(settings.precision, session.device), float_edges(model):
                 total = per_sample(loss(model, batch), batch).sum() / settings.batch_size
                 total.backward()
-        parts.append(_pack(model, buffers, settings.shards, total))
+        parts.append(_pack(model, buffers, shards, total))
     width = sum(p.numel() for p in model.parameters() if p.requires_grad) + 1
     width += sum(value.numel() for value in buffers.values())
     local = (
@@ -267,7 +282,7 @@ def _step(
     if not torch.isfinite(summed).all():
         raise InputError(
             f"train: the loss or a gradient is not finite at step {step}; lower train.lr or look "
-            f"for bad rows among {rows.reshape(-1)[:8].tolist()}…"
+            f"for bad rows among {np.concatenate(rows)[:8].tolist()}…"
         )
     _unpack(model, buffers, summed)
     optimizer.step()
@@ -275,11 +290,12 @@ def _step(
 
 
 @contextmanager
-def _seeded(session: Session, step: int, shard: int) -> Iterator[None]:
-    """torch's random numbers (dropout, say) from (seed, step, shard), whichever rank draws them."""
+def _seeded(session: Session, step: int, shard: int, seed: int) -> Iterator[None]:
+    """torch's random numbers (dropout, say) from (seeds, step, shard), on whichever rank."""
     devices = [session.device] if session.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(digest([session.seed, "train", step, shard])[:15], 16))
+        named = [session.seed, "train", step, shard, *([seed] if seed else [])]
+        torch.manual_seed(int(digest(named)[:15], 16))
         yield
 
 

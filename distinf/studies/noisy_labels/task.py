@@ -3,6 +3,7 @@
 Shapes: n rows of a batch, L its longest row in tokens, N training rows, Q queries.
 """
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distinf.digest import sha256
+from distinf.digest import digest, sha256
 from distinf.errors import InputError
 from distinf.gram.settings import StageSettings, TrainSettings
 from distinf.gram.task import Fit, Tell, no_one
@@ -65,6 +66,7 @@ class NoisyCell:
     def __init__(self, settings: NoisyLabelSettings, cell: Cell, load: Load | None = None) -> None:
         self.settings = settings
         self.cell = cell
+        self.training_seed = cell.seed
         self.losses = {"cross-entropy": cross_entropy}
         self._load = load
         self._arrays: Mapping[str, np.ndarray] = {}
@@ -236,10 +238,16 @@ class NoisyCell:
         made = {part: Rows(ids, partial(self.batch, part)) for part, ids in rows.items()}
         lr = recipe.lr_of.get(self.cell.dataset, recipe.lr)
         try:
-            return fine_tune(model, made, recipe, lr, self.cell.seed, tell)
+            return fine_tune(model, made, recipe, lr, self.training_seed, tell)
         except InputError:
             self._refuse_rows_without_a_loss(rows["train"], recipe, device)
             raise
+
+    def reseeded(self, seed: int) -> "NoisyCell":
+        """The same rows and initial state; the order of rows and dropout are another training's."""
+        other = copy.copy(self)
+        other.training_seed = int(digest([self.cell.seed, "training", seed])[:7], 16)
+        return other
 
     @torch.no_grad()
     def _refuse_rows_without_a_loss(

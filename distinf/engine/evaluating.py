@@ -1,0 +1,301 @@
+"""What a finished run's scores are worth: held against training again on some of its rows.
+
+Each training is a unit of the run's own ledger, named by the rows that it leaves out and its seed:
+one that was done is never done again, whichever question asked for it.
+Shape legend: Q queries, N training rows, M subsets, K trainings of each.
+"""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from distinf.config import load
+from distinf.digest import digest
+from distinf.engine import running
+from distinf.engine.lease import held
+from distinf.engine.recipe import Evaluates, Foretold
+from distinf.engine.run import refuse_unfinished, reopen
+from distinf.engine.session import Session, draw
+from distinf.engine.verifying import EVALUATION, folder_of
+from distinf.errors import InputError
+from distinf.numerics.counterfactual import (
+    FEWEST,
+    LEAST_CEILING,
+    Measure,
+    agreement,
+    ceiling,
+    datamodeling,
+    mean_over,
+    slope,
+    wrong_labels_auc,
+)
+from distinf.runtime import Part, Unit, hand_out, open_runtime
+from distinf.runtime.ledger import Record
+
+Row = dict[str, Any]
+NONE_OUT: dict[str, Any] = {"without": []}
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which trainings to hold scores against.
+
+    subsets  random halves of the rows, for the linear datamodeling score
+    repeats  trainings of each half, which differ by their seed alone: from 2 on there is a ceiling
+    shares   random subsets that leave out `fraction` of the rows: a second such score, and chance
+             for what leaving out the highest scored ones does
+    ones     rows left out alone: those of highest and lowest score, for what a score of 1 means
+    fraction of rows left out at once
+    """
+
+    subsets: int = 30
+    repeats: int = 2
+    shares: int = 10
+    ones: int = 0
+    fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "fraction" and value < (1 if name == "repeats" else 0):
+                raise InputError(f"--{name} {value}: must be {int(name == 'repeats')} or more")
+        if not 0 < self.fraction < 0.5:
+            raise InputError(f"--fraction {self.fraction}: must lie between 0 and 0.5")
+        if 0 < self.subsets < FEWEST:
+            raise InputError(f"--subsets {self.subsets}: fewer than {FEWEST} give no interval")
+        if not self.subsets and not self.shares and not self.ones:
+            raise InputError("evaluate: nothing to train; give --subsets, --shares or --ones")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """root: the folder below the run's that has the tables. rows: one for each measure."""
+
+    root: str
+    rows: Sequence[Row]
+    trainings: int
+
+
+def evaluate(folder: str, design: Design, watch: running.Watcher) -> Evaluation:
+    """Train the run in `folder` again as `design` says, and measure all its stored scores by that.
+
+    InputError for a run that is not finished, that cannot be trained again, or whose recipe has no
+    scores to hold against it.
+    """
+    config, session = load(folder), reopen(folder)
+    evaluates = config.RECIPE.evaluates
+    if evaluates is None:
+        raise InputError(f"{folder}: its recipe, {config.recipe}, has no scores to evaluate")
+    refuse_unfinished(session, config, folder)
+    evaluates.check(session)
+    session.refuse_other_data()
+    cells = list(evaluates.foretold(session))
+    for cell in cells:
+        _refuse_too_few(cell, design)
+    units = list({u.id: u for cell in cells for u in _every_unit(session, cell, design)}.values())
+    with held(session.blobs):
+        _train(session, evaluates, units, config.runtime, watch)
+        rows = [row for cell in cells for row in _measures(session, cell, design)]
+        kind = EVALUATION + digest([[unit.id for unit in units], asdict(design)])
+        root = folder_of(kind)
+        hand_out(session.blobs, kind, dict(_files(root, rows, design)))
+    return Evaluation(f"{session.blobs.root}/{root}", rows, len(units))
+
+
+def _refuse_too_few(cell: Foretold, design: Design) -> None:
+    if design.shares and int(design.fraction * cell.rows) < 1:
+        raise InputError(
+            f"--fraction {design.fraction}: of {cell.rows} training rows that is none; raise it"
+        )
+
+
+def _train(
+    session: Session, evaluates: Evaluates, units: Sequence[Unit], settings: Any,
+    watch: running.Watcher,
+) -> None:  # fmt: skip
+    name, ids = evaluates.stage.name, {unit.id for unit in units}
+    ledger = session.ledger(name)
+    if ids <= ledger.committed_ids():
+        return
+    part, began = Part(name, name, len(ids), evaluates.stage.title), time.time()
+    done = partial(running.done_of, session, name, ids)
+    with closing(open_runtime(settings)) as runtime, watch(part, units, done):
+        runtime.pool(session.work("distinf.engine.evaluating:body"), units, ledger)
+        session.note_time(name, began, time.time() - began, runtime.busy_s)
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    """Arrays: each loss fp64 [Q] of the model trained on the rows that the unit keeps."""
+    evaluates = session.recipe.evaluates
+    assert evaluates is not None  # see evaluate
+    job = unit.job
+    kept = np.flatnonzero(kept_rows(session.seed, job))
+    tell = partial(session.tell, unit)
+    found = evaluates.losses(session, job["cell"], kept, job["seed"], tell)
+    return session.commit(unit, attempt, dict(found), may_hold_nan=list(found))
+
+
+# -- the trainings ---------------------------------------------------------------------------
+
+
+def kept_rows(seed: int, job: Mapping[str, Any]) -> np.ndarray:
+    """bool [N]: the rows that a training keeps."""
+    kept, cell = np.ones(job["rows"], dtype=bool), job["cell"]
+    if "half" in job:
+        out = draw(seed, f"half {cell} {job['half']}", len(kept), len(kept) // 2)
+    elif "share" in job:
+        count = int(job["share"] * len(kept))
+        out = draw(seed, f"share {cell} {job['draw']}", len(kept), count)
+    else:
+        out = np.asarray(job["without"], dtype=np.int64)
+    kept[out] = False
+    return kept
+
+
+def _unit(session: Session, cell: Foretold, what: Mapping[str, Any], seed: int = 0) -> Unit:
+    evaluates = session.recipe.evaluates
+    assert evaluates is not None
+    keys = session.context["keys"][cell.cell]
+    job = {"cell": cell.cell, "rows": cell.rows, "seed": seed, **what}
+    return Unit(evaluates.stage.name, keys[evaluates.stage.name], job=job)
+
+
+def _every_unit(session: Session, cell: Foretold, design: Design) -> Iterator[Unit]:
+    """One by one those that a first look needs most: the whole set, then halves in turn."""
+    if design.ones or design.shares:
+        yield from (_unit(session, cell, NONE_OUT, seed) for seed in range(design.repeats))
+    for half in _halves(design):
+        yield from (_unit(session, cell, half, seed) for seed in range(design.repeats))
+    if design.shares:
+        yield _unit(session, cell, _highest(cell, design))
+        yield from (_unit(session, cell, share) for share in _shares(design))
+    yield from (_unit(session, cell, {"without": [row]}) for row in _ones(cell, design))
+
+
+def _halves(design: Design) -> list[dict[str, Any]]:
+    return [{"half": number} for number in range(design.subsets)]
+
+
+def _shares(design: Design) -> list[dict[str, Any]]:
+    return [{"share": design.fraction, "draw": number} for number in range(design.shares)]
+
+
+def _highest(cell: Foretold, design: Design) -> dict[str, Any]:
+    """Without the rows that the report's ranking finds most helpful to all queries together."""
+    order = _order(cell)
+    return {"without": sorted(order[: int(design.fraction * cell.rows)].tolist())}
+
+
+def _ones(cell: Foretold, design: Design) -> list[int]:
+    order, count = _order(cell), min(design.ones, cell.rows)
+    return [*order[: count - count // 2].tolist(), *order[len(order) - count // 2 :].tolist()]
+
+
+def _order(cell: Foretold) -> np.ndarray:
+    """Rows by falling mean score of the report's ranking; those without a score in the middle."""
+    total_N = np.nan_to_num(cell.scores[cell.ranking][1], nan=0.0).mean(0)
+    return np.argsort(-total_N, kind="stable")
+
+
+# -- what they say ---------------------------------------------------------------------------
+
+
+def _losses(
+    session: Session, cell: Foretold, jobs: Sequence[Mapping[str, Any]], loss: str, seed: int = 0
+) -> np.ndarray:
+    """fp64 [M, Q]."""
+    units = [_unit(session, cell, job, seed) for job in jobs]
+    return np.stack([session.arrays(unit, [loss])[loss] for unit in units])
+
+
+def _kept(session: Session, cell: Foretold, jobs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    return np.stack([kept_rows(session.seed, _unit(session, cell, job).job) for job in jobs])
+
+
+def _measures(session: Session, cell: Foretold, design: Design) -> Iterator[Row]:
+    """One row for each ranking and measure."""
+    tops: dict[str, Measure] = {}
+    for name, (loss, scores_QN) in cell.scores.items():
+        about = {"cell": cell.cell, "ranking": name, "loss": loss, "queries": len(scores_QN)}
+        if design.subsets:
+            yield about | _of_halves(session, cell, design, loss, scores_QN, tops)
+        if design.shares >= FEWEST:
+            jobs = _shares(design)
+            losses_MQ = _losses(session, cell, jobs, loss)
+            found = datamodeling(scores_QN, _kept(session, cell, jobs), losses_MQ)
+            what = f"LDS, {100 * design.fraction:g} % left out"
+            yield about | _row(what, found, subsets=len(jobs), repeats=1)
+        if cell.wrong_N is not None and cell.wrong_N.any():
+            found = wrong_labels_auc(scores_QN.mean(0), cell.wrong_N)
+            yield about | _row("AUC, wrong labels lowest", found)
+        if design.ones:
+            yield from (about | row for row in _of_ones(session, cell, design, loss, scores_QN))
+    if design.shares:
+        yield _left_out(session, cell, design)
+
+
+def _row(measure: str, found: Measure, **more: Any) -> Row:
+    return {"measure": measure, **asdict(found), **more}
+
+
+def _of_halves(
+    session: Session, cell: Foretold, design: Design, loss: str, scores_QN: np.ndarray,
+    tops: dict[str, Measure],
+) -> Row:  # fmt: skip
+    """LDS beside its ceiling; `tops` keeps each loss's."""
+    jobs, seeds = _halves(design), range(design.repeats)
+    losses_KMQ = np.stack([_losses(session, cell, jobs, loss, seed) for seed in seeds])
+    if loss not in tops:
+        tops[loss] = ceiling(losses_KMQ)
+    top = tops[loss]
+    found = datamodeling(scores_QN, _kept(session, cell, jobs), losses_KMQ.mean(0))
+    row = _row("LDS, half left out", found, subsets=design.subsets, repeats=design.repeats)
+    row |= {f"ceiling{'' if k == 'value' else f'_{k}'}": v for k, v in asdict(top).items()}
+    # A ceiling near 0 is no yardstick: nothing can be measured by trainings that disagree.
+    return row | {"of_ceiling": found.value / top.value if top.value >= LEAST_CEILING else None}
+
+
+def _of_ones(
+    session: Session, cell: Foretold, design: Design, loss: str, scores_QN: np.ndarray
+) -> Iterator[Row]:
+    rows = _ones(cell, design)
+    whole_Q = _losses(session, cell, [NONE_OUT], loss)[0]
+    changes_MQ = _losses(session, cell, [{"without": [r]} for r in rows], loss) - whole_Q
+    known_MQ = np.nan_to_num(scores_QN, nan=0.0)[:, rows].T
+    found = agreement(known_MQ, changes_MQ)
+    yield _row("one row left out, Spearman", found, subsets=len(rows), repeats=1)
+    fit = slope(scores_QN, np.array(rows), changes_MQ)
+    yield _row("loss that a score of 1 means", fit, subsets=len(rows), repeats=1)
+
+
+def _left_out(session: Session, cell: Foretold, design: Design) -> Row:
+    """What leaving out the highest scored rows adds to the mean loss, beyond random ones."""
+    loss, scores_QN = cell.scores[cell.ranking]
+    without = _losses(session, cell, [_highest(cell, design)], loss)[0].mean()
+    random_M = _losses(session, cell, _shares(design), loss).mean(1)
+    found = mean_over(without - random_M)
+    what = f"loss added without the top {100 * design.fraction:g} %, minus random"
+    about = {"cell": cell.cell, "ranking": cell.ranking, "loss": loss, "queries": len(scores_QN)}
+    return about | _row(what, found, subsets=design.shares, repeats=1)
+
+
+def _files(root: str, rows: Sequence[Row], design: Design) -> Iterator[tuple[str, bytes]]:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(k for row in rows for k in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    yield f"{root}/measures.csv", table.getvalue().encode()
+    finite = [{k: _plain(v) for k, v in row.items()} for row in rows]
+    whole = {"design": asdict(design), "measures": finite}
+    yield f"{root}/measures.json", json.dumps(whole, indent=1).encode()
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value

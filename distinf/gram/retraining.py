@@ -1,0 +1,83 @@
+"""Training a cell again on some of its rows, and what its queries' losses are then."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from distinf.engine.recipe import Foretold
+from distinf.engine.session import row_ranges
+from distinf.engine.stage import Stage
+from distinf.errors import InputError
+from distinf.gram.actions import flipped_rows
+from distinf.gram.blocks import ALL
+from distinf.gram.ranking import free_rankings
+from distinf.gram.scores import configurations, headline, query_scores
+from distinf.gram.session import QUERY, TRAIN, Session
+from distinf.gram.task import Reseeded
+from distinf.gram.train import checked_fit, with_weights
+from distinf.numerics.precision import float_edges, precision
+
+NAME = "retrain"
+
+
+def foretold(session: Session) -> Iterator[Foretold]:
+    """Evaluates.foretold: every estimator in the widest group of layers that it has, and the
+    rankings that cost nothing, which say the same of every query."""
+    for cell in session.outline.cells.values():
+        groups: dict[str, str] = {}
+        for name in configurations(session.outline, cell):
+            estimator, group, _ = name.split("/")
+            if group == ALL or estimator not in groups:
+                groups[estimator] = group
+        loss = next(iter(session.task(cell.name).losses))
+        scores = {
+            f"{estimator}/{group}": (loss, query_scores(session, cell, estimator, group))
+            for estimator, group in groups.items()
+        }
+        shape_QN = (cell.rows[QUERY], cell.rows[TRAIN])
+        for name, values_N in free_rankings(session, cell).items():
+            scores[name] = (loss, np.broadcast_to(values_N, shape_QN))
+        estimator, wrong_N = headline(session, cell)[0], flipped_rows(session, cell.name)
+        ranking = f"{estimator}/{groups[estimator]}"
+        yield Foretold(cell.name, cell.rows[TRAIN], scores, ranking, wrong_N)
+
+
+def check(session: Session) -> None:
+    """InputError for a cell that cannot be trained."""
+    for name, cell in session.outline.cells.items():
+        if not cell.trained:
+            raise InputError(
+                f"evaluate: this task cannot be trained{f' ({name})' if name else ''}: it has no "
+                "fit(); a run of the spectral recipe trains any task"
+            )
+
+
+def losses(
+    session: Session, cell: str, kept: np.ndarray, seed: int, tell: Callable[[float], None]
+) -> Mapping[str, np.ndarray]:
+    """Evaluates.losses: each loss [queries] of the model fitted to the rows `kept`."""
+    task: Any = session.task(cell)
+    settings = session.settings.train
+    if seed:
+        if not isinstance(task, Reseeded):
+            raise InputError(
+                "evaluate: this task has no reseeded(seed), so it cannot train the same rows "
+                "twice; take --repeats 1, without a ceiling"
+            )
+        task = task.reseeded(seed)
+    fit = task.fit(kept, settings, session.device, tell)
+    checked_fit(fit, settings.selected_epoch)
+    model = with_weights(session, cell, fit.weights)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in task.losses}
+    for a, b in row_ranges(session.cell(cell).rows[QUERY], settings.evaluation_batch):
+        batch = session.batch(cell, QUERY, np.arange(a, b))
+        for name, loss in task.losses.items():
+            with torch.no_grad(), precision("float32", session.device), float_edges(model):
+                values = loss(model, batch)
+            found[name].append(values.double().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+STAGE = Stage(NAME, "training on subsets", needs=("train",))

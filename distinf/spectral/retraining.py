@@ -1,0 +1,116 @@
+"""Training again on some of the rows, and what the targets' losses are then."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from distinf.collective import Collective
+from distinf.engine.recipe import Foretold
+from distinf.engine.session import row_ranges
+from distinf.engine.stage import Stage
+from distinf.errors import InputError
+from distinf.numerics.precision import float_edges, precision
+from distinf.numerics.randomness import generator
+from distinf.spectral.evaluate import chosen_targets
+from distinf.spectral.scores import stored_scores, stored_variants
+from distinf.spectral.session import Session
+from distinf.spectral.train import starting_model, take_step
+
+NAME = "retrain"
+ALIGNED = 0.1  # share of rows up to which those left out leave a gap in the run's own batches
+
+
+def foretold(session: Session) -> Iterator[Foretold]:
+    """Evaluates.foretold: every loss and variant whose scores are stored."""
+    outline = session.outline
+    variants = [*stored_variants(outline)]
+    variants += ["tracin"] if outline.settings.trajectory.checkpoints else []
+    names = [(loss, variant) for loss in outline.losses for variant in variants]
+    scores = {
+        f"{loss}/{variant}": (loss, _of_every_row(session, loss, variant))
+        for loss, variant in names
+    }
+    head, first = outline.settings.actions, outline.losses[0]
+    ranking = f"{head.loss or first}/{head.variant if head.variant in variants else 'classic'}"
+    flipped = getattr(session.task, "flipped", lambda: None)()
+    wrong_N = None if flipped is None else np.asarray(flipped)[: outline.training_rows]
+    yield Foretold("", outline.training_rows, scores, ranking, wrong_N)
+
+
+def _of_every_row(session: Session, loss: str, variant: str) -> np.ndarray:
+    """fp64 [targets, N]; NaN where a training row is not scored."""
+    found_QN = stored_scores(session, loss, variant)
+    rest = session.outline.training_rows - found_QN.shape[1]
+    return np.pad(found_QN, ((0, 0), (0, rest)), constant_values=np.nan)
+
+
+def check(session: Session) -> None:
+    """InputError where nothing was trained, or not from scratch on these rows."""
+    if not session.settings.train.steps:
+        raise InputError("evaluate: train.steps is 0, so there is no training to repeat")
+
+
+def losses(
+    session: Session, cell: str, kept: np.ndarray, seed: int, tell: Callable[[float], None]
+) -> Mapping[str, np.ndarray]:
+    """Evaluates.losses: each loss [targets] of the model trained on the rows `kept`.
+
+    As many epochs as the run took, by its own schedule. Rows left out of the run's own order
+    (ALIGNED of them at most) leave a gap where they were, so that all else stays as it was: the
+    sum of a batch's losses is over train.batch_size, whatever is missing. Other subsets go
+    through an order of their own.
+    """
+    settings, whole = session.settings.train, session.outline.training_rows
+    aligned = whole - len(kept) <= ALIGNED * whole
+    steps = settings.steps if aligned else max(1, round(settings.steps * len(kept) / whole))
+    schedule, collective = replace(settings, steps=steps), Collective()
+    model = starting_model(session)
+    optimizer = session.task.optimizer(model.parameters(), settings.lr, settings.weight_decay)
+    for step, rows in enumerate(_batches(session, kept, seed, steps, aligned)):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        if len(rows):
+            pieces = np.array_split(rows, min(settings.shards, len(rows)))
+            take_step(session, model, optimizer, pieces, step, collective, seed)
+        tell((step + 1) / steps)
+    return _target_losses(session, model.eval())
+
+
+def _batches(
+    session: Session, kept: np.ndarray, seed: int, steps: int, aligned: bool
+) -> Iterator[np.ndarray]:
+    """The rows of each step: epochs are permutations of all rows, less those that are left out."""
+    size, count = session.settings.train.batch_size, session.outline.training_rows
+    wanted = np.zeros(count, dtype=bool)
+    wanted[kept] = True
+
+    def epoch(number: int) -> np.ndarray:
+        purpose = f"epoch {number}" + (f" of training {seed}" if seed else "")
+        order = generator(session.seed, purpose).permutation(count)
+        return order if aligned else order[wanted[order]]
+
+    waiting, number = epoch(0), 0
+    for _ in range(steps):
+        while len(waiting) < size:
+            number += 1
+            waiting = np.concatenate([waiting, epoch(number)])
+        rows, waiting = waiting[:size], waiting[size:]
+        yield rows[wanted[rows]]
+
+
+@torch.no_grad()
+def _target_losses(session: Session, model: torch.nn.Module) -> dict[str, np.ndarray]:
+    ids, size = chosen_targets(session).ids, session.settings.evaluate.batch_size
+    found: dict[str, list[np.ndarray]] = {name: [] for name in session.task.losses}
+    for a, b in row_ranges(len(ids), size):
+        batch = session.batch("evaluation", ids[a:b])
+        for name, loss in session.task.losses.items():
+            with precision(session.settings.train.precision, session.device), float_edges(model):
+                values = loss(model, batch)
+            found[name].append(values.double().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+STAGE = Stage(NAME, "training on subsets", needs=("train", "targets"))

@@ -1,0 +1,166 @@
+"""A finished run's scores held against training again: what is trained, what is done once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from distinf.cli import main
+from distinf.engine.evaluating import Design, _every_unit, evaluate, kept_rows
+from distinf.engine.session import Session
+from distinf.spectral import retraining
+from distinf.spectral.evaluate import chosen_targets
+from distinf.spectral.train import trained_model
+from tests.support.partial import points_config, run_until
+from tests.support.runs import copied, run_points, silent
+
+SMALL = Design(subsets=10, repeats=2, shares=3, ones=4, fraction=0.02)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run_points(tmp_path_factory.mktemp("evaluated") / "run")
+
+
+def losses(session, kept, seed=0):
+    return retraining.losses(session, "", np.asarray(kept), seed, lambda share: None)
+
+
+def test_training_again_on_all_rows_gives_the_runs_own_losses_to_the_last_bit(finished):
+    rows, ids = finished.outline.training_rows, chosen_targets(finished).ids
+    model, batch = trained_model(finished), finished.batch("evaluation", ids)
+    found = losses(finished, range(rows))
+    for name, loss in finished.task.losses.items():
+        with torch.no_grad():
+            assert np.array_equal(found[name], loss(model, batch).double().numpy())
+
+
+@pytest.mark.parametrize("left_out", [3, 120])
+def test_rows_that_are_left_out_have_no_part_in_it(finished, tmp_path, left_out):
+    """Whatever they hold: the same bits with other values in them."""
+    session = copied(finished, tmp_path / "run")
+    rows = session.outline.training_rows
+    out = np.arange(1, 1 + left_out)  # the first row is among those that every process looks at
+    kept = np.setdiff1d(np.arange(rows), out)
+    before = losses(session, kept)
+    whole = losses(session, range(rows))
+    session.task._data["train"]["x"][out] += 7.0
+    after, otherwise = losses(session, kept), losses(session, range(rows))
+    for name in before:
+        assert np.array_equal(before[name], after[name])
+        assert not np.array_equal(whole[name], otherwise[name])
+
+
+def test_another_seed_is_another_training_of_the_same_rows(finished):
+    rows = range(finished.outline.training_rows)
+    one, two = losses(finished, rows, 1), losses(finished, rows, 2)
+    again = losses(finished, rows, 1)
+    for name in one:
+        assert np.array_equal(one[name], again[name])
+        assert not np.array_equal(one[name], two[name])
+
+
+def test_measures_are_those_of_the_trainings(finished):
+    """The first line's LDS, from the ledger's losses by scipy."""
+    found = evaluate(finished.blobs.root, SMALL, silent)
+    row = next(r for r in found.rows if r["measure"].startswith("LDS"))
+    cell = next(iter(retraining.foretold(finished)))
+    loss, scores_QN = cell.scores[row["ranking"]]
+    every = {u.id: u for u in _every_unit(finished, cell, SMALL) if "half" in u.job}
+    assert len(every) == 20
+    trained: dict[int, list[np.ndarray]] = {}
+    for unit in every.values():
+        stored = finished.arrays(unit)[loss]
+        kept = np.flatnonzero(kept_rows(finished.seed, unit.job))
+        assert np.array_equal(stored, losses(finished, kept, unit.job["seed"])[loss])
+        trained.setdefault(unit.job["half"], []).append(stored)
+    mean_MQ = np.stack([np.mean(trained[k], axis=0) for k in range(10)])
+    kept_MN = np.stack([kept_rows(finished.seed, u.job) for u in every.values()
+                        if u.job["seed"] == 0])  # fmt: skip
+    assert (kept_MN.sum(1) == kept_MN.shape[1] - kept_MN.shape[1] // 2).all()
+    by_query = [
+        spearmanr(kept_MN @ scores_QN[q], -mean_MQ[:, q]).statistic for q in range(len(scores_QN))
+    ]
+    assert row["value"] == pytest.approx(np.mean(by_query), abs=1e-12)
+
+
+def test_nothing_is_trained_twice_and_verify_finds_all_of_it(finished):
+    root = Path(finished.blobs.root)
+    evaluate(str(root), SMALL, silent)
+    before = {p.name: p.stat().st_mtime_ns for p in root.glob("ledger/retrain/*")}
+    assert before
+    more = Design(subsets=11, repeats=2, shares=3, ones=4, fraction=0.02)
+    evaluate(str(root), more, silent)
+    after = {p.name: p.stat().st_mtime_ns for p in root.glob("ledger/retrain/*")}
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2
+    assert main(["verify", str(root)]) == 0
+    assert run_points(root).keys == finished.keys  # resumed: nothing of it is swept
+    assert {p.name for p in root.glob("ledger/retrain/*")} == set(after)
+    assert main(["verify", str(root)]) == 0
+
+
+def test_an_evaluation_that_was_stopped_ends_in_the_same_table(finished, tmp_path, monkeypatch):
+    session = copied(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/ledger/retrain", ignore_errors=True)
+    commit, left = Session.commit, iter(range(7))
+
+    def stopped(self, unit, *given, **more):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return commit(self, unit, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "commit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(session.blobs.root, SMALL, silent)
+    assert len(list((tmp_path / "run/ledger/retrain").iterdir())) == 7
+    one = evaluate(session.blobs.root, SMALL, silent)
+    two = evaluate(finished.blobs.root, SMALL, silent)
+    assert repr(one.rows) == repr(two.rows)
+
+
+def test_the_command_prints_the_table_and_names_its_files(finished, capsys):
+    root = finished.blobs.root
+    assert main(["evaluate", root, "--subsets", "10", "--shares", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "LDS, half left out" in told
+    assert "20 trainings" in told
+    folder = Path(told.strip().rsplit(" ", 1)[-1])
+    stored = json.loads((folder / "measures.json").read_text())
+    assert stored["design"]["subsets"] == 10
+    assert stored["measures"]
+    assert (folder / "measures.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--subsets", "5"], "--subsets 5: fewer than 10 give no interval"),
+        (["--repeats", "0"], "--repeats 0: must be 1 or more"),
+        (["--fraction", "0.6"], "--fraction 0.6: must lie between 0 and 0.5"),
+        (["--fraction", "0.001"], "--fraction 0.001: of 240 training rows that is none"),
+        (["--subsets", "0", "--shares", "0"], "nothing to train"),
+    ],
+)
+def test_a_design_that_measures_nothing_is_one_line(finished, capsys, given, line):
+    assert main(["evaluate", finished.blobs.root, *given]) == 2
+    told = capsys.readouterr().err
+    assert line in told
+    assert "Traceback" not in told
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path, capsys):
+    run_until("train", points_config(tmp_path / "run"))
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "stage 'evaluate' is not done; finish the run first" in capsys.readouterr().err
+
+
+def test_a_run_without_training_is_refused(tmp_path, capsys):
+    run_points(tmp_path / "run", train={"steps": 0})
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "train.steps is 0" in capsys.readouterr().err
