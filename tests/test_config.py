@@ -172,7 +172,7 @@ def test_the_key_of_a_stage_covers_what_it_depends_on_and_no_more():
 
     factors = ["factors", "gradients", "scores"]
     whole = ["data", "train", "evaluate", "targets", "curvature", "queries", *factors]
-    rest = ["trajectory", "tracin", "attribution", "actions", "report"]
+    rest = ["trajectory", "tracin", "attribution", "actions", "retrain", "report"]
     assert changed(seed=1) == [*whole, *rest]
     # A fine-tuning job's own id says how it is done: the stage's key covers the rest.
     assert changed(actions={**POINTS["actions"], "lr": 1.0}) == ["report"]
