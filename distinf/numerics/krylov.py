@@ -15,7 +15,14 @@ from torch import Tensor
 from distinf.collective import Collective
 from distinf.errors import InputError
 from distinf.numerics.basis import SlicedBasis
-from distinf.numerics.randomness import signs, uniform
+from distinf.numerics.complement import (
+    SeenComplement,
+    complement_mean,
+    complement_trace,
+    not_finite,
+    seen_complement,
+)
+from distinf.numerics.randomness import generator, uniform
 
 Matvec = Callable[[Tensor], Tensor]
 CONVERGED = 0.1  # largest residual of a pair that has converged, in units of its value
@@ -131,7 +138,8 @@ class RitzPairs:
     values [K] fp64; vectors [K, D]; residuals [K] fp64, norms of H u - value u (from the Arnoldi
     relation, or true ones if asked for); orthogonality: max |Q Q^T - I| over the whole basis;
     asymmetry: max |T - T^T| / max |T|; trace: of the whole operator, estimated, and trace_error its
-    standard error (both nan without probes); hessenberg fp64 [M + 1, M].
+    standard error (both nan without probes); hessenberg fp64 [M + 1, M]; seen: the operator outside
+    the pairs as training gradients see it (None where none were given).
     """
 
     values: Tensor
@@ -142,18 +150,12 @@ class RitzPairs:
     trace: float
     hessenberg: Tensor
     trace_error: float = float("nan")
+    seen: SeenComplement | None = None
 
     @property
     def complement(self) -> float:
         """Mean eigenvalue outside the kept pairs, at least 0; 0 if the trace was not estimated."""
         return complement_mean(self.trace, self.values, self.vectors.shape[1])
-
-
-def complement_mean(trace: float, values_K: Tensor, dim: int) -> float:
-    """(trace - sum of values) / (dim - K), at least 0; 0 if there is no complement or no trace."""
-    rest = dim - len(values_K)
-    mean = (trace - float(values_K.sum())) / rest if rest > 0 else 0.0
-    return mean if mean > 0.0 else 0.0
 
 
 def arnoldi(
@@ -164,6 +166,7 @@ def arnoldi(
     collective: Collective | None = None,
     state: ArnoldiState | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
+    gradients: Tensor | None = None,
     **options: Any,
 ) -> RitzPairs:
     """Dominant eigenpairs of a symmetric operator `matvec`: [dim] -> [dim], the same on all ranks.
@@ -172,12 +175,15 @@ def arnoldi(
     gets vectors in `dtype`, and is called once per step in step order, then once per probe.
     `on_step` gets a StepRecord after each step; with a `state` that they were appended to, the run
     continues to the same bits. Fewer than `keep` pairs come back if the Krylov space is exhausted
-    sooner.
+    sooner. `gradients`: training gradients [N, dim], of which as many as there are probes, drawn by
+    the seed, tell by a product each what the operator is outside the pairs (`seen`).
     Raises InputError naming the step if a product is not finite.
     """
     settings = replace(settings or ArnoldiSettings(), **options)
     if settings.keep > dim:
         raise ValueError(f"keep={settings.keep} pairs do not exist in {dim} dimensions; lower keep")
+    if gradients is not None and (gradients.dim() != 2 or gradients.shape[1] != dim):
+        raise ValueError(f"gradients {tuple(gradients.shape)} must be [N, {dim}], N at least 1")
     state = state or ArnoldiState.start(dim, settings, collective)
     for record in iterate(matvec, state):
         if on_step is not None:
@@ -188,7 +194,12 @@ def arnoldi(
     mean, error = complement_trace(
         matvec, pairs.vectors, probes=settings.probes, seed=settings.seed
     )
-    return replace(pairs, trace=float(pairs.values.sum()) + mean, trace_error=error)
+    pairs = replace(pairs, trace=float(pairs.values.sum()) + mean, trace_error=error)
+    if gradients is None:
+        return pairs
+    drawn = generator(settings.seed, "seen complement").permutation(len(gradients))
+    rows_RD = gradients[torch.from_numpy(drawn[: settings.probes]).to(gradients.device)]
+    return replace(pairs, seen=seen_complement(matvec, pairs.vectors, rows_RD))
 
 
 def iterate(matvec: Matvec, state: ArnoldiState) -> Iterator[StepRecord]:
@@ -211,10 +222,7 @@ def _extend(state: ArnoldiState, product_D: Tensor) -> StepRecord:
         )
     result = state.basis.orthogonalise(product_D)
     if not (isfinite(result.incoming_norm) and isfinite(result.norm)):
-        raise InputError(
-            f"Arnoldi step {step}: the curvature product is not finite; look for samples "
-            "with extreme inputs, or compute the curvature in float32"
-        )
+        raise InputError(not_finite(f"Arnoldi step {step}"))
     norm = torch.tensor([result.norm], dtype=torch.float64)
     column = torch.cat([result.coefficients_J.cpu(), norm])
     scale = max(float(state.hessenberg.abs().max()), result.incoming_norm)
@@ -295,34 +303,3 @@ def _measured_residuals(matvec: Matvec, values_K: Tensor, vectors_KD: Tensor) ->
         for value, u_D in zip(values_K.tolist(), vectors_KD, strict=True)
     ]
     return torch.stack(norms).cpu()
-
-
-def complement_trace(
-    matvec: Matvec, vectors_KD: Tensor, *, probes: int = 30, seed: int = 0
-) -> tuple[float, float]:
-    """Estimated trace of the operator outside orthonormal vectors [K, D], and its standard error.
-
-    Hutchinson's estimator with +-1 probes made orthogonal to the vectors. The error is nan for one
-    probe.
-    """
-    if probes < 1:
-        raise ValueError(f"probes={probes}: the trace needs at least one probe")
-    values = [complement_probe(matvec, vectors_KD, seed=seed, probe=i) for i in range(probes)]
-    found = torch.tensor(values, dtype=torch.float64)
-    error = float(found.std() / probes**0.5) if probes > 1 else float("nan")
-    return float(found.mean()), error
-
-
-def complement_probe(matvec: Matvec, vectors_KD: Tensor, *, seed: int, probe: int) -> float:
-    """One probe's estimate: z^T H z with z = (I - U^T U) s and s of +-1 from (seed, probe)."""
-    dim = vectors_KD.shape[1]
-    z_D = signs(seed, "trace probe", dim, stream=probe).to(vectors_KD)
-    for _ in range(2):  # the second pass removes what rounding left of the first
-        z_D = z_D - vectors_KD.T @ (vectors_KD @ z_D)
-    value = float(z_D.double() @ matvec(z_D).double())
-    if not isfinite(value):
-        raise InputError(
-            f"trace probe {probe}: the curvature product is not finite; look for samples "
-            "with extreme inputs, or compute the curvature in float32"
-        )
-    return value

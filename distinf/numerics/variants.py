@@ -4,7 +4,7 @@ Sign: score > 0 means that training on the sample helps the query (lowers its lo
 Shape legend: Q queries, N training samples, K Ritz pairs.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite, nan
 from typing import Literal, get_args
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from distinf.errors import InputError
-from distinf.numerics.krylov import complement_mean
+from distinf.numerics.complement import SeenComplement, complement_mean
 
 Policy = Literal["refuse", "keep", "absolute", "drop"]
 Variant = Literal["classic", "theta-relative", "ell-relative", "newfluence"]
 Scaling = Literal["mean", "paper"]
-Complement = Literal["none", "damping", "mean"]
+Complement = Literal["none", "damping", "mean", "gradients"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
 
 # A denominator below this fraction of the damping amplifies a pair beyond what its accuracy allows.
@@ -29,11 +29,12 @@ RITZ_PRECISION = 1e-7
 @dataclass(frozen=True)
 class PolicyReport:
     """What the policy did. changed: values replaced by their magnitude; dropped: left to the
-    complement."""
+    complement; complement: what that was, where its magnitude is taken instead."""
 
     policy: Policy = "keep"
     changed: int = 0
     dropped: int = 0
+    complement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,31 +77,43 @@ def spectrum(
     trace: float = nan,
     policy: Policy = "refuse",
     complement: Complement = "mean",
+    seen: SeenComplement | None = None,
 ) -> Spectrum:
     """Apply the policy for negative and tiny Ritz values of an operator in `dim` dimensions.
 
     complement: what the operator is outside the pairs. none: nothing, the inverse is truncated (a
     damping of 0 is then legal); damping: the damping alone; mean: the mean eigenvalue there by
-    `trace`, at least 0 and 0 without a trace, and the damping.
+    `trace`, at least 0 and 0 without a trace, and the damping; gradients: the mean that training
+    gradients see there, which may be negative (`seen`), and the damping.
 
     policy: refuse: InputError if any value + damping is not safely positive. keep: all as they are.
     absolute: negative values become their magnitude. drop: negative or unsafe pairs join the
-    complement.
+    complement. A complement that gradients see is held to the same, but never dropped.
     """
     for name, value, kind in (("policy", policy, Policy), ("complement", complement, Complement)):
         if value not in get_args(kind):
             raise InputError(f"{name} {value!r} is unknown; use one of {', '.join(get_args(kind))}")
     if not (isfinite(damping) and damping >= 0):
         raise InputError(f"damping {damping} must be a finite number >= 0")
+    if complement == "gradients" and seen is None:
+        raise InputError(
+            "complement 'gradients' needs what training gradients see outside the pairs: "
+            "distinf.arnoldi(..., gradients=...) with probes of 1 or more"
+        )
     if complement == "damping":
         trace = nan
     values_K = values_K.detach().to("cpu", torch.float64)
 
-    def outside(kept_K: Tensor) -> float | None:
-        return None if complement == "none" else _complement(trace, kept_K, dim, damping)
+    def outside(kept: tuple[int, ...]) -> float | None:
+        if complement == "none":
+            return None
+        if complement == "gradients" and seen is not None and dim > len(kept):
+            return seen.mean(values_K, kept)
+        # The trace is the operator's own, so the complement's share is what its own values leave.
+        return complement_mean(trace, values_K[list(kept)], dim)
 
     if not len(values_K):
-        return Spectrum(values_K, damping, outside(values_K))
+        return _with_complement(Spectrum(values_K, damping), outside(()), dim, 0.0, policy)
     smallest, largest = float(values_K.min()), float(values_K.abs().max())
     floor = max(SAFE_FRACTION * damping, RITZ_PRECISION * largest)
     negative_K = values_K < 0
@@ -116,32 +129,47 @@ def spectrum(
             "more, or policy to 'drop'" + (" or 'absolute'" if policy == "refuse" else "")
         )
     dropped_K = (unsafe_K | negative_K) & (policy == "drop")
-    kept = torch.nonzero(~dropped_K).view(-1)
-    if not len(kept) and complement == "none":
+    kept = tuple(torch.nonzero(~dropped_K).view(-1).tolist())
+    if not kept and complement == "none":
         raise InputError(
             f"policy 'drop' drops all {len(values_K)} Ritz values (largest "
             f"{float(values_K.max()):.3g}), "
             "and complement 'none' leaves no operator; set policy to 'absolute', or complement to "
             "'mean' or 'damping'"
         )
-    final_K = changed_K[kept]
+    final_K = changed_K[list(kept)]
     report = PolicyReport(
         policy=policy,
         changed=int((changed_K != values_K).sum()),
         dropped=int(dropped_K.sum()),
     )
-    # The trace is the operator's own, so the complement's share is what its own values leave.
-    return Spectrum(final_K, damping, outside(values_K[kept]), tuple(kept.tolist()), report)
+    made = Spectrum(final_K, damping, 0.0, kept, report)
+    return _with_complement(made, outside(kept), dim, floor, policy)
 
 
-def _complement(trace: float, values_K: Tensor, dim: int, damping: float) -> float:
-    mean = complement_mean(trace, values_K, dim)
-    if dim > len(values_K) and mean + damping <= 0:
+def _with_complement(
+    made: Spectrum, mean: float | None, dim: int, floor: float, policy: Policy
+) -> Spectrum:
+    """With the mean eigenvalue outside the pairs; InputError where that divides by nothing."""
+    left = dim - len(made.values_K)
+    if mean is None or left <= 0:
+        return replace(made, complement=mean)
+    if mean < 0 and policy == "absolute":
+        made = replace(made, report=replace(made.report, complement=mean))
+        mean = -mean
+    if mean + made.damping == 0:
         raise InputError(
-            f"damping 0 leaves {dim - len(values_K)} directions outside the Ritz pairs with a zero "
+            f"damping 0 leaves {left} directions outside the Ritz pairs with a zero "
             "denominator; set a damping > 0, or complement to 'none'"
         )
-    return mean
+    if mean < 0 and mean + made.damping <= floor and policy != "keep":
+        raise InputError(
+            f"outside the Ritz pairs training gradients see a mean eigenvalue of {mean:.3g}, which "
+            f"is too negative for damping {made.damping:.3g}; set damping to "
+            f"{-mean / (1 - 2 * SAFE_FRACTION):.2g} or more, policy to 'absolute', or complement "
+            "to 'mean'"
+        )
+    return replace(made, complement=mean)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from distinf.collective import Collective
 from distinf.engine.session import done_for_all, draw, row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.numerics.complement import SeenComplement, complement_probe, seen_by
 from distinf.numerics.curvature import (
     Kind,
     SplitLoss,
@@ -29,7 +30,6 @@ from distinf.numerics.krylov import (
     ArnoldiState,
     Matvec,
     RitzPairs,
-    complement_probe,
     iterate,
     ritz,
 )
@@ -45,6 +45,7 @@ from distinf.tasks.identity import has_own_rows
 from distinf.tasks.task import STUDIES, Batch, Task
 
 NAME = "curvature"
+SEEN = ("product", "sqnorm", "coordinates")  # of a training gradient, as seen_by gives them
 PRODUCT = 9.0  # an exact Hessian product costs nine forward passes (jvp over grad)
 
 
@@ -63,8 +64,16 @@ def probe_units(outline: Outline) -> list[Unit]:
     return [Unit(NAME, outline.keys[NAME], i, i + 1, {"trace_probe": i}) for i in range(probes)]
 
 
+def seen_units(outline: Outline) -> list[Unit]:
+    """Training gradients that tell what the operator is outside the pairs, where scores ask it."""
+    settings = outline.settings
+    probes = min(settings.curvature.probes, settings.curvature.samples, outline.training_rows)
+    wanted = range(probes if settings.scores.complement == "gradients" else 0)
+    return [Unit(NAME, outline.keys[NAME], i, i + 1, {"gradient_probe": i}) for i in wanted]
+
+
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
-    """Krylov steps, the Ritz pairs, the trace probes."""
+    """Krylov steps, the Ritz pairs, the trace probes, those of training gradients."""
     settings, shapes = outline.settings.curvature, outline.shapes
     samples = min(settings.samples, outline.training_rows)
     product = PRODUCT * shapes.flops_per_sample * samples
@@ -91,6 +100,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         *((unit, step) for unit in step_units(outline)),
         (pairs_unit(outline), pairs),
         *((unit, replace(step, bytes=64.0)) for unit in probe_units(outline)),
+        *((unit, replace(step, bytes=8.0 * settings.keep)) for unit in seen_units(outline)),
     ]
 
 
@@ -104,7 +114,8 @@ def product_bytes(outline: Outline) -> tuple[float, Lever]:
 
 
 def is_done(session: Session) -> bool:
-    wanted = [pairs_unit(session.outline), *probe_units(session.outline)]
+    outline = session.outline
+    wanted = [pairs_unit(outline), *probe_units(outline), *seen_units(outline)]
     return len(session.done(wanted)) == len(wanted)
 
 
@@ -119,7 +130,7 @@ def run(session: Session, runtime: Runtime) -> None:
 
 
 def body(session: Session, collective: Collective, attempt: str) -> int:
-    """Krylov steps, Ritz pairs, trace probes -> the number of steps taken."""
+    """Krylov steps, Ritz pairs, probes -> the number of steps taken."""
     settings, outline = session.settings.curvature, session.outline
     model = session.cached("trained", lambda: trained_model(session))
     layout = Layout.of(model, settings.blocks)
@@ -133,15 +144,40 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
             summary = {"left_out": np.setdiff1d(drawn_rows(session), rows).tolist()}
             session.commit(pairs_unit(outline), attempt, _pair_arrays(pairs), summary=summary)
         collective.barrier()
-    vectors_KP = stored_pairs(session, trace=False).vectors.to(session.device)
-    probes = probe_units(outline)
+    vectors_KP = stored_pairs(session, probed=False).vectors.to(session.device)
+    probes = [*probe_units(outline), *seen_units(outline)]
     done = done_for_all(session, collective, probes)
     for unit in (unit for unit, is_done in zip(probes, done, strict=True) if not is_done):
-        value = complement_probe(matvec, vectors_KP, seed=session.seed, probe=unit.start)
+        if "trace_probe" in unit.job:
+            value = complement_probe(matvec, vectors_KP, seed=session.seed, probe=unit.start)
+            arrays = {"value": np.array([value])}
+        else:
+            gradient_P = _drawn_gradient(session, collective, model, layout, rows, unit.start)
+            seen = seen_by(matvec, vectors_KP, gradient_P)
+            arrays = dict(zip(SEEN, (part.numpy() for part in seen), strict=True))
         if collective.rank == 0:
-            session.commit(unit, attempt, {"value": np.array([value])})
+            session.commit(unit, attempt, arrays)
     collective.barrier()
     return settings.steps
+
+
+def _drawn_gradient(
+    session: Session,
+    collective: Collective,
+    model: nn.Module,
+    layout: Layout,
+    rows: np.ndarray,
+    place: int,
+) -> Tensor:
+    """[P]: the gradient of one of the curvature's rows, drawn by the seed; of one rank for all."""
+    order = draw(session.seed, "seen complement", len(rows), None)
+    loss = next(iter(session.task.losses.values()))
+    mine_P = layout.gather(model).new_empty((0, layout.size))
+    if collective.owned(1):
+        batch = session.batch("train", rows[order[[place % len(rows)]]])
+        with precision(session.settings.curvature.precision, session.device):
+            mine_P = sum_gradient(model, loss, batch, layout)[None]
+    return collective.all_gather(mine_P)[0]
 
 
 def check(session: Session) -> None:
@@ -330,8 +366,8 @@ def _pair_arrays(pairs: RitzPairs) -> dict[str, np.ndarray]:
     }
 
 
-def stored_pairs(session: Session, trace: bool = True) -> RitzPairs:
-    """The committed Ritz pairs, with the trace from the committed probes where there are any."""
+def stored_pairs(session: Session, probed: bool = True) -> RitzPairs:
+    """The committed Ritz pairs, with what the committed probes tell where there are any."""
     stored = session.cached("pairs", lambda: session.arrays(pairs_unit(session.outline)))
     values = torch.from_numpy(stored["values"])
     pairs = RitzPairs(
@@ -343,16 +379,26 @@ def stored_pairs(session: Session, trace: bool = True) -> RitzPairs:
         trace=float("nan"),
         hessenberg=torch.from_numpy(stored["hessenberg"]),
     )
-    probes = probe_units(session.outline) if trace else []
-    if not probes:
-        return pairs
-    found = np.concatenate([session.arrays(unit)["value"] for unit in probes])
-    error = float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else float("nan")
-    return replace(pairs, trace=float(values.sum()) + float(found.mean()), trace_error=error)
+    return _with_probes(session, pairs) if probed else pairs
+
+
+def _with_probes(session: Session, pairs: RitzPairs) -> RitzPairs:
+    traces, seen = probe_units(session.outline), seen_units(session.outline)
+    if traces:
+        found = np.concatenate([session.arrays(unit)["value"] for unit in traces])
+        error = float(found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else float("nan")
+        trace = float(pairs.values.sum()) + float(found.mean())
+        pairs = replace(pairs, trace=trace, trace_error=error)
+    if seen:
+        parts = [session.arrays(unit) for unit in seen]
+        stacked = (torch.from_numpy(np.stack([part[name] for part in parts])) for name in SEEN)
+        pairs = replace(pairs, seen=SeenComplement(*stacked))
+    return pairs
 
 
 STAGE = Stage(
     NAME, "curvature (Arnoldi)", needs=("train",),
     reads=("curvature", *(f"-curvature.{name}" for name in REFINEMENT)),
+    uncounted=("scores.complement",),  # which probes there are
     units=units, run=run, done=is_done, shards=lambda settings: settings.curvature.shards,
 )  # fmt: skip

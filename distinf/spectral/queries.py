@@ -91,22 +91,22 @@ def check(outline: Outline) -> None:
     settings = outline.settings
     complement, known = settings.scores.complement, settings.curvature.probes > 0
     whole = settings.curvature.keep >= outline.shapes.parameters  # nothing is outside the pairs
-    if complement == "mean" and not known and not whole:
+    if complement in ("mean", "gradients") and not known and not whole:
         raise InputError(
-            "scores.complement: mean is the mean eigenvalue outside the Ritz pairs, which "
+            f"scores.complement: {complement} is the mean eigenvalue outside the Ritz pairs, which "
             "curvature.probes 0 leaves unknown; set curvature.probes to 1 or more, or "
             "scores.complement to damping or none"
         )
     if complement == "damping" and not settings.scores.damping and not whole:
         raise InputError(
             "scores.complement: damping with scores.damping 0 divides by 0 outside the Ritz "
-            "pairs; set scores.damping above 0, or scores.complement to mean or none"
+            "pairs; set scores.damping above 0, or scores.complement to gradients or none"
         )
     if settings.curvature.refine and complement == "none":
         raise InputError(
             "curvature.refine: a refined solve is of the whole operator, and scores.complement "
             "none truncates the inverse to the Ritz pairs; set curvature.refine to 0, or "
-            "scores.complement to mean or damping"
+            "scores.complement to gradients or damping"
         )
 
 
@@ -146,6 +146,7 @@ def damped_spectrum(session: Session) -> Spectrum:
             trace=pairs.trace,
             policy=settings.negative,
             complement=settings.complement,
+            seen=pairs.seen,
         )
     except InputError as error:
         raise InputError(

@@ -150,7 +150,8 @@ class CurvatureSettings:
     shards        logical pieces of a product; fixed, so that the ranks do not change a bit
     reduction     ordered (bitwise the same on any ranks) or allreduce (the fast path)
     memory_mb     of activations of one microbatch
-    probes        products for the trace, hence the complement's mean eigenvalue; 0: none
+    probes        products for the trace, hence the complement's mean eigenvalue; 0: none. As many
+                  more, of training gradients, for scores.complement gradients
     residuals     products (true ones, a product per pair) or relation (from the Arnoldi relation)
     blocks        which parameters: all, lora, or a regex on their names
     refine        how many of the targets' solves to refine by a preconditioned Krylov solve
@@ -235,7 +236,8 @@ class ScoreSettings:
     """damping   lambda, added to every eigenvalue
     complement  what the curvature is outside the Ritz pairs: none (the inverse is truncated to the
               pairs, Eq. 7 of Tuononen, Penttinen and Hautamäki; damping may be 0), damping (that
-              alone), or mean (the mean eigenvalue there, by curvature.probes, and the damping)
+              alone), mean (the mean eigenvalue there, by curvature.probes, and the damping), or
+              gradients (the same as training gradients see it, by as many of them)
     negative  Ritz values below or near zero: refuse, absolute, drop (into the complement), keep
     scaling   of Newfluence: mean (the leave-one-out factor of a mean Hessian) or paper (Eq. 6)
     ekfac     EK-FAC's scores beside, as the variant ekfac: in two passes more over the rows of
@@ -244,7 +246,7 @@ class ScoreSettings:
     """
 
     damping: float = 1e-3
-    complement: Complement = "mean"
+    complement: Complement = "gradients"
     negative: Literal["refuse", "absolute", "drop", "keep"] = "refuse"
     scaling: Literal["mean", "paper"] = "mean"
     ekfac: bool = False

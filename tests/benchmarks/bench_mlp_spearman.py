@@ -26,7 +26,8 @@ def treatments(case: Problem, keep: int = 50, steps: int = 100) -> dict[str, flo
     exact_QN = case.exact_scores()
     dim = case.layout.size
     full = arnoldi(case.matvec, dim, steps=dim, keep=dim, probes=0, dtype="float64")
-    pairs = arnoldi(case.matvec, dim, steps=steps, keep=keep, probes=30)
+    train_NP = case.train_NP
+    pairs = arnoldi(case.matvec, dim, steps=steps, keep=keep, probes=30, gradients=train_NP)
     found = {}
     everything = spectrum(full.values, DAMPING, dim=dim, policy="keep")
     found["full basis"] = mean_spearman(
@@ -40,9 +41,13 @@ def treatments(case: Problem, keep: int = 50, steps: int = 100) -> dict[str, flo
     found["damping alone"] = mean_spearman(damped_dots(placed, plain), exact_QN)
     traced = spectrum(pairs.values, DAMPING, dim=dim, trace=pairs.trace, policy="keep")
     found["mean eigenvalue"] = mean_spearman(damped_dots(placed, traced), exact_QN)
+    seen = spectrum(
+        pairs.values, DAMPING, dim=dim, policy="keep", complement="gradients", seen=pairs.seen
+    )
+    found["as gradients see it"] = mean_spearman(damped_dots(placed, seen), exact_QN)
     settings = RefineSettings(tolerance=1e-3, steps=dim, dtype="float64")
     solutions = [
-        refine(case.matvec, g_P, pairs.vectors.double(), traced, settings) for g_P in case.query_QP
+        refine(case.matvec, g_P, pairs.vectors.double(), seen, settings) for g_P in case.query_QP
     ]
     solved_QN = torch.stack([solution.x for solution in solutions]) @ case.train_NP.T
     found["refined"] = mean_spearman(solved_QN, exact_QN)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from distinf.collective import Collective
 from distinf.errors import InputError
+from distinf.numerics.complement import complement_trace
 from distinf.numerics.krylov import (
     ArnoldiSettings,
     ArnoldiState,
     arnoldi,
-    complement_trace,
     has_converged,
     iterate,
     projected_pairs,

@@ -30,3 +30,4 @@ def test_the_complement_and_its_mean_eigenvalue_each_bring_scores_closer(found):
     assert found["damping alone"] >= 0.80
     assert found["mean eigenvalue"] >= 0.90
     assert found["mean eigenvalue"] > found["damping alone"] + 0.03
+    assert found["as gradients see it"] >= 0.95

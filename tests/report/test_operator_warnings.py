@@ -57,7 +57,7 @@ def test_a_truncated_inverse_contradicts_a_refined_solve_before_anything_runs(tm
 def test_newfluence_is_warned_of_where_denominators_are_not_positive(
     tmp_path, scaling, damping, said
 ):
-    scores = {**POINTS["scores"], "negative": "absolute"}
+    scores = {**POINTS["scores"], "negative": "absolute", "complement": "mean"}
     session = run_points(tmp_path / "run", scores=scores | {"scaling": scaling, "damping": damping})
     found = [w for w in warnings(session) if "Newfluence" in w]
     assert len(found) == bool(said)
@@ -80,7 +80,7 @@ def test_rows_without_a_relative_score_are_warned_of(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"curvature": {"probes": 0}}, r"scores.complement: mean .*curvature.probes to 1 or more"),
+        ({"curvature": {"probes": 0}}, r"complement: gradients .*curvature.probes to 1 or more"),
         ({"scores": {"complement": "damping", "damping": 0.0}}, r"divides by 0 outside the Ritz"),
     ],
 )
@@ -105,7 +105,8 @@ def test_arms_that_chose_the_same_rows_are_said_to_be_one_experiment(tmp_path):
 
 def test_warnings_of_a_run_beside_this_one_are_on_the_page_with_its_name(tmp_path):
     scaled = {"other": {"scores.scaling": "paper", "scores.damping": 1e-3}}
-    session = run_points(tmp_path / "run", scores={"damping": 10.0}, beside=scaled)
+    scores = {"damping": 10.0, "complement": "mean"}
+    session = run_points(tmp_path / "run", scores=scores, beside=scaled)
     said = [w for w in warnings(session) if w.startswith("other: Newfluence")]
     assert len(said) == 1
     page = session.blobs.get("report/index.html").decode()
@@ -162,7 +163,7 @@ def test_where_an_operator_is_not_the_published_one_is_a_deviation(tmp_path):
     )  # fmt: skip
     said = [
         "at most 1 can be targets", "raised by 0.001", "count by their size", "1 - self / rows",
-        "scores.complement: mean", "the mean over its rows", "newton_solves: stored",
+        "scores.complement: gradients", "the mean over its rows", "newton_solves: stored",
     ]  # fmt: skip
     for words in said:
         assert sum(words in line for line in ours) == 1, words

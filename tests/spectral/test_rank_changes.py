@@ -5,6 +5,7 @@ ordered sums, to 1e-5 with all-reduce.
 """
 
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -78,6 +79,7 @@ def pairs(session):
     found = curvature.stored_pairs(session)
     names = ("values", "vectors", "residuals", "hessenberg")
     arrays = {name: getattr(found, name).numpy() for name in names}
+    arrays |= {f"seen.{name}": values.numpy() for name, values in asdict(found.seen).items()}
     return arrays | {"trace": np.array([found.trace, found.trace_error, found.orthogonality])}
 
 

@@ -33,14 +33,15 @@ DEFAULT_DAMPING_FRACTION = 1e-2
 @dataclass(frozen=True)
 class ArnoldiScoreSettings:
     """damping: lambda itself; None takes 1 % of the largest Ritz value's magnitude.
-    complement: what the operator is outside the pairs, as in variants.spectrum.
+    complement: what the operator is outside the pairs, as in variants.spectrum; None takes
+    gradients where the pairs know what those see there, else mean.
     variant: denominator. scaling: of newfluence. policy: for negative and tiny Ritz values."""
 
     damping: float | None = None
     variant: Variant = "classic"
     scaling: Scaling = "mean"
     policy: Policy = "refuse"
-    complement: Complement = "mean"
+    complement: Complement | None = None
 
     def __post_init__(self) -> None:
         if self.damping is not None and not (isfinite(self.damping) and self.damping >= 0):
@@ -61,7 +62,8 @@ def spectrum_of(pairs: RitzPairs, settings: ArnoldiScoreSettings) -> Spectrum:
         dim=pairs.vectors.shape[1],
         trace=pairs.trace,
         policy=settings.policy,
-        complement=settings.complement,
+        complement=settings.complement or ("mean" if pairs.seen is None else "gradients"),
+        seen=pairs.seen,
     )
 
 

@@ -37,12 +37,14 @@ def deviations(session: Session) -> list[str]:
         "complement": scoring.complement != "none",
         "damping": scoring.damping,
         "ritz": report.changed or report.dropped,
+        "seen": report.complement,
         "newfluence": scoring.scaling != "paper" and "newfluence" in variants,
         "second_order": any(arm.update == "second-order" for arm in arms),
         "fresh": "fresh" in solves,
     }
     numbers = {"most": most, "complement": scoring.complement, "damping": f"{scoring.damping:g}"}
     numbers |= {k: str(getattr(report, k)) for k in ("changed", "dropped", "policy")}
+    numbers["seen"] = f"{report.complement or 0.0:.3g}"
     found = [words.say("deviations", key, **numbers) for key, said in told.items() if said]
     return [*trajectory.deviations(session), *found]
 
