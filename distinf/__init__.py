@@ -10,6 +10,7 @@ from distinf.lazily import from_homes
 if TYPE_CHECKING:
     from distinf.numerics.aggregation import aggregate
     from distinf.numerics.capture import per_sample_gradients
+    from distinf.numerics.damping import sgd_damping
     from distinf.numerics.ekfac import EkFac, ekfac, sampled_labels
     from distinf.numerics.influence import influence
     from distinf.numerics.krylov import arnoldi
@@ -31,6 +32,7 @@ __all__ = [
     "influence",
     "per_sample_gradients",
     "sampled_labels",
+    "sgd_damping",
 ]
 
 _HOMES = {
@@ -44,6 +46,7 @@ _HOMES = {
     "influence": "numerics.influence",
     "per_sample_gradients": "numerics.capture",
     "sampled_labels": "numerics.ekfac",
+    "sgd_damping": "numerics.damping",
 }
 
 

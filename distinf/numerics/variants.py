@@ -29,7 +29,7 @@ RITZ_PRECISION = 1e-7
 @dataclass(frozen=True)
 class PolicyReport:
     """What the policy did. changed: values replaced by their magnitude; dropped: left to the
-    complement; complement: what that was, where its magnitude is taken instead."""
+    complement; complement: what that was, where its magnitude is taken instead, or 0."""
 
     policy: Policy = "keep"
     changed: int = 0
@@ -88,7 +88,7 @@ def spectrum(
 
     policy: refuse: InputError if any value + damping is not safely positive. keep: all as they are.
     absolute: negative values become their magnitude. drop: negative or unsafe pairs join the
-    complement. A complement that gradients see is held to the same, but never dropped.
+    complement. A complement that gradients see is held to the same; drop takes it as 0 if negative.
     """
     for name, value, kind in (("policy", policy, Policy), ("complement", complement, Complement)):
         if value not in get_args(kind):
@@ -154,9 +154,9 @@ def _with_complement(
     left = dim - len(made.values_K)
     if mean is None or left <= 0:
         return replace(made, complement=mean)
-    if mean < 0 and policy == "absolute":
+    if mean < 0 and policy in ("absolute", "drop"):
         made = replace(made, report=replace(made.report, complement=mean))
-        mean = -mean
+        mean = -mean if policy == "absolute" else 0.0
     if mean + made.damping == 0:
         raise InputError(
             f"damping 0 leaves {left} directions outside the Ritz pairs with a zero "
@@ -166,8 +166,8 @@ def _with_complement(
         raise InputError(
             f"outside the Ritz pairs training gradients see a mean eigenvalue of {mean:.3g}, which "
             f"is too negative for damping {made.damping:.3g}; set damping to "
-            f"{-mean / (1 - 2 * SAFE_FRACTION):.2g} or more, policy to 'absolute', or complement "
-            "to 'mean'"
+            f"{-mean / (1 - 2 * SAFE_FRACTION):.2g} or more, policy to 'absolute' or 'drop', "
+            "or complement to 'mean'"
         )
     return replace(made, complement=mean)
 

@@ -28,6 +28,7 @@ from distinf.spectral.curvature import (
     product_bytes,
     stored_pairs,
 )
+from distinf.spectral.damping import damping_of
 from distinf.spectral.evaluate import chosen_targets, evaluated
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import REFINEMENT
@@ -97,7 +98,7 @@ def check(outline: Outline) -> None:
             "curvature.probes 0 leaves unknown; set curvature.probes to 1 or more, or "
             "scores.complement to damping or none"
         )
-    if complement == "damping" and not settings.scores.damping and not whole:
+    if complement == "damping" and settings.scores.damping == 0 and not whole:
         raise InputError(
             "scores.complement: damping with scores.damping 0 divides by 0 outside the Ritz "
             "pairs; set scores.damping above 0, or scores.complement to gradients or none"
@@ -138,14 +139,16 @@ def damped_spectrum(session: Session) -> Spectrum:
     """The run's Ritz values under its policy and damping; InputError if they are refused."""
     settings = session.settings.scores
     pairs = stored_pairs(session)
+    # Without probes every direction has its pair (`check`), but those of the Krylov space's null.
+    unknown = settings.complement == "gradients" and pairs.seen is None
     try:
         return spectrum(
             pairs.values,
-            settings.damping,
+            damping_of(session, pairs.values).value,
             dim=pairs.vectors.shape[1],
             trace=pairs.trace,
             policy=settings.negative,
-            complement=settings.complement,
+            complement="damping" if unknown else settings.complement,
             seen=pairs.seen,
         )
     except InputError as error:

@@ -233,7 +233,9 @@ class GradientSettings:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """damping   lambda, added to every eigenvalue
+    """damping   lambda, added to every eigenvalue; null: what the run's steps of SGD stand for (1 /
+              the sum of their learning rates, times 1 - momentum, and the weight decay), with
+              another optimizer 1 % of the largest Ritz value's size
     complement  what the curvature is outside the Ritz pairs: none (the inverse is truncated to the
               pairs, Eq. 7 of Tuononen, Penttinen and Hautamäki; damping may be 0), damping (that
               alone), mean (the mean eigenvalue there, by curvature.probes, and the damping), or
@@ -245,7 +247,7 @@ class ScoreSettings:
     ekfac_damping  its lambda (null: a tenth of each layer's mean eigenvalue)
     """
 
-    damping: float = 1e-3
+    damping: float | None = None
     complement: Complement = "gradients"
     negative: Literal["refuse", "absolute", "drop", "keep"] = "refuse"
     scaling: Literal["mean", "paper"] = "mean"
@@ -253,7 +255,8 @@ class ScoreSettings:
     ekfac_damping: float | None = None
 
     def __post_init__(self) -> None:
-        not_negative("damping", self.damping)
+        if self.damping is not None:
+            not_negative("damping", self.damping)
         if self.ekfac_damping is not None:
             positive("ekfac_damping", self.ekfac_damping)
 

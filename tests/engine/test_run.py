@@ -260,7 +260,7 @@ def test_not_enough_disk_is_refused_before_anything_is_written(tmp_path, monkeyp
 
 def test_units_are_planned_without_data(finished):
     planned = {s.name: s.units(finished.outline) for s in finished.recipe.working}
-    assert [len(planned[s]) for s in ("train", "curvature", "gradients")] == [4, 8 + 1 + 2, 4]
+    assert [len(planned[s]) for s in ("train", "curvature", "gradients")] == [4, 8 + 1 + 2 + 2, 4]
     assert all(cost.flops > 0 for _, cost in planned["train"])
     assert sum(cost.bytes for _, cost in planned["gradients"]) < 1e6
 

@@ -5,6 +5,8 @@ from rich.table import Table
 
 from distinf.report.spectral import results
 from distinf.report.spectral.headline import no_better
+from distinf.spectral.curvature import stored_pairs
+from distinf.spectral.damping import damping_of
 from distinf.spectral.session import Session
 
 
@@ -31,4 +33,6 @@ def summary(session: Session) -> list[Table | str]:
     means = results.non_target_means(session)
     baseline = means.get("baseline")
     said = no_better(words.metric, means["before"], baseline, words.baseline_label)
-    return [said, table] if said else [table]
+    damping = damping_of(session, stored_pairs(session).values)
+    told = f"damping {damping.value:.3g}: {damping.source}" if damping.source else ""
+    return [item for item in (said, table, told) if item]

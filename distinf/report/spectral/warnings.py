@@ -10,6 +10,7 @@ from distinf.report.spectral import results
 from distinf.report.words import Words
 from distinf.spectral import curvature, evaluate, gradients, queries, scores, trajectory
 from distinf.spectral.arms import arm_of
+from distinf.spectral.damping import damping_of
 from distinf.spectral.pools import pool_rows
 from distinf.spectral.session import Session
 
@@ -29,21 +30,24 @@ def deviations(session: Session) -> list[str]:
     """From what is published of the methods that were chosen."""
     words, targets, scoring = _words(session), session.settings.targets, session.settings.scores
     arms = [arm for family in results.run_families(session) for arm, _, _ in family.members]
+    damping = damping_of(session, curvature.stored_pairs(session).values)
     report, most = queries.damped_spectrum(session).report, targets.per_condition
     several = not targets.ids and most and getattr(session.task, "conditions", None)
     variants, solves = ({getattr(a, k) for a in arms} for k in ("variant", "newton_solves"))
     told: dict[str, Any] = {
         "conditions": several,
         "complement": scoring.complement != "none",
-        "damping": scoring.damping,
+        "damping": damping.value,
         "ritz": report.changed or report.dropped,
         "seen": report.complement,
         "newfluence": scoring.scaling != "paper" and "newfluence" in variants,
         "second_order": any(arm.update == "second-order" for arm in arms),
         "fresh": "fresh" in solves,
     }
-    numbers = {"most": most, "complement": scoring.complement, "damping": f"{scoring.damping:g}"}
+    numbers = {"most": most, "complement": scoring.complement, "damping": f"{damping.value:.3g}"}
     numbers |= {k: str(getattr(report, k)) for k in ("changed", "dropped", "policy")}
+    numbers["source"] = damping.source or "scores.damping"
+    numbers["seen_as"] = "by its size" if report.policy == "absolute" else "as 0"
     numbers["seen"] = f"{report.complement or 0.0:.3g}"
     found = [words.say("deviations", key, **numbers) for key, said in told.items() if said]
     return [*trajectory.deviations(session), *found]
