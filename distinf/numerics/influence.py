@@ -15,14 +15,14 @@ from distinf.errors import InputError
 from distinf.numerics.ekfac import EkFac
 from distinf.numerics.estimators import ESTIMATORS
 from distinf.numerics.estimators.register import Estimator, Products
-from distinf.numerics.krylov import RitzPairs
+from distinf.numerics.krylov import Matvec, RitzPairs
 from distinf.numerics.products import products, scaled, scales, sqnorms, weighted_products
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.numerics.variants import Variant
 
 Block = Tensor | SparseRows
 Gradients = Block | Mapping[str, Block]
-Curvature = RitzPairs | Mapping[str, RitzPairs] | EkFac
+Curvature = RitzPairs | Mapping[str, RitzPairs] | EkFac | Tensor | Matvec
 Settings = Any  # an estimator's, as ESTIMATORS names them
 
 
@@ -64,11 +64,12 @@ def influence(
     are scaled for it, so that scores are as finite as in float64. A complex gradient counts as its
     real and imaginary parts, and one of zero has cosine 0. `estimator` is a name or its settings
     (which can also set scaling and policy); `damping` is lambda itself, None the estimator's
-    documented default; `variant` (fisher, arnoldi) is classic by default.
+    documented default; `variant` (fisher, arnoldi, exact) is classic by default.
     "arnoldi" needs `curvature`: Ritz pairs of the mean Hessian over exactly these training samples,
     one per block, or one over all blocks in train's order (the result is then {"all": [Q, N]}). A
-    score whose denominator is not positive is nan. "ekfac" needs distinf.ekfac's, over the same
-    parameters, and gradients by parameter name.
+    score whose denominator is not positive is nan. "exact" needs the mean Hessian itself over these
+    samples, [P, P] or v -> H v, with all blocks in train's order. "ekfac" needs distinf.ekfac's,
+    over the same parameters, and gradients by parameter name.
     Raises InputError for gradients that are not finite or do not fit each other.
     """
     chosen, settings = _settings(estimator, damping, variant)

@@ -104,6 +104,43 @@ def refine(
     return _gmres(work, rhs_P, basis, settings, size)
 
 
+def conjugate_gradients(
+    matvec: Matvec, rhs_P: Tensor, damping: float, *, tolerance: float, steps: int
+) -> Tensor:
+    """fp64 [P]: x with |(H + damping) x - rhs| <= tolerance |rhs|, without a preconditioner.
+
+    Raises InputError where H + damping is not positive definite, or `steps` products do not do.
+    """
+    x_P, left_P = torch.zeros_like(rhs_P, dtype=torch.float64), rhs_P.double()
+    direction_P, square = left_P, float(left_P @ left_P)
+    target = tolerance**2 * square
+    for _ in range(steps):
+        if square <= target:
+            break
+        product_P = matvec(direction_P).double() + damping * direction_P
+        curvature = float(direction_P @ product_P)
+        if not curvature > 0:
+            raise InputError(indefinite(damping))
+        x_P = x_P + square / curvature * direction_P
+        left_P = left_P - square / curvature * product_P
+        before, square = square, float(left_P @ left_P)
+        direction_P = left_P + square / before * direction_P
+    if not square <= target:
+        raise InputError(
+            f"the exact solve did not reach a residual of {tolerance:.2g} in {steps} products; "
+            "raise its steps, its tolerance, or the damping"
+        )
+    return x_P
+
+
+def indefinite(damping: float) -> str:
+    """What to do about an operator that an exact solve cannot take."""
+    return (
+        f"the operator is not positive definite at damping {damping:.3g}, so that an exact solve "
+        "would not be of a minimum; raise the damping, or use gauss-newton"
+    )
+
+
 class _Preconditioned:
     """S, and S (H + damping) S."""
 

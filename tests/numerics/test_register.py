@@ -65,5 +65,5 @@ def test_what_the_register_says_of_those_there_are():
         assert estimator.settings()  # all have defaults
     assert [n for n, e in ESTIMATORS.items() if not e.linear] == ["fisher"]
     assert {n: e.needs for n, e in ESTIMATORS.items() if e.needs != "products"} == {
-        "fisher": "gram", "arnoldi": "pairs", "ekfac": "factors"
+        "fisher": "gram", "arnoldi": "pairs", "ekfac": "factors", "exact": "operator"
     }  # fmt: skip

@@ -97,8 +97,8 @@ def scores_of_blocks(
 
     InputError where `curvature` is no RitzPairs (or one per block), or one of other parameters.
     """
-    rows = {name: _dense(name, block) for name, block in train.items()}
-    queries = {name: _dense(name, query[name]) for name in train}
+    rows = {name: dense_rows("arnoldi", name, block) for name, block in train.items()}
+    queries = {name: dense_rows("arnoldi", name, query[name]) for name in train}
     pairs = curvature or {}
     if isinstance(curvature, RitzPairs):
         pairs = {"all": curvature}
@@ -109,11 +109,12 @@ def scores_of_blocks(
     }
 
 
-def _dense(name: str, block: Tensor | SparseRows) -> Tensor:
+def dense_rows(estimator: str, name: str, block: Tensor | SparseRows) -> Tensor:
+    """The block in float64; InputError for sparse rows, which the estimator does not take."""
     if isinstance(block, SparseRows):
         raise InputError(
-            f"{name}: estimator 'arnoldi' takes no sparse rows; leave the embedding out, or give "
-            "its .dense()"
+            f"{name}: estimator '{estimator}' takes no sparse rows; leave the embedding out, or "
+            "give its .dense()"
         )
     return block.double()
 

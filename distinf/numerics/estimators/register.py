@@ -11,7 +11,8 @@ from torch import Tensor
 
 # products: dot products of queries and training rows, and squared norms. gram: also those of all
 # pairs of training rows. pairs: rows and RitzPairs. factors: rows and EkFac.
-Needs = Literal["products", "gram", "pairs", "factors"]
+# operator: rows, and the mean Hessian or its product.
+Needs = Literal["products", "gram", "pairs", "factors", "operator"]
 
 
 @dataclass(frozen=True)
