@@ -137,6 +137,20 @@ def test_the_command_prints_the_table_and_names_its_files(finished, capsys):
     assert (folder / "measures.csv").exists()
 
 
+def test_the_runs_page_has_a_sentence_and_the_tables_of_it(finished):
+    root = Path(finished.blobs.root)
+    evaluate(str(root), SMALL, silent)
+    page = (root / "report/index.html").read_text()
+    stored = json.loads((root / "report/worth.json").read_text())
+    best = max(r["value"] for r in stored if r["measure"] == "LDS, half left out")
+    assert f"Held against training again: LDS {best:.2f} of a possible" in page
+    assert "What the scores are worth" in page
+    assert 'href="worth.csv"' in page
+    assert main(["report", str(root)]) == 0  # made anew it is the same
+    assert (root / "report/index.html").read_text() == page
+    assert main(["verify", str(root)]) == 0
+
+
 @pytest.mark.parametrize(
     ("given", "line"),
     [

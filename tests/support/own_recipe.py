@@ -10,7 +10,6 @@ from distinf.engine.recipe import Recipe
 from distinf.engine.session import Outline, Session, row_ranges
 from distinf.engine.stage import Stage
 from distinf.report.publishing import publish
-from distinf.report.render import html
 from distinf.report.schema import Column, Page, Section, Table, stub
 from distinf.runtime import Cost, Runtime, Unit
 
@@ -52,7 +51,7 @@ def report(session: Session) -> None:
     ]
     table = Table("By row", rows, [stub("row", "row"), Column("hardness", "hardness")], "hardness")
     page = Page("Hardness", "", answer=("", "", ""), sections=[Section("rows", "Rows", [table])])
-    publish(session, {}, {"hardness": rows}, html(page, ["hardness"]))
+    publish(session, {}, {"hardness": rows}, page)
 
 
 HARDNESS = Stage("hardness", "hardness", reads=("task", "hardness"), units=units, run=run)

@@ -39,8 +39,7 @@ def write(session: Session) -> None:
     rankings = {views.ranking_name(c.name): cell_ranking(session, c) for c in cells}
     found = gathered(session)
     rows = tables(found)
-    text = render(found, rows, [*rankings, *rows])
-    publishing.publish(session, plain(found), rows, text, rankings)
+    publishing.publish(session, plain(found), rows, page(found, rows), rankings)
 
 
 def render(findings: Findings, rows: Tables, files: Collection[str] = ()) -> str:

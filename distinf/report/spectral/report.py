@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from distinf.numerics.krylov import projected_pairs
-from distinf.report import publishing, render
+from distinf.report import publishing
 from distinf.report.provenance import provenance_of, stage_costs
 from distinf.report.rows import Row
 from distinf.report.spectral import findings as of
@@ -38,7 +38,7 @@ def write(session: Session) -> None:
     """The report's files."""
     found = findings(session)
     rows = tables(found)
-    publishing.publish(session, found.to_json(), rows, render.html(page.page(found, rows), rows))
+    publishing.publish(session, found.to_json(), rows, page.page(found, rows))
 
 
 def findings(session: Session) -> of.Findings:

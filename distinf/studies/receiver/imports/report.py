@@ -6,7 +6,6 @@ from distinf.engine.session import Session
 from distinf.report.formats import count, number, size
 from distinf.report.provenance import costs, origin, provenance_of, stage_costs
 from distinf.report.publishing import publish
-from distinf.report.render import html
 from distinf.report.schema import Column, Page, Section, Table, stub
 from distinf.studies.receiver.dataset import Dataset
 from distinf.tasks.task import SPLITS
@@ -19,7 +18,7 @@ def report(session: Session) -> None:
         "files": list(facts["sources"]),
         "costs": [vars(each) for each in stage_costs(session)],
     }
-    publish(session, facts, tables, html(_page(session, tables), tables))
+    publish(session, facts, tables, _page(session, tables))
 
 
 def _page(session: Session, tables: dict[str, list[dict[str, Any]]]) -> Page:

@@ -1,0 +1,79 @@
+"""What an evaluation found, on the page of the run: a sentence of the answer, and its tables."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from distinf.blobs import Blobs
+from distinf.report.formats import count, number
+from distinf.report.rows import Row
+from distinf.report.schema import Cell, Column, Page, Section, Table, stub
+
+FOLDER, FILE = "evaluations", "measures.json"
+HALVES, ADDED = "LDS, half left out", "loss added"
+INTRO = "Held against training again on parts of the rows; docs/worth.md says how to read it."
+
+
+def measures(blobs: Blobs) -> list[Row]:
+    """Of the run's evaluation that trained most, the last by name of equal ones; [] without one."""
+    found: dict[int, list[Row]] = {}
+    for name in blobs.names(FOLDER):
+        if name.endswith(f"/{FILE}"):
+            with suppress(KeyError, ValueError, TypeError, OSError):  # damaged: verify tells
+                whole = json.loads(blobs.get(name))
+                rows = [{"measure": str(r["measure"]), **r} for r in whole["measures"]]
+                found[int(whole["trainings"])] = rows
+    return found[max(found)] if found else []
+
+
+def shown(page: Page, rows: Sequence[Row]) -> Page:
+    """The page with them."""
+    if not rows:
+        return page
+    place = next((k for k, s in enumerate(page.sections) if s.anchor == "reading"), None)
+    section = Section("worth", "What the scores are worth", list(map(_table, _by_measure(rows))),
+                      INTRO, short="Worth")  # fmt: skip
+    sections = [*page.sections]
+    sections.insert(len(sections) if place is None else place, section)
+    return replace(page, answer=[*page.answer, sentence(rows)], sections=sections)
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    """The best ranking's datamodeling score beside its ceiling, and what the top rows did."""
+    parts = []
+    halves = [r for r in rows if r["measure"] == HALVES and r["value"] is not None]
+    if halves:
+        best = max(halves, key=lambda r: r["value"])
+        top = best.get("ceiling")
+        most = f" of a possible {number(top, 2)}" if top is not None else ""
+        parts.append(f"LDS {number(best['value'], 2)}{most} ({best['ranking']})")
+    for row in rows:
+        if row["measure"].startswith(ADDED) and row["value"] is not None:
+            parts.append(f"{row['measure']}: {number(row['value'], 2)}")
+    return f"Held against training again: {'; '.join(parts)}." if parts else ""
+
+
+def _by_measure(rows: Sequence[Row]) -> list[list[Row]]:
+    names = dict.fromkeys(row["measure"] for row in rows)
+    return [[row for row in rows if row["measure"] == name] for name in names]
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    rows = sorted(rows, key=lambda r: (r["cell"], -(r["value"] or 0.0)))
+    columns = [stub("cell", "cell")] if len({r["cell"] for r in rows}) > 1 else []
+    columns += [stub("ranking", "ranking"), Column("value", _with_interval("value", "low", "high"))]
+    columns += [Column("of a possible", _with_interval("ceiling", "ceiling_low", "ceiling_high"))]
+    columns += [Column("queries", "queries", count), Column("subsets", "subsets", count)]
+    columns += [Column("trainings of each", "repeats", count)]
+    return Table(rows[0]["measure"], rows, columns, "worth")
+
+
+def _with_interval(value: str, low: str, high: str) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        if row.get(value) is None:
+            return Cell()
+        span = "" if row.get(low) is None else f"{number(row[low], 2)} to {number(row[high], 2)}"
+        return Cell(number(row[value], 2), span, row[value])
+
+    return cell
