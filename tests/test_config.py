@@ -46,7 +46,7 @@ BAD = [
     ({"seed": -1}, r"seed: .*greater than or equal to 0"),
     (
         {"task": "reciever"},
-        r"'reciever' is neither a study \(noisy_labels, receiver, receiver.imports\) ",
+        r"'reciever' is neither a study \(digits, noisy_labels, receiver, receiver.imports\) ",
     ),
     ({"task": "reciever"}, r"; did you mean 'receiver'\?"),
     ({"task": "mine"}, r"; write it as in mine:task"),
@@ -156,6 +156,10 @@ RUNS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.starts
 def test_every_config_we_ship_is_valid(path, tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\na b,0\n")
     own = ["data.path=" + str(tmp_path / "rows.csv")] if "your-file" in path.read_text() else []
+    if "task: digits" in path.read_text():
+        for split, row in (("train", "0,255,3\n"), ("evaluation", "255,0,3\n")):
+            (tmp_path / f"{split}.csv").write_text(row)
+            own += [f"settings.{split}={tmp_path / f'{split}.csv'}", f"settings.{split}_rows=1"]
     config = load(str(path), own)
     keys = config.context("memory://x")["keys"]
     assert "report" in keys[""]

@@ -1,0 +1,1 @@
+"""Handwritten digits from files, and the two small networks of data attribution's benchmarks."""
