@@ -117,8 +117,13 @@ def _parser() -> argparse.ArgumentParser:
         "--queries", metavar="FILE", help="rows to ask about, as the task reads them"
     )
     query.add_argument(
+        "--candidates", metavar="FILE", nargs="?", const="",
+        help="score rows that were not trained on, instead of the training rows: those of FILE, or "
+        "without one the training rows that --set gives the task",
+    )  # fmt: skip
+    query.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="another setting of the task that changes its evaluation rows",
+        help="another setting of the task that changes its evaluation rows, or candidates",
     )  # fmt: skip
     query.add_argument(
         "--top", type=int, default=10, metavar="K",
@@ -313,23 +318,23 @@ def _query(options: argparse.Namespace) -> None:
     _look_for_run(options)
     if options.top < 1:
         raise InputError(f"--top {options.top}: give at least 1")
-    from distinf.config import load
     from distinf.config_file import override_of
     from distinf.engine.query import ask
     from distinf.progress import Reporter, query_table
-    from distinf.tasks.task import queries_setting
 
-    changes = [override_of(each) for each in options.set]
+    changes, candidates = [override_of(each) for each in options.set], None
+    if options.candidates == "":
+        changes, candidates = [], changes
     if options.queries is not None:
-        setting = queries_setting(load(options.run).task)
-        if not setting:
-            raise InputError(
-                f"--queries {options.queries}: the task of this run reads none from a file; say by "
-                "--set which of its settings makes its evaluation rows others"
-            )
-        changes.append((setting, options.queries))
+        changes.append((_file_setting(options, "queries"), options.queries))
+    if options.candidates is not None:
+        setting = _file_setting(options, "candidates", options.candidates == "")
+        candidates = candidates or [(setting, options.candidates)]
     options.voice.rest()
-    asked = ask(options.run, changes, Reporter(), ranking=options.ranking, top=options.top)
+    asked = ask(
+        options.run, changes, Reporter(),
+        candidates=candidates, ranking=options.ranking, top=options.top,
+    )  # fmt: skip
     for answer in asked.answers:
         query_table(answer, options.top)
         if answer.note:
@@ -349,6 +354,29 @@ def _evaluate(options: argparse.Namespace) -> None:
     found = evaluate(options.run, design, Reporter())
     evaluation_table(found)
     _print(f"{found.trainings} trainings; these numbers as CSV and JSON: {found.root}")
+
+
+def _file_setting(options: argparse.Namespace, rows: str, by_set: bool = False) -> str:
+    """The task's setting that takes a file of these rows; "" where they are given by --set.
+    InputError for what the task cannot have."""
+    from distinf.config import load
+    from distinf.tasks.task import setting_of_file
+
+    setting, flag = setting_of_file(load(options.run).task, rows), f"--{rows}"
+    if by_set and setting:
+        raise InputError(f"{flag}: give the FILE that has them; the task of this run reads one")
+    if by_set and not options.set:
+        raise InputError(
+            f"{flag}: say by --set which of the task's settings makes others of its training rows"
+        )
+    if not by_set and not setting:
+        way = "" if rows == "queries" else f"{flag} without a file and "
+        kind = "evaluation" if rows == "queries" else "training"
+        raise InputError(
+            f"{flag} {getattr(options, rows)}: the task of this run reads none from a file; say by "
+            f"{way}--set which of its settings makes its {kind} rows others"
+        )
+    return setting
 
 
 def _init(options: argparse.Namespace) -> None:

@@ -115,10 +115,10 @@ def summary(session: Session, seconds: float, console: Terminal | None = None) -
 
 
 def query_table(answer: Answer, top: int, console: Terminal | None = None) -> None:
-    """Each query's most helpful and most harmful training rows."""
+    """Each query's most helpful and most harmful training rows, or candidates."""
     out = console or Terminal()
     table = Table(
-        title=f"Training rows by query {answer.cell}".strip(), title_justify="left", box=None
+        title=f"{answer.scored} by query {answer.cell}".strip(), title_justify="left", box=None
     )
     rows = list(extremes(answer, top))
     kept = [key for key in ("query_text", "place", "score", "row", "label", "text") if any(

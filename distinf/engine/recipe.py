@@ -22,6 +22,10 @@ RECIPES = {  # named here, imported on demand; another is named as module:object
     "spectral": "distinf.recipes.spectral:RECIPE",
     "gram": "distinf.recipes.gram:RECIPE",
 }
+AS_IF_ADDED = (  # an Answer's note, and what it scores
+    "scored as if added to training: by the run's model and curvature, which have nothing of them",
+    "Candidates",
+)
 REPORT = "report"
 PAGE = f"{REPORT}/index.html"
 
@@ -43,27 +47,34 @@ def no_summary(session: "Session") -> Sequence[Any]:
 
 @dataclass(frozen=True)
 class Asks:
-    """How a finished run is asked about query rows that come later.
+    """How a finished run is asked about query rows that come later, and about candidates.
 
-    ranking  (session, a name or "", rows by split) -> (the whole name; the stages to run, which
-             find again what was done for training rows; settings by section to use)
-    answers  (session, name) -> for each cell its Answer
+    ranking     (session, a name or "", rows of the later queries by split, or None where they are
+                the run's own, whether candidates are scored) -> (the whole name; the stages to run
+                for later queries, which find again what was done for training rows; settings by
+                section to use)
+    answers     (session, name) -> for each cell its Answer
+    candidates  the stages of a session of candidates, that which makes their rows first
     """
 
-    ranking: Callable[[Any, str, Mapping[str, int]], tuple[str, Names, Mapping[str, Any]]]
+    ranking: Callable[
+        [Any, str, Mapping[str, int] | None, bool], tuple[str, Names, Mapping[str, Any]]
+    ]
     answers: "Callable[[Any, str], Iterable[Answer]]"
+    candidates: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
     """Of one cell: scores_QN fp64, > 0 helps the query, NaN where there is none; and what people
-    know the queries and the training rows by."""
+    know the queries and the training rows, or candidates, by."""
 
     cell: str
     scores_QN: np.ndarray
     queries: Sequence[Mapping[str, Any]]
     rows: Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
     note: str = ""  # what a reader has to know of the scores
+    scored: str = "Training rows"
 
 
 @dataclass(frozen=True)

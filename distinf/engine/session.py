@@ -70,6 +70,8 @@ class Session:
         self.beside: Mapping[str, Any] = {
             name: type(self)(inner, device) for name, inner in context.get("beside", {}).items()
         }
+        asked = context.get("asked")  # where these training rows are candidates of a run
+        self.asked: Any = type(self)(asked, device) if asked else self  # who has the queries
         self.device = device
         self.seed: int = context["seed"]
         self.keys: Keys = context["keys"][WHOLE]
@@ -82,6 +84,12 @@ class Session:
         """`keys` for what depends on query rows: others where the rows came after the run."""
         late = self.context.get("late", "")
         return {name: digest([key, late]) for name, key in keys.items()} if late else keys
+
+    @property
+    def of_candidates(self) -> bool:
+        """Its task's training rows are candidates; the run's own, the queries and all that was
+        made of them are those of `asked`."""
+        return self.asked is not self
 
     @property
     def asked_method(self) -> Any:
@@ -140,6 +148,8 @@ class Session:
         for cell, task in self.tasks.items():
             drivers = {k: v for k, v in self.context["seen"][cell].items() if not needs_model(k)}
             refuse_other(drivers, seen(task, stated(task)))
+        if self.of_candidates:
+            self.asked.refuse_other_data()
 
     def model_of(self, task: Task, cell: str = "") -> nn.Module:
         """The task's model as it starts; InputError if it is another one than the driver's.

@@ -1,4 +1,5 @@
-"""Queries that come after a Gram run: their gradients, their products, their scores row by row."""
+"""Queries that come after a Gram run, and candidates: their gradients, their products, their scores
+row by row."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -6,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from distinf.engine.recipe import Answer
+from distinf.engine.recipe import AS_IF_ADDED, Answer
 from distinf.errors import InputError
+from distinf.gram.candidates import candidate_scores, refuse_estimator
 from distinf.gram.scores import configurations, headline, query_scores
 from distinf.gram.session import QUERY, Session
 from distinf.gram.task import AskedAbout, described_rows
@@ -15,7 +17,7 @@ from distinf.tasks.task import telling
 
 
 def ranking(
-    session: Session, name: str, rows: Mapping[str, int]
+    session: Session, name: str, rows: Mapping[str, int] | None, of_candidates: bool
 ) -> tuple[str, tuple[str, ...], Mapping[str, Any]]:
     """Asks.ranking: an estimator and a group of layers, by default the report's."""
     cell = next(iter(session.outline.cells.values()))
@@ -23,17 +25,27 @@ def ranking(
     name = name or "/".join(headline(session, cell)[:2])
     if name not in known:
         raise InputError(f"--ranking {name}: use one of {', '.join(known)}")
-    return name, ("data", "gradients", "gram"), {"scores": {"estimators": [name.split("/")[0]]}}
+    estimator = name.split("/")[0]
+    if of_candidates:
+        refuse_estimator(estimator)
+    if rows is None:
+        return name, (), {}
+    return name, ("data", "gradients", "gram"), {"scores": {"estimators": [estimator]}}
 
 
 def answers(session: Session, name: str) -> Iterator[Answer]:
     """Asks.answers: each cell's."""
     estimator, group = name.split("/", 1)
-    for cell in session.outline.cells.values():
-        task, ids = session.task(cell.name), np.arange(cell.rows[QUERY])
+    for cell in session.asked.outline.cells.values():
+        task, ids = session.asked.task(cell.name), np.arange(cell.rows[QUERY])
         queries = [{"row": row} for row in ids.tolist()]
         if isinstance(task, AskedAbout):
             with telling("describe_queries()"):
                 queries = [dict(each) for each in task.describe_queries(ids)]
-        scores_QN = query_scores(session, cell, estimator, group)
-        yield Answer(cell.name, scores_QN, queries, partial(described_rows, task))
+        rows = partial(described_rows, session.task(cell.name))
+        if session.of_candidates:
+            scores_QM = candidate_scores(session, session.cell(cell.name))
+            yield Answer(cell.name, scores_QM, queries, rows, *AS_IF_ADDED)
+        else:
+            scores_QN = query_scores(session, cell, estimator, group)
+            yield Answer(cell.name, scores_QN, queries, rows)

@@ -48,6 +48,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         (unit, _cost(outline, cell, unit.stop - unit.start))
         for cell in outline.cells.values()
         for split in (QUERY, TRAIN)
+        if split in cell.rows
         for unit in split_units(outline.settings, cell, split)
     ]
 
@@ -63,7 +64,7 @@ def rehearsed(session: Session, task: Task, model: nn.Module, methods: Methods) 
 
 def split_units(settings: StageSettings, cell: Cell, split: str) -> list[Unit]:
     """The units of one split of a cell, in row order."""
-    keys = cell.asked_keys if split == QUERY else cell.keys
+    keys = cell.asked_keys if split == QUERY else cell.row_keys
     return [
         Unit(NAME, keys[NAME], a, b, {"cell": cell.name, "split": split})
         for a, b in row_ranges(cell.rows[split], settings.gradients.rows_per_unit)
@@ -146,7 +147,8 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     arrays |= {"finite": finite.numpy(), "loss": losses.numpy()}
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
     summary: dict[str, Any] = {"quarantined": quarantined}
-    if split == TRAIN and (predicted := _predicted(session, name, unit)) is not None:
+    tells = split == TRAIN and not session.of_candidates
+    if tells and (predicted := _predicted(session, name, unit)) is not None:
         arrays[PREDICTED], summary[PREDICTED] = predicted, predicted.shape[1]
     if split == QUERY:
         told = _correct(session, name, unit)

@@ -149,7 +149,7 @@ def _slab(
     products = [name for name in wanted if name not in OF_WORDS]
     for place, block in enumerate(blocks):
         alone = {block.name: 1.0}
-        parts = _Block(session, cell, slab, place)
+        parts = BlockProducts(session, cell, slab, place)
         tallies = {name: _Tally(session, cell) for name in wanted}
         for start, stop in row_ranges(cell.rows[QUERY], queries_at_once(cell.rows[TRAIN])):
             with watch.step(products, alone):
@@ -175,14 +175,14 @@ def _joint(
 def _joint_totals(
     session: Session, cell: Cell, unit: Unit
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    solved = _joint_solve(session, cell, unit.job["group"])
+    solved = joint_solve(session, cell, unit.job["group"])
     tally = _Tally(session, cell)
     tally.add(solved.scores_QN, 0, cell.rows[QUERY])
     note = {"block": unit.job["group"], "estimator": JOINT, **_note(solved)}
     return tally.result()[None, :, None], [note]
 
 
-def _joint_solve(session: Session, cell: Cell, group: str) -> fisher.GramSolve:
+def joint_solve(session: Session, cell: Cell, group: str) -> fisher.GramSolve:
     members = set(cell.groups[group])
     finite_N = finite_rows(session, cell.name, TRAIN)
     total_NN = np.zeros((int(finite_N.sum()),) * 2)
@@ -190,7 +190,7 @@ def _joint_solve(session: Session, cell: Cell, group: str) -> fisher.GramSolve:
     for slab in cell.blocks.slabs:
         for place, block in enumerate(cell.blocks.of(slab)):
             if block.name in members:
-                parts = _Block(session, cell, slab, place)
+                parts = BlockProducts(session, cell, slab, place)
                 cross_QN += parts.cross(0, cell.rows[QUERY]).numpy()
                 total_NN += parts.self_gram()
     damping = session.settings.scores.damping.get(JOINT)
@@ -202,7 +202,7 @@ def _note(solved: fisher.GramSolve) -> dict[str, float]:
     return {"damping": solved.damping, "condition": solved.condition}
 
 
-class _Block:
+class BlockProducts:
     """What the estimators of one block are made of, over its finite training rows.
 
     Reads a range of queries at a time; only Fisher's system, which is N x N anyway, takes all.
@@ -212,11 +212,11 @@ class _Block:
         self._session, self._cell, self._slab, self._place = session, cell, slab, place
         self._finite_N = finite_rows(session, cell.name, TRAIN)
         sqnorm_N = tiled(session, cell, slab, "cross", "sqnorm")[place][self._finite_N]
-        self._sqnorm_N = torch.from_numpy(sqnorm_N)
-        self._scale_N = scales(self._sqnorm_N)
+        self.sqnorm_N = torch.from_numpy(sqnorm_N)
+        self._scale_N = scales(self.sqnorm_N)
         sqnorm_Q = query_sqnorms(session, cell, slab)[place]
-        self._query_sqnorm_Q = torch.from_numpy(sqnorm_Q)
-        self._scale_Q = scales(self._query_sqnorm_Q)
+        self.query_sqnorm_Q = torch.from_numpy(sqnorm_Q)
+        self.scale_Q = scales(self.query_sqnorm_Q)
         self._fisher: Tensor | None = None
         self.notes: dict[str, dict[str, float]] = {}
 
@@ -243,8 +243,8 @@ class _Block:
         found = Products(
             block=self._block.name,
             cross_QN=cross_QN,
-            query_sqnorm_Q=self._query_sqnorm_Q[start:stop],
-            train_sqnorm_N=self._sqnorm_N,
+            query_sqnorm_Q=self.query_sqnorm_Q[start:stop],
+            train_sqnorm_N=self.sqnorm_N,
             gram=lambda: torch.from_numpy(self.self_gram()),
             through=lambda weights_QN: weights_QN @ torch.from_numpy(self.self_gram()),
             entries=self._block.entries,
@@ -265,7 +265,7 @@ class _Block:
         if damping == 0.0:  # no training row has a gradient here
             return torch.zeros_like(cross_QN)
         correction_QN = self._rows("correction", "correction", start, stop)
-        return datainf.scores(cross_QN, correction_QN, damping, len(self._sqnorm_N))
+        return datainf.scores(cross_QN, correction_QN, damping, len(self.sqnorm_N))
 
     def _preconditioned(self, name: str, start: int, stop: int) -> Tensor:
         """fp64 [stop - start, N]: of queries that the gram stage has solved for."""
@@ -294,7 +294,7 @@ class _Block:
         """fp64 [stop - start, N]: stored products times both rows' scales; of a query `scale_Q`."""
         array = named(key, self._place)
         found = rows_of(self._session, self._cell, self._slab, phase, array, start, stop)
-        scale_Q = (self._scale_Q if scale_Q is None else scale_Q)[start:stop, None]
+        scale_Q = (self.scale_Q if scale_Q is None else scale_Q)[start:stop, None]
         return torch.from_numpy(found[:, self._finite_N]).double() * scale_Q * self._scale_N
 
 
@@ -359,13 +359,13 @@ def query_scores(session: Session, cell: Cell, estimator: str, group: str) -> np
     finite_Q = finite_rows(session, cell.name, QUERY)
     queries, members = cell.rows[QUERY], cell.groups[group]
     if estimator == JOINT:
-        total_QN = _joint_solve(session, cell, group).scores_QN
+        total_QN = joint_solve(session, cell, group).scores_QN
     else:
         total_QN = torch.zeros(queries, int(finite_N.sum()), dtype=torch.float64)
         for slab in cell.blocks.slabs:
             for place, block in enumerate(cell.blocks.of(slab)):
                 if block.name in members:
-                    parts = _Block(session, cell, slab, place)
+                    parts = BlockProducts(session, cell, slab, place)
                     total_QN += parts.scores(estimator, parts.cross(0, queries), 0, queries)
         total_QN /= len(members)
     found = np.full((queries, len(finite_N)), np.nan)

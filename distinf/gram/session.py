@@ -37,6 +37,7 @@ class Cell:
     name: str
     keys: Keys
     asked_keys: Keys  # of what depends on the queries
+    row_keys: Keys  # of what depends on the training rows, or candidates, alone
     rows: Mapping[str, int]
     shapes: Shapes
     blocks: Blocks
@@ -53,6 +54,7 @@ class Outline:
     settings: StageSettings
     keys: Keys  # of the report
     cells: Mapping[str, Cell]
+    ranking: str = ""  # estimator/group, of candidates
 
 
 class Session(engine_session.Session):
@@ -90,7 +92,8 @@ class Session(engine_session.Session):
     @property
     def outline(self) -> Outline:
         """Rows are as planned until the data stage is done, and as found afterwards."""
-        return Outline(self.settings, self.keys, {name: self.cell(name) for name in self.tasks})
+        cells = {name: self.cell(name) for name in self.tasks}
+        return Outline(self.settings, self.keys, cells, self.context.get("ranking", ""))
 
     def cell(self, name: str) -> Cell:
         """As planned until its rows are attached, then as found."""
@@ -99,12 +102,15 @@ class Session(engine_session.Session):
         return self.cached(("cell", name, settled), lambda: self._cell(name, task))
 
     def _cell(self, name: str, task: Task) -> Cell:
-        blocks = self._blocks(task)
+        blocks, keys = self._blocks(task), self.cell_keys(name)
+        asked_keys = self.asked_keys(keys)
+        splits = (TRAIN,) if self.of_candidates else (TRAIN, QUERY)
         return Cell(
             name=name,
-            keys=self.cell_keys(name),
-            asked_keys=self.asked_keys(self.cell_keys(name)),
-            rows={split: rows_of(task, split) for split in (TRAIN, QUERY)},
+            keys=keys,
+            asked_keys=asked_keys,
+            row_keys=asked_keys if self.of_candidates else keys,
+            rows={split: rows_of(task, split) for split in splits},
             shapes=checked_shapes(task),
             blocks=blocks,
             groups=groups_of(blocks, self.settings.scores),

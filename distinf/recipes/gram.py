@@ -1,7 +1,17 @@
 """The Gram recipe: gradients once, then products of them."""
 
 from distinf.engine.recipe import Asks, Evaluates, Recipe
-from distinf.gram import actions, data, factors, gradients, gram, retraining, scores, train
+from distinf.gram import (
+    actions,
+    candidates,
+    data,
+    factors,
+    gradients,
+    gram,
+    retraining,
+    scores,
+    train,
+)
 from distinf.gram.asking import answers, ranking
 from distinf.gram.checks import check
 from distinf.gram.session import Session
@@ -20,7 +30,7 @@ RECIPE = Recipe(
     session=Session,
     cells=cells_of,
     check=check,
-    asks=Asks(ranking, answers),
+    asks=Asks(ranking, answers, (data.STAGE, gradients.STAGE, candidates.STAGE)),
     evaluates=Evaluates(
         retraining.STAGE, retraining.check, retraining.foretold, retraining.losses
     ),

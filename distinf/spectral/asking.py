@@ -8,52 +8,72 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.engine.recipe import Answer
+from distinf.engine.recipe import AS_IF_ADDED, Answer
 from distinf.errors import InputError
 from distinf.numerics.variants import VARIANTS, Coordinates, scores, split_dots
 from distinf.runtime import Unit
 from distinf.spectral import gradients
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.evaluate import chosen_targets
+from distinf.spectral.factors import EKFAC
 from distinf.spectral.queries import damped_spectrum, query_gradients
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Session
 
 PASS = "pass"
+OF_OWN_PART = "newfluence"
 LEFT_OUT = "what lies outside of the Ritz vectors is left out; /pass behind --ranking has it"
 
 
 def ranking(
-    session: Session, name: str, rows: Mapping[str, int]
+    session: Session, name: str, rows: Mapping[str, int] | None, of_candidates: bool
 ) -> tuple[str, tuple[str, ...], Mapping[str, Any]]:
     """Asks.ranking: loss/variant by the stored coordinates, which leave out what lies outside of
     the Ritz vectors (nothing, where scores.complement is none); loss/variant/pass by a pass over
-    the training rows, which has it all."""
+    the training rows, which has it all. Candidates' gradients are passed, so all is in theirs."""
     losses, settings = session.outline.losses, session.settings
-    known = [f"{loss}/{variant}" for loss in losses for variant in VARIANTS]
-    variant = settings.actions.variant if settings.actions.variant in VARIANTS else "classic"
-    name = name or f"{settings.actions.loss or losses[0]}/{variant}"
-    plain = name.removesuffix(f"/{PASS}")
+    variants = [v for v in VARIANTS if not (of_candidates and v == OF_OWN_PART)]
+    usual = settings.actions.variant if settings.actions.variant in variants else "classic"
+    if of_candidates and rows is None and settings.scores.ekfac:
+        variants.append(EKFAC)
+    known = [f"{loss}/{variant}" for loss in losses for variant in variants]
+    name = name or f"{settings.actions.loss or losses[0]}/{usual}"
+    plain = name if of_candidates else name.removesuffix(f"/{PASS}")
     if plain not in known:
-        raise InputError(f"--ranking {name}: use one of {', '.join(known)}; /{PASS} behind it")
+        why = _why(name, of_candidates)
+        raise InputError(f"--ranking {name}: use one of {', '.join(known)}{why}")
+    changed: dict[str, dict[str, Any]] = {}
+    if of_candidates:
+        changed["gradients"] = {"candidates": "all", "rows": 0}
+    if rows is None:
+        return name, (), changed
     asked = rows["evaluation"]
-    changed = {
-        "targets": {"ids": tuple(range(asked)), "count": asked, "per_condition": 0},
-        "curvature": {"refine": 0},
-    }
+    changed["targets"] = {"ids": tuple(range(asked)), "count": asked, "per_condition": 0}
+    changed["curvature"], changed["scores"] = {"refine": 0}, {"ekfac": False}
     passes = ("gradients", "scores") if name != plain else ()
     return name, ("data", "evaluate", "queries", *passes), changed
+
+
+def _why(name: str, of_candidates: bool) -> str:
+    if not of_candidates:
+        return f"; /{PASS} behind it"
+    own = "; newfluence takes a row's own part out of the curvature, and a candidate has none in it"
+    return own if name.endswith(f"/{OF_OWN_PART}") else ""
 
 
 def answers(session: Session, name: str) -> Iterator[Answer]:
     """Asks.answers: that of the one cell, targets in row order."""
     loss, variant, *passed = name.split("/")
-    make = stored_scores if passed else _inside
-    ids = chosen_targets(session).ids
+    make = stored_scores if passed or session.of_candidates else _inside
+    ids = chosen_targets(session.asked).ids
     found_QN = make(session, loss, variant)[np.argsort(ids)]
     queries = [{"row": row} for row in sorted(ids.tolist())]
+    rows = partial(_rows, session)
+    if session.of_candidates:
+        yield Answer("", found_QN, queries, rows, *AS_IF_ADDED)
+        return
     whole = passed or session.settings.scores.complement == "none"
-    yield Answer("", found_QN, queries, partial(_rows, session), "" if whole else LEFT_OUT)
+    yield Answer("", found_QN, queries, rows, "" if whole else LEFT_OUT)
 
 
 def _rows(session: Session, ids: np.ndarray) -> list[dict[str, Any]]:

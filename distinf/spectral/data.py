@@ -7,16 +7,16 @@ from distinf.errors import InputError
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.session import DATA, Outline, Session, split_units
-from distinf.tasks.task import SPLITS, GeneratingTask
+from distinf.tasks.task import GeneratingTask
 
 NAME = DATA
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
-    """Row ranges of both splits."""
+    """Row ranges of the splits."""
     bytes_of = outline.shapes.row_bytes
     found = []
-    for split in SPLITS:
+    for split in outline.rows:
         for unit in split_units(outline, split):
             rows = unit.stop - unit.start
             work = {f"generate {split}": rows}

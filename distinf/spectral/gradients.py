@@ -140,7 +140,7 @@ class Scaled:
 
 def _stacked_directions(session: Session) -> tuple[Scaled, dict[str, int]]:
     """All directions as one matrix [K, P], and how many rows of it each kind has."""
-    directions = _directions(session)
+    directions = _directions(session.asked)
     counts = {name: len(rows) for name, rows in directions.items()}
     return Scaled.of(torch.cat(list(directions.values()))), counts
 
@@ -162,7 +162,8 @@ def _project_whole(session: Session, batch: Batch) -> dict[str, np.ndarray]:
     settings = session.settings.gradients
     model, layout, loss = _differentiated(session)
     directions: dict[str, Scaled] = session.cached(
-        "directions", lambda: {n: Scaled.of(rows) for n, rows in _directions(session).items()}
+        "directions",
+        lambda: {n: Scaled.of(rows) for n, rows in _directions(session.asked).items()},
     )
     with precision(settings.precision, session.device):
         grads_NP = flat_gradients(

@@ -65,17 +65,17 @@ def run(session: Session, runtime: Runtime) -> None:
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Arrays "<loss>.<variant>" fp64 [rows, targets]; NaN where a row is quarantined."""
-    settings = session.settings.scores
-    spectrum = damped_spectrum(session)
+    settings, asked = session.settings.scores, session.asked
+    spectrum = damped_spectrum(asked)
     columns = projected(session, unit.start, unit.stop)
-    solved = converged_solutions(session)
+    solved = converged_solutions(asked)
     order = {key: place for place, key in enumerate(sorted(solved))}
     quarantined_N = ~columns["finite"]
     arrays: dict[str, np.ndarray] = {}
     nonpositive: dict[str, int] = {}
     moments: dict[str, list[list[float]]] = {}
     for loss in session.outline.losses:
-        coordinates = _coordinates(session, columns, loss)
+        coordinates = _coordinates(asked, columns, loss)
         inside_QN, outside_QN = split_dots(coordinates, spectrum)
         usable_N = torch.from_numpy(columns["finite"])
         moments[loss] = _moments(inside_QN[:, usable_N], outside_QN[:, usable_N])
@@ -86,7 +86,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
         for variant in VARIANTS:
             found = scores(
                 coordinates, spectrum, variant,  # type: ignore[arg-type]
-                scaling=settings.scaling, count=session.outline.training_rows,
+                scaling=settings.scaling, count=asked.outline.training_rows,
                 solved_dots_QN=classic_QN,
             )  # fmt: skip
             values = found.scores_QN.T.numpy().copy()

@@ -41,7 +41,7 @@ class Outline:
 
     settings: StageSettings
     keys: Keys
-    data_keys: Mapping[str, str]  # by split
+    data_keys: Mapping[str, str]  # by split; of candidates there is train alone
     rows: Mapping[str, int]
     rows_per_unit: Mapping[str, int]  # of a generating task; empty for one with its own data
     losses: Sequence[str]
@@ -97,11 +97,14 @@ class Session(engine_session.Session):
             if isinstance(task, GeneratingTask)
             else {}
         )
+        data_keys = {"train": self.keys[DATA], "evaluation": asked[DATA]}
+        if self.of_candidates:
+            data_keys = {"train": asked[DATA]}
         return Outline(
             settings=self.settings,
             keys={**self.keys, **{name: asked[name] for name in OF_TARGETS}},
-            data_keys={"train": self.keys[DATA], "evaluation": asked[DATA]},
-            rows={split: rows_of(task, split) for split in SPLITS},
+            data_keys=data_keys,
+            rows={split: rows_of(task, split) for split in data_keys},
             rows_per_unit=per_unit,
             losses=list(task.losses),
             shapes=checked_shapes(task),

@@ -227,12 +227,13 @@ def recipe_of(name: str) -> str:
     return str(getattr(module, "RECIPE", "spectral"))
 
 
-def queries_setting(name: str) -> str:
-    """The dotted name of the task's setting that takes a file of queries, "" if it has none: its
-    module's QUERIES."""
+def setting_of_file(name: str, rows: str) -> str:
+    """The dotted name of the task's setting that takes a file of queries or of candidates, "" if it
+    has none: its module's QUERIES, or CANDIDATES."""
     factory = resolve(task_path(name))
     module = sys.modules.get(getattr(factory, "__module__", ""))
-    return str(getattr(module, "QUERIES", ""))
+    found = getattr(module, rows.upper(), "")
+    return found if isinstance(found, str) else ""
 
 
 @contextmanager

@@ -27,4 +27,4 @@ def of_products(found: Products, _: CosineSettings) -> Tensor:
     return scores(found.cross_QN, found.query_sqnorm_Q, found.train_sqnorm_N)
 
 
-ESTIMATOR = Estimator("cosine", CosineSettings, of_products, of_directions=True)
+ESTIMATOR = Estimator("cosine", CosineSettings, of_products, of_directions=True, by_row=True)

@@ -39,7 +39,8 @@ class Estimator:
     scores: (Products, settings) -> [Q, N], where it needs products or gram; else (train, query,
     settings, curvature) -> {block: [Q, N]}, train and query being {block: [N, P]} in one dtype.
     linear: whether its cost is linear in N. of_directions: whether only the directions of gradients
-    count, so that rows of any size can be scaled first.
+    count, so that rows of any size can be scaled first. by_row: whether a row's score needs nothing
+    of other rows, so that rows that were never trained on have one too.
     """
 
     name: str
@@ -48,3 +49,4 @@ class Estimator:
     needs: Needs = "products"
     linear: bool = True
     of_directions: bool = False
+    by_row: bool = False

@@ -29,5 +29,5 @@ def scores(cross_QN: Tensor, settings: TracInSettings | None = None) -> Tensor:
 
 
 ESTIMATOR = Estimator(
-    "tracin", TracInSettings, lambda found, settings: scores(found.cross_QN, settings)
+    "tracin", TracInSettings, lambda found, settings: scores(found.cross_QN, settings), by_row=True
 )

@@ -97,26 +97,41 @@ def prepare_cell(settings: NoisyLabelSettings, cell: Cell, load: Load | None = N
     shared = [sum(table.texts[row] in training for row in chosen[part]) for part in PARTS[1:]]
     arrays |= {"shared_texts": np.array(shared), "replaced": np.array([table.replaced])}
     arrays |= _tokens(settings, table, chosen)
-    return arrays | (_asked(settings, table, arrays) if data.queries else {})
+    if data.queries:
+        arrays |= _from_file(settings, table, arrays, "evaluation", "queries")
+    if data.candidates:
+        arrays |= _from_file(settings, table, arrays, "train", "candidates")
+        arrays["train_flipped"] = np.zeros(len(arrays["train_labels"]), dtype=bool)
+    return arrays
 
 
-def _asked(settings: NoisyLabelSettings, table: Table, arrays: Arrays) -> Arrays:
-    """The queries' arrays from a file of their own. Tokens that no other row has are numbered after
+def _from_file(
+    settings: NoisyLabelSettings, table: Table, arrays: Arrays, part: str, setting: str
+) -> Arrays:
+    """A part's arrays from a file of its own. Tokens that no row before has are numbered after
     those that have, so that the others' numbers are as they were."""
-    path, classes = settings.data.queries, table.classes
-    asked = read_table(replace(settings.data, path=path, classes=classes, split="", group=""))
+    asked = _read(settings.data, table, setting)
     rows, tokenizer = np.arange(len(asked.texts)), load_tokenizer(settings.model)
     (tokens, offsets), cut = tokenised(tokenizer, asked.texts, settings.model)
     _refuse_empty(asked, rows, (tokens, offsets))
-    found = _part(asked, "evaluation", rows) | {"evaluation_offsets": offsets}
+    found = _part(asked, part, rows) | {f"{part}_offsets": offsets}
     if "vocabulary" in arrays:
         kept = arrays["vocabulary"]
         found["vocabulary"] = kept = np.concatenate([kept, np.setdiff1d(tokens, kept)])
         order = np.argsort(kept)
         tokens = order[renumber(tokens, kept[order])]
     truncated = arrays["truncated"].copy()
-    truncated[PARTS.index("evaluation")] = cut
-    return found | {"evaluation_tokens": tokens, "truncated": truncated}
+    truncated[PARTS.index(part)] = cut
+    return found | {f"{part}_tokens": tokens, "truncated": truncated}
+
+
+def _read(data: DataSettings, table: Table, setting: str) -> Table:
+    """All rows of data.<setting>, a file like data.path."""
+    path = getattr(data, setting)
+    try:
+        return read_table(replace(data, path=path, classes=table.classes, split="", group=""))
+    except InputError as error:
+        raise InputError(f"data.{setting}: {str(error).removeprefix('data.path: ')}") from None
 
 
 def _part(table: Table, part: str, rows: np.ndarray) -> Arrays:

@@ -13,13 +13,13 @@ WHOLE = 1 << 30  # files above are known by size and ends
 END = 1 << 20
 
 
-def file_digest(path: str) -> str:
+def file_digest(path: str, setting: str = "data.path") -> str:
     """sha256 of a file; of its size, first and last MiB where it is larger than 1 GiB."""
     try:
         status = Path(path).stat()
         return _content(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise InputError(f"data.path: {path}: {error.strerror}; give a file") from None
+        raise InputError(f"{setting}: {path}: {error.strerror}; give a file") from None
 
 
 def model_digests(settings: ModelSettings) -> dict[str, str]:

@@ -17,6 +17,8 @@ class DataSettings:
 
     path      a .tsv, .csv, .jsonl or .parquet file (.gz too)
     queries   a file like it, all of whose rows are the queries; "" draws them from the others
+    candidates  for `distinf query --candidates`: a file like it, all of whose rows take the place
+              of the training rows
     datasets  where there is no path: tasks of GLUE, by default all eight
     text      its one or two text columns; () takes those with usual names, or the only one
     label     its column of labels, of two classes or more: texts, numbers or truth values
@@ -32,6 +34,7 @@ class DataSettings:
 
     path: str = ""
     queries: str = ""
+    candidates: str = ""
     datasets: tuple[str, ...] = ()
     text: tuple[str, ...] | str = ()
     label: str = "label"
@@ -67,7 +70,7 @@ class DataSettings:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 2")
         if not 0 <= self.flips < 0.5:
             raise ValueError(f"flips: {self.flips} must be at least 0 and below 0.5")
-        for name in ("path", "queries"):
+        for name in ("path", "queries", "candidates"):
             given = getattr(self, name)
             if given and "://" not in given:  # workers start in folders of their own
                 object.__setattr__(self, name, os.path.abspath(given))

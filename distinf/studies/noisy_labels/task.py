@@ -41,7 +41,12 @@ from distinf.studies.noisy_labels.tokens import padded, text_at
 from distinf.studies.noisy_labels.training import Rows, fine_tune
 from distinf.tasks.task import Batch, Shapes, Wording
 
-LATER = ("classes", "group", "queries")  # settings that change nothing where they are not given
+LATER = (
+    "classes",
+    "group",
+    "queries",
+    "candidates",
+)  # settings that change nothing where they are not given
 WORDING = Wording(
     question="Which training samples have wrong labels, and what if they are left out?",
     noun="samples",
@@ -50,6 +55,7 @@ WORDING = Wording(
 
 RECIPE = "gram"
 QUERIES = "data.queries"  # the setting that `distinf query --queries FILE` gives
+CANDIDATES = "data.candidates"  # and --candidates FILE
 
 
 class NoisyCell:
@@ -119,6 +125,8 @@ class NoisyCell:
 
     def check(self) -> None:
         """InputError for a file that cannot give these rows, before anything is begun."""
+        if self.settings.data.candidates:
+            raise InputError("data.candidates: is for distinf query RUN --candidates FILE")
         if self.settings.data.path:
             choose_rows(self.settings, self.cell)
 
@@ -139,7 +147,9 @@ class NoisyCell:
     def flipped(self) -> np.ndarray | None:
         """bool [N]: the training labels that were made wrong; None where none are, since a file's
         own wrong labels are not known."""
-        return self._attached()["train_flipped"].astype(bool) if self.settings.data.flips else None
+        data = self.settings.data
+        known = data.flips and not data.candidates
+        return self._attached()["train_flipped"].astype(bool) if known else None
 
     def given(self) -> np.ndarray:
         """int64 [N]: the training rows' labels with their flips, as places among the classes."""
@@ -157,7 +167,7 @@ class NoisyCell:
         """Of training rows: row (its number in the source), id, text, label; with flips also
         clean_label, the file's own."""
         found = self._described("train", ids)
-        if self.settings.data.flips:
+        if self.flipped() is not None:
             clean, classes = self._attached()["train_clean"], self.classes()
             for row, each in zip(np.asarray(ids).tolist(), found, strict=True):
                 each["clean_label"] = classes[clean[row]]
@@ -289,9 +299,12 @@ class NoisyCell:
         data = asdict(self.settings.data)
         del data["datasets"]
         data = {k: v for k, v in data.items() if v or k not in LATER}
-        if self.settings.data.queries:
-            data["queries"] = file_digest(self.settings.data.queries)
+        for name in ("queries", "candidates"):
+            if name in data:
+                data[name] = file_digest(data[name], f"data.{name}")
         content = file_digest(data.pop("path")) if self.settings.data.path else "hub"
+        if data.get("candidates") == content:
+            raise InputError("data.candidates: is the very file that the training rows are from")
         model = model_digests(self.settings.model)
         own = {"seed": self.cell.seed, "dataset": self.cell.dataset, "content": content, **data}
         changed = {**asdict(self.settings.lora), **asdict(self.settings.model)}
