@@ -30,11 +30,11 @@ from distinf.spectral.evaluate import (
     evaluation,
 )
 from distinf.spectral.gradients import scored_rows
-from distinf.spectral.pools import job_ranks, job_rows, signs
+from distinf.spectral.pools import job_ranks, job_rows, near_by, signs
 from distinf.spectral.queries import damped_spectrum
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.train import trained_model, trained_optimizer
-from distinf.tasks.task import Batch, RedrawingTask
+from distinf.tasks.task import Batch, GeneratingTask, RedrawingTask, StoredTask
 
 Step = Callable[[Batch, np.ndarray], None]  # (rows' batch, rows) -> the model is updated
 
@@ -84,12 +84,20 @@ def run(session: Session, runtime: Runtime) -> None:
     )
 
 
-def check(outline: Outline) -> None:
+def check(session: Session) -> None:
     """InputError for settings that can only fail here, hours into the run."""
+    outline = session.outline
+    made = isinstance(session.task, GeneratingTask | StoredTask)
+    nearby = made and bool(near_by(session.task))
     rows, evaluation = scored_rows(outline), outline.rows["evaluation"]
     for family in families(outline.settings.actions, outline.losses):
         prefix = f"actions.also.{family.name}" if family.name else "actions"
         for arm, _, _ in family.members:
+            if arm.selection == "nearest" and not nearby:
+                raise InputError(
+                    f"{prefix}.selections: nearest goes by conditions of stored rows, and this "
+                    "task has none; leave it out"
+                )
             if arm.pool > rows:
                 raise InputError(
                     f"{prefix}.pool: {arm.pool} is more than the {rows} rows that are scored"

@@ -163,6 +163,8 @@ def _arm(settings: ActionSettings, selection: str, losses: Sequence[str]) -> Arm
         arm = replace(arm, newton_lr=0.0, newton_pairs="", newton_solves="")
     if arm.newton_pairs and (arm.aim == "single-target" or selection in ("random", "group")):
         arm = replace(arm, newton_pairs="all")  # a row there is paired with every target
+    if selection == "nearest" and arm.update != "second-order":  # its signs need scores
+        arm = replace(arm, loss="", variant="")
     if selection == "random":
         loss = arm.loss if arm.update == "second-order" else ""  # its signs need scores
         arm = replace(arm, loss=loss, variant="", pool=0, order="random", retain=0.0)

@@ -35,7 +35,7 @@ def check(session: Session) -> str:
     queries.check(session.outline)
     factors.check(session)
     trajectory.check(session.outline)
-    actions.check(session.outline)
+    actions.check(session)
     train.check(session)
     curvature.check(session)
     attribution.check(session)

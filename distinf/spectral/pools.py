@@ -8,8 +8,11 @@ from distinf.errors import InputError
 from distinf.numerics.randomness import generator
 from distinf.runtime import Unit
 from distinf.spectral.arms import ALL_TARGETS, arm_of
+from distinf.spectral.evaluate import chosen_targets, evaluation
+from distinf.spectral.gradients import scored_rows
 from distinf.spectral.scores import stored_scores
-from distinf.spectral.session import Session
+from distinf.spectral.session import Session, split_units
+from distinf.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ def pool_rows(session: Session, job: Unit) -> Pool:
     if arm.selection == "random":
         pairs_TN = np.ones((len(ranks), len(usable)), bool)
         return Pool(usable, np.ones(len(usable)), pairs_TN, usable)
+    if arm.selection == "nearest":
+        scores_TN = nearness(session)[ranks]
     signed_TN = scores_TN[:, usable] * (-1.0 if arm.selection == "harmful" else 1.0)
     # Targets count alike: each one's scores in units of their root mean square.
     size_T = np.sqrt(np.mean(signed_TN**2, axis=1))
@@ -59,6 +64,29 @@ def pool_rows(session: Session, job: Unit) -> Pool:
         union = np.unique(tops)
         chosen = union[np.argsort(-joint_N[union], kind="stable")]
     return Pool(usable[chosen], joint_N[chosen], pairs_TN[:, chosen], usable)
+
+
+def nearness(session: Session) -> np.ndarray:
+    """fp64 [targets, rows]: minus the squared distance of a row's conditions from the target's,
+    each condition in units of its standard deviation over the training rows."""
+    return session.cached("nearness", lambda: _nearness(session))
+
+
+def _nearness(session: Session) -> np.ndarray:
+    task, count = session.task, scored_rows(session.outline)
+    stored = split_units(session.outline, "train")
+    rows = session.rows(stored) if stored else task.stored("train")  # type: ignore[attr-defined]
+    ids, total_TN = chosen_targets(session).ids, np.zeros(1)
+    for name, train_N in rows.columns(near_by(task)).items():
+        apart_TN = evaluation(session)[name][ids][:, None] - train_N[None, :count].astype(float)
+        total_TN = total_TN - np.square(apart_TN / (train_N.astype(float).std() or 1.0))
+    return total_TN
+
+
+def near_by(task: Task) -> list[str]:
+    """The conditions by which rows are near each other: those that are numbers, no classes."""
+    labels = getattr(task, "labels", {})
+    return [name for name in getattr(task, "conditions", ()) if name not in labels]
 
 
 def job_rows(session: Session, job: Unit) -> np.ndarray:

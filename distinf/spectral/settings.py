@@ -295,8 +295,10 @@ class ActionSettings:
 
     loss, variant  whose scores choose the rows; variant tracin needs trajectory.checkpoints, and
                    ekfac scores.ekfac
-    selections     helpful (highest scores), harmful (lowest), random (any row), group (the largest
-                   joint score over the targets; multi-target only)
+    selections     helpful (highest scores), harmful (lowest), random (any row), nearest (those
+                   whose conditions are nearest to the target's, where the task names conditions
+                   that rows have as numbers: what a choice without influence does), group (the
+                   largest joint score over the targets; multi-target only)
     pool           rows in a pool (Tuononen et al.: 50); with several targets, in each target's
     update         first-order (descent), ascent (its reverse), or second-order (Eq. 11 and 16)
     aim            single-target, or multi-target (all targets at once)
@@ -330,7 +332,7 @@ class ActionSettings:
     variant: Literal[
         "classic", "theta-relative", "ell-relative", "newfluence", "tracin", "ekfac"
     ] = "ell-relative"
-    selections: tuple[Literal["random", "helpful", "harmful", "group"], ...] = (
+    selections: tuple[Literal["random", "helpful", "harmful", "nearest", "group"], ...] = (
         "random",
         "helpful",
         "harmful",
@@ -379,7 +381,9 @@ class ActionSettings:
         positive("newton_lr", self.newton_lr)
         not_negative("weight_decay", self.weight_decay)
         if not self.selections:
-            raise ValueError("selections: name at least one of random, helpful, harmful, group")
+            raise ValueError(
+                "selections: name at least one of random, helpful, harmful, nearest, group"
+            )
         if "group" in self.selections and self.aim == "single-target":
             raise ValueError("selections: group is for several targets; set aim to multi-target")
         if self.adapter and (self.update == "second-order" or self.optimizer == "kept"):

@@ -302,3 +302,9 @@ def test_fine_tunings_that_were_stopped_are_counted_at_the_head(finished):
 def test_less_than_one_row_to_retain_is_refused():
     with pytest.raises(ValueError, match=r"retain: 0.01 of a step's 24 rows .* less than one row"):
         ActionSettings(retain=0.01)
+
+
+def test_nearest_without_conditions_of_stored_rows_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(InputError, match=r"actions.selections: nearest goes by conditions"):
+        run_points(tmp_path / "run", actions={"selections": ["random", "nearest"]})
+    assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ import torch
 
 from distinf.numerics.variants import VARIANTS
 from distinf.report.spectral import results
-from distinf.spectral import actions, curvature, evaluate
+from distinf.spectral import actions, curvature, evaluate, pools
 from distinf.spectral.session import split_units
 from tests.support.runs import all_scores, run_points, same_bits
 
@@ -33,7 +33,13 @@ TINY = {
     "curvature": {"steps": 6, "keep": 3, "samples": 24, "probes": 2},
     "gradients": {"rows_per_unit": 48, "chunk": 8},
     "scores": {"damping": 0.01, "negative": "absolute", "ekfac": True},
-    "actions": {"pool": 24, "batch_size": 12, "seeds": 2, "non_targets": 12},
+    "actions": {
+        "pool": 24,
+        "batch_size": 12,
+        "seeds": 2,
+        "non_targets": 12,
+        "selections": ["random", "helpful", "harmful", "nearest"],
+    },
 }
 
 
@@ -70,6 +76,35 @@ def test_a_stored_unit_is_what_its_seed_gives(finished):
     unit = split_units(finished.outline, "train")[2]
     again = finished.task.generate("train", unit.start, unit.stop)
     assert same_bits(finished.arrays(unit), dict(again))
+
+
+def test_the_nearest_slots_are_those_of_the_targets_snr_delay_spread_and_doppler(finished):
+    names = ("snr_db", "delay_spread_ns", "doppler_hz")
+    columns, ids = evaluate.evaluation(finished), evaluate.chosen_targets(finished).ids
+    train = finished.batch("train", np.arange(96))
+    jobs = actions.chosen_jobs(finished)
+    for rank, target in enumerate(ids):
+        distances = [
+            sum(
+                float(
+                    (train[n][row].double() - columns[n][target])
+                    / train[n].double().std(correction=0)
+                )
+                ** 2
+                for n in names
+            )
+            for row in range(96)
+        ]
+        expected = sorted(range(96), key=lambda row: distances[row])[:24]
+        mine = [
+            j for j in jobs if j.job["arm"]["selection"] == "nearest" and j.job["target"] == rank
+        ]
+        assert len(mine) == 2
+        pool = pools.pool_rows(finished, mine[0]).rows
+        worst = max(distances[row] for row in expected)
+        assert max(distances[row] for row in pool) == pytest.approx(worst)
+        assert len(set(pool.tolist())) == 24
+        assert {row for row in expected if distances[row] < worst - 1e-9} <= set(pool.tolist())
 
 
 def test_genie_errors_are_the_bit_errors_that_its_rate_counts(finished):

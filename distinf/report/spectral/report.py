@@ -114,6 +114,7 @@ def _descriptions(session: Session, words: Wording) -> dict[str, str]:
         "helpful": f"the {settings.pool} {words.noun} with the highest {score}",
         "harmful": f"the {settings.pool} {words.noun} with the lowest {score}",
         "random": f"random training {words.noun}",
+        "nearest": f"the {settings.pool} {words.noun} whose conditions are nearest to the target's",
         "group": f"the {words.noun} with the highest joint score for the targets",
     }
 
