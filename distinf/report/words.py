@@ -1,4 +1,10 @@
-"""A page's fixed words: words.yaml has titles and captions by name, with {numbers} to fill in."""
+"""A page's fixed words: words.yaml has titles and captions by name, with {numbers} to fill in.
+
+A table there is its title, or its title and its columns, each `heading: form key`, or where the
+heading is the key `heading: form`; "group | heading" puts it under a heading of several. Forms are
+stub, text, those of FORMS, and three of two lines: `spread prefix`, `difference prefix unit mean`
+(see schema) and `over key below word`, which is a number and under it another one.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +15,23 @@ from typing import Any
 
 import yaml
 
-from distinf.report.schema import Column, Draw, Figure, Row, Table
+from distinf.report.formats import count, duration, fixed, identifier, missing, number, size
+from distinf.report.schema import (
+    Cell,
+    Column,
+    Draw,
+    Figure,
+    Row,
+    Table,
+    difference,
+    spread,
+)
+
+FORMS = {f.__name__: f for f in (count, duration, fixed, identifier, number, size)}
+FORMS |= {"general": "{:g}".format, "some": lambda many: count(many) if many else ""}
+FORMS["mark"] = lambda true: "✓" if true else ""
+TWO_LINES: Mapping[str, Any] = {"spread": spread, "difference": difference}
+REST = "..."  # where the columns that are not in words.yaml stand; without it they come last
 
 
 @lru_cache
@@ -54,12 +76,38 @@ class Words:
         self,
         words: str,
         rows: Sequence[Row],
-        columns: Sequence[Column],
+        columns: Sequence[Column] = (),
         file: str = "",
         note: str = "",
         folded: bool = False,
         **more: Any,
     ) -> Table:
-        """tables: name: title; `file`: the name, where nothing else is given."""
-        title = self.say("tables", words, **more)
-        return Table(title[:1].upper() + title[1:], rows, columns, file or words, note, folded)
+        """tables: name: title, or title and columns; `file`: the name, where no other is given."""
+        found, numbers = self.of("tables", words), dict(self.numbers) | more
+        title, given = (found, {}) if isinstance(found, str) else found
+        title, every = title.format(**numbers), list[Column]()
+        for heading, form in ({**given} if REST in given else {**given, REST: ""}).items():
+            made = [column(*(t.format(**numbers) for t in (heading, form)))] if form else columns
+            every += made
+        return Table(title[:1].upper() + title[1:], rows, every, file or words, note, folded)
+
+
+def column(heading: str, told: str) -> Column:
+    """As a table in words.yaml has it."""
+    group, _, name = heading.rpartition(" | ")
+    form, *keys = told.split()
+    named: Mapping[str, Any] = dict(zip(("prefix", "unit", "mean"), keys))
+    if form in TWO_LINES:
+        return TWO_LINES[form](name, group=group, **named)
+    if form == "over":
+        return Column(name, lambda row: _over(row, *keys), group=group)
+    key = keys[0] if keys else name
+    if form in ("stub", "text"):
+        return Column(name, key, str, group, form)  # type: ignore[arg-type]
+    return Column(name, key, FORMS[form], group)
+
+
+def _over(row: Row, key: str, below: str, *word: str) -> Cell:
+    told, lower = Column("", key).of(row), row.get(below)
+    detail = "" if missing(lower) else " ".join([*word, number(lower)])
+    return Cell(told.text, detail, told.value)

@@ -5,21 +5,7 @@ from math import isfinite
 
 from distinf.report import provenance
 from distinf.report.formats import count, duration, fixed, identifier, number, size
-from distinf.report.rows import Row
-from distinf.report.schema import (
-    Bullets,
-    Column,
-    Facts,
-    Item,
-    Page,
-    Section,
-    Table,
-    Text,
-    difference,
-    spread,
-    stub,
-    text,
-)
+from distinf.report.schema import Bullets, Column, Facts, Item, Page, Section, Table, Text
 from distinf.report.spectral import (
     arm_figures,
     axis_figures,
@@ -27,8 +13,8 @@ from distinf.report.spectral import (
     headline,
     machine_figures,
 )
-from distinf.report.spectral.findings import CONTROL, Findings
-from distinf.report.spectral.headline import any_column, further, words_of
+from distinf.report.spectral.findings import Findings
+from distinf.report.spectral.headline import further, words_of
 from distinf.report.spectral.tables import Tables, tables
 
 TOP_SHOWN = 10
@@ -37,7 +23,7 @@ TOP_SHOWN = 10
 def page(findings: Findings, rows: Tables | None = None) -> Page:
     """`rows`: of `tables`, where they are known."""
     rows = rows or tables(findings)
-    words, curvature = words_of(findings), _curvature(findings, rows)
+    words = words_of(findings)
     tried = experiments.experiment_sections(findings, rows)
     beside = experiments.table_1_section(findings, rows)
     note: list[Item] = [Text(words.say("experiments", "note"), "note"), *tried]
@@ -47,7 +33,7 @@ def page(findings: Findings, rows: Tables | None = None) -> Page:
         headline.answer(findings, rows),
         findings.question,
         headline.verdict(headline.paired(findings, rows)),
-        headline.cards(findings, rows),
+        [*headline.cards(findings, rows)],
         [*findings.warnings, *headline.caveats(findings, rows)],
         [(s.anchor, s.title, s.intro) for s in (beside, *tried) if s.intro],
         [
@@ -58,7 +44,7 @@ def page(findings: Findings, rows: Tables | None = None) -> Page:
             Section("targets", "Targets", _targets(findings, rows)),
             Section("scores", "Scores", _scores(findings, rows)),
             Section("attribution", "Attribution", _attribution(findings, rows)),
-            Section("curvature", "Curvature", curvature),
+            Section("curvature", "Curvature", _curvature(findings, rows)),
             Section("training", "Training", _training(findings, rows)),
             Section("cost", "Cost", _cost(findings, rows)),
             provenance.remarks(findings.deviations, findings.quarantined),
@@ -73,34 +59,16 @@ def _effect(findings: Findings, rows: Tables) -> list[Item]:
     many = sum(curves.counts) if curves is not None else 0
     draws = curves.draws if curves is not None and curves.draws else many
     failed = count(sum(r["failed"] for r in rows["summary"]))
-    axis = partial(axis_figures.axis, findings)
+    gap, axis = partial(arm_figures.gap, findings, rows["summary"]), axis_figures.axis
+    label = experiments.labels(rows.get("effects", []))
+    of = Column("of", lambda r: axis_figures.curve_label(findings, r["role"]), kind="stub")
     return [
-        words.figure("gap", partial(arm_figures.gap, findings, rows["summary"]), failed=failed),
+        words.figure("gap", gap, failed=failed),
         *headline.headline_tables(findings, rows),
         words.figure("steps", partial(arm_figures.steps, findings)),
-        words.figure("axis", axis, others=count(many), draws=count(draws)),
-        experiments.effects(findings, rows),
-        *_comparison(findings, rows),
+        words.figure("axis", partial(axis, findings), others=count(many), draws=count(draws)),
+        words.table("effects", rows.get("effects", []), [*label, of]),
     ]
-
-
-def _comparison(findings: Findings, rows: Tables) -> list[Table]:
-    """Every arm in Findings.outcomes, where there are more than the headline's."""
-    ours, printed = rows["comparison"], rows["published"]
-    if len(ours) <= len(findings.by_selection()) and (not printed or "table_1" in rows):
-        return []
-    known = {
-        (p["loss"], p["variant"], p["selection"]): {f"published_{k}": v for k, v in p.items()}
-        for p in printed
-    }
-    both = [r | known.get((r["loss"], r["variant"], r["selection"]), {}) for r in ours]
-    columns = [stub(n, n) for n in ("aim", "update") if len({r[n] for r in ours}) > 1]
-    columns += [stub("loss", lambda r: r["loss"] or CONTROL), stub("variant", "variant")]
-    columns += [text("selection", "selection"), Column("trials", "trials", count)]
-    columns += [spread("gap closed [%]"), difference(f"minus {CONTROL} [points]", "vs_random_")]
-    columns += [spread("published [%]", "published_")]
-    note = "" if "table_1" in rows else experiments.sources(findings)
-    return [words_of(findings).table("comparison", both, columns, note=note)]
 
 
 def _targets(findings: Findings, rows: Tables) -> list[Item]:
@@ -121,58 +89,32 @@ def _scores(findings: Findings, rows: Tables) -> list[Item]:
     mine = [r for r in rows["scores"] if r["target"] == target]
     numbers = {"target": identifier(target), "many": count(mine[0]["count"] if mine else 0)}
     numbers["lost"] = count(sum(r["nonfinite"] for r in mine))
-    columns = [
-        stub("loss", "loss"),
-        stub("variant", "variant"),
-        Column("target", "target", identifier),
-        Column("samples", "count", count),
-        Column("above 0", "helpful", count),
-        *(Column(k, k) for k in ("min", "median", "max")),
-        Column("variance from outside the pairs [%]", "outside_share", lambda v: f"{100 * v:.1f}"),
-        Column("non-finite", "nonfinite", headline.unless_0),
-        Column("denominators ≤ 0", "nonpositive_denominators", headline.unless_0),
-    ]
     return [
         words.figure("scores", partial(machine_figures.scores, findings), **numbers),
-        words.table("scores", rows["scores"], columns, folded=True),
+        words.table("scores", rows["scores"], folded=True),
         experiments.overlaps(findings, rows.get("overlaps", [])),
         words.figure("score-runs", partial(machine_figures.score_runs, findings)),
-        *_top(findings, rows["top_samples"]),
+        *_top(findings, rows),
     ]
 
 
-def _top(findings: Findings, rows: list[Row]) -> list[Table]:
+def _top(findings: Findings, rows: Tables) -> list[Table]:
     """Per target its most helpful and most harmful samples; the first target's are open."""
-    columns = [
-        Column("rank", "rank", identifier),
-        Column("sample", "id", identifier, kind="text"),
-        Column("score", "score"),
-        *(any_column(k, rows) for k in further(rows, ("target", "rank", "id", "score"))),
-    ]
+    every = sorted(rows["top_samples"], key=lambda r: (r["rank"] < 0, abs(r["rank"])))
+    columns = further(every, ("target", "rank", "id", "score"))
     found: list[Table] = []
-    for target in dict.fromkeys(r["target"] for r in rows):
-        mine = [r for r in rows if r["target"] == target and abs(r["rank"]) <= TOP_SHOWN]
-        mine.sort(key=lambda r: (r["rank"] < 0, abs(r["rank"])))
-        told, folded = identifier(target), bool(found)
-        table = words_of(findings).table("top_samples", mine, columns, folded=folded, target=told)
-        found.append(table)
+    for target in dict.fromkeys(r["target"] for r in rows["top_samples"]):
+        mine = [r for r in every if r["target"] == target and abs(r["rank"]) <= TOP_SHOWN]
+        told, name = words_of(findings), identifier(target)
+        found.append(told.table("top_samples", mine, columns, folded=bool(found), target=name))
     return found
 
 
 def _attribution(findings: Findings, rows: Tables) -> list[Item]:
     """Per target which elements of the pictured samples drive their scores."""
     words, every = words_of(findings), rows.get("attributions", [])
-    columns = [
-        Column("rank", "rank", identifier),
-        Column("sample", "id", identifier, kind="text"),
-        Column("score", "score"),
-        Column("sum of parts", "sum"),
-        Column("elements", "elements", count),
-        Column("above 0 [%]", "above_0_pct", fixed),
-        Column("held by the largest tenth [%]", "top_tenth_pct", fixed),
-    ]
-    places = [k for k in further(every) if k.startswith("strongest_")]
-    columns += [Column(k.replace("_", " "), k, count) for k in places]
+    places = dict.fromkeys(k for r in every for k in r if k.startswith("strongest_"))
+    columns = [Column(k.replace("_", " "), k, count) for k in places]
     found: list[Item] = []
     for target in dict.fromkeys(r["target"] for r in every):
         mine = [r for r in every if r["target"] == target]
@@ -190,15 +132,14 @@ def _curvature(findings: Findings, rows: Tables) -> list[Item]:
     words, pairs, terms = words_of(findings), findings.ritz, rows.get("truncation", [])
     if pairs is None:
         return []
-    places, every = pairs.converged(), len(pairs.values_K)
-    kept = sum(pairs.is_kept(k) for k in {*range(every)} - {*places})
+    every, out = len(pairs.values_K), [r for r in rows["ritz"] if not r["converged"]]
     negative = sum(r["kept"] and r["value"] < 0 for r in rows["ritz"])
     outside = [100 * v for s in findings.scores for v in s.outside_shares.values() if isfinite(v)]
     share = f"{min(outside):.1f} to {max(outside):.1f} %" if outside else ""
     facts = [
         ("operator", pairs.operator),
         ("pairs kept", f"{count(pairs.kept)} of {count(every)}"),
-        ("pairs converged", f"{count(len(places))} of {count(every)}"),
+        ("pairs converged", f"{count(every - len(out))} of {count(every)}"),
         ("kept pairs below 0", count(negative)),
         ("damping λ", f"{pairs.damping:g}"),
         ("outside the pairs", words.of("outside").get(pairs.complement, "")),
@@ -210,22 +151,16 @@ def _curvature(findings: Findings, rows: Tables) -> list[Item]:
         ("orthogonality max |QᵀQ − I|", number(pairs.orthogonality)),
         ("asymmetry ‖T − Tᵀ‖ / ‖T‖", number(pairs.asymmetry)),
     ]
-    solves = [
-        Column("target", "target", identifier, kind="stub"),
-        text("loss", "loss"),
-        text("outcome", "status"),
-        Column("steps", "steps", count),
-        Column("relative residual", "residual"),
-    ]
+    ritz = {"operator": pairs.operator, "out": count(len(out))}
+    ritz["kept"] = count(sum(r["kept"] for r in out))
     after = max((r["lowered_max_pct"] for r in terms if r["terms"] > every), default=0.0)
-    steps, values = count(len(pairs.all_values)), count(len(pairs.converged_values()))
-    bound = {"values": values, "steps": steps, "terms": count(every), "after": fixed(after)}
-    ritz = {"operator": pairs.operator, "out": count(every - len(places)), "kept": count(kept)}
+    bound = {"values": count(len(pairs.converged_values())), "terms": count(every)}
+    bound |= {"steps": count(len(pairs.all_values)), "after": fixed(after)}
     return [
         words.figure("ritz", partial(machine_figures.ritz, rows["ritz"], findings), **ritz),
         words.figure("truncation", partial(machine_figures.truncation, terms, every), **bound),
         Facts(facts),
-        words.table("solves", rows["solves"], solves),
+        words.table("solves", rows["solves"]),
     ]
 
 
@@ -244,8 +179,7 @@ def _cost(findings: Findings, rows: Tables) -> list[Item]:
 
 def _reading(findings: Findings, rows: Tables) -> Bullets:
     words = words_of(findings)
-    gap = words.say("gap", "relative" if findings.metric.reference else "absolute")
-    numbers = dict(words.numbers) | {"gap": gap}
     tried = [r["selection"] for r in rows["summary"] if r["selection"] in findings.descriptions]
     told = [(f"{name[:1].upper()}{name[1:]}:", findings.descriptions[name]) for name in tried]
-    return Bullets([(lead, rest.format(**numbers)) for lead, rest in words.of("reading")] + told)
+    fixed = [(lead, rest.format(**words.numbers)) for lead, rest in words.of("reading")]
+    return Bullets(fixed + told)

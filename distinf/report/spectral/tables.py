@@ -14,6 +14,7 @@ from distinf.report.spectral import families, run_tables, trials
 from distinf.report.spectral.findings import CONTROL, Findings, Outcome
 
 Tables = dict[str, list[Row]]
+TARGET = ("id", "axis", "metric", "reference", "gap")
 
 
 def tables(findings: Findings) -> Tables:
@@ -86,8 +87,7 @@ def own_tables(run: Findings) -> Tables:
             if (group := [o for o in mine if o.target == i])
         ],
         "targets": [
-            {k: getattr(t, k) for k in ("id", "axis", "metric", "reference", "gap")}
-            | trials.extra(t.columns, ("id", "axis", "metric", "reference", "gap"))
+            {k: getattr(t, k) for k in TARGET} | trials.extra(t.columns, TARGET)
             for t in run.targets
         ],
         "axis": trials.bins(run.axis_curves),
