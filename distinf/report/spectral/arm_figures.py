@@ -20,7 +20,7 @@ from distinf.report.plots import Dot, Panel, rows_of_dots, stacked
 from distinf.report.rows import Row
 from distinf.report.spectral.families import NAMES, arm_label, arms, rate, varied
 from distinf.report.spectral.findings import CONTROL, OPPOSITE, SELECTED, Family, Findings, Outcome
-from distinf.report.spectral.trials import path, reductions
+from distinf.report.spectral.trials import by_trial, path
 
 MOST_ROWS, ROW_IN = 30, 0.27
 MOST_TARGETS, MOST_PANELS, MOST_MAPS, MOST_MARKS = 8, 3, 4, 6
@@ -53,7 +53,7 @@ def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> bool:
         text = f"{rounded(rows[row]['mean_pct'])} %"
         closed.append(_dot(row + 0.24, rows[row], color=color, marker="D", text=text))
     chosen = findings.guided()
-    pairs = differences(*(reductions(groups.get(s, [])) for s in (chosen, CONTROL)))
+    pairs = differences(*(by_trial(groups.get(s, [])) for s in (chosen, CONTROL)))
     apart = {i: [v for (_, (t, _)), v in pairs.items() if t == i] for i in every}
     apart = {i: values for i, values in apart.items() if values}
     beside = apart if 2 <= len(apart) <= MOST_TARGETS else {}

@@ -32,8 +32,7 @@ NAMES = {
 @lru_cache(maxsize=CACHED)
 def kind(family: Family) -> Kind:
     """How the page shows the family."""
-    names = set(varied(family)) - {"selection"}
-    steps = longest(family)
+    names, steps = {*varied(family)} - {"selection"}, longest(family)
     if names == {"loss", "variant"}:
         return "table 1"
     if rate(family) and steps >= FEWEST_STEPS:
@@ -73,23 +72,18 @@ def _joined(families: tuple[Family, ...]) -> tuple[Family, ...]:
 
     They must have as many steps, and the same targets.
     """
-    hosts = [f for f in families if kind(f) == "updates"]
-    guests = {f: next((h for h in hosts if _takes(h, f)), None) for f in families}
-    found = []
-    for family in (f for f in families if guests[f] is None):
-        more = [o for f, host in guests.items() if host is family for o in f.outcomes]
-        found.append(replace(family, outcomes=[*family.outcomes, *more]) if more else family)
-    return tuple(found)
+    found = {f: [*f.outcomes] for f in families}
+    for guest in (f for f in families if kind(f) == "other"):
+        steps, (update, *more) = _reach(guest), {o.update for o in guest.outcomes}
+        for host in (f for f in families if kind(f) == "updates" and _reach(f) == steps):
+            if not more and guest in found and update not in {o.update for o in host.outcomes}:
+                found[host] += found.pop(guest)
+    return tuple(replace(f, outcomes=every) for f, every in found.items())
 
 
-def _takes(host: Family, other: Family) -> bool:
-    alone = len({o.update for o in other.outcomes}) == 1 and kind(other) == "other"
-    ours, theirs = (
-        ({o.target for o in f.outcomes}, {o.value("steps") for o in f.outcomes})
-        for f in (host, other)
-    )
-    new = {o.update for o in other.outcomes} - {o.update for o in host.outcomes}
-    return alone and bool(new) and ours == theirs
+def _reach(family: Family) -> tuple[set[int], set[int]]:
+    """Its targets, and its numbers of steps."""
+    return {o.target for o in family.outcomes}, {o.value("steps") for o in family.outcomes}
 
 
 def runs(findings: Findings) -> dict[str, Findings]:
@@ -166,18 +160,15 @@ def control_of(findings: Findings, family: Family, arm: Sequence[Outcome]) -> li
 
     They are the family's, or else the headline's; none for an arm that is random itself.
     """
-    first = arm[0]
+    first, names = arm[0], ("update", "aim", "lr", "adapter", "steps")
     if first.selection == CONTROL:
         return []
-    places = (
-        [
-            o
-            for o in place
-            if o.selection == CONTROL and o.loss in ("", first.loss) and _as_done(o, first)
-        ]
-        for place in (family.outcomes, findings.headline_outcomes())
-    )
-    return next(filter(None, places), [])
+    for place in (family.outcomes, findings.headline_outcomes()):
+        random = (o for o in place if o.selection == CONTROL and o.loss in ("", first.loss))
+        found = [o for o in random if alike(o, first, names)]
+        if found:
+            return found
+    return []
 
 
 def base_of(findings: Findings, family: Family) -> list[Outcome]:
@@ -192,15 +183,10 @@ def base_of(findings: Findings, family: Family) -> list[Outcome]:
     return arms(family).get(usual) or head
 
 
-def same_arm(one: Outcome, other: Outcome) -> bool:
-    names = ("selection", *COMPARED, *other.settings)
-    return all(one.value(n) == other.value(n) for n in names)
-
-
-def _as_done(one: Outcome, other: Outcome) -> bool:
-    """Whether two trials were tuned alike, whatever they were tuned on."""
-    names = {"update", "aim", "lr", "adapter", "steps", *one.settings, *other.settings}
-    return all(one.value(n) == other.value(n) for n in names)
+def alike(one: Outcome, other: Outcome, names: Sequence[str]) -> bool:
+    """Whether two trials agree in these, and in all further settings."""
+    every = {*names, *one.settings, *other.settings}
+    return all(one.value(n) == other.value(n) for n in every)
 
 
 def _values(name: str, outcomes: Sequence[Outcome]) -> set[Any]:
@@ -208,9 +194,8 @@ def _values(name: str, outcomes: Sequence[Outcome]) -> set[Any]:
 
 
 def _plays_a_part(name: str, outcome: Outcome) -> bool:
-    if name in CHOICE and outcome.selection == CONTROL:
-        return False
-    return outcome.value(name) not in (None, "")
+    chosen = name not in CHOICE or outcome.selection != CONTROL
+    return chosen and outcome.value(name) not in (None, "")
 
 
 def arm_rows(findings: Findings, family: Family) -> list[Row]:

@@ -10,41 +10,31 @@ from distinf.report.spectral import families, trials
 from distinf.report.spectral.findings import CONTROL, SELECTED, AxisCurves, Findings, Outcome
 
 
-def all_runs(findings: Findings) -> dict[str, Findings]:
-    return {"": findings, **findings.beside}
-
-
 def table_1(findings: Findings) -> list[Row]:
     """Per run, loss, variant and selection: the gap closed, here and as published.
 
     `place` ranks the guided cells of a column: 1 is the largest mean.
     """
-    rows = []
+    columns: dict[tuple[str, str, str], list[Row]] = {}
     for name, run in families.runs(findings).items():
-        family = families.table_1(run)
-        if family is not None:
-            rows += _ranked([_measured(name, run, g) for g in families.arms(family).values()])
+        family, label = families.table_1(run), families.run_label(name, run)
+        for group in families.arms(family).values() if family is not None else ():
+            row: Row = {"run": name, "column": label, "source": "measured"}
+            row |= {n: getattr(group[0], n) for n in ("loss", "variant", "selection")}
+            row["target_ids"] = " ".join(str(i) for i in dict.fromkeys(o.target for o in group))
+            row |= trials.reduction(group)
+            columns.setdefault(("", label, name), []).append(row)
     names = ("run", "column", "source", "loss", "variant", "selection", "mean_pct", "sd_pct")
-    printed = [{n: getattr(p, n) for n in names} for p in findings.published]
-    printed = [r | {"sd_pct": math.nan} if r["sd_pct"] is None else r for r in printed]
-    for column in dict.fromkeys((r["column"], r["run"]) for r in printed if rows):
-        rows += _ranked([r for r in printed if (r["column"], r["run"]) == column])
-    return rows
-
-
-def _measured(name: str, run: Findings, group: list[Outcome]) -> Row:
-    first = group[0]
-    row: Row = {"run": name, "column": families.run_label(name, run), "source": "measured"}
-    row |= {n: getattr(first, n) for n in ("loss", "variant", "selection")}
-    row |= {"target_ids": " ".join(str(i) for i in dict.fromkeys(o.target for o in group))}
-    return row | trials.reduction(group)
-
-
-def _ranked(rows: list[Row]) -> list[Row]:
-    guided = [r for r in rows if r["selection"] == SELECTED and math.isfinite(r["mean_pct"])]
-    guided.sort(key=lambda r: -r["mean_pct"])
-    places = {id(r): place for place, r in enumerate(guided, 1)}
-    return [r | {"place": places.get(id(r))} for r in rows]
+    for p in findings.published if columns else ():
+        row = {n: getattr(p, n) for n in names}
+        row["sd_pct"] = math.nan if p.sd_pct is None else p.sd_pct
+        columns.setdefault(("published", p.column, p.run), []).append(row)
+    for column in columns.values():
+        guided = [r for r in column if r["selection"] == SELECTED and math.isfinite(r["mean_pct"])]
+        guided.sort(key=lambda r: -r["mean_pct"])
+        for row in column:
+            row["place"] = guided.index(row) + 1 if row in guided else None
+    return [row for column in columns.values() for row in column]
 
 
 def panels(findings: Findings) -> list[tuple[str, str, Findings, AxisCurves]]:
@@ -104,7 +94,11 @@ def _tuned(every: list[Outcome], curves: AxisCurves) -> Iterator[Row]:
         first.setdefault(o.selection, o)
     order = [s for s in curves.curves if s in first]
     for selection in dict.fromkeys([*order, *first]):
-        group = [o for o in every if families.same_arm(o, first[selection])]
+        group = [
+            o
+            for o in every
+            if families.alike(o, first[selection], ("selection", *families.COMPARED))
+        ]
         ends = [o.metric_by_step[-1] for o in group if len(o.metric_by_step)]
         mean, sd, _ = mean_sd(ends)
         row: Row = {"role": selection, "target_metric": mean, "target_metric_sd": sd}
@@ -112,15 +106,17 @@ def _tuned(every: list[Outcome], curves: AxisCurves) -> Iterator[Row]:
 
 
 def variations(findings: Findings) -> list[Row]:
-    """Per run, where there is another beside this one."""
-    every = all_runs(findings)
-    return [_variation(*run) for run in every.items()] if len(every) > 1 else []
+    """How well each run's model does, how far its targets fall short, and what guidance gained.
+
+    Empty where there is no other beside this one.
+    """
+    if not findings.beside:
+        return []
+    return [_variation(*run) for run in {"": findings, **findings.beside}.items()]
 
 
 def _variation(name: str, run: Findings) -> Row:
-    """How well a run's model does, how far its targets fall short, and what guidance gained."""
     groups, chosen, points = run.by_selection(), run.guided(), run.evaluation
-    by = {"guided": groups.get(chosen, []), CONTROL: groups.get(CONTROL, [])}
     row: Row = {"run": name, "label": families.run_label(name, run), "targets": len(run.targets)}
     row |= {"experiment": panel_label(run), "guided": chosen}
     for key in ("metric", "reference"):
@@ -129,12 +125,11 @@ def _variation(name: str, run: Findings) -> Row:
     for key in ("metric", "gap"):
         row[f"target_{key}"] = mean_sd(getattr(t, key) for t in run.targets)[0]
     row["non_target_before"] = run.non_target_before
+    by = {"guided": groups.get(chosen, []), CONTROL: groups.get(CONTROL, [])}
     for who, group in by.items():
+        metric = {"non_target_metric": trials.others(group)["non_target_metric"]}
         if group:
-            told = trials.reduction(group) | {
-                "non_target_metric": trials.others(group)["non_target_metric"]
-            }
-            row |= {f"{who}_{k}": v for k, v in told.items()}
+            row |= {f"{who}_{k}": v for k, v in (trials.reduction(group) | metric).items()}
     if all(by.values()):
         row |= {f"vs_{k}": v for k, v in trials.difference(by["guided"], by[CONTROL]).items()}
     return row
@@ -146,7 +141,7 @@ def overlaps(findings: Findings) -> list[Row]:
     Pairs are of one run, or of one loss and variant in this run and one beside it that has the
     same rows.
     """
-    found, pool, every = [], findings.headline.pool, all_runs(findings)
+    found, pool, every = [], findings.headline.pool, {"": findings, **findings.beside}
     tops = {
         (name, s.loss, s.variant): {t: highest(v, pool) for t, v in s.scores.items()}
         for name, run in every.items()

@@ -11,7 +11,7 @@ from distinf.numerics.truncation import Kind, marginal_reductions, truncation_bo
 from distinf.report.provenance import cost_rows
 from distinf.report.rows import Row, array_summary, plain
 from distinf.report.spectral import families, run_tables, trials
-from distinf.report.spectral.findings import CONTROL, Findings, Outcome
+from distinf.report.spectral.findings import CONTROL, Findings, Outcome, Ritz
 
 Tables = dict[str, list[Row]]
 TARGET = ("id", "axis", "metric", "reference", "gap")
@@ -40,7 +40,7 @@ def tables(findings: Findings) -> Tables:
         "table_1": run_tables.table_1(findings),
         "effects": run_tables.effects(findings),
         "overlaps": run_tables.overlaps(findings),
-        "truncation": _truncation(findings),
+        "truncation": _truncation(findings.ritz),
         **_attributions(findings),
         "variations": run_tables.variations(findings),
     }
@@ -56,9 +56,13 @@ def tables(findings: Findings) -> Tables:
         ],
         "scores": _scores(findings),
         "top_samples": [_flat(r) for r in findings.top_samples],
-        "ritz": _ritz(findings),
+        "ritz": _ritz(findings.ritz),
         "solves": [*findings.solves],
-        "training": _training(findings),
+        "training": [
+            {"step": s, "loss": x}
+            for curve in filter(None, [findings.training])
+            for s, x in zip(curve.steps, curve.loss, strict=True)
+        ],
         "costs": cost_rows(findings.costs),
         "published": [plain(p) for p in findings.published],
     }
@@ -107,10 +111,11 @@ def _comparison(findings: Findings) -> list[Row]:
         groups.setdefault(tuple(getattr(o, n) for n in names), []).append(o)
     rows = []
     for arm, group in groups.items():
-        row = dict(zip(names, arm, strict=True)) | trials.reduction(group)
-        control = [
-            o for o in findings.outcomes if (o.aim, o.update, o.selection) == (*arm[:2], CONTROL)
-        ]
+        row, alike = (
+            dict(zip(names, arm, strict=True)) | trials.reduction(group),
+            (*arm[:2], CONTROL),
+        )
+        control = [o for o in findings.outcomes if (o.aim, o.update, o.selection) == alike]
         if row["selection"] != CONTROL and control:
             row |= trials.against("vs_random_", group, control)
         rows.append(row)
@@ -123,8 +128,7 @@ def _scores(findings: Findings) -> list[Row]:
     for scoring in findings.scores:
         for target, scores_N in scoring.scores.items():
             row: Row = {"loss": scoring.loss, "variant": scoring.variant, "target": target}
-            row |= array_summary(scores_N)
-            row["helpful"] = int(np.sum(np.asarray(scores_N) > 0))
+            row |= array_summary(scores_N) | {"helpful": int(np.sum(np.asarray(scores_N) > 0))}
             row["nonpositive_denominators"] = scoring.nonpositive_denominators
             if target in scoring.outside_shares:
                 row["outside_share"] = scoring.outside_shares[target]
@@ -137,38 +141,25 @@ def _flat(sample: Row) -> Row:
     return own | trials.extra(sample["columns"], own)
 
 
-def _ritz(findings: Findings) -> list[Row]:
+def _ritz(pairs: Ritz | None) -> list[Row]:
     """Ritz pairs in order; `drop` is how much smaller in size the next value is (0 to 1)."""
-    pairs = findings.ritz
     if pairs is None:
         return []
-    sizes = [*(abs(v) for v in pairs.values_K), math.nan]
+    sizes = [*map(abs, pairs.values_K), math.nan]
     return [
-        {
-            "rank": k + 1,
-            "value": value,
-            "residual": residual,
-            "converged": has_converged(value, residual),
-            "kept": pairs.is_kept(k),
-            "drop": 1 - sizes[k + 1] / sizes[k] if sizes[k] else math.nan,
-        }
+        {"rank": k + 1, "value": value, "residual": residual}
+        | {"converged": has_converged(value, residual), "kept": pairs.is_kept(k)}
+        | {"drop": 1 - sizes[k + 1] / sizes[k] if sizes[k] else math.nan}
         for k, (value, residual) in enumerate(zip(pairs.values_K, pairs.residuals_K, strict=True))
     ]
 
 
-def _training(findings: Findings) -> list[Row]:
-    curve = findings.training
-    both = zip(curve.steps, curve.loss, strict=True) if curve is not None else ()
-    return [{"step": s, "loss": x} for s, x in both]
-
-
-def _truncation(findings: Findings) -> list[Row]:
+def _truncation(pairs: Ritz | None) -> list[Row]:
     """Per term added, the bound on what is dropped and by how much the term lowered it.
 
     From the values of all Krylov steps that have converged, where more of them are known than were
     kept; see numerics.truncation, which says what is reconstructed.
     """
-    pairs = findings.ritz
     values = pairs.converged_values() if pairs is not None else []
     if pairs is None or len(values) <= max(2, len(pairs.values_K)):
         return []
@@ -194,15 +185,13 @@ def _attributions(findings: Findings) -> Tables:
         parts_SF = np.atleast_2d(np.asarray(a.parts_SF, dtype=np.float64))
         finite = parts_SF[np.isfinite(parts_SF)]
         told: Row = {"target": a.target, "rank": a.rank, "id": a.id}
-        row = told | {"score": a.score, "elements": int(finite.size)}
-        row |= {"left_out": int(parts_SF.size - finite.size), "sum": float(np.nansum(parts_SF))}
+        row = told | {"score": a.score, "elements": finite.size}
+        row |= {"left_out": parts_SF.size - finite.size, "sum": float(np.nansum(parts_SF))}
         row["above_0_pct"] = 100 * float(np.mean(finite > 0)) if finite.size else math.nan
         row["top_tenth_pct"] = concentration_pct(finite)
         for axis, name in enumerate(a.axes):
-            along = np.nansum(parts_SF, axis=1 - axis)
+            along = np.nansum(parts_SF, axis=1 - axis).tolist()
             row[f"strongest_{name}"] = int(np.argmax(np.abs(along)))
-            sums += [
-                told | {"axis": name, "place": k, "sum": float(s)} for k, s in enumerate(along)
-            ]
+            sums += [told | {"axis": name, "place": k, "sum": s} for k, s in enumerate(along)]
         rows.append(row)
     return {"attributions": rows, "attribution_sums": sums}

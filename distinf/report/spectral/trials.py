@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from distinf.numerics.bootstrap import Trials, differences, estimate
@@ -9,28 +10,21 @@ from distinf.numerics.means import gap_reduction, mean_sd
 from distinf.report.rows import Row
 from distinf.report.spectral.findings import AxisCurves, Outcome
 
+CLOSED = attrgetter("gap_reduction_pct")
 VERSUS = ("points", "low_points", "high_points")
 
 
-def reductions(outcomes: Iterable[Outcome]) -> Trials:
-    """(draw, (target, seed)) -> gap reduction."""
-    return _by_trial(outcomes, lambda o: o.gap_reduction_pct)
-
-
-def _by_trial(outcomes: Iterable[Outcome], of: Callable[[Outcome], float | None]) -> Trials:
+def by_trial(outcomes: Iterable[Outcome], of: Callable[[Outcome], Any] = CLOSED) -> Trials:
+    """(draw, (target, seed)) -> gap reduction, or another number, but None."""
     found = {(o.draw, (o.target, o.seed)): of(o) for o in outcomes}
     return {trial: float(v) for trial, v in found.items() if v is not None}
 
 
-def _estimated(trials: Trials) -> Row:
-    e = estimate(trials)
+def reduction(outcomes: Iterable[Outcome], of: Callable[[Outcome], Any] = CLOSED) -> Row:
+    """Mean, sd and interval of the gap reduction, and over what."""
+    e = estimate(by_trial(outcomes, of))
     row: Row = {"mean_pct": e.mean, "sd_pct": e.sd, "low_pct": e.low, "high_pct": e.high}
     return row | {"trials": e.trials, "failed": e.failed, "targets": e.targets}
-
-
-def reduction(outcomes: Iterable[Outcome]) -> Row:
-    """Mean, sd and interval of the gap reduction, and over what."""
-    return _estimated(reductions(outcomes))
 
 
 def reduction_after(outcomes: list[Outcome], steps: int, reference: dict[int, float]) -> Row:
@@ -42,23 +36,21 @@ def reduction_after(outcomes: list[Outcome], steps: int, reference: dict[int, fl
             return None
         return gap_reduction(path[0], path[steps], reference[o.target])
 
-    return _estimated(_by_trial(outcomes, closed))
+    return reduction(outcomes, closed)
 
 
 def side_effect(outcomes: list[Outcome]) -> Row:
     """Changes of others' mean metric in percent: non_target_, sibling_ and fresh_ columns."""
     row = Row()
     for whose in ("non_target", "sibling", "fresh"):
-        changes = _by_trial(outcomes, lambda o, w=whose: getattr(o, f"{w}_change_pct"))  # type: ignore[misc]
-        e = estimate(changes)
-        row |= {f"{whose}_mean_pct": e.mean, f"{whose}_sd_pct": e.sd}
-        row |= {f"{whose}_low_pct": e.low, f"{whose}_high_pct": e.high}
+        found = reduction(outcomes, attrgetter(f"{whose}_change_pct"))
+        row |= {f"{whose}_{k}": v for k, v in found.items() if k.endswith("_pct")}
     return row
 
 
 def difference(ours: Iterable[Outcome], control: Iterable[Outcome]) -> Row:
     """Ours − control over the pairs of equal target and seed, in points."""
-    values = differences(reductions(ours), reductions(control))
+    values = differences(by_trial(ours), by_trial(control))
     e, wins = estimate(values), sum(v > 0 for v in values.values())
     row: Row = {"points": e.mean, "sd_points": e.sd, "low_points": e.low, "high_points": e.high}
     row |= {"pairs": e.trials, "targets": e.targets, "wins": wins}
@@ -75,7 +67,7 @@ def against(prefix: str, ours: list[Outcome], control: list[Outcome], pairs: str
 
 def spread(outcomes: list[Outcome]) -> Row:
     """Mean and sd of the gap reduction, without an interval."""
-    mean, sd, finite = mean_sd(o.gap_reduction_pct for o in outcomes)
+    mean, sd, finite = mean_sd(map(CLOSED, outcomes))
     return {"mean_pct": mean, "sd_pct": sd, "trials": finite, "failed": len(outcomes) - finite}
 
 
@@ -90,7 +82,7 @@ def path(outcomes: Iterable[Outcome]) -> list[Row]:
     """Per fine-tuning step, from before the first: the targets' mean metric, sd and trials."""
     series = [o.metric_by_step for o in outcomes]
     rows = []
-    for step in range(max((len(s) for s in series), default=0)):
+    for step in range(max(map(len, series), default=0)):
         mean, sd, finite = mean_sd(s[step] for s in series if len(s) > step)
         rows.append({"step": step, "mean": mean, "sd": sd, "trials": finite})
     return rows
@@ -119,7 +111,5 @@ def bins(curves: AxisCurves | None) -> list[Row]:
     """Per bin of the axis: its centre, its samples and every curve."""
     if curves is None:
         return []
-    return [
-        {"x": x, "samples": curves.counts[b]} | {k: y[b] for k, y in curves.curves.items()}
-        for b, x in enumerate(curves.x)
-    ]
+    every = zip(curves.x, curves.counts, *curves.curves.values())
+    return [dict(zip(("x", "samples", *curves.curves), values)) for values in every]
