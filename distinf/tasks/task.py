@@ -60,12 +60,31 @@ class Shapes:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A number from the literature to print beside ours.
+
+    `column` tells the source's training sets apart ("800k"); `run` names the run that it stands
+    beside: "" is this one, another is a variation's name.
+    """
+
+    source: str
+    loss: str
+    variant: str
+    selection: str
+    mean_pct: float
+    sd_pct: float | None = None
+    note: str = ""
+    column: str = ""
+    run: str = ""
+
+
+@dataclass(frozen=True)
 class Wording:
     """How the report speaks of a task. Labels are for people; `baseline` is a column's name.
 
     deviations: what is reconstructed or differs from the paper that the task follows, one sentence
     each.
-    published: that paper's own numbers, as the page's Published, to print beside a run's.
+    published: that paper's own numbers, to print beside a run's.
     columns: stored per-row columns worth showing beside a row; category columns name their values
     in the task's `labels`.
     """
@@ -80,7 +99,7 @@ class Wording:
     log: bool = False
     columns: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
-    published: tuple[Any, ...] = ()
+    published: tuple[Published, ...] = ()
 
 
 class RowSource(Protocol):

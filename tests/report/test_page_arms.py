@@ -22,9 +22,10 @@ from distinf.report.spectral.families import (
     table_1,
     varied,
 )
-from distinf.report.spectral.findings import Family, Findings, Published
+from distinf.report.spectral.findings import Family, Findings
 from distinf.report.spectral.page import page
 from distinf.report.spectral.tables import tables
+from distinf.tasks.task import Published
 from tests.support.experiments import small, trials
 from tests.support.html import parts as parts_of
 from tests.support.html import picture
@@ -117,8 +118,7 @@ def test_setup_tells_what_differs_from_the_headline():
     made = small(family)
     assert fixed(made, family) == {"aim": "multi-target", "steps": 15, "targets": 1}
     assert note(made).startswith(
-        "Compared: pool of 50, pool of 200. Unlike the headline: multi-target, 15 steps, on 1 "
-        "targets. Base arm: pool of 50."
+        "Unlike the headline: multi-target, 15 steps, on 1 targets. Base arm: pool of 50."
     )
 
 

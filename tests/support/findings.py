@@ -12,13 +12,13 @@ from distinf.report.spectral.findings import (
     MetricInfo,
     Outcome,
     Provenance,
-    Published,
     Ritz,
     ScoreSet,
     StageCost,
     Target,
     TrainingCurve,
 )
+from distinf.tasks.task import Published
 
 TARGETS = (417, 88, 503)
 SEEDS = 10

@@ -27,18 +27,19 @@ def axis(findings: Findings, canvas: Figure) -> bool:
     every = panels(findings)
     if not every:
         return False
-    runs = list(dict.fromkeys(run for run, *_ in every))[:MOST_COLUMNS]
-    tried = list(dict.fromkeys(name for _, name, *_ in every))[: MOST_PANELS // len(runs)]
+    runs = list(dict.fromkeys(name for name, *_ in every))[:MOST_COLUMNS]
+    tried = list(dict.fromkeys(f.name for _, _, f in every))[: MOST_PANELS // len(runs)]
     many = 2 * len(tried)
     shape: Any = {"sharex": True, "sharey": "row", "height_ratios": [*[3, 1.15] * len(tried), 0.6]}
     axes = svg.panels(canvas, 1.4 + 3.5 * len(tried), many + 1, len(runs), **shape)
     for panel in axes.ravel():
         panel.set_visible(False)
-    for run, name, of, curves in every:
-        if run in runs and name in tried:
-            column, row = runs.index(run), 2 * tried.index(name)
-            label = [run_label(run, of)] if len(runs) > 1 else []
-            title = shortened(", ".join([panel_label(of, name), *label]), 90)
+    for name, run, family in every:
+        curves = family.axis_curves
+        if curves and name in runs and family.name in tried:
+            column, row = runs.index(name), 2 * tried.index(family.name)
+            label = [run_label(name, run)] if len(runs) > 1 else []
+            title = shortened(", ".join([panel_label(run, family), *label]), 90)
             _levels(axes[row, column], findings, curves)
             svg.title(axes[row, column], title, strong=True)
             _changes(axes[row + 1, column], curves)

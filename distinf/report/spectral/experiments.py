@@ -25,7 +25,6 @@ from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
 from distinf.report.spectral.headline import FEWEST_PAIRS, percent, words_of
 from distinf.report.spectral.tables import Tables, own_tables
 
-MOST_VALUES = 4
 ARM = ("loss", "variant", "selection")
 
 
@@ -117,14 +116,12 @@ def _title(family: Family) -> str:
 
 
 def _setup(findings: Findings, family: Family, rows: Sequence[Row]) -> str:
-    """What was varied, where the arms differ from the headline in all, and how many differ."""
+    """Where the arms differ from the headline in all, the base arm, and how many differ from it."""
     words, base = words_of(findings), families.base_of(findings, family)
-    compared = "; ".join(_values(name, family) for name in varied(family))
     apart = ", ".join(spoken(k, v) for k, v in families.fixed(findings, family).items())
-    label = "the headline's" if base else "none"
-    if base in families.arms(family).values():
-        label = families.arm_label(varied(family), base[0])
-    numbers = {"compared": compared or "nothing", "apart": apart or "nothing", "base": label}
+    own = base in families.arms(family).values()
+    label = families.arm_label(varied(family), base[0]) if own else "the headline's"
+    numbers = {"apart": apart or "nothing", "base": label if base else "none"}
     for control, pairs in (("base", "base_pairs"), ("random", "pairs")):
         versus = f"vs_{control}_"
         known = [r for r in rows if isfinite(r.get(f"{versus}points", nan))]
@@ -134,14 +131,6 @@ def _setup(findings: Findings, family: Family, rows: Sequence[Row]) -> str:
         told["judged"] = count(len(judged))
         numbers[f"to_{control}"] = words.say("experiments", "judged", **told)
     return words.say("experiments", "setup", **numbers)
-
-
-def _values(name: str, family: Family) -> str:
-    every = dict.fromkeys(o.value(name) for o in family.outcomes)
-    values = [v for v in every if v not in (None, "")]
-    if len(values) > MOST_VALUES and all(isinstance(v, int | float) for v in values):
-        return f"{NAMES.get(name, name)} {min(values):g} to {max(values):g} ({len(values)} values)"
-    return ", ".join(dict.fromkeys(spoken(name, v) for v in values))
 
 
 def _reading(findings: Findings, arms_: Sequence[Row], swept: Sequence[Row]) -> str:

@@ -55,6 +55,12 @@ def rate(family: Family) -> str | None:
     return None
 
 
+def headline(findings: Findings) -> Family:
+    """The headline's trials; its name is ""."""
+    trials = findings.headline_outcomes()
+    return Family("", ("selection",), trials, findings.axis_curves)
+
+
 def table_1(findings: Findings) -> Family | None:
     """The family that crosses losses with variants."""
     return next((f for f in findings.families if f.outcomes and kind(f) == "table 1"), None)

@@ -14,6 +14,7 @@ from distinf.numerics.krylov import has_converged
 from distinf.report.provenance import Provenance, StageCost
 from distinf.report.rows import Row, plain
 from distinf.spectral.attribution import Attribution
+from distinf.tasks.task import Published
 
 SELECTED, CONTROL, OPPOSITE = "helpful", "random", "harmful"
 Columns = Mapping[str, float | int | str]  # from the data
@@ -180,11 +181,6 @@ class Ritz:
         """Whether the pair at `place`, from 0, is among those that scores use."""
         return self.kept_K[place] if self.kept_K else place < self.kept
 
-    def converged(self) -> list[int]:
-        """Places of the pairs that have converged; the pictures leave the others out."""
-        both = zip(self.values_K, self.residuals_K, strict=True)
-        return [k for k, (v, r) in enumerate(both) if has_converged(v, r)]
-
     def converged_values(self) -> list[float]:
         """Those of all Krylov steps' values that have converged, largest magnitude first."""
         both = zip(self.all_values, self.all_residuals, strict=True)
@@ -196,25 +192,6 @@ class TrainingCurve:
     steps: Sequence[int]
     loss: Sequence[float]
     label: str = "training loss"
-
-
-@dataclass(frozen=True)
-class Published:
-    """A number from the literature to print beside ours.
-
-    `column` tells the source's training sets apart ("800k"); `run` names the run that it stands
-    beside: "" is this one, another is a name in Findings.beside.
-    """
-
-    source: str
-    loss: str
-    variant: str
-    selection: str
-    mean_pct: float
-    sd_pct: float | None = None
-    note: str = ""
-    column: str = ""
-    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from itertools import combinations
 from distinf.numerics.means import highest, mean_sd
 from distinf.report.rows import Row
 from distinf.report.spectral import families, trials
-from distinf.report.spectral.findings import CONTROL, SELECTED, AxisCurves, Findings, Outcome
+from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
 
 
 def table_1(findings: Findings) -> list[Row]:
@@ -37,50 +37,45 @@ def table_1(findings: Findings) -> list[Row]:
     return [row for column in columns.values() for row in column]
 
 
-def panels(findings: Findings) -> list[tuple[str, str, Findings, AxisCurves]]:
-    """(run, experiment, that run, curves): the headline's first, then families that hold some.
+def panels(findings: Findings) -> list[tuple[str, Findings, Family]]:
+    """(run's name, run, family): the headline's first, then those that hold curves on the axis.
 
     Of the runs with a Table 1, and of this one.
     """
     compared = {
-        n: r for n, r in families.runs(findings).items() if not n or families.table_1(r) is not None
+        name: [(name, run, f) for f in (families.headline(run), *families.experiments(run))]
+        for name, run in families.runs(findings).items()
+        if not name or families.table_1(run) is not None
     }
-    found = [(n, "", r, r.axis_curves) for n, r in compared.items() if r.axis_curves]
-    for family in families.experiments(findings):
-        for name, run in compared.items():
-            same = next((f for f in families.experiments(run) if f.name == family.name), None)
-            if same is not None and same.axis_curves is not None:
-                found.append((name, family.name, run, same.axis_curves))
-    return found
+    every = [panel for own in compared.values() for panel in own if panel[2].axis_curves]
+    order = [f.name for _, _, f in compared[""]]
+    known = [panel for panel in every if panel[2].name in order]
+    return sorted(known, key=lambda panel: order.index(panel[2].name))
 
 
-def panel_label(run: Findings, experiment: str = "") -> str:
+def panel_label(run: Findings, family: Family | None = None) -> str:
     """Aim and length, "single-target, 3 steps": the headline's, or an experiment's, by its name
     where its aim is the headline's."""
-    head = run.headline
-    if not experiment:
-        steps = [families.spoken("steps", head.steps)] if head.steps else []
-        return ", ".join(filter(None, (head.aim, *steps)))
-    family = next(f for f in families.experiments(run) if f.name == experiment)
-    aim = families.fixed(run, family).get("aim", experiment.replace("_", " "))
-    return f"{aim}, {families.spoken('steps', families.longest(family))}"
+    aim, steps = run.headline.aim, run.headline.steps
+    if family is not None and family.name:
+        aim = families.fixed(run, family).get("aim", family.name.replace("_", " "))
+        steps = families.longest(family)
+    return ", ".join(filter(None, (aim, families.spoken("steps", steps) if steps else "")))
 
 
 def effects(findings: Findings) -> list[Row]:
     """What tuning did to targets and to others, per panel and role; empty where nobody measured."""
     rows = []
-    for name, experiment, run, curves in panels(findings):
-        family = next((f for f in families.experiments(run) if f.name == experiment), None)
-        mine = run.headline_outcomes() if family is None else list(family.outcomes)
-        if any(o.non_target_metric is not None for o in mine):
-            told = {"run": name, "label": families.run_label(name, run), "experiment": experiment}
-            told["panel"] = panel_label(run, experiment)
-            touched = {o.target for o in mine}
-            rows += [told | r for r in (*_untuned(run, touched), *_tuned(mine, curves))]
+    for name, run, family in panels(findings):
+        if any(o.non_target_metric is not None for o in family.outcomes):
+            told = {"run": name, "label": families.run_label(name, run), "experiment": family.name}
+            told["panel"] = panel_label(run, family)
+            rows += [told | r for r in (*_untuned(run, family), *_tuned(family))]
     return rows
 
 
-def _untuned(run: Findings, touched: set[int]) -> Iterator[Row]:
+def _untuned(run: Findings, family: Family) -> Iterator[Row]:
+    touched = {o.target for o in family.outcomes}
     for role, key in (("reference", "reference"), ("baseline", "baseline"), ("before", "metric")):
         mean, _, known = mean_sd(getattr(t, key) for t in run.targets if t.id in touched)
         other = getattr(run, f"non_target_{role}")
@@ -88,19 +83,15 @@ def _untuned(run: Findings, touched: set[int]) -> Iterator[Row]:
             yield {"role": role, "target_metric": mean, "non_target_metric": other}
 
 
-def _tuned(every: list[Outcome], curves: AxisCurves) -> Iterator[Row]:
-    first: dict[str, Outcome] = {}
-    for o in every:
-        first.setdefault(o.selection, o)
-    order = [s for s in curves.curves if s in first]
-    for selection in dict.fromkeys([*order, *first]):
-        group = [
-            o
-            for o in every
-            if families.alike(o, first[selection], ("selection", *families.COMPARED))
-        ]
-        ends = [o.metric_by_step[-1] for o in group if len(o.metric_by_step)]
-        mean, sd, _ = mean_sd(ends)
+def _tuned(family: Family) -> Iterator[Row]:
+    """Per selection, the first arm's; in the order of the curves."""
+    first = {o.selection: o for o in reversed(family.outcomes)}
+    curves = family.axis_curves.curves if family.axis_curves else {}
+    came = dict.fromkeys(o.selection for o in family.outcomes)
+    names = ("selection", *families.COMPARED)
+    for selection in dict.fromkeys([*(s for s in curves if s in first), *came]):
+        group = [o for o in family.outcomes if families.alike(o, first[selection], names)]
+        mean, sd, _ = mean_sd(o.metric_by_step[-1] for o in group if len(o.metric_by_step))
         row: Row = {"role": selection, "target_metric": mean, "target_metric_sd": sd}
         yield row | trials.reduction(group) | trials.others(group)
 

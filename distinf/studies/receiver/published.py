@@ -5,7 +5,7 @@ influence functions", Table 1 (percent, mean and sd over 10 seeds; first order, 
 slots, 3 steps, the target of largest gap), and section 4.2 for random slots.
 """
 
-from distinf.report.spectral.findings import CONTROL, SELECTED, Published
+from distinf.tasks.task import Published
 
 SOURCE = "Tuononen et al., Table 1 and section 4.2"
 # training set of Tuononen et al. -> the run it stands beside ("": this one)
@@ -27,13 +27,13 @@ def published() -> tuple[Published, ...]:
     """Every number above, reduced training set first."""
     rows = [
         Published(
-            SOURCE, loss, variant, SELECTED, numbers[2 * place], numbers[2 * place + 1],
+            SOURCE, loss, variant, "helpful", numbers[2 * place], numbers[2 * place + 1],
             column=column, run=run,
         )
         for place, (column, run) in enumerate(COLUMNS.items())
         for loss, variant, *numbers in TABLE_1
     ]  # fmt: skip
     random = Published(
-        SOURCE, "", "", CONTROL, RANDOM_800K[0], RANDOM_800K[1], column="800k", run=COLUMNS["800k"]
+        SOURCE, "", "", "random", RANDOM_800K[0], RANDOM_800K[1], column="800k", run=COLUMNS["800k"]
     )
     return (*rows, random)
