@@ -13,6 +13,7 @@ from distinf.report.spectral import findings as of
 from distinf.report.spectral import page, results
 from distinf.report.spectral.tables import tables
 from distinf.report.spectral.warnings import deviations, quarantined, warnings
+from distinf.report.words import Words
 from distinf.spectral import (
     attribution,
     curvature,
@@ -45,6 +46,8 @@ def findings(session: Session) -> of.Findings:
     """Everything that the page shows, read from committed arrays."""
     words, settings = results.wording(session), session.settings
     headline, head = results.run_families(session)[0], settings.actions
+    chosen = {"pool": head.pool, "noun": words.noun, "variant": head.variant}
+    told = Words(__package__, chosen)
     names = {f"non_target_{k}": v for k, v in results.non_target_means(session).items()}
     loss = head.loss or session.outline.losses[0]
     beside = session.beside.items()
@@ -58,7 +61,7 @@ def findings(session: Session) -> of.Findings:
         of.Headline(loss, head.variant, head.update, head.aim, words.noun, head.pool, head.steps),
         outcomes=results.outcomes(session, headline),
         families=results.page_families(session),
-        descriptions=_descriptions(session, words),
+        descriptions={k: told.say("selections", k) for k in told.of("selections")},
         targets=_targets(session, words),
         evaluation=_evaluation_points(session),
         axis_curves=results.axis_curves(session, headline),
@@ -106,19 +109,6 @@ def _sentence(session: Session, words: Wording) -> str:
     )
 
 
-def _descriptions(session: Session, words: Wording) -> dict[str, str]:
-    """What each selection is."""
-    settings = session.settings.actions
-    score = f"{settings.variant} score for the target"
-    return {
-        "helpful": f"the {settings.pool} {words.noun} with the highest {score}",
-        "harmful": f"the {settings.pool} {words.noun} with the lowest {score}",
-        "random": f"random training {words.noun}",
-        "nearest": f"the {settings.pool} {words.noun} whose conditions are nearest to the target's",
-        "group": f"the {words.noun} with the highest joint score for the targets",
-    }
-
-
 def _named(session: Session, name: str, value: float) -> float | str:
     labels: Mapping[str, Sequence[str]] = getattr(session.task, "labels", {})
     named, place = labels.get(name, ()), int(value) if np.isfinite(value) else -1
@@ -133,39 +123,34 @@ def _columns(session: Session, words: Wording, found: Mapping[str, Any], row: in
 def _targets(session: Session, words: Wording) -> list[of.Target]:
     task, columns = session.task, evaluate.evaluation(session)
     chosen = evaluate.chosen_targets(session)
-
-    def known(name: str | None, row: int) -> float | None:
-        return float(columns[name][row]) if name and name in columns else None
-
+    names = {k: getattr(task, k) for k in ("metric", "reference", "axis")}
+    known = {k: n for k, n in {**names, "baseline": words.baseline}.items() if n in columns}
     return [
         of.Target(
-            int(row), float(columns[task.metric][row]), float(gap), known(task.reference, row),
-            known(task.axis, row), _columns(session, words, columns, row),
-            known(words.baseline, row),
+            id=int(row),
+            gap=float(gap),
+            columns=_columns(session, words, columns, row),
+            **{k: float(columns[n][row]) for k, n in known.items()},
         )
         for row, gap in zip(chosen.ids, chosen.gaps, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _evaluation_points(session: Session) -> of.EvaluationPoints:
     task, columns = session.task, evaluate.evaluation(session)
-    settings = session.settings.targets
-    gap = evaluate.gap(columns, task, settings.criterion)
-    rule = "a gap above 0"
+    settings, reference = session.settings.targets, columns.get(task.reference or "")
+    gap, rule = evaluate.gap(columns, task, settings.criterion), "a gap above 0"
     if task.reference:
         name = results.wording(session).reference or task.reference
         rule = f"{name} at least {settings.min_reference:g}, and {rule}"
-    return of.EvaluationPoints(
-        ids_E=np.arange(len(gap)),
-        gap_E=gap,
-        axis_E=columns[task.axis] if task.axis else None,
-        eligible_E=evaluate.eligible_rows(columns, task, settings),
-        metric_E=columns[task.metric],
-        reference_E=columns[task.reference] if task.reference else None,
-        least_reference=settings.min_reference,
-        rule=rule,
-        draws=len(np.unique(evaluate.conditions(columns, task))),
+    axis_E, eligible_E = (
+        columns.get(task.axis or ""),
+        evaluate.eligible_rows(columns, task, settings),
     )
+    return of.EvaluationPoints(
+        np.arange(len(gap)), gap, axis_E, eligible_E, rule, columns[task.metric], reference,
+        settings.min_reference, len(np.unique(evaluate.conditions(columns, task))),
+    )  # fmt: skip
 
 
 def _score_sets(session: Session) -> list[of.ScoreSet]:
