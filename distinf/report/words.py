@@ -29,7 +29,7 @@ from distinf.report.schema import (
 
 FORMS = {f.__name__: f for f in (count, duration, fixed, identifier, number, size)}
 FORMS |= {"general": "{:g}".format, "some": lambda many: count(many) if many else ""}
-FORMS["mark"] = lambda true: "✓" if true else ""
+FORMS |= {"mark": lambda true: "✓" if true else "", "share": lambda part: fixed(100 * part)}
 TWO_LINES: Mapping[str, Any] = {"spread": spread, "difference": difference}
 REST = "..."  # where the columns that are not in words.yaml stand; without it they come last
 

@@ -64,7 +64,12 @@ def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> bool:
     return rows_of_dots(
         canvas,
         max(1.1 + 0.72 * len(groups), 1.2 + 0.34 * len(beside)),
-        Panel("per trial, and the mean with its 95 % interval [%]", [*groups], closed, DIVERGED),
+        Panel(
+            "gap closed per trial, and the mean with its 95 % interval [%]",
+            [*groups],
+            closed,
+            DIVERGED,
+        ),
         Panel(f"{chosen} − {CONTROL}, same seeds [points]", names, dots, DIVERGED),
         width_ratios=[1.75, 1] if beside else None,
     )
