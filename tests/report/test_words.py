@@ -52,9 +52,9 @@ def test_columns_from_the_data_stand_where_words_have_the_dots():
     row = {"panel": "p", "target_metric": 1.0, "non_target_metric": 2.0, "x": 3.0}
     shown = printed(words.table("effects", [row], [column("x", "number")]))
     assert [c.heading for c in shown.columns] == ["experiment", "x", "BER", "BER"]
-    target = {"target": 1, "helpful": 4.0}
-    shown = printed(words.table("by_target", [target], [column("helpful", "number")]))
-    assert [c.heading for c in shown.columns] == ["target", "helpful"]
+    target = {"target": 1, "selection": "helpful", "x": 4.0}
+    shown = printed(words.table("by_target", [target], [column("x", "number")]))
+    assert [c.heading for c in shown.columns] == ["target", "selection", "x"]
 
 
 def drawn(*panels: Panel) -> str | None:

@@ -213,26 +213,15 @@ def _variation(place: int, name: str, run: Findings, of: Findings) -> Section:
 
 
 def overlaps(findings: Findings, rows: Sequence[Row]) -> Table:
-    """Every score of a run by every other: least to most rows shared over the targets."""
-    every, lines = families.runs(findings), dict[tuple[str, ...], Row]()
+    """Every two scores of a run: least and most rows shared over the targets."""
+    every, shared = families.runs(findings), dict[tuple[str, str, str], list[int]]()
     for r in (r for r in rows if r["run"] == r["other_run"]):
-        one, other = (tuple(r[f"{p}{k}"] for k in ("loss", "variant")) for p in ("", "other_"))
-        for mine, its in ((one, other), (other, one)):
-            label = families.run_label(r["run"], every[r["run"]]) if len(every) > 1 else ""
-            named = dict(zip(("run", "loss", "variant"), (label, *mine), strict=True))
-            lines.setdefault((r["run"], *mine), named).setdefault(its, []).append(r["shared"])  # type: ignore[call-overload]
-
-    def column(score: tuple[str, ...]) -> Column:
-        def cell(row: Row) -> str:
-            found = row.get(score, [])  # type: ignore[call-overload]
-            ends = dict.fromkeys(count(f(found)) for f in (min, max) if found)
-            return " to ".join(ends)
-
-        return Column(score[1], cell, group=score[0])
-
-    order = sorted(lines, key=lambda key: [*every].index(key[0]))
-    columns = [stub(n, n) for n in ("run", "loss", "variant")]
-    columns += [column(score) for score in dict.fromkeys(key[1:] for key in order)]
+        one, other = (f"{r[f'{p}loss']} {r[f'{p}variant']}" for p in ("", "other_"))
+        shared.setdefault((r["run"], one, other), []).append(r["shared"])
+    told: list[Row] = [
+        {"label": families.run_label(run, every[run]), "one": one, "other": other}
+        | {"least": min(found), "most": max(found)}
+        for (run, one, other), found in shared.items()
+    ]
     pool = count(findings.headline.pool)
-    told = [lines[key] for key in order]
-    return words_of(findings).table("overlaps", told, columns, folded=True, pool=pool)
+    return words_of(findings).table("overlaps", told, labels(told), folded=True, pool=pool)

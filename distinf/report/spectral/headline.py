@@ -6,7 +6,7 @@ from typing import Any
 from distinf.numerics.bootstrap import RESAMPLES
 from distinf.report.formats import SPACE, count, missing, number, rounded, signed, with_unit
 from distinf.report.rows import Row
-from distinf.report.schema import Card, Column, Table, spread
+from distinf.report.schema import Card, Column, Table
 from distinf.report.spectral.findings import CONTROL, OPPOSITE, SELECTED, Findings
 from distinf.report.spectral.tables import TARGET, Tables
 from distinf.report.words import Words
@@ -143,15 +143,9 @@ def target_tables(findings: Findings, rows: Tables, prefix: str = "") -> list[Ta
     told = [
         r for r in further(mine, TARGET) if any(row.get(r.heading) != row["axis"] for row in mine)
     ]
-    wide: dict[int, Row] = {}
-    for r in rows["by_target"]:
-        named = {f"{r['selection']} {k}": r[k] for k in ("mean_pct", "sd_pct")}
-        wide.setdefault(r["target"], {"target": r["target"]}).update(named)
-    selections = dict.fromkeys(r["selection"] for r in rows["by_target"])
-    closed = [spread(f"{s} [%]", f"{s} ") for s in selections]
     return [
         words.table("targets", mine, told, f"{prefix}targets"),
-        words.table("by_target", list(wide.values()), closed, f"{prefix}by_target"),
+        words.table("by_target", rows["by_target"], file=f"{prefix}by_target"),
     ]
 
 

@@ -21,8 +21,8 @@ def summary(session: Session) -> list[Table | str]:
         mine = [o for o in outcomes if o.selection == selection]
         closed, price = trials.spread(mine), mean_sd(o.non_target_change_pct for o in mine)[0]
         if closed["trials"]:
-            told = f"{closed['mean_pct']:.1f} %", f"{closed['sd_pct']:.1f}", f"{price:+.1f} %"
-            known = ("" if "nan" in text else text for text in told)
+            numbers = f"{closed['mean_pct']:.1f} %", f"{closed['sd_pct']:.1f}", f"{price:+.1f} %"
+            known = ("" if "nan" in text else text for text in numbers)
             table.add_row(f"{selection} {words.noun}", *known, str(closed["trials"]))
     means = results.non_target_means(session)
     baseline = means.get("baseline")
