@@ -42,6 +42,7 @@ class TensorTask:
     reference: str | None = None
     axis: str | None = None
     metric = "metric"
+    criteria: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {}
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from distinf.config import load
 from distinf.errors import InputError
 from distinf.spectral import curvature
 from distinf.spectral.damping import damping_of
+from distinf.spectral.evaluate import chosen_targets
 from distinf.studies.digits.files import read
 from distinf.studies.digits.task import Digits, task
 from tests.support.partial import run_until
@@ -126,6 +127,7 @@ def test_the_benchmarks_configuration_runs_in_small(folder, tmp_path, monkeypatc
         [f"{key}={value}" for key, value in small.items()] + [f"out={tmp_path / 'run'}"],
     )
     session = run_until("scores", config)
+    assert chosen_targets(session).ids.tolist() == [0, 1, 2]
     used = damping_of(session, curvature.stored_pairs(session).values)
     assert used.value == pytest.approx(1 / 0.4)
     assert used.source == "1 / the sum of the learning rates of 40 steps of SGD"
