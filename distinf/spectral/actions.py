@@ -115,7 +115,7 @@ def check(session: Session) -> None:
                     f"{prefix}.stop: with {measured} of {evaluation} evaluation rows to measure by "
                     "(actions.non_targets) none is left to decide the stop; measure by fewer"
                 )
-    if evaluation <= outline.settings.targets.count:
+    if outline.settings.actions.seeds and evaluation <= outline.settings.targets.count:
         raise InputError(
             f"targets.count: {outline.settings.targets.count} of {evaluation} evaluation rows "
             "leave none to measure side effects; lower it"

@@ -310,7 +310,8 @@ class ActionSettings:
     newton_solves  of a row: fresh (its gradient anew at each step) or stored (its gradient at the
                    trained weights, as 8.2 of that paper reuses them)
     adapter        rank of low-rank adapters, all that is then trained (0: every parameter)
-    seeds          repetitions, each with its own draws from the pools
+    seeds          repetitions, each with its own draws from the pools; 0 fine-tunes nothing: the
+                   scores are all that is asked for
     retain         share of each step's rows that are random ones in place of the pool's, to keep
                    what the model can do elsewhere (0 to 1)
     stop           percent by which the metric of `guard` rows may rise (null: any): the step that
@@ -361,7 +362,7 @@ class ActionSettings:
 
     def __post_init__(self) -> None:
         refuse_names("also", self.also)
-        for name in ("pool", "steps", "batch_size", "seeds"):
+        for name in ("pool", "steps", "batch_size"):
             at_least(name, getattr(self, name), 1)
         at_least("guard", self.guard, 1)
         if not 0 <= self.retain <= 1:
@@ -375,7 +376,7 @@ class ActionSettings:
             raise ValueError("retain: its rows are learned by descent; set update to first-order")
         if self.stop is not None:
             not_negative("stop", self.stop)
-        for name in ("adapter", "targets", "non_targets", "fresh_draws"):
+        for name in ("seeds", "adapter", "targets", "non_targets", "fresh_draws"):
             at_least(name, getattr(self, name), 0)
         positive("lr", self.lr)
         positive("newton_lr", self.newton_lr)

@@ -10,7 +10,7 @@ from distinf.report.spectral.warnings import warnings
 from distinf.spectral import actions, evaluate, pools, scores
 from distinf.spectral.arms import ALL_TARGETS, arm_of, families, family_jobs, jobs
 from distinf.spectral.settings import ActionSettings
-from tests.support.runs import POINTS, run_points
+from tests.support.runs import POINTS, all_scores, run_points
 
 LOSSES = ("bce", "ber")
 SECOND = {"update": ["first-order", "second-order"], "steps": 4, "newton_lr": 0.5}
@@ -308,3 +308,12 @@ def test_nearest_without_conditions_of_stored_rows_is_refused_before_anything_ru
     with pytest.raises(InputError, match=r"actions.selections: nearest goes by conditions"):
         run_points(tmp_path / "run", actions={"selections": ["random", "nearest"]})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_no_seeds_fine_tunes_nothing_and_reports_its_scores(tmp_path):
+    session = run_points(tmp_path / "run", actions={"seeds": 0}, targets={"count": 64})
+    assert not (tmp_path / "run/jobs").exists()
+    page = (tmp_path / "run/report/index.html").read_text()
+    assert "This run did not act on its scores" in page
+    assert "fine-tuned for" not in page
+    assert np.isfinite(all_scores(session)["cross-entropy.classic"]).all()

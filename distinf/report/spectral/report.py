@@ -99,13 +99,15 @@ def _sentence(session: Session, words: Wording) -> str:
         chosen = "named in the settings"
     pairs = len(queries.damped_spectrum(session).values_K)
     limit = "" if settings.actions.stop is None else "at most "
+    acted = (
+        f", and the model was fine-tuned for {limit}{settings.actions.steps} steps of "
+        f"{settings.actions.batch_size} {words.noun} on what the scores chose"
+    )
     return (
         f"A {model} was trained for {settings.train.steps:,} steps on {every:,} {words.noun}; the "
         f"influence of {scored} on the {len(evaluate.chosen_targets(session).ids)} evaluation "
         f"{words.noun} {chosen} was estimated from {pairs} Ritz pair{'' if pairs == 1 else 's'} of "
-        f"the {OPERATORS[settings.curvature.kind]}, and the model was fine-tuned for "
-        f"{limit}{settings.actions.steps} steps of {settings.actions.batch_size} {words.noun} on "
-        "what the scores chose."
+        f"the {OPERATORS[settings.curvature.kind]}{acted if settings.actions.seeds else ''}."
     )
 
 
