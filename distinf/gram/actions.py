@@ -14,13 +14,13 @@ from distinf.digest import sha256
 from distinf.engine.session import draw
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
-from distinf.gram.scores import (
+from distinf.gram.configurations import (
     all_scores,
-    cell_units,
     configurations,
     named_configuration,
     not_among,
 )
+from distinf.gram.scores import cell_units
 from distinf.gram.session import TRAIN, Cell, Outline, Session
 from distinf.gram.settings import BASELINES, GRID, StageSettings
 from distinf.gram.task import METRICS, Labelled

@@ -6,12 +6,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from distinf.engine.recipe import AS_IF_ADDED, Answer
 from distinf.errors import InputError
 from distinf.gram.candidates import candidate_scores, refuse_estimator
-from distinf.gram.scores import configurations, headline, query_scores
-from distinf.gram.session import QUERY, Session
+from distinf.gram.configurations import configurations, headline
+from distinf.gram.gradients import finite_rows
+from distinf.gram.scores import joint_solve, members
+from distinf.gram.session import QUERY, TRAIN, Cell, Session
+from distinf.gram.settings import JOINT
 from distinf.gram.task import AskedAbout, described_rows
 from distinf.tasks.task import telling
 
@@ -49,3 +53,21 @@ def answers(session: Session, name: str) -> Iterator[Answer]:
         else:
             scores_QN = query_scores(session, cell, estimator, group)
             yield Answer(cell.name, scores_QN, queries, rows)
+
+
+def query_scores(session: Session, cell: Cell, estimator: str, group: str) -> np.ndarray:
+    """fp64 [Q, N] by the gram stage's products: the mean over the group's blocks, low =
+    detrimental; NaN where a training row or a query is quarantined."""
+    finite_N = finite_rows(session, cell.name, TRAIN)
+    finite_Q = finite_rows(session, cell.name, QUERY)
+    queries = cell.rows[QUERY]
+    if estimator == JOINT:
+        total_QN = joint_solve(session, cell, group).scores_QN
+    else:
+        total_QN = torch.zeros(queries, int(finite_N.sum()), dtype=torch.float64)
+        for parts in members(session, cell, group):
+            total_QN += parts.scores(estimator, parts.cross(0, queries), 0, queries)
+        total_QN /= len(cell.groups[group])
+    found = np.full((queries, len(finite_N)), np.nan)
+    found[np.ix_(finite_Q, finite_N)] = total_QN.numpy()[finite_Q]
+    return found

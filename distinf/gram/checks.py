@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distinf.gram import actions, factors, gradients, scores, train
+from distinf.gram import actions, configurations, factors, gradients, train
 from distinf.gram.session import TRAIN, Session
 from distinf.gram.task import Checked, Prepared, described_rows, rehearse_probabilities
 from distinf.tasks.methods import methods_to_try
@@ -24,6 +24,6 @@ def check(session: Session) -> str:
             rehearse_probabilities(task)
     train.check(session)
     factors.check(session)
-    scores.check(session.outline)
+    configurations.check(session.outline)
     actions.check(session)
     return method

@@ -8,7 +8,6 @@ Shape legend: n rows of a unit, P entries of a slab.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,7 +142,9 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
         f"dense.{slab:03d}": as_stored(grads, settings.store) for slab, grads in dense.items()
     }
     if words:
-        arrays |= _sparse_arrays(SparseRows.cat(words).select(torch.tensor(order).argsort()))
+        every = SparseRows.cat(words).select(torch.tensor(order).argsort())
+        parts = (every.offsets, every.ids.to(torch.int32), every.rows.float())
+        arrays |= {key: part.numpy() for key, part in zip(WORDS, parts, strict=True)}
     arrays |= {"finite": finite.numpy(), "loss": losses.numpy()}
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
     summary: dict[str, Any] = {"quarantined": quarantined}
@@ -191,7 +192,13 @@ def _gradients(
         return values
 
     with in_a_run():
-        session.cached(("agreed", name), partial(_agree, session, model, loss, batch, layout))
+        session.cached(
+            ("agreed", name),
+            lambda: agree(
+                model, loss, batch, layout, settings, (settings.chosen,),
+                rows=rows_in(batch), seed=session.seed,
+            ),
+        )  # fmt: skip
     found: dict[str, Tensor | SparseRows]
     with in_a_run(), precision(settings.precision, session.device):
         if settings.method == "hooks":
@@ -207,16 +214,6 @@ def _gradients(
     return on_cpu, torch.cat(losses).double().cpu()
 
 
-def _agree(
-    session: Session, model: nn.Module, loss: PerSampleLoss, batch: Batch, layout: Layout
-) -> Method:
-    settings = session.settings.gradients
-    return agree(
-        model, loss, batch, layout, settings, (settings.chosen,),
-        rows=rows_in(batch), seed=session.seed,
-    )  # fmt: skip
-
-
 def _flat(
     model: nn.Module, loss: PerSampleLoss, batch: Batch, layout: Layout, settings: GradientSettings
 ) -> dict[str, Tensor | SparseRows]:
@@ -228,16 +225,10 @@ def _flat(
 
 def _finite(found: Mapping[str, Tensor | SparseRows]) -> Tensor:
     """bool [m]: which samples' gradients are finite in every block, also in the float32 stored."""
+    stored = (grads.to(torch.float32) for grads in found.values())
     return torch.stack(
-        [
-            (g.to(torch.float32).finite() if isinstance(g, SparseRows) else _all_finite(g))
-            for g in found.values()
-        ]
+        [g.finite() if isinstance(g, SparseRows) else torch.isfinite(g).all(1) for g in stored]
     ).all(0)
-
-
-def _all_finite(grads_NP: Tensor) -> Tensor:
-    return torch.isfinite(grads_NP.float()).all(1)
 
 
 def _kept(words: SparseRows, keep: Tensor) -> SparseRows:
@@ -246,11 +237,6 @@ def _kept(words: SparseRows, keep: Tensor) -> SparseRows:
     inside = keep[words.samples]
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return SparseRows(offsets, words.ids[inside], words.rows[inside], words.vocabulary)
-
-
-def _sparse_arrays(words: SparseRows) -> dict[str, np.ndarray]:
-    parts = (words.offsets, words.ids.to(torch.int32), words.rows.float())
-    return {key: part.numpy() for key, part in zip(WORDS, parts, strict=True)}
 
 
 def _predicted(session: Session, name: str, unit: Unit) -> np.ndarray | None:

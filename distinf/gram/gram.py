@@ -19,8 +19,7 @@ the products stored: who reads them multiplies by the scales of both rows.
 Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N training rows of a tile.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,13 +27,12 @@ import torch
 from torch import Tensor
 
 from distinf.engine.stage import Stage
-from distinf.errors import InputError
 from distinf.gram.blocks import SPARSE, Block
-from distinf.gram.factors import curvature
-from distinf.gram.gradients import dense_rows, finite_rows, sparse_rows
+from distinf.gram.gradients import dense_rows, sparse_rows
 from distinf.gram.paired import EACH, QUERIES, SELF, chosen
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, pool_phases
 from distinf.gram.settings import EKFAC, OF_ALL_PAIRS, OF_WORDS
+from distinf.gram.solved import ekfac_queries, fisher_queries, moments_of, query_slab
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.tiles import (
     NAME,
@@ -46,9 +44,8 @@ from distinf.gram.tiles import (
     phase_units,
     queries_at_once,
     slab_units,
-    tiled,
 )
-from distinf.numerics.estimators import datainf, fisher
+from distinf.numerics.estimators import datainf
 from distinf.numerics.products import scaled, scales, sqnorms
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.runtime import Cost, Lever, Runtime, Unit
@@ -77,29 +74,28 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         width = cell.rows[TRAIN]
     elif slab == SPARSE:
         width *= 32  # distinct tokens that two rows have in common, at most about
-    c, d = unit.job.get("columns", (0, queries))
-    side = queries if phase in ("cross", "correction") else d - c
+    first, last = unit.job.get("columns", (0, queries))
+    side = last - first
     tile = min(rows, outline.settings.gram.rows_per_tile)
-    across = tile if of_words else width
-    tiles = 4.0 * across * tile
-    held = tiles + 4.0 * across * side
+    tiles, asked = (4.0 * (tile if of_words else width) * many for many in (tile, side))
+    held = tiles + asked
     made = 4.0 * queries * width if phase == "sums" else 4.0 * blocks * side * rows
     wanted = outline.settings.scores.estimators
     passes = 1.0 if "datainf" in wanted or phase != "sums" else 0.0
-    solved = EKFAC in wanted and slab != SPARSE
-    flops = 2.0 * passes * width * rows * (queries if phase == "sums" else side)
+    flops = 2.0 * passes * width * rows * side
     if phase == "sums" and "fisher" in wanted:
         sides = [block.width for block in cell.blocks.of(slab) if narrow(cell, block)]
         flops += sum(2.0 * (rows + queries) * p**2 + p**3 / 3.0 for p in sides)
         held += 4.0 * sum(p**2 for p in sides) + 16.0 * max(sides, default=0) ** 2
         made *= 2
-    if solved and phase in ("sums", "correction"):
+    if EKFAC in wanted and slab != SPARSE and phase in ("sums", "correction"):
         held, made = 2 * held, 2 * made
     if phase == "sums":
-        few, asked = min(2 * EACH, rows), min(QUERIES, queries)
-        flops += 2.0 * width * few * (few + asked)
-        held += 4.0 * width * (few + asked)
-        made += 8.0 * blocks * few * (few + asked)
+        few = min(2 * EACH, rows)
+        both = few + min(QUERIES, queries)
+        flops += 2.0 * width * few * both
+        held += 4.0 * width * both
+        made += 8.0 * blocks * few * both
     moved = slab != SPARSE  # the embedding's rows stay on the host
     computed = tiles * (2 if phase == "self" else 1)  # both of its sides are tiles
     parts = {"device" if moved else "host": computed, "staged": tiles}
@@ -110,14 +106,10 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         for where, size in parts.items()
     ]
     levers += [Lever("gradients.slab", width, held, largest)] if moved else []
-    return Cost(
-        flops=flops,
-        bytes=made,
-        memory=tiles + made + (0.0 if moved else held + made),
-        device=held + made if moved else 0.0,
-        staged=tiles if moved else 0.0,
-        levers=tuple(levers),
-    )
+    memory, device, staged = (tiles + made, held + made, tiles)
+    if not moved:
+        memory, device, staged = memory + device, 0.0, 0.0
+    return Cost(flops, made, memory, device, staged=staged, levers=tuple(levers))
 
 
 def run(session: Session, runtime: Runtime) -> None:
@@ -126,10 +118,8 @@ def run(session: Session, runtime: Runtime) -> None:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    make: dict[str, Callable[[Session, Unit, Stopwatch], dict[str, np.ndarray]]]
-    make = {"cross": _cross, "self": _self, "sums": _sums, "correction": _correction}
-    watch = Stopwatch(session.device)
-    arrays = make[unit.job["phase"]](session, unit, watch)
+    make, watch = PHASE[unit.job["phase"]], Stopwatch(session.device)
+    arrays = make(session, unit, watch)
     at_once = queries_at_once(session.cell(unit.job["cell"]).rows[TRAIN])
     summary = {TOOK: watch.notes(), SELF: SELF in arrays}
     return session.commit(unit, attempt, arrays, summary=summary, chunk_rows=at_once)
@@ -146,17 +136,12 @@ def _needing(session: Session, *names: str) -> list[str]:
 
 def _cross(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
-    queries, blocks = session.cell(name).rows[QUERY], session.cell(name).blocks.of(slab)
+    blocks = session.cell(name).blocks.of(slab)
     if slab == SPARSE:
-        with watch.step(session.settings.scores.estimators, by_width(blocks)):
-            train = sparse_rows(session, name, TRAIN, unit.start, unit.stop)
-            query: SparseRows = session.latest(
-                "words", name, lambda: sparse_rows(session, name, QUERY, 0, queries)
-            )
-        return _sparse_cross(session, query, train, by_width(blocks), watch)
+        return _sparse_cross(session, unit, by_width(blocks), watch)
     with watch.step(_needing(session), by_width(blocks)):
         train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
-        query_QP = _query_slab(session, name, slab)
+        query_QP = query_slab(session, name, slab)
         rows, queries_of = _by_block(blocks, train_NP), _by_block(blocks, query_QP)
         return {
             **_blockwise("cross", queries_of, rows),
@@ -166,20 +151,20 @@ def _cross(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarr
 
 
 def _sparse_cross(
-    session: Session,
-    query: SparseRows,
-    train: SparseRows,
-    shares: Mapping[str, float],
-    watch: Stopwatch,
+    session: Session, unit: Unit, shares: Mapping[str, float], watch: Stopwatch
 ) -> dict[str, np.ndarray]:
+    name, queries = unit.job["cell"], session.cell(unit.job["cell"]).rows[QUERY]
     with watch.step(session.settings.scores.estimators, shares):
-        sqnorms = {"sqnorm": train.sqnorms()[None], "query_sqnorm": query.sqnorms()[None]}
+        train = sparse_rows(session, name, TRAIN, unit.start, unit.stop)
+        query: SparseRows = session.latest(
+            "words", name, lambda: sparse_rows(session, name, QUERY, 0, queries)
+        )
+        found = {"sqnorm": train.sqnorms()[None].numpy()}
+        found["query_sqnorm"] = query.sqnorms()[None].numpy()
         query, train = _scaled_words(query), _scaled_words(train)
-        found = {key: values.numpy() for key, values in sqnorms.items()}
     with watch.step(_needing(session), shares):
         found[named("cross", 0)] = sparse_gram(query, train).float().numpy()
-    of_words = _needing(session, *WORD_CROSS)
-    if of_words:
+    if of_words := _needing(session, *WORD_CROSS):
         with watch.step(of_words, shares):
             top = train.top_rows(TOP_WORDS)
             found[named("top.train", 0)] = sparse_gram(query, top).float().numpy()
@@ -191,12 +176,12 @@ def _sparse_cross(
 def _self(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
     name, slab = unit.job["cell"], unit.job["slab"]
     ranges = ((unit.start, unit.stop), tuple(unit.job["columns"]))
-    blocks = session.cell(name).blocks.of(slab)
+    cell, blocks = session.cell(name), session.cell(name).blocks.of(slab)
     if slab == SPARSE:
         with watch.step(_needing(session, "datainf", *OF_ALL_PAIRS), by_width(blocks)):
             words = (_scaled_words(sparse_rows(session, name, TRAIN, a, b)) for a, b in ranges)
             return {named("self", 0): sparse_gram(*words).float().numpy()}
-    shares, cell = by_width(blocks), session.cell(name)
+    shares = by_width(blocks)
     small = {b.name: shares.pop(b.name) for b in blocks if narrow(cell, b)}  # Fisher needs none
     wanted = _needing(session, *OF_ALL_PAIRS)
     with watch.step(wanted, shares), watch.step([e for e in wanted if e != "fisher"], small):
@@ -208,21 +193,20 @@ def _self(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
 
 
 def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
-    name, slab = unit.job["cell"], unit.job["slab"]
-    cell = session.cell(name)
+    cell, slab, device = session.cell(unit.job["cell"]), unit.job["slab"], session.device
     if slab == SPARSE:
         return _sparse_sums(session, cell)
     blocks, width = cell.blocks.of(slab), cell.blocks.width(slab)
-    device = session.device
     datainf_wanted = "datainf" in session.settings.scores.estimators
     summed_QP = torch.zeros(cell.rows[QUERY] if datainf_wanted else 0, width, device=device)
     sum_P, abs_P = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
     damping_B = dampings(session, cell, slab) if datainf_wanted else []
-    moments, paired = _moments(session, cell, slab), chosen(session, cell, slab)
+    moments, paired = moments_of(session, cell, slab), chosen(session, cell, slab)
     narrow_ones = [blocks[place] for place in moments]
     for tile in slab_units(session.settings, cell, "cross", slab):
         with watch.step(_needing(session, "datainf", "fisher"), by_width(blocks)):
-            train_NP = dense_rows(session, name, TRAIN, slab, tile.start, tile.stop).to(device)
+            train_NP = dense_rows(session, cell.name, TRAIN, slab, tile.start, tile.stop)
+            train_NP = train_NP.to(device)
         if paired is not None:
             paired.see(tile.start, train_NP)
         sum_P += train_NP.sum(0, dtype=torch.float64)
@@ -237,90 +221,14 @@ def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
             for k, (block, rows) in enumerate(zip(blocks, _by_block(blocks, train_NP))):
                 weights_QN = _weights(stored, k, damping_B[k]).float().to(device)
                 summed_QP[:, block.span] += weights_QN @ rows.scaled_NP
-    found = {"sum": sum_P, "abs_sum": abs_P}
-    if datainf_wanted:
-        found["weighted"] = summed_QP
+    found = {"sum": sum_P, "abs_sum": abs_P} | ({"weighted": summed_QP} if datainf_wanted else {})
     with watch.step(["fisher"], by_width(narrow_ones)):
-        found |= _preconditioned(session, cell, slab, moments)
+        found |= fisher_queries(session, cell, slab, moments)
     if EKFAC in session.settings.scores.estimators:
         with watch.step([EKFAC], by_width(blocks)):
-            found |= _ekfac_queries(session, cell, slab)
+            found |= ekfac_queries(session, cell, slab)
     arrays = {key: value.cpu().numpy() for key, value in found.items()}
     return arrays | (paired.products() if paired is not None else {})
-
-
-@dataclass
-class _Moment:
-    """T^T T of a narrow block, of rows divided by the scale of the largest of them."""
-
-    sum_PP: Tensor
-    scale: float
-
-    def add(self, rows_NP: Tensor) -> None:
-        small_NP = scaled(rows_NP, rows_NP.new_tensor([self.scale], dtype=torch.float64))
-        self.sum_PP.addmm_(small_NP.T, small_NP)
-
-
-def _moments(session: Session, cell: Cell, slab: int) -> dict[int, _Moment]:
-    """By place, of the blocks whose Fisher matrix is taken in parameter space; nothing in yet."""
-    if "fisher" not in session.settings.scores.estimators:
-        return {}
-    largest_B = torch.from_numpy(tiled(session, cell, slab, "cross", "sqnorm")).amax(1)
-    return {
-        place: _Moment(torch.zeros(block.width, block.width, device=session.device), scale)
-        for (place, block), scale in zip(
-            enumerate(cell.blocks.of(slab)), scales(largest_B).tolist(), strict=True
-        )
-        if narrow(cell, block)
-    }
-
-
-def _preconditioned(
-    session: Session, cell: Cell, slab: int, moments: Mapping[int, _Moment]
-) -> dict[str, Tensor]:
-    """Fisher's queries of narrow blocks: fp32 [Q, entries] each and what they were divided by, its
-    damping and its condition."""
-    count = int(finite_rows(session, cell.name, TRAIN).sum())
-    given = session.settings.scores.damping.get("fisher")
-    blocks, found = cell.blocks.of(slab), {}
-    for place, moment in moments.items():
-        query_QP = _query_slab(session, cell.name, slab)[:, blocks[place].span]
-        square = moment.scale**2
-        with solving("fisher", blocks[place].name):
-            # (s^2 F + lambda)^-1 = (F + lambda / s^2)^-1 / s^2
-            damping = given and given / square
-            solved = fisher.precondition(moment.sum_PP, query_QP, count, damping)
-        scale_Q = scales(sqnorms(solved.queries_QP))
-        found[named("fisher", place)] = scaled(solved.queries_QP, scale_Q).float()
-        found[named("fisher.scale", place)] = scale_Q / square
-        note = [solved.damping * square, solved.condition]
-        found[named("fisher.note", place)] = torch.tensor(note, dtype=torch.float64)
-    return found
-
-
-def _ekfac_queries(session: Session, cell: Cell, slab: int) -> dict[str, Tensor]:
-    """EK-FAC's queries of a slab's blocks, as Fisher's. A layer may reach into other slabs."""
-    ekfac, given = curvature(session, cell), session.settings.scores.damping.get(EKFAC)
-    mine = {block.name: place for place, block in enumerate(cell.blocks.of(slab))}
-    layer_of = {block.name: ekfac.layer_of(block.name) for block in cell.blocks.dense}
-    layers = {layer_of[name] for name in mine}
-    wanted = [block for block in cell.blocks.dense if layer_of[block.name] in layers]
-    queries = {
-        block.name: _query_slab(session, cell.name, block.slab)[:, block.span].cpu()
-        for block in wanted
-    }
-    solved, found = ekfac.solve(queries, given), {}
-    for name, place in mine.items():
-        query_QP = solved[name]
-        assert isinstance(query_QP, Tensor)
-        scale_Q = scales(sqnorms(query_QP))
-        found[named(EKFAC, place)] = scaled(query_QP, scale_Q).float()
-        found[named(f"{EKFAC}.scale", place)] = scale_Q
-        damping = given or ekfac.damping(layer_of[name])
-        largest = float(ekfac.eigenvalues[layer_of[name]].max())
-        note = [damping, (largest + damping) / damping if damping else 1.0]
-        found[named(f"{EKFAC}.note", place)] = torch.tensor(note, dtype=torch.float64)
-    return found
 
 
 def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
@@ -330,8 +238,8 @@ def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
         for tile in slab_units(session.settings, cell, "cross", SPARSE)
     ]
     ids_V = torch.cat(every).unique()
-    width = cell.blocks.width(SPARSE)
-    sums = {key: torch.zeros(len(ids_V), width, dtype=torch.float64) for key in ("sum", "abs_sum")}
+    shape = len(ids_V), cell.blocks.width(SPARSE)
+    sums = {key: torch.zeros(shape, dtype=torch.float64) for key in ("sum", "abs_sum")}
     paired = chosen(session, cell, SPARSE)
     for tile in slab_units(session.settings, cell, "cross", SPARSE):
         words = sparse_rows(session, cell.name, TRAIN, tile.start, tile.stop)
@@ -340,8 +248,7 @@ def _sparse_sums(session: Session, cell: Cell) -> dict[str, np.ndarray]:
         places = torch.searchsorted(ids_V, words.ids)
         sums["sum"].index_add_(0, places, words.rows.double())
         sums["abs_sum"].index_add_(0, places, words.rows.double().abs())
-    found = {key: value.float().numpy() for key, value in sums.items()}
-    found["ids"] = ids_V.numpy()
+    found = {key: value.float().numpy() for key, value in sums.items()} | {"ids": ids_V.numpy()}
     return found | (paired.products() if paired is not None else {})
 
 
@@ -358,17 +265,13 @@ def _correction(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.
         every = _by_block(blocks, train_NP)
     found: dict[str, np.ndarray] = {}
     for place, (block, rows) in enumerate(zip(blocks, every, strict=True)):
-        if "weighted" in stored:
-            with watch.step(["datainf"], {block.name: 1.0}):
-                summed_QP = torch.from_numpy(stored["weighted"][:, block.span])
-                products_QN = summed_QP.to(session.device) @ rows.scaled_NP.T
-                found[named("correction", place)] = products_QN.cpu().numpy()
-        for name in ("fisher", EKFAC):
-            key = named(name, place)
-            if key in stored:
-                with watch.step([name], {block.name: 1.0}):
-                    queries_QP = torch.from_numpy(stored[key]).to(session.device)
-                    found[key] = (queries_QP @ rows.scaled_NP.T).cpu().numpy()
+        solved = {key: stored.get(named(key, place)) for key in ("fisher", EKFAC)}
+        weighted = stored["weighted"][:, block.span] if "weighted" in stored else None
+        for key, query_QP in {"correction": weighted, **solved}.items():
+            if query_QP is not None:
+                with watch.step(["datainf" if key == "correction" else key], {block.name: 1.0}):
+                    products_QN = torch.from_numpy(query_QP).to(session.device) @ rows.scaled_NP.T
+                    found[named(key, place)] = products_QN.cpu().numpy()
     return found
 
 
@@ -390,6 +293,9 @@ def _sparse_correction(session: Session, unit: Unit) -> np.ndarray:
     return summed_QN.float().numpy()
 
 
+PHASE = {"cross": _cross, "self": _self, "sums": _sums, "correction": _correction}
+
+
 # -- pieces ----------------------------------------------------------------------------------
 
 
@@ -400,17 +306,6 @@ def _weights(cross: Mapping[str, np.ndarray], place: int, damping: float) -> Ten
     products_QN = torch.from_numpy(cross[named("cross", place)]).double()
     weights_QN = datainf.weights(products_QN * scales(sqnorm_N) ** 2, sqnorm_N, damping)
     return weights_QN.nan_to_num(0.0)  # 0/0: no gradient at all
-
-
-def _query_slab(session: Session, name: str, slab: int) -> Tensor:
-    """fp32 [Q, P] on the device; the last one is kept."""
-    queries = session.cell(name).rows[QUERY]
-    found: Tensor = session.latest(
-        "query slab",
-        (name, slab),
-        lambda: dense_rows(session, name, QUERY, slab, 0, queries).to(session.device),
-    )
-    return found
 
 
 @dataclass(frozen=True)
@@ -444,15 +339,6 @@ def _blockwise(
         named(key, place): (rows.scaled_NP @ others.scaled_NP.T).cpu().numpy()
         for place, (rows, others) in enumerate(zip(first, second, strict=True))
     }
-
-
-@contextmanager
-def solving(estimator: str, block: str) -> Iterator[None]:
-    """An InputError of a solve says which block, and which setting would help."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"scores.damping.{estimator}: '{block}': {error}") from None
 
 
 STAGE = Stage(

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.gram import scores, tiles
+from distinf.gram import tiles
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import SPARSE
+from distinf.gram.configurations import all_scores, headline
 from distinf.gram.gradients import PREDICTED, columns, finite_rows, split_units
 from distinf.gram.session import TRAIN, Cell, Session
 from distinf.gram.task import Predicting, described_rows
@@ -79,7 +80,7 @@ def cell_ranking(session: Session, cell: Cell) -> list[dict[str, Any]]:
     own loss, gradient norm, what the task can say of it, and the label to put in place of a wrong
     one, where the task tells classes. A row without a score (its gradient is not finite) comes
     first with an empty one."""
-    scores_N = scores.all_scores(session, cell)[scores.headline(session, cell)]
+    scores_N = all_scores(session, cell)[headline(session, cell)]
     order = np.argsort(lowest_first(scores_N), kind="stable")
     noise = flipped_rows(session, cell.name)
     own, labels = own_columns(session, cell), suggested(session, cell)

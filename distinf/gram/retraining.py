@@ -11,9 +11,10 @@ from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.gram.actions import flipped_rows
+from distinf.gram.asking import query_scores
 from distinf.gram.blocks import ALL
+from distinf.gram.configurations import configurations, headline
 from distinf.gram.ranking import free_rankings
-from distinf.gram.scores import configurations, headline, query_scores
 from distinf.gram.session import QUERY, TRAIN, Session
 from distinf.gram.task import Reseeded
 from distinf.gram.train import checked_fit, with_weights

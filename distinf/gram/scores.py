@@ -9,8 +9,7 @@ Sign: score > 0 means that training on the row helps the queries.
 Shape legend: E estimators, H ways of aggregating, B blocks, Q queries, N training rows.
 """
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +20,11 @@ from torch import Tensor
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
-from distinf.gram.blocks import ALL, EMBEDDING, SPARSE, Block
+from distinf.gram.blocks import SPARSE
 from distinf.gram.gradients import columns, finite_rows
-from distinf.gram.gram import solving
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
 from distinf.gram.settings import EKFAC, HOWS, JOINT, OF_ALL_PAIRS, OF_WORDS, StageSettings
+from distinf.gram.solved import solving
 from distinf.gram.stopwatch import TOOK, Stopwatch, joint_name
 from distinf.gram.tiles import (
     WORD_CROSS,
@@ -59,20 +58,15 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 
 def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:
     """A cell's units, slabs first."""
-    key = cell.asked_keys[NAME]
-    found = []
+    jobs: list[dict[str, Any]] = []
     if blockwise(settings):
-        found = [Unit(NAME, key, job=_job(cell, slab=slab)) for slab in cell.blocks.slabs]
+        jobs = [{"cell": cell.name, "slab": slab} for slab in cell.blocks.slabs]
     if JOINT in settings.scores.estimators:
-        found += [
-            Unit(NAME, key, job=_job(cell, group=group, blocks=list(members)))
+        jobs += [
+            {"cell": cell.name, "group": group, "blocks": list(members)}
             for group, members in cell.groups.items()
         ]
-    return found
-
-
-def _job(cell: Cell, **more: Any) -> dict[str, Any]:
-    return {"cell": cell.name, **more}
+    return [Unit(NAME, cell.asked_keys[NAME], job=job) for job in jobs]
 
 
 def blockwise(settings: StageSettings, slab: int | None = None) -> list[str]:
@@ -85,20 +79,16 @@ def blockwise(settings: StageSettings, slab: int | None = None) -> list[str]:
 def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     rows, queries = cell.rows[TRAIN], cell.rows[QUERY]
     solve = rows**3 / 3.0 + 2.0 * rows**2 * queries
-    if "group" in unit.job:
-        blocks, solves, estimators = 1, 1, 1
-    else:
-        blocks = len(cell.blocks.of(unit.job["slab"]))
-        wanted = blockwise(outline.settings, unit.job["slab"])
-        wide = sum(not narrow(cell, block) for block in cell.blocks.of(unit.job["slab"]))
-        of_pairs = [name for name in wanted if name in OF_ALL_PAIRS]
-        solves = sum(wide if name == "fisher" else blocks for name in of_pairs)
-        estimators = len(wanted)
+    blocks, solves, estimators, solved = 1, 1, 1, [JOINT]
+    if "slab" in unit.job:
+        of, wanted = cell.blocks.of(unit.job["slab"]), blockwise(outline.settings, unit.job["slab"])
+        blocks, estimators, wide = len(of), len(wanted), sum(not narrow(cell, b) for b in of)
+        solved = [name for name in wanted if name in OF_ALL_PAIRS]
+        solves = sum(wide if name == "fisher" else blocks for name in solved)
     sorts = 20.0 * blocks * estimators * queries * rows
     dense = 3 * 8.0 * rows**2 if solves else 0.0
     held = 8.0 * min(queries, queries_at_once(rows)) * rows * 6
-    solved = [JOINT] if "group" in unit.job else of_pairs or ["fisher"]
-    advice = f"leave {', '.join(solved)} out of scores.estimators"
+    advice = f"leave {', '.join(solved or ['fisher'])} out of scores.estimators"
     return Cost(
         flops=solves * solve + sorts,
         bytes=8.0 * blocks * estimators * len(HOWS) * rows,
@@ -168,31 +158,20 @@ def _joint(
     session: Session, cell: Cell, unit: Unit, watch: Stopwatch
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Fisher's inverse over all blocks of a group at once."""
-    with watch.step([JOINT], {joint_name(unit.job["group"]): 1.0}):
-        return _joint_totals(session, cell, unit)
-
-
-def _joint_totals(
-    session: Session, cell: Cell, unit: Unit
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    solved = joint_solve(session, cell, unit.job["group"])
-    tally = _Tally(session, cell)
-    tally.add(solved.scores_QN, 0, cell.rows[QUERY])
-    note = {"block": unit.job["group"], "estimator": JOINT, **_note(solved)}
+    group, tally = unit.job["group"], _Tally(session, cell)
+    with watch.step([JOINT], {joint_name(group): 1.0}):
+        solved = joint_solve(session, cell, group)
+        tally.add(solved.scores_QN, 0, cell.rows[QUERY])
+    note = {"block": group, "estimator": JOINT, **_note(solved)}
     return tally.result()[None, :, None], [note]
 
 
 def joint_solve(session: Session, cell: Cell, group: str) -> fisher.GramSolve:
-    members = set(cell.groups[group])
-    finite_N = finite_rows(session, cell.name, TRAIN)
-    total_NN = np.zeros((int(finite_N.sum()),) * 2)
-    cross_QN = np.zeros((cell.rows[QUERY], len(total_NN)))
-    for slab in cell.blocks.slabs:
-        for place, block in enumerate(cell.blocks.of(slab)):
-            if block.name in members:
-                parts = BlockProducts(session, cell, slab, place)
-                cross_QN += parts.cross(0, cell.rows[QUERY]).numpy()
-                total_NN += parts.self_gram()
+    rows = int(finite_rows(session, cell.name, TRAIN).sum())
+    total_NN, cross_QN = np.zeros((rows, rows)), np.zeros((cell.rows[QUERY], rows))
+    for parts in members(session, cell, group):
+        cross_QN += parts.cross(0, cell.rows[QUERY]).numpy()
+        total_NN += parts.self_gram()
     damping = session.settings.scores.damping.get(JOINT)
     with solving(JOINT, group):
         return fisher.solve(torch.from_numpy(total_NN), torch.from_numpy(cross_QN), damping)
@@ -210,12 +189,14 @@ class BlockProducts:
 
     def __init__(self, session: Session, cell: Cell, slab: int, place: int) -> None:
         self._session, self._cell, self._slab, self._place = session, cell, slab, place
+        self._block = cell.blocks.of(slab)[place]
         self._finite_N = finite_rows(session, cell.name, TRAIN)
         sqnorm_N = tiled(session, cell, slab, "cross", "sqnorm")[place][self._finite_N]
         self.sqnorm_N = torch.from_numpy(sqnorm_N)
         self._scale_N = scales(self.sqnorm_N)
-        sqnorm_Q = query_sqnorms(session, cell, slab)[place]
-        self.query_sqnorm_Q = torch.from_numpy(sqnorm_Q)
+        first = slab_units(session.settings, cell, "cross", slab)[0]
+        sqnorm_BQ = session.arrays(first, ["query_sqnorm"])["query_sqnorm"]
+        self.query_sqnorm_Q = torch.from_numpy(sqnorm_BQ[place])
         self.scale_Q = scales(self.query_sqnorm_Q)
         self._fisher: Tensor | None = None
         self.notes: dict[str, dict[str, float]] = {}
@@ -254,10 +235,6 @@ class BlockProducts:
             settings = replace(settings, damping=damping[name])
         scores_QN: Tensor = ESTIMATORS[name].scores(found, settings)
         return scores_QN
-
-    @property
-    def _block(self) -> Block:
-        return self._cell.blocks.of(self._slab)[self._place]
 
     def _datainf(self, cross_QN: Tensor, start: int, stop: int) -> Tensor:
         damping = dampings(self._session, self._cell, self._slab)[self._place]
@@ -298,6 +275,14 @@ class BlockProducts:
         return torch.from_numpy(found[:, self._finite_N]).double() * scale_Q * self._scale_N
 
 
+def members(session: Session, cell: Cell, group: str) -> Iterator[BlockProducts]:
+    """The blocks of a group, in stored order."""
+    for slab in cell.blocks.slabs:
+        for place, block in enumerate(cell.blocks.of(slab)):
+            if block.name in cell.groups[group]:
+                yield BlockProducts(session, cell, slab, place)
+
+
 class _Tally:
     """fp64 [H, N] over the queries added so far: the mean over all that are finite; rank and vote
     over those of them that the model gets right."""
@@ -316,10 +301,8 @@ class _Tally:
         kept_QN = scores_QN[finite_Q]
         found = tallies(kept_QN, self._right_Q[start:stop][finite_Q], self._top)
         self._queries += len(kept_QN)
-        scale = {"mean": len(kept_QN), "rank": 1, "vote": 1}
-        for h, how in enumerate(HOWS):
-            if len(kept_QN):
-                self._sums_HN[h] += found[how] * scale[how]
+        for h, how in enumerate(HOWS) if len(kept_QN) else ():
+            self._sums_HN[h] += found[how] * (len(kept_QN) if how == "mean" else 1)
 
     def result(self) -> np.ndarray:
         """NaN where a training row has no score."""
@@ -346,33 +329,6 @@ def right_queries(session: Session, cell: Cell) -> np.ndarray:
     return found
 
 
-def query_sqnorms(session: Session, cell: Cell, slab: int) -> np.ndarray:
-    """fp64 [B, Q]."""
-    first = slab_units(session.settings, cell, "cross", slab)[0]
-    return session.arrays(first, ["query_sqnorm"])["query_sqnorm"]
-
-
-def query_scores(session: Session, cell: Cell, estimator: str, group: str) -> np.ndarray:
-    """fp64 [Q, N] by the gram stage's products: the mean over the group's blocks, low =
-    detrimental; NaN where a training row or a query is quarantined."""
-    finite_N = finite_rows(session, cell.name, TRAIN)
-    finite_Q = finite_rows(session, cell.name, QUERY)
-    queries, members = cell.rows[QUERY], cell.groups[group]
-    if estimator == JOINT:
-        total_QN = joint_solve(session, cell, group).scores_QN
-    else:
-        total_QN = torch.zeros(queries, int(finite_N.sum()), dtype=torch.float64)
-        for slab in cell.blocks.slabs:
-            for place, block in enumerate(cell.blocks.of(slab)):
-                if block.name in members:
-                    parts = BlockProducts(session, cell, slab, place)
-                    total_QN += parts.scores(estimator, parts.cross(0, queries), 0, queries)
-        total_QN /= len(members)
-    found = np.full((queries, len(finite_N)), np.nan)
-    found[np.ix_(finite_Q, finite_N)] = total_QN.numpy()[finite_Q]
-    return found
-
-
 # -- what was stored -------------------------------------------------------------------------
 
 
@@ -383,93 +339,10 @@ def block_totals(session: Session, cell: Cell) -> dict[tuple[str, str], np.ndarr
         if "group" in unit.job:
             continue
         totals = session.arrays(unit)["totals"]
-        blocks: Sequence[Block] = cell.blocks.of(unit.job["slab"])
         for e, name in enumerate(blockwise(session.settings, unit.job["slab"])):
-            for place, block in enumerate(blocks):
+            for place, block in enumerate(cell.blocks.of(unit.job["slab"])):
                 found[name, block.name] = totals[e, :, place]
     return found
-
-
-def joint_totals(session: Session, cell: Cell) -> dict[str, np.ndarray]:
-    """Group -> fp64 [H, N] of the joint Fisher inverse."""
-    wanted = [u for u in cell_units(session.settings, cell) if "group" in u.job]
-    return {u.job["group"]: session.arrays(u)["totals"][0, :, 0] for u in wanted}
-
-
-def all_scores(session: Session, cell: Cell) -> dict[tuple[str, str, str], np.ndarray]:
-    """(estimator, group, how) -> fp64 [N], low = detrimental; a mean is over the group's blocks."""
-    return session.cached(("scores", cell.name), lambda: _all_scores(session, cell))
-
-
-def _all_scores(session: Session, cell: Cell) -> dict[tuple[str, str, str], np.ndarray]:
-    totals = block_totals(session, cell)
-    found: dict[tuple[str, str, str], np.ndarray] = {}
-    for estimator in session.settings.scores.estimators:
-        for group, members in cell.groups.items():
-            parts = [totals[estimator, b] for b in members if (estimator, b) in totals]
-            if len(parts) < len(members):
-                continue
-            summed_HN = np.sum(parts, axis=0)
-            for h, how in enumerate(HOWS):
-                scale = len(parts) if how == "mean" else 1
-                found[estimator, group, how] = summed_HN[h] / scale
-    for group, totals_HN in joint_totals(session, cell).items():
-        found |= {(JOINT, group, how): totals_HN[h] for h, how in enumerate(HOWS)}
-    return found
-
-
-def configurations(outline: Outline, cell: Cell) -> list[str]:
-    """Every "estimator/group/how" that there will be of a cell."""
-    sparse = {cell.blocks.embedding.name} if cell.blocks.embedding else set()
-    return [
-        f"{estimator}/{group}/{how}"
-        for estimator in outline.settings.scores.estimators
-        for group, members in cell.groups.items()
-        if estimator not in OF_WORDS or set(members) <= sparse
-        if estimator != EKFAC or not set(members) & sparse
-        for how in HOWS
-    ]
-
-
-def check(outline: Outline) -> None:
-    """InputError for a ranking by scores that there will not be."""
-    for cell in outline.cells.values():
-        named, known = outline.settings.report.ranking, configurations(outline, cell)
-        if named and named not in known:
-            raise InputError(f"report.ranking: {not_among(named, known)}")
-
-
-def headline(session: Session, cell: Cell) -> tuple[str, str, str]:
-    """What ranks a cell's rows: the setting, or datainf/all/vote if it is there."""
-    found = all_scores(session, cell)
-    named = session.settings.report.ranking
-    if named:
-        return named_configuration(named, found)
-    first = session.settings.scores.estimators[0]
-    for choice in ("datainf", first):
-        for group in (ALL, EMBEDDING):
-            if (choice, group, "vote") in found:
-                return choice, group, "vote"
-    return next(iter(found))
-
-
-def named_configuration(
-    name: str, found: dict[tuple[str, str, str], np.ndarray]
-) -> tuple[str, str, str]:
-    """The key of "estimator/group/how"; InputError with what there is."""
-    estimator, group, how = [*name.split("/"), "", ""][:3]
-    if (estimator, group, how) not in found:
-        raise InputError(not_among(name, ["/".join(key) for key in found]))
-    return estimator, group, how
-
-
-def not_among(name: str, known: Sequence[str]) -> str:
-    """What to say of a configuration that there is not."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    parts = list(zip(*(each.split("/") for each in known)))
-    every = (", ".join(dict.fromkeys(part)) for part in parts)
-    hint = f"did you mean '{near[0]}'?" if near else "use one each of " + " / ".join(every)
-    return f"'{name}' is not among the scores; {hint}"
 
 
 STAGE = Stage(NAME, "influence scores", needs=("gram",), reads=("scores",), units=units, run=run)

@@ -138,7 +138,7 @@ def filled(session: Any) -> None:
 
 def scores_cost(rows: int, queries: int) -> dict[str, float]:
     """Processor and wall seconds of the products and of the scores, and the peak of memory."""
-    from distinf.gram import gram, scores
+    from distinf.gram import configurations, gram, scores
     from distinf.runtime import RuntimeSettings, open_runtime
 
     torch.set_num_threads(1)
@@ -155,7 +155,7 @@ def scores_cost(rows: int, queries: int) -> dict[str, float]:
             found[f"{stage.NAME}_wall_s"] = time.perf_counter() - wall
             found[f"{stage.NAME}_peak_mib"] = peak_mib()
         groups = session.cell("").groups
-        keys = len(scores.all_scores(session, session.cell("")))
+        keys = len(configurations.all_scores(session, session.cell("")))
         assert keys == len(ESTIMATORS) * len(groups) * 3
     return found
 

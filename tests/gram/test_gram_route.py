@@ -24,7 +24,8 @@ from distinf.gram import (
     tiles,
     train,
 )
-from distinf.gram.scores import all_scores, right_queries
+from distinf.gram.configurations import all_scores, configurations, headline
+from distinf.gram.scores import right_queries
 from distinf.gram.session import QUERY, TRAIN, Session
 from distinf.gram.settings import BLOCKWISE, EKFAC, HOWS, JOINT, OF_WORDS
 from distinf.numerics.aggregation import aggregate, alike
@@ -193,7 +194,7 @@ def test_ekfac_is_the_librarys_in_every_layer_but_the_embedding(run):
             agree(found[EKFAC, block][0], scores_QN.mean(0).numpy())
         groups = {group for estimator, group, _ in all_scores(run, cell) if estimator == EKFAC}
         assert groups == {"all", "00-00", "01-01", "head"}
-        named = {name for name in scores.configurations(run.outline, cell) if EKFAC in name}
+        named = {name for name in configurations(run.outline, cell) if EKFAC in name}
         assert named == {f"{EKFAC}/{group}/{how}" for group in groups for how in HOWS}
 
 
@@ -354,7 +355,7 @@ def test_it_is_said_where_influence_finds_no_more_than_what_costs_nothing(
 ):
     """The known noise is what the loss (or the headline) itself puts lowest."""
     cell = run.cell("words-0")
-    first = scores.all_scores(run, cell)[scores.headline(run, cell)]
+    first = all_scores(run, cell)[headline(run, cell)]
     lowest = ranking.own_columns(run, cell)["own_loss"] * -1.0 if ahead else first
     noise = np.zeros(60, dtype=bool)
     noise[np.argsort(lowest)[:12]] = True

@@ -8,7 +8,7 @@ import torch
 
 from distinf.errors import InputError
 from distinf.gram import gradients
-from distinf.gram.scores import all_scores
+from distinf.gram.configurations import all_scores
 from tests.gram.test_gram_route import scored, session_of
 from tests.support.words_task import Cell, WordsSettings, cross_entropy
 

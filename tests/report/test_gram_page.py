@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distinf.gram import configurations
 from distinf.report import formats
-from distinf.report.gram import configurations
 from distinf.report.gram import page as gram_page
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.page import answer

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from distinf.gram import configurations
 from distinf.numerics.comparison import pareto_ranks, win_matrix, win_rates
-from distinf.report.gram import configurations
 from distinf.report.gram.figures import MOST_POINTS, thinned
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.page import render, words_of

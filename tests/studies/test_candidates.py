@@ -14,7 +14,7 @@ from distinf.cli import main
 from distinf.config import resolve
 from distinf.engine.query import ask
 from distinf.engine.run import execute
-from distinf.gram.scores import query_scores
+from distinf.gram.asking import query_scores
 from tests.studies.test_query import CLASSES, ESTIMATORS, raw_of, records
 from tests.support.noisy import WORDS, tiny_model, write_classes
 

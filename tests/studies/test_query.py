@@ -14,7 +14,8 @@ from distinf.cli import main
 from distinf.config import resolve
 from distinf.engine.query import ask
 from distinf.engine.run import execute
-from distinf.gram.scores import all_scores, query_scores
+from distinf.gram.asking import query_scores
+from distinf.gram.configurations import all_scores
 from tests.support.noisy import WORDS, tiny_model, write_classes
 
 CLASSES = ("billing", "delivery", "praise")

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from distinf.gram.configurations import ESTIMATORS
 from distinf.gram.paired import Separated
 from distinf.gram.settings import HOWS
 from distinf.numerics.separation import LEVELS, Separations
-from distinf.report.gram.configurations import ESTIMATORS
 from distinf.report.gram.findings import Findings
 from distinf.report.provenance import Provenance, StageCost
 from distinf.report.rows import Row

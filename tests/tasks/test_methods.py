@@ -9,7 +9,7 @@ from torch.nn import functional
 from distinf.config import load, resolve
 from distinf.engine.run import checked_session, execute, open_session, reopen
 from distinf.errors import InputError
-from distinf.gram import gradients, scores
+from distinf.gram import configurations, gradients
 from distinf.gram.session import TRAIN
 from distinf.numerics.parameters import Layout
 from distinf.spectral import gradients as basis_gradients
@@ -82,7 +82,7 @@ def config_of(out, kind, **changes):
 def ranked(out, kind, **changes):
     """All scores of a run to its end, and the method that it took."""
     session = execute(config_of(out, kind, **changes), silent)
-    return scores.all_scores(session, session.cell("")), session.settings.gradients.method
+    return configurations.all_scores(session, session.cell("")), session.settings.gradients.method
 
 
 CHOSEN = {"several": "vmap", "tied": "vmap", "rows one by one": "vmap"}

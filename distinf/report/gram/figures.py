@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from distinf.gram.configurations import ESTIMATORS, groups, parts, place, spoken
 from distinf.gram.settings import HOWS
 from distinf.report import maps
 from distinf.report.formats import SPACE, fixed, shortened
-from distinf.report.gram.configurations import ESTIMATORS, groups, parts, place, spoken
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.tables import Tables
 from distinf.report.gram.trials import ALL_ROWS, datasets, grouped

@@ -15,6 +15,7 @@ import torch
 from distinf.gram import actions, factors, gradients, scores, tiles, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import ALL, SPARSE, layer
+from distinf.gram.configurations import BETWEEN, all_scores, headline, in_order
 from distinf.gram.paired import Separated, separated
 from distinf.gram.ranking import FLIPPED, cell_ranking, free_rankings, suggested
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
@@ -24,7 +25,6 @@ from distinf.gram.task import METRICS, Deviating, Numbered, Predicting, describe
 from distinf.numerics import metrics
 from distinf.numerics.cancellation import cancellation, norm_cancellation
 from distinf.numerics.means import finite_mean
-from distinf.report.gram.configurations import BETWEEN, in_order
 from distinf.report.gram.warnings import by_split, summary, warnings
 from distinf.report.provenance import Provenance, StageCost, provenance_of, stage_costs
 from distinf.report.rows import Row, array_summary
@@ -90,7 +90,7 @@ def findings(session: Session) -> Findings:
         title=settings.report.title or "Training rows that harm the model",
         task=_sentence(session, cells),
         question=getattr(words, "question", ""),
-        headline=BETWEEN.join(scores.headline(session, cells[0])),
+        headline=BETWEEN.join(headline(session, cells[0])),
         share=settings.actions.fraction,
         selected_epoch=settings.train.selected_epoch,
         cells=rows,
@@ -165,7 +165,7 @@ def _cell(session: Session, cell: Cell) -> Row:
     if labels is not None and noise is not None and noise.any():
         flipped, share = torch.from_numpy(noise), session.settings.actions.fraction
         label_ndr = metrics.ndr_of_labels(labels, flipped, share)
-    rates = _rates(session, cell, scores.all_scores(session, cell)[scores.headline(session, cell)])
+    rates = _rates(session, cell, all_scores(session, cell)[headline(session, cell)])
     return {
         "name": cell.name,
         "dataset": getattr(of, "dataset", cell.name),
@@ -215,7 +215,7 @@ def _rates(session: Session, cell: Cell, scores_N: np.ndarray) -> Row:
 
 def _scored(session: Session, cell: Cell) -> Iterator[Row]:
     """Of every configuration: its rates, and a summary of its scores."""
-    for key, scores_N in scores.all_scores(session, cell).items():
+    for key, scores_N in all_scores(session, cell).items():
         row: Row = {"cell": cell.name, "configuration": BETWEEN.join(key)}
         row |= dict(zip(("estimator", "group", "how"), key, strict=True))
         row |= dict.fromkeys(("ndr", "auc", "within_labels")) | _rates(session, cell, scores_N)
@@ -289,7 +289,7 @@ def _correlations(session: Session, cells: Sequence[Cell]) -> list[Row]:
 def _joint(session: Session, cells: Sequence[Cell]) -> Row | None:
     """Every estimator in every group against every other one, by mean scores (Vitel and Chhabra,
     Figure 12, for the run's model)."""
-    keys = [key for key in scores.all_scores(session, cells[0]) if key[2] == "mean"]
+    keys = [key for key in all_scores(session, cells[0]) if key[2] == "mean"]
     named = {key: BETWEEN.join(key[:2]) for key in keys}
     ordered = dict(sorted(named.items(), key=lambda item: in_order(BETWEEN.join(item[0]))))
     return _correlation(session, cells, "estimators and layer groups, mean", ordered)
@@ -300,7 +300,7 @@ def _correlation(
 ) -> Row | None:
     """Of those that the first cell has, mean over the cells that have them; None of fewer than two.
     values_MM: NaN where no cell has a number."""
-    every = [scores.all_scores(session, cell) for cell in cells]
+    every = [all_scores(session, cell) for cell in cells]
     kept, per_cell = [key for key in named if key in every[0]], []
     for found in every if len(kept) > 1 else ():
         if all(key in found for key in kept):
@@ -360,7 +360,7 @@ def estimator_times(session: Session, cell: Cell) -> Iterator[Row]:
     units += factors.cell_units(session.settings, cell)
     units += scores.cell_units(session.settings, cell)
     notes = [note for u in units for note in session.record(u)["summary"].get(TOOK, ())]
-    scored = dict.fromkeys((e, group) for e, group, _ in scores.all_scores(session, cell))
+    scored = dict.fromkeys((e, group) for e, group, _ in all_scores(session, cell))
     for estimator, group in scored if notes else ():
         of = {*cell.groups[group], joint_name(group)}
         mine = [n for n in notes if estimator in n["estimators"] and n["of"] in of]

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from distinf.gram.configurations import spoken
 from distinf.gram.ranking import cell_ranking
 from distinf.gram.session import Session
 from distinf.numerics.bootstrap import RESAMPLES
@@ -13,7 +14,6 @@ from distinf.report import publishing
 from distinf.report import render as renderer
 from distinf.report.formats import MISSING, SPACE, count, fixed, missing, percent, rounded, signed
 from distinf.report.gram import figures, views
-from distinf.report.gram.configurations import spoken
 from distinf.report.gram.findings import EPOCHS, Findings
 from distinf.report.gram.findings import findings as gathered
 from distinf.report.gram.tables import ANY, Tables, tables

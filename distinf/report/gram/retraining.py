@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from distinf.gram.blocks import EMBEDDING, HEAD
+from distinf.gram.configurations import ESTIMATORS, groups, in_order, layers, parts, place
 from distinf.gram.settings import HOWS
 from distinf.numerics.comparison import (
     Correlated,
@@ -21,7 +22,6 @@ from distinf.numerics.comparison import (
     win_matrix,
     win_rates,
 )
-from distinf.report.gram.configurations import ESTIMATORS, groups, in_order, layers, parts, place
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.trials import (
     ALL_ROWS,

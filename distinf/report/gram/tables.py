@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import numpy as np
 
+from distinf.gram.configurations import BETWEEN, ESTIMATORS, group_order, groups, place
 from distinf.report.gram import retraining
-from distinf.report.gram.configurations import BETWEEN, ESTIMATORS, group_order, groups, place
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.trials import (
     by_trial,

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from distinf.gram.blocks import EMBEDDING, HEAD
+from distinf.gram.configurations import place, spoken
 from distinf.gram.settings import BASELINES
 from distinf.numerics.separation import LEVELS
 from distinf.report.formats import SPACE, count, duration, fixed, missing, number, shortened, signed
-from distinf.report.gram.configurations import place, spoken
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.retraining import MEASURED, TRACIN_WE
 from distinf.report.gram.tables import Tables

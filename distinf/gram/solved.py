@@ -1,0 +1,120 @@
+"""Queries times an inverse of the curvature, block by block: Fisher's in parameter space, EK-FAC's.
+
+The gram stage stores them with the sums over a slab's training rows; correction and scores read
+them. Shape legend: Q queries, N training rows, P entries of a block or slab.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distinf.errors import InputError
+from distinf.gram.factors import curvature
+from distinf.gram.gradients import dense_rows, finite_rows
+from distinf.gram.session import QUERY, TRAIN, Cell, Session
+from distinf.gram.settings import EKFAC
+from distinf.gram.tiles import named, narrow, tiled
+from distinf.numerics.estimators import fisher
+from distinf.numerics.products import scaled, scales, sqnorms
+
+
+@dataclass
+class Moment:
+    """T^T T of a narrow block, of rows divided by the scale of the largest of them."""
+
+    sum_PP: Tensor
+    scale: float
+
+    def add(self, rows_NP: Tensor) -> None:
+        small_NP = scaled(rows_NP, rows_NP.new_tensor([self.scale], dtype=torch.float64))
+        self.sum_PP.addmm_(small_NP.T, small_NP)
+
+
+def moments_of(session: Session, cell: Cell, slab: int) -> dict[int, Moment]:
+    """By place, of the blocks whose Fisher matrix is taken in parameter space; nothing in yet."""
+    if "fisher" not in session.settings.scores.estimators:
+        return {}
+    largest_B = torch.from_numpy(tiled(session, cell, slab, "cross", "sqnorm")).amax(1)
+    return {
+        place: Moment(torch.zeros(block.width, block.width, device=session.device), scale)
+        for (place, block), scale in zip(
+            enumerate(cell.blocks.of(slab)), scales(largest_B).tolist(), strict=True
+        )
+        if narrow(cell, block)
+    }
+
+
+def fisher_queries(
+    session: Session, cell: Cell, slab: int, moments: Mapping[int, Moment]
+) -> dict[str, Tensor]:
+    """Fisher's queries of narrow blocks."""
+    count = int(finite_rows(session, cell.name, TRAIN).sum())
+    given = session.settings.scores.damping.get("fisher")
+    found: dict[str, Tensor] = {}
+    blocks = cell.blocks.of(slab)
+    for place, moment in moments.items():
+        query_QP = query_slab(session, cell.name, slab)[:, blocks[place].span]
+        square = moment.scale**2
+        with solving("fisher", blocks[place].name):
+            # (s^2 F + lambda)^-1 = (F + lambda / s^2)^-1 / s^2
+            damping = given and given / square
+            solved = fisher.precondition(moment.sum_PP, query_QP, count, damping)
+        note = solved.damping * square, solved.condition
+        found |= _stored("fisher", place, solved.queries_QP, note, square)
+    return found
+
+
+def ekfac_queries(session: Session, cell: Cell, slab: int) -> dict[str, Tensor]:
+    """EK-FAC's queries of a slab's blocks. A layer may reach into other slabs."""
+    ekfac, given = curvature(session, cell), session.settings.scores.damping.get(EKFAC)
+    layer_of = {block.name: ekfac.layer_of(block.name) for block in cell.blocks.dense}
+    layers = {layer_of[block.name] for block in cell.blocks.of(slab)}
+    queries = {
+        block.name: query_slab(session, cell.name, block.slab)[:, block.span].cpu()
+        for block in cell.blocks.dense
+        if layer_of[block.name] in layers
+    }
+    found: dict[str, Tensor] = {}
+    solved = ekfac.solve(queries, given)
+    for place, block in enumerate(cell.blocks.of(slab)):
+        query_QP, layer = solved[block.name], layer_of[block.name]
+        assert isinstance(query_QP, Tensor)
+        damping, largest = given or ekfac.damping(layer), float(ekfac.eigenvalues[layer].max())
+        note = damping, (largest + damping) / damping if damping else 1.0
+        found |= _stored(EKFAC, place, query_QP, note)
+    return found
+
+
+def _stored(
+    name: str, place: int, query_QP: Tensor, note: tuple[float, float], square: float = 1.0
+) -> dict[str, Tensor]:
+    """fp32 [Q, entries]; what they were divided by, times `square`; damping and condition."""
+    scale_Q = scales(sqnorms(query_QP))
+    return {
+        named(name, place): scaled(query_QP, scale_Q).float(),
+        named(f"{name}.scale", place): scale_Q / square,
+        named(f"{name}.note", place): torch.tensor(note, dtype=torch.float64),
+    }
+
+
+def query_slab(session: Session, name: str, slab: int) -> Tensor:
+    """fp32 [Q, P] on the device; the last one is kept."""
+    queries = session.cell(name).rows[QUERY]
+    found: Tensor = session.latest(
+        "query slab",
+        (name, slab),
+        lambda: dense_rows(session, name, QUERY, slab, 0, queries).to(session.device),
+    )
+    return found
+
+
+@contextmanager
+def solving(estimator: str, block: str) -> Iterator[None]:
+    """An InputError of a solve says which block, and which setting would help."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"scores.damping.{estimator}: '{block}': {error}") from None
