@@ -43,7 +43,7 @@ def test_tracin_takes_its_blocks_part_of_the_products_and_its_own_sums(run):
             expected = 0.0
             for slab in cell.blocks.slabs:
                 shares = by_width(cell.blocks.of(slab))
-                steps = 3 if slab == SPARSE else 1  # read, scaled and multiplied; or all at once
+                steps = 2 if slab == SPARSE else 1  # read and scaled, multiplied; or all at once
                 products = len(tiles.slab_units(run.settings, cell, "cross", slab)) * steps
                 for block in cell.blocks.of(slab):
                     if block.name in members:  # its products are read, and its scores added up
