@@ -26,7 +26,7 @@ from distinf.planning import Plan
 from distinf.printable import printable
 from distinf.runtime import Part, Unit
 from distinf.saying import own_stderr
-from distinf.terminal import Terminal, fitted
+from distinf.terminal import Terminal, fitted, rows_table
 
 POLL_S = 0.5
 SOON_S = 2.0  # the first plain line of a stage that takes longer
@@ -117,23 +117,11 @@ def summary(session: Session, seconds: float, console: Terminal | None = None) -
 def query_table(answer: Answer, top: int, console: Terminal | None = None) -> None:
     """Each query's most helpful and most harmful training rows, or candidates."""
     out = console or Terminal()
-    table = Table(
-        title=f"{answer.scored} by query {answer.cell}".strip(), title_justify="left", box=None
-    )
     rows = list(extremes(answer, top))
-    kept = [key for key in ("query_text", "place", "score", "row", "label", "text") if any(
-        key in row for row in rows)]  # fmt: skip
-    if "query_text" not in kept:
-        kept = ["query_row", *kept]
-    table.expand = "text" in kept
-    for key in kept:
-        words = key.endswith("text")
-        table.add_column(
-            key.replace("_", " "), justify="left" if words or key == "label" else "right",
-            no_wrap=True, overflow="ellipsis", ratio=1 if words else None,
-        )  # fmt: skip
-    for row in rows:
-        table.add_row(*(fitted(row.get(key, "")) for key in kept))
+    keys = ["query_text", "place", "score", "row", "label", "text"]
+    if not any("query_text" in row for row in rows):
+        keys = ["query_row", *keys]
+    table = rows_table(f"{answer.scored} by query {answer.cell}".strip(), rows, keys)
     out.print(table, soft_wrap=True)
 
 

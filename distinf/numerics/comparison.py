@@ -5,13 +5,15 @@ what a method lacks is nan. Shape legend: C methods, T trials.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from distinf.errors import InputError
-from distinf.numerics.metrics import spearman
+from distinf.numerics.means import finite_mean
+from distinf.numerics.metrics import spearman, spearman_matrix
 
 
 class Correlated(NamedTuple):
@@ -115,3 +117,11 @@ def _paired(first_T: np.ndarray, second_T: np.ndarray) -> tuple[np.ndarray, np.n
         raise InputError(f"paired trials differ in number: {first.size} and {second.size}")
     both = np.isfinite(first) & np.isfinite(second)
     return first[both], second[both]
+
+
+def mean_spearman(groups: Sequence[np.ndarray]) -> np.ndarray:
+    """[M, M]: Spearman's correlations of the rows of each [M, N], by their finite columns, mean
+    over the groups that have a number; nan where none has."""
+    found = [torch.from_numpy(values_MN[:, np.isfinite(values_MN).all(0)]) for values_MN in groups]
+    every_GMM = np.stack([spearman_matrix(values_MN).numpy() for values_MN in found])
+    return np.apply_along_axis(finite_mean, 0, every_GMM)

@@ -4,15 +4,25 @@ A map is right on a light page and on a dark one, since its middle is transparen
 [-1, 1]: above 0 in the helpful hue, below 0 in the harmful one; NaN is grey.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from distinf.report.formats import fixed, shortened
 from distinf.report.svg import COLOR, title
 
 ABOVE, BELOW, MISSING = (0, 140, 105), (214, 84, 20), (127, 127, 127)
 MISSING_ALPHA = 0.42
+ROW_IN = 0.27
+STRENGTH = 0.72  # of a map's deepest colour, so that its numbers can be read
+MOST_NUMBERED, MOST_NUMBERED_PAIRS = 16, 8  # columns of a map whose cells carry numbers
+MOST_BESIDE = 26  # columns of all maps of one line, from which each gets a line of its own
+Shades = Callable[[np.ndarray], np.ndarray]  # values to [-1, 1]
+Map = tuple[str, Sequence[str], Sequence[str], np.ndarray]  # heading, rows, columns, values
 
 
 def tinted(values: np.ndarray) -> np.ndarray:
@@ -41,3 +51,43 @@ def scale_bar(axes: Axes, places: Sequence[float], labels: Sequence[str], headin
     axes.set_yticks([])
     axes.set_xticks([127 + 127 * p for p in places], labels)
     title(axes, heading)
+
+
+def grid_of(figure: Figure, many: int, across: int, each_in: float, more_in: float = 0.0) -> Any:
+    """So many axes, some beside each other, each so high."""
+    down = math.ceil(many / across)
+    figure.set_figheight(more_in + each_in * down)
+    every = figure.subplots(down, across, squeeze=False).ravel()
+    for spare in every[many:]:
+        spare.set_visible(False)
+    return every[:many]
+
+
+def several(
+    figure: Figure, made: Sequence[Map], across: int, each_in: float, shades: Shades, **more: Any
+) -> bool:
+    """Side by side where there is room, with their numbers, of so many digits, where there is;
+    strong: a heading."""
+    if not made:
+        return False
+    highest, widest = (max(len(each[side]) for each in made) for side in (1, 2))
+    across = 1 if across * widest > MOST_BESIDE else min(across, len(made))
+    drawn = grid_of(figure, len(made), across, each_in + ROW_IN * max(3, highest))
+    digits, strong = more.get("digits", 0), more.get("strong")
+    most = MOST_NUMBERED_PAIRS if digits else MOST_NUMBERED
+    style = {"ha": "center", "va": "center_baseline", "color": COLOR["ink"], "fontsize": 8.5}
+    for axes, (heading, rows, columns, values) in zip(drawn, made, strict=True):
+        show(axes, STRENGTH * shades(values))
+        axes.set_yticks(range(len(rows)), [shortened(name, 20) for name in rows])
+        axes.tick_params(axis="y", labelcolor=COLOR["ink"], labelsize=8.5)
+        step = max(1, len(columns) // 8) if columns[0].isdigit() else 1
+        slanted = step == 1 and max(map(len, columns)) > 2
+        axes.set_xticks(*zip(*list(enumerate(shortened(c, 20) for c in columns))[::step]))
+        axes.tick_params(axis="x", length=0, labelsize=8.5, rotation=40 if slanted else 0)
+        for label in axes.get_xticklabels() if slanted else ():
+            label.set(horizontalalignment="right", rotation_mode="anchor")
+        title(axes, shortened(heading, 58), strong=heading == strong)
+        for (i, j), value in np.ndenumerate(values) if len(columns) <= most else ():
+            if math.isfinite(value):
+                axes.text(j, i, fixed(float(value), digits), **style)
+    return True

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from distinf.report import formats
 from distinf.report.formats import count, duration, fixed, identifier, missing, number, size
 from distinf.report.schema import (
     Cell,
@@ -32,6 +33,17 @@ FORMS |= {"general": "{:g}".format, "some": lambda many: count(many) if many els
 FORMS |= {"mark": lambda true: "✓" if true else "", "share": lambda part: fixed(100 * part)}
 TWO_LINES: Mapping[str, Any] = {"spread": spread, "difference": difference}
 REST = "..."  # where the columns that are not in words.yaml stand; without it they come last
+
+
+class Filling(Formatter):
+    """`{name:form}` by a function of formats.py, as "rounded", or by any other format."""
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        form = getattr(formats, format_spec or "none", None)
+        return super().format_field(value, format_spec) if form is None else form(value)
+
+
+FILLING = Filling()
 
 
 @lru_cache
@@ -54,22 +66,22 @@ class Words:
         return found
 
     def say(self, *keys: str, **more: Any) -> str:
-        return str(self.of(*keys)).format(**(dict(self.numbers) | more))
+        return FILLING.vformat(str(self.of(*keys)), (), {**self.numbers, **more})
 
-    def clauses(self, *keys: str) -> str:
-        """The texts under the keys in a row, without those that hold a number that is not known;
-        "" where the first does."""
-        texts = [text for text in self.of(*keys) if self._known(text)]
-        first, *_ = self.of(*keys)
-        return "".join(texts).format(**self.numbers) if first in texts else ""
+    def clauses(self, texts: Sequence[str]) -> str:
+        """The texts in a row, without those that hold a number that is not known; "" where the
+        first does."""
+        kept = [text for text in texts if self._known(text)]
+        return FILLING.vformat("".join(kept), (), self.numbers) if texts[0] in kept else ""
 
     def _known(self, text: str) -> bool:
-        return all(name in self.numbers for _, name, _, _ in Formatter().parse(text) if name)
+        names = [name for _, name, _, _ in FILLING.parse(text) if name]
+        return not any(formats.missing(self.numbers.get(name)) for name in names)
 
     def figure(self, words: str, draw: Draw, name: str = "", **more: Any) -> Figure:
         """figures: name: title, caption, the table that it is drawn from."""
-        told = (text.format(**(dict(self.numbers) | more)) for text in self.of("figures", words))
-        title, caption, file = told
+        numbers, texts = {**self.numbers, **more}, self.of("figures", words)
+        title, caption, file = (FILLING.vformat(text, (), numbers) for text in texts)
         return Figure(name or words, title[:1].upper() + title[1:], caption, draw, file)
 
     def table(

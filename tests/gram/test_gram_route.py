@@ -34,7 +34,7 @@ from distinf.numerics.ekfac import sampled_labels
 from distinf.numerics.metrics import ndr, ndr_auc
 from distinf.numerics.parameters import Layout
 from distinf.report.formats import SPACE
-from distinf.report.gram import findings, terminal
+from distinf.report.gram import cells, findings, terminal
 from distinf.report.gram.page import answer
 from distinf.report.gram.tables import tables
 from distinf.runtime import RuntimeSettings, open_runtime
@@ -359,7 +359,7 @@ def test_it_is_said_where_influence_finds_no_more_than_what_costs_nothing(
     lowest = ranking.own_columns(run, cell)["own_loss"] * -1.0 if ahead else first
     noise = np.zeros(60, dtype=bool)
     noise[np.argsort(lowest)[:12]] = True
-    monkeypatch.setattr(findings, "flipped_rows", lambda *_: noise)
+    monkeypatch.setattr(cells, "flipped_rows", lambda *_: noise)
     assert ("influence is no better here" in terminal_lines(run)) is said
 
 

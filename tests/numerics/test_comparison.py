@@ -130,3 +130,16 @@ def test_chance_is_where_random_rankings_fall():
         for _ in range(400)
     ]
     assert metrics.auc_by_chance(300, 60) == pytest.approx(np.mean(areas), abs=0.005)
+
+
+def test_mean_spearman_is_scipys_over_finite_columns_and_the_groups_that_have_a_number():
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(size=(2, 3, 40))
+    first[1, 7] = math.nan  # a column that is left out
+    second[2] = 1.0  # a constant has no correlation
+    found = comparison.mean_spearman([first, second])
+    kept = np.delete(first, 7, axis=1)
+    one, two = (stats.spearmanr(values, axis=1).statistic for values in (kept, second[:2]))
+    assert found[0, 1] == pytest.approx((one[0, 1] + two) / 2)
+    assert found[0, 2] == pytest.approx(one[0, 2])
+    assert np.isnan(comparison.mean_spearman([second])[0, 2])

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,12 @@ from matplotlib.figure import Figure as Canvas
 
 from distinf.gram.configurations import ESTIMATORS, groups, parts, place, spoken
 from distinf.gram.settings import HOWS
-from distinf.report import maps
+from distinf.report import maps, svg
 from distinf.report.formats import SPACE, fixed, shortened
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.tables import Tables
 from distinf.report.gram.trials import ALL_ROWS, datasets, grouped
+from distinf.report.maps import ROW_IN, grid_of
 from distinf.report.rows import Row
 from distinf.report.svg import COLOR, DASH, axis, legend, level, linear_axis, title
 
@@ -38,27 +39,13 @@ LINES: dict[str, tuple[str, str, Any]] = {  # what is not by influence: words, c
 SERIES = {"train_loss": ("training rows", "soft"), "query_loss": ("queries", "accent"),
           "test_loss": ("test rows", "muted")}  # fmt: skip
 PROXIES = {"ndr_pct": "NDR [%]", "auc": "noise curve, area", "c": "cancellation C (L1)"}
-ROW_IN, MOST_ROWS, MOST_LINES, MOST_POINTS = 0.27, 16, 5, 1_200
-STRENGTH = 0.72  # of a map's deepest colour, so that its numbers can be read
-MOST_NUMBERED, MOST_NUMBERED_PAIRS = 16, 8  # columns of a map whose cells carry numbers
-MOST_BESIDE = 26  # columns of all maps of one line, from which each gets a line of its own
-Map = tuple[str, Sequence[str], Sequence[str], np.ndarray]  # heading, rows, columns, values
+MOST_ROWS, MOST_LINES, MOST_POINTS = 16, 5, 1_200
 
 
 def hue(name: str) -> tuple[str, Any, str]:
     """Of an estimator, or of a configuration by its estimator."""
     color, dash, marker = HUES.get(name.partition("/")[0], ("muted", "-", "o"))
     return COLOR[color], dash, marker
-
-
-def panels(canvas: Canvas, many: int, across: int, each_in: float, more_in: float = 0.0) -> Any:
-    """So many axes, some beside each other, each so high."""
-    down = math.ceil(many / across)
-    canvas.set_figheight(more_in + each_in * down)
-    every = canvas.subplots(down, across, squeeze=False).ravel()
-    for spare in every[many:]:
-        spare.set_visible(False)
-    return every[:many]
 
 
 def estimators(rows: Sequence[Row], key: str = "estimator") -> list[str]:
@@ -83,7 +70,7 @@ def curves(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     ]
     if not drawn:
         return False
-    (axes,), found = panels(canvas, 1, 1, 4.0), grouped(every, "configuration")
+    (axes,), found = grid_of(canvas, 1, 1, 4.0), grouped(every, "configuration")
     for free, dash in zip(rows.get("free_rankings", []), FREE_DASHES):
         name, style = free["ranking"], {"color": COLOR["ink"], "ls": dash, "lw": 1.0}
         drawn.append((name, found.get((name,), []), style))
@@ -110,8 +97,7 @@ def deciles(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     mine = list(_of_headline(findings, rows.get("deciles", [])))
     if not mine:
         return False
-    canvas.set_figheight(2.3)
-    drawn = canvas.subplots(1, len(mine), squeeze=False, sharey=True)[0]
+    (drawn,) = svg.panels(canvas, 2.3, 1, len(mine), sharey=True)
     head = findings.headline.partition("/")[0]
     for axes, (estimator, shares) in zip(drawn, mine, strict=True):
         tenths, heights = ([r[key] for r in shares] for key in ("decile", "share_pct"))
@@ -141,7 +127,7 @@ def accuracy(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     if not mine:
         return False
     paired = any(math.isfinite(r.get("vs_random_points", math.nan)) for r in mine)
-    left, *right = panels(canvas, 1 + paired, 1 + paired, 1.05 + ROW_IN * len(mine))
+    left, *right = grid_of(canvas, 1 + paired, 1 + paired, 1.05 + ROW_IN * len(mine))
     for row in rows["accuracy"]:
         if row["configuration"] in LINES:
             words, color, dash = LINES[row["configuration"]]
@@ -190,7 +176,7 @@ def trends(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
         return False
     named = [name for name in datasets(findings) if any(key[0] == name for key in found)]
     across = min(4, len(named)) if len(named) != 4 else 2
-    drawn = panels(canvas, len(named), across, 3.1 if len(named) == 1 else 2.0, 0.9)
+    drawn = grid_of(canvas, len(named), across, 3.1 if len(named) == 1 else 2.0, 0.9)
     for axes, dataset in zip(drawn, named, strict=True):
         seen: set[str] = set()
         for name in (name for name in (*best, *LINES) if (dataset, name) in found):
@@ -233,15 +219,13 @@ def proxies(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     kept = [key for key in PROXIES if len(known[key]) >= 3]
     if not kept:
         return False
-    canvas.set_figheight(3.3)
-    drawn = canvas.subplots(1, len(kept), squeeze=False, sharey=True)[0]
+    (drawn,) = svg.panels(canvas, 3.3, 1, len(kept), sharey=True)
     for axes, key in zip(drawn, kept, strict=True):
         for estimator in estimators(known[key]):
             mine = [p for p in known[key] if p["estimator"] == estimator]
             color, _, marker = hue(estimator)
             xy = [p[key] for p in mine], [p["accuracy_pct"] for p in mine]
-            style = {"ms": 4.0, "mew": 0, "alpha": 0.65, "color": color}
-            axes.plot(*xy, marker, label=estimator, **style)
+            axes.plot(*xy, marker, label=estimator, ms=4.0, mew=0, alpha=0.65, color=color)
         axis(axes, "x", [p[key] for p in points], log=key == "c")
         linear_axis(axes, "y")
         axes.locator_params(axis="y", nbins=5)
@@ -257,7 +241,7 @@ def training(findings: Findings, _rows: Tables, canvas: Canvas) -> bool | None:
     cells = [c for c in findings.cells if any(len(c["history"].get(s, ())) > 1 for s in SERIES)]
     if not cells:
         return False
-    (axes,) = panels(canvas, 1, 1, 3.0)
+    (axes,) = grid_of(canvas, 1, 1, 3.0)
     for key, (words, color) in SERIES.items():
         mine = [c["history"][key] for c in cells if len(c["history"].get(key, ()))]
         if mine:
@@ -293,40 +277,6 @@ def _at_chance(share: float, values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _maps(
-    canvas: Canvas,
-    made: Sequence[Map],
-    across: int,
-    each_in: float,
-    shades: Callable[[np.ndarray], np.ndarray],
-    digits: int = 0,
-    strong: str = "",
-) -> bool:
-    """Side by side where there is room, with their numbers where there is; strong: a heading."""
-    if not made:
-        return False
-    highest, widest = (max(len(each[side]) for each in made) for side in (1, 2))
-    across = 1 if across * widest > MOST_BESIDE else min(across, len(made))
-    drawn = panels(canvas, len(made), across, each_in + ROW_IN * max(3, highest))
-    most = MOST_NUMBERED_PAIRS if digits else MOST_NUMBERED
-    style = {"ha": "center", "va": "center_baseline", "color": COLOR["ink"], "fontsize": 8.5}
-    for axes, (heading, rows, columns, values) in zip(drawn, made, strict=True):
-        maps.show(axes, STRENGTH * shades(values))
-        axes.set_yticks(range(len(rows)), [shortened(name, 20) for name in rows])
-        axes.tick_params(axis="y", labelcolor=COLOR["ink"], labelsize=8.5)
-        step = max(1, len(columns) // 8) if columns[0].isdigit() else 1
-        slanted = step == 1 and max(map(len, columns)) > 2
-        axes.set_xticks(*zip(*list(enumerate(shortened(c, 20) for c in columns))[::step]))
-        axes.tick_params(axis="x", length=0, labelsize=8.5, rotation=40 if slanted else 0)
-        for label in axes.get_xticklabels() if slanted else ():
-            label.set(horizontalalignment="right", rotation_mode="anchor")
-        title(axes, shortened(heading, 58), strong=heading == strong)
-        for (i, j), value in np.ndenumerate(values) if len(columns) <= most else ():
-            if math.isfinite(value):
-                axes.text(j, i, fixed(float(value), digits), **style)
-    return True
-
-
 def grid(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
     """NDR of every estimator by layer group, one map per aggregation."""
     detected, made = rows.get("detection", []), []
@@ -337,14 +287,14 @@ def grid(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
         made.append((how, names, columns, _values(names, columns, found)))
     strong = findings.headline.rpartition("/")[2] if len(made) > 1 else ""
     shades = partial(_at_chance, findings.share)
-    return _maps(canvas, made, len(made), 0.95, shades, strong=strong)
+    return maps.several(canvas, made, len(made), 0.95, shades, strong=strong)
 
 
 def modules(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
     """NDR of every block by itself: LoRA modules down, layers across, one map per estimator."""
     by_how = {how: mine for (how,), mine in grouped(rows.get("modules", []), "how").items()}
-    ways = [findings.headline.rpartition("/")[2], *HOWS, *by_how]
-    how = next((how for how in ways if how in by_how), "")
+    ours = findings.headline.rpartition("/")[2]
+    how = min(by_how, key=lambda name: (name != ours, place(name, HOWS)), default="")
     mine, order = by_how.get(how, []), ("query", "value", "key")
     of = sorted(grouped(mine, "module", "factor"), key=lambda p: (*place(p[0], order), p[1]))
     layers, made = range(max((r["layer"] for r in mine), default=0) + 1), []
@@ -353,11 +303,11 @@ def modules(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
         found = {((r["module"], r["factor"]), r["layer"]): r["ndr_mean_pct"] for r in rates}
         labels = [" ".join(filter(None, part)) for part in of], [str(k) for k in layers]
         made.append((f"{name}, {how}, by layer", *labels, _values(of, layers, found)))
-    return _maps(canvas, made, 2, 0.6, partial(_at_chance, findings.share))
+    return maps.several(canvas, made, 2, 0.6, partial(_at_chance, findings.share))
 
 
 def correlations(findings: Findings, _rows: Tables, canvas: Canvas) -> bool:
     """Spearman's correlation of the scores, one map per matrix."""
     several = [c for c in findings.correlations if len(c["names"]) > 1]
     made = [(c["title"], c["names"], c["names"], np.array(c["values_MM"])) for c in several]
-    return _maps(canvas, made, 2, 1.0, lambda values_MM: values_MM, digits=2)
+    return maps.several(canvas, made, 2, 1.0, lambda values_MM: values_MM, digits=2)

@@ -4,7 +4,7 @@ A cell is one dataset and seed. Scores: above 0, training on the row helps the q
 are filtered. Rates and accuracies are shares from 0 to 1.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -12,27 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.gram import actions, factors, gradients, scores, tiles, train
-from distinf.gram.actions import flipped_rows, lowest_first
-from distinf.gram.blocks import ALL, SPARSE, layer
+from distinf.gram import actions, factors, gradients, scores, tiles
+from distinf.gram.actions import flipped_rows
+from distinf.gram.blocks import ALL, SPARSE
 from distinf.gram.configurations import BETWEEN, all_scores, headline, in_order
 from distinf.gram.paired import Separated, separated
-from distinf.gram.ranking import FLIPPED, cell_ranking, free_rankings, suggested
+from distinf.gram.ranking import FLIPPED, cell_ranking
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
-from distinf.gram.settings import HOWS
 from distinf.gram.stopwatch import TOOK, joint_name
-from distinf.gram.task import METRICS, Deviating, Numbered, Predicting, described_rows
-from distinf.numerics import metrics
+from distinf.gram.task import Deviating, Numbered, described_rows
 from distinf.numerics.cancellation import cancellation, norm_cancellation
-from distinf.numerics.means import finite_mean
-from distinf.report.gram.warnings import by_split, summary, warnings
+from distinf.numerics.comparison import mean_spearman
+from distinf.report.gram import cells
+from distinf.report.gram.warnings import summary, warnings
 from distinf.report.provenance import Provenance, StageCost, provenance_of, stage_costs
-from distinf.report.rows import Row, array_summary
+from distinf.report.rows import Row
 from distinf.tasks.notes import beside
 from distinf.tasks.task import telling
 
-MODULES = ("query_key_value", "qkv_proj", "query", "value", "key", "dense", "q_proj", "k_proj",
-           "v_proj", "o_proj", "c_attn", "c_proj")  # fmt: skip
 EPOCHS = {  # train.selected_epoch in words
     "least_query_loss": "epoch of lowest query loss",
     "best_query_accuracy": "epoch of highest query accuracy",
@@ -81,11 +78,9 @@ def findings(session: Session) -> Findings:
     settings, cells = session.settings, list(session.outline.cells.values())
     task: Any = next(iter(session.tasks.values()))
     words, published = getattr(task, "wording", None), getattr(task, "published", ((), ()))
-
-    def each(of: Callable[[Session, Cell], Iterable[Any]]) -> list[Any]:
-        return [row for cell in cells for row in of(session, cell)]
-
-    rows = [_cell(session, cell) for cell in cells]
+    parts: dict[str, Any] = {
+        name: [row for cell in cells for row in of(session, cell)] for name, of in EACH.items()
+    }
     return Findings(
         title=settings.report.title or "Training rows that harm the model",
         task=_sentence(session, cells),
@@ -93,23 +88,15 @@ def findings(session: Session) -> Findings:
         headline=BETWEEN.join(headline(session, cells[0])),
         share=settings.actions.fraction,
         selected_epoch=settings.train.selected_epoch,
-        cells=rows,
-        scored=each(_scored),
-        free=each(_free),
-        blocks=each(_blocks),
-        cancellation=each(_cancelled),
-        separated=each(lambda run, cell: separated(run, cell, flipped_rows(run, cell.name))),
+        **parts,
         correlations=_correlations(session, cells),
         joint=_joint(session, cells),
         retrained=list(_retrained(session)),
-        ranking=each(_lowest),
-        conditioning=each(_conditioning),
-        estimator_times=each(estimator_times),
         methods_published=list(published[0]),
         layers_published=list(published[1]),
         costs=stage_costs(session),
         deviations=[*getattr(words, "deviations", ()), *_deviations(session, cells[0])],
-        warnings=warnings(session, rows),
+        warnings=warnings(session, parts["cells"]),
         quarantined=dict(_quarantined(session, cells)),
         provenance=provenance_of(session),
     )
@@ -138,122 +125,6 @@ def _deviations(session: Session, cell: Cell) -> list[str]:
         return list(task.deviations(session.settings, entries))
 
 
-# -- what the scores found -----------------------------------------------------------------
-
-
-def _cell(session: Session, cell: Cell) -> Row:
-    """Of a dataset and seed: its sizes, and how the model does that is scored. None: not known.
-
-    majority_queries: those that always saying their most frequent class gets right;
-    learned_nothing: the model is within two standard errors of that. label_ndr: what removing rows
-    by their given label alone finds; within_labels: rows at random of the labels that the headline
-    removes. history: METRICS by epoch of the training on all rows; best: the epoch scored, from 0.
-    """
-    stored, noise = train.stored_fit(session, cell.name), flipped_rows(session, cell.name)
-    task: Any = session.task(cell.name)
-    of = getattr(task, "cell", None)  # a study's dataset and seed
-    told, labels, queries = suggested(session, cell), _labels(task), cell.rows[QUERY]
-    most, right, by_one_class = by_split(task, "largest_class").get(QUERY), None, None
-    if gradients.says_right(session, cell.name):
-        right = int(scores.right_queries(session, cell).sum())
-    unlearned, label_ndr = False, None
-    if most is not None:
-        by_one_class = round(most * queries)
-        share = by_one_class / queries
-        error = np.sqrt(share * (1.0 - share) / queries)
-        unlearned = right is not None and right / queries <= share + 2.0 * error
-    if labels is not None and noise is not None and noise.any():
-        flipped, share = torch.from_numpy(noise), session.settings.actions.fraction
-        label_ndr = metrics.ndr_of_labels(labels, flipped, share)
-    rates = _rates(session, cell, all_scores(session, cell)[headline(session, cell)])
-    return {
-        "name": cell.name,
-        "dataset": getattr(of, "dataset", cell.name),
-        "seed": getattr(of, "seed", session.seed),
-        "rows": cell.rows[TRAIN],
-        "queries": queries,
-        "correct_queries": right,
-        "flips": None if noise is None else int(noise.sum()),
-        "majority_queries": by_one_class,
-        "learned_nothing": bool(unlearned),
-        "suggested_wrong": None if told is None else told.wrong,
-        "label_ndr": label_ndr,
-        "within_labels": rates.get("within_labels"),
-        "truncated": sum(by_split(task, "truncated").values()),
-        "best": int(stored["best"]) if "best" in stored else None,
-        "history": _history(stored),
-    }
-
-
-def _history(stored: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    return {key: stored[key].tolist() for key in METRICS if key in stored}
-
-
-def _labels(task: Any) -> torch.Tensor | None:
-    """int64 [N]: the class that each training row is labelled with; None where none is told."""
-    told = isinstance(task, Predicting) and task.classes() is not None
-    return torch.from_numpy(np.asarray(task.given())) if told else None
-
-
-def _rates(session: Session, cell: Cell, scores_N: np.ndarray) -> Row:
-    """What these scores find: NDR, area, the NDR that rows at random of the same given labels have
-    (None where none are told), the noise curve and its tenths; {} where no wrong label is known."""
-    noise, labels = flipped_rows(session, cell.name), _labels(session.task(cell.name))
-    if noise is None or not noise.any():
-        return {}
-    share = session.settings.actions.fraction
-    of = torch.from_numpy(lowest_first(scores_N)), torch.from_numpy(noise)
-    within = None if labels is None else metrics.ndr_within_labels(of[0], labels, of[1], share)
-    return {
-        "ndr": metrics.ndr(*of, share),
-        "auc": metrics.ndr_auc(*of),
-        "within_labels": within,
-        "deciles": metrics.noise_histogram(*of, min(10, len(noise))).tolist(),
-        "curve": metrics.noise_shares(*of).tolist(),
-    }
-
-
-def _scored(session: Session, cell: Cell) -> Iterator[Row]:
-    """Of every configuration: its rates, and a summary of its scores."""
-    for key, scores_N in all_scores(session, cell).items():
-        row: Row = {"cell": cell.name, "configuration": BETWEEN.join(key)}
-        row |= dict(zip(("estimator", "group", "how"), key, strict=True))
-        row |= dict.fromkeys(("ndr", "auc", "within_labels")) | _rates(session, cell, scores_N)
-        yield row | {"scores": array_summary(scores_N)}
-
-
-def _free(session: Session, cell: Cell) -> Iterator[Row]:
-    """What ranking by a number that every run has anyway finds: "own loss", "gradient norm"."""
-    for name, scores_N in free_rankings(session, cell).items():
-        if rates := _rates(session, cell, scores_N):
-            rates.pop("deciles")
-            yield {"cell": cell.name, "configuration": name, **rates}
-
-
-def _blocks(session: Session, cell: Cell) -> Iterator[Row]:
-    """Of every parameter tensor its own rate; `layer` None outside numbered layers."""
-    noise = flipped_rows(session, cell.name)
-    if noise is None or not noise.any():
-        return
-    share, flipped = session.settings.actions.fraction, torch.from_numpy(noise)
-    for (estimator, block), totals_HN in scores.block_totals(session, cell).items():
-        (number, numbered), parts = layer(block), block.split(".")
-        last = parts[-2] if len(parts) > 1 else block
-        for how, totals_N in zip(HOWS, totals_HN, strict=True):
-            ordered = torch.from_numpy(lowest_first(totals_N))
-            yield {
-                "cell": cell.name,
-                "block": block,
-                "layer": number if numbered else None,
-                "module": next((name for name in MODULES if name in parts), last),
-                "factor": "A" if "lora_A" in block else "B" if "lora_B" in block else "",
-                "estimator": estimator,
-                "how": how,
-                "ndr": metrics.ndr(ordered, flipped, share),
-                "auc": metrics.ndr_auc(ordered, flipped),
-            }
-
-
 def _cancelled(session: Session, cell: Cell) -> Iterator[Row]:
     """Each group's cancellation effect (Vitel and Chhabra, Eq. 7), in L1 and by norms."""
     stored = {}
@@ -272,6 +143,10 @@ def _cancelled(session: Session, cell: Cell) -> Iterator[Row]:
         told = {"l1": c.l1, "norm": norm_cancellation(norms_N, sum_P)}
         told |= {"least": c.least, "median": c.median, "most": c.most}
         yield {"cell": cell.name, "group": group, **told}
+
+
+def _separated(session: Session, cell: Cell) -> Iterator[Separated]:
+    return separated(session, cell, flipped_rows(session, cell.name))
 
 
 def _correlations(session: Session, cells: Sequence[Cell]) -> list[Row]:
@@ -301,15 +176,11 @@ def _correlation(
     """Of those that the first cell has, mean over the cells that have them; None of fewer than two.
     values_MM: NaN where no cell has a number."""
     every = [all_scores(session, cell) for cell in cells]
-    kept, per_cell = [key for key in named if key in every[0]], []
-    for found in every if len(kept) > 1 else ():
-        if all(key in found for key in kept):
-            scores_MN = np.stack([found[key] for key in kept])
-            usable = torch.from_numpy(scores_MN[:, np.isfinite(scores_MN).all(0)])
-            per_cell.append(metrics.spearman_matrix(usable).numpy())
-    if not per_cell:
+    kept = [key for key in named if key in every[0]]
+    per_cell = [[found[key] for key in kept] for found in every if found.keys() >= {*kept}]
+    if len(kept) < 2:
         return None
-    values_MM = np.apply_along_axis(finite_mean, 0, np.stack(per_cell))
+    values_MM = mean_spearman([np.stack(scores_MN) for scores_MN in per_cell])
     return {"title": title, "names": [named[key] for key in kept], "values_MM": values_MM}
 
 
@@ -330,7 +201,7 @@ def _retrained(session: Session) -> Iterator[Row]:
             "accuracy_at_best": float(accuracy[stored["best"] if len(accuracy) > 1 else 0]),
             "query_loss": float(np.nanmin(stored["query_loss"])),
             "job": filtered.job.id,
-            "history": _history(stored),
+            "history": cells.history(stored),
         }
 
 
@@ -381,3 +252,10 @@ def _quarantined(session: Session, cells: Sequence[Cell]) -> Iterator[tuple[str,
             numbers = [told["row"] for told in described_rows(task, rows)]
         if numbers:
             yield f"{cell.name} {split}".strip(), numbers
+
+
+EACH = {
+    "cells": cells.cell, "scored": cells.scored, "free": cells.free, "blocks": cells.blocks,
+    "cancellation": _cancelled, "separated": _separated, "ranking": _lowest,
+    "conditioning": _conditioning, "estimator_times": estimator_times,
+}  # fmt: skip

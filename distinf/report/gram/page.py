@@ -12,7 +12,7 @@ from distinf.numerics.bootstrap import RESAMPLES
 from distinf.numerics.metrics import auc_by_chance, ndr_by_chance
 from distinf.report import publishing
 from distinf.report import render as renderer
-from distinf.report.formats import MISSING, SPACE, count, fixed, missing, percent, rounded, signed
+from distinf.report.formats import SPACE, count, missing, percent
 from distinf.report.gram import figures, views
 from distinf.report.gram.findings import EPOCHS, Findings
 from distinf.report.gram.findings import findings as gathered
@@ -28,9 +28,6 @@ from distinf.report.words import Words
 FEWEST_PAIRS = 6
 FEWEST_POINTS = 3  # for a correlation
 MOST_CELLS = 12  # printed unfolded
-FILTERED = ("test accuracy, filtered", "helpful")
-BESIDE = {"random": ("filtered at random", "random"), "full": ("known noise removed", "ink"),
-          ALL_ROWS: ("on all rows", "ink")}  # fmt: skip
 
 
 def write(session: Session) -> None:
@@ -72,12 +69,16 @@ def page(findings: Findings, rows: Tables) -> Page:
 def answer(findings: Findings, rows: Tables) -> tuple[str, list[str], list[Card]]:
     """(better, worse, none or unknown; sentences; cards). That a model learned nothing is told
     before any rate."""
-    words, noise, after = words_of(findings, rows), *_headline(findings, rows)
+    words, (noise, after) = words_of(findings, rows), _headline(findings, rows)
     names = ["detected", "beside", "trained"] if noise or after else ["listed"]
-    told = [words.clauses("answer", name) for name in [*names, "suggested"]]
+    told = [words.clauses(words.of("answer", name)) for name in [*names, "suggested"]]
     sentences = [s for s in (*chance_warnings(findings.cells)[:1], *told) if s]
-    sentences = sentences or [words.say("answer", "no scores")]
-    return _verdict(findings, noise, after), sentences, list(_cards(words, rows, noise, after))
+    cards = [
+        Card(words.clauses([label]), words.clauses([value]), unit, words.clauses(detail), role)
+        for label, value, unit, role, *detail in words.of("cards")
+        if words.clauses([value])
+    ]
+    return _verdict(findings, noise, after), sentences or words.of("answer", "no scores"), cards
 
 
 def _headline(findings: Findings, rows: Tables) -> list[Row | None]:
@@ -115,70 +116,48 @@ def _within(noise: Row) -> Any:
 
 
 def words_of(findings: Findings, rows: Tables) -> Words:
-    """The page's words, with the numbers that they may hold: those that are known."""
-    (low, high), points = chance(findings), rows.get("proxy_points", [])
+    """The page's words, with the numbers that they may hold; of the headline's row among what was
+    detected as noise_…, of rows of the accuracies as after_…, random_…, full_… and all_…."""
     noise, after = _headline(findings, rows)
-    told: dict[str, Any] = {
+    trained = {r["configuration"]: r for r in rows.get("accuracy", [])} if after else {}
+    named = {name: trained.get(name) for name in ("random", "full")}
+    named |= {"noise": noise, "after": after, "all": trained.get(ALL_ROWS)}
+    told = {f"{name}_{k}": v for name, row in named.items() for k, v in (row or {}).items()}
+    labels = [c for c in findings.cells if c["suggested_wrong"] is not None]
+    points, (low, high) = rows.get("proxy_points", []), chance(findings)
+    told |= {
         "share": f"{100 * findings.share:g}{SPACE}%",
         "headline": spoken(findings.headline),
         "epoch": EPOCHS[findings.selected_epoch],
-        "low": rounded(low),
-        "high": rounded(high),
-        "configurations": count(len(rows.get("detection", []))),
+        "low": low,
+        "high": high,
+        "configurations": len(rows.get("detection", [])),
         "dots": f"{count(len(figures.thinned(points)))} of {count(len(points))}",
-        "resamples": count(RESAMPLES),
+        "resamples": RESAMPLES,
+        "ranked": max((row["rank"] for row in rows.get("ranking", [])), default=None),
+        "suggested": sum(c["suggested_wrong"] for c in labels) if labels else None,
+        "labels": sum(c["rows"] for c in labels),
+        "few": "" if told.get("after_vs_random_pairs", FEWEST_PAIRS) < FEWEST_PAIRS else None,
     }
-    if ranked := rows.get("ranking"):
-        told["ranked"] = count(max(row["rank"] for row in ranked))
-    if labels := [c for c in findings.cells if c["suggested_wrong"] is not None]:
-        told["suggested"] = count(sum(c["suggested_wrong"] for c in labels))
-        told["labels"] = count(sum(c["rows"] for c in labels))
-    told |= {} if noise is None else _noise(findings, rows, noise)
-    return Words("distinf.report.gram", told | ({} if after is None else _trained(after)))
+    return Words("distinf.report.gram", told | ({} if noise is None else _noise(findings, rows)))
 
 
-def _noise(findings: Findings, rows: Tables, noise: Row) -> Row:
-    """What the headline found among the known noise, and what others found."""
-    free, best, found = rows.get("free_rankings", []), rows["detection"][0], noise["ndr_mean_pct"]
-    known = [c for c in findings.cells if c["flips"]]
+def _noise(findings: Findings, rows: Tables) -> Row:
+    """Beside what the headline found: what others found, and what chance would."""
+    (noise, _), best = _headline(findings, rows), rows["detection"][0]
+    free, known = rows.get("free_rankings", []), [c for c in findings.cells if c["flips"]]
     area = mean_sd("", [auc_by_chance(c["rows"], c["flips"]) for c in known], "")["mean"]
     told = ", ".join(f"{row['ranking']} {percent(row['ndr_mean_pct'])}" for row in free)
-    made = {"found": rounded(found), "flips": count(sum(c["flips"] for c in known))}
-    made |= {"free": told or "no other ranking", "random_area": fixed(area, 3)}
-    made |= {"best": spoken(best["configuration"]), "most": percent(best["ndr_mean_pct"])}
-    made |= {"equal": ""} if free and free[0]["ndr_mean_pct"] >= found else {}
-    return made if _within(noise) is None else made | {"within": percent(_within(noise))}
-
-
-def _trained(after: Row) -> Row:
-    """Models trained without what the headline puts lowest against those without random rows."""
-    if not (pairs := after.get("vs_random_pairs")):
-        return {}
-    ends = {"points": "", "low_points": "low_", "high_points": "high_"}
-    told = {name: signed(after[f"vs_random_{end}points"]) for name, end in ends.items()}
-    told |= {"wins": count(after["vs_random_wins"]), "pairs": count(pairs)}
-    known = {name: value for name, value in told.items() if value != MISSING}
-    return known | ({"few": ""} if pairs < FEWEST_PAIRS else {})
-
-
-def _cards(words: Words, rows: Tables, noise: Row | None, after: Row | None) -> Iterator[Card]:
-    if noise is not None:
-        rate, area = rounded(noise["ndr_mean_pct"]), fixed(noise["auc_mean"], 3)
-        yield Card(
-            words.say("cards", "rate"), rate, "%", words.clauses("cards", "rates"), "helpful"
-        )
-        yield Card("noise curve, area", area, "", words.say("cards", "area"), "accent")
-    trained = {row["configuration"]: row for row in rows["accuracy"]} if after is not None else {}
-    filtered = {} if after is None else {after["configuration"]: FILTERED}
-    for name, (label, role) in {**filtered, **BESIDE}.items():
-        if row := trained.get(name):
-            low, high = fixed(row["low_pct"]), fixed(row["high_pct"])
-            span = (
-                f"trials: {count(row['trials'])}"
-                if low == MISSING
-                else f"{low} to {high} (95{SPACE}% interval)"
-            )
-            yield Card(label, fixed(row["mean_pct"]), "%", span, role)
+    equal = free and noise and free[0]["ndr_mean_pct"] >= noise["ndr_mean_pct"]
+    return {
+        "flips": sum(c["flips"] for c in known),
+        "within": _within(noise) if noise else None,
+        "free": told or "no other ranking",
+        "equal": "" if equal else None,
+        "best": spoken(best["configuration"]),
+        "most": best["ndr_mean_pct"],
+        "random_area": area,
+    }
 
 
 # -- the sections --------------------------------------------------------------------------
@@ -229,7 +208,7 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     yield Section("warnings", "Warnings", [Bullets([("", line) for line in findings.warnings])])
     yield remarks(findings.deviations, findings.quarantined)
     reading = [
-        (name, text.format(**words.numbers))
+        (name, words.clauses([text]))
         for needed, lines in words.of("reading").items()
         if not needed or rows.get(needed)
         for name, text in lines

@@ -1,7 +1,5 @@
 """The answer of a Gram run in the terminal: the report's own sentences, and the first rows."""
 
-from typing import Literal
-
 from rich.table import Table
 
 from distinf.gram.ranking import OWN_LOSS, SUGGESTED, cell_ranking
@@ -11,10 +9,9 @@ from distinf.report.gram.findings import EPOCHS, Findings, findings
 from distinf.report.gram.page import answer
 from distinf.report.gram.tables import Tables, tables
 from distinf.report.gram.views import ranking_name
-from distinf.terminal import fitted
+from distinf.terminal import rows_table
 
 WORST, MOST_WARNINGS = 10, 8
-MOST_CELLS = 20  # columns of the terminal for a label
 
 
 def summary(session: Session) -> list[Table | str]:
@@ -63,22 +60,5 @@ def filtered(found: Findings, rows: Tables) -> list[Table]:
 def worst_table(session: Session) -> Table:
     """The rows of the first cell that harm the most, for a first look; the CSV has all of them."""
     rows = cell_ranking(session, next(iter(session.outline.cells.values())))[:WORST]
-    shown: dict[str, tuple[str, Literal["left", "right"]]] = {
-        "row": ("row", "right"),
-        "label": ("label", "left"),
-        SUGGESTED: ("suggested", "left"),
-        OWN_LOSS: ("own loss", "right"),
-        "text": ("text", "left"),
-    }
-    table = Table(title="The most detrimental training rows", title_justify="left", box=None)
-    kept = [key for key in shown if any(key in row for row in rows)]
-    table.expand = "text" in kept  # which takes what the others leave
-    for key in kept:
-        heading, justify = shown[key]
-        ratio, most = (1, None) if key == "text" else (None, MOST_CELLS)
-        table.add_column(
-            heading, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio, max_width=most
-        )
-    for row in rows:
-        table.add_row(*(fitted(row.get(key, "")) for key in kept))
-    return table
+    keys = ("row", "label", SUGGESTED, OWN_LOSS, "text")
+    return rows_table("The most detrimental training rows", rows, keys)
