@@ -26,7 +26,7 @@ def test_a_units_worker_tells_how_far_it_is_and_its_commit_ends_that(tmp_path, m
 
     def told(self, of, share):
         tell(self, of, share)
-        seen.append(running._done(session, "train", {unit.id}))
+        seen.append(running.done_of(session, "train", {unit.id}))
 
     tell = sessions.Session.tell
     monkeypatch.setattr(sessions.Session, "tell", told)
@@ -34,7 +34,7 @@ def test_a_units_worker_tells_how_far_it_is_and_its_commit_ends_that(tmp_path, m
     train.run(session, runtime)
     assert seen == [0.0, 0.3333, 0.6667, 1.0]  # three epochs
     assert not session.blobs.names("told")
-    assert running._done(session, "train", {unit.id}) == 1
+    assert running.done_of(session, "train", {unit.id}) == 1
 
 
 def test_the_worst_rows_are_shown_and_nothing_in_their_texts_is_obeyed(monkeypatch, tmp_path):
