@@ -47,10 +47,7 @@ def render(findings: Findings, rows: Tables, files: Collection[str] = ()) -> str
 def page(findings: Findings, rows: Tables) -> Page:
     """All numbers come from the tables, so that the answer cannot disagree with them."""
     verdict, sentences, cards = answer(findings, rows)
-    notes = {
-        "warnings": ("Warnings", findings.warnings),
-        "remarks": ("Deviations", findings.deviations),
-    }
+    notes = {"warnings": findings.warnings, "deviations": findings.deviations}
     return Page(
         findings.title,
         findings.task,
@@ -58,7 +55,7 @@ def page(findings: Findings, rows: Tables) -> Page:
         findings.question,
         verdict,
         cards,
-        further=[(k, name, count(len(lines))) for k, (name, lines) in notes.items() if lines],
+        further=[(k, k.capitalize(), count(len(lines))) for k, lines in notes.items() if lines],
         sections=list(sections(findings, rows)),
     )
 

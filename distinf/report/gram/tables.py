@@ -1,7 +1,7 @@
 """Every number of the report as plain rows: what the scores found, and what it took."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -94,30 +94,26 @@ def rates(findings: Findings, rows: Sequence[Row], **named: str) -> list[Row]:
 
 def deciles(findings: Findings) -> list[Row]:
     """Per configuration and tenth of its ranking, lowest first: share of the flipped rows there."""
-    return [
-        {"configuration": name, "decile": k + 1, "share_pct": share}
-        for name, shares in _mean_series(findings.scored, "deciles").items()
-        for k, share in enumerate(shares)
-    ]
+    return _series(findings.scored, "deciles", "share_pct", lambda k, _: {"decile": k + 1})
 
 
 def curves(findings: Findings) -> list[Row]:
     """Per ranking, free ones too, and share removed: share of the flipped rows found."""
-    found = _mean_series([*findings.scored, *findings.free], "curve")
-    return [
-        {"configuration": name, "place": k, "removed_pct": 100 * k / max(1, len(shares) - 1),
-         "found_pct": share}
-        for name, shares in found.items()
-        for k, share in enumerate(shares)
-    ]  # fmt: skip
+
+    def of(k: int, many: int) -> Row:
+        return {"place": k, "removed_pct": 100 * k / max(1, many - 1)}
+
+    return _series([*findings.scored, *findings.free], "curve", "found_pct", of)
 
 
-def _mean_series(rows: Sequence[Row], what: str) -> dict[str, list[float]]:
-    """Configuration -> in percent, mean over cells."""
-    found = {}
-    for (name,), mine in grouped((r for r in rows if r.get(what)), "configuration").items():
-        same = [r[what] for r in mine if len(r[what]) == len(mine[0][what])]
-        found[name] = (100 * np.mean(np.array(same, dtype=np.float64), axis=0)).tolist()
+def _series(rows: Sequence[Row], key: str, named: str, of: Callable[[int, int], Row]) -> list[Row]:
+    """Per configuration and place, in percent, mean over cells; `of` a place among so many."""
+    found = []
+    for (name,), mine in grouped((r for r in rows if r.get(key)), "configuration").items():
+        same = [r[key] for r in mine if len(r[key]) == len(mine[0][key])]
+        shares = (100 * np.mean(np.array(same, dtype=np.float64), axis=0)).tolist()
+        row = {"configuration": name}
+        found += [{**row, **of(k, len(shares)), named: each} for k, each in enumerate(shares)]
     return found
 
 
