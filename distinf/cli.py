@@ -145,6 +145,10 @@ def _parser() -> argparse.ArgumentParser:
         ("fraction", float, "of rows left out of a share (default 0.01)"),
     ):
         evaluate.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    evaluate.add_argument(
+        "--independent", action="store_true",
+        help="each half starts from weights of its own, and goes through an order of its own",
+    )  # fmt: skip
     evaluate.set_defaults(call=_evaluate)
 
     plan = commands.add_parser("plan", help="what a run will take, without running it")
@@ -347,7 +351,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from distinf.engine.evaluating import Design, evaluate
     from distinf.progress import Reporter, evaluation_table
 
-    names = ("subsets", "repeats", "shares", "ones", "fraction")
+    names = ("subsets", "repeats", "shares", "ones", "fraction", "independent")
     given = {name: getattr(options, name) for name in names}
     design = Design(**{name: value for name, value in given.items() if value is not None})
     options.voice.rest()

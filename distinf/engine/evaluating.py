@@ -21,7 +21,7 @@ from distinf.config import load
 from distinf.digest import digest
 from distinf.engine import running
 from distinf.engine.lease import held
-from distinf.engine.recipe import Evaluates, Foretold
+from distinf.engine.recipe import Draws, Evaluates, Foretold
 from distinf.engine.run import refuse_unfinished, reopen
 from distinf.engine.session import Session, draw
 from distinf.engine.verifying import EVALUATION, folder_of
@@ -54,6 +54,8 @@ class Design:
              for what leaving out the highest scored ones does
     ones     rows left out alone: those of highest and lowest score, for what a score of 1 means
     fraction of rows left out at once
+    independent  halves start from weights of their own and go through an order of their own, as
+                 trainings by other people would; else from the run's start
     """
 
     subsets: int = 30
@@ -61,10 +63,11 @@ class Design:
     shares: int = 10
     ones: int = 0
     fraction: float = 0.01
+    independent: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name != "fraction" and value < (1 if name == "repeats" else 0):
+            if name not in ("fraction", "independent") and value < (1 if name == "repeats" else 0):
                 raise InputError(f"--{name} {value}: must be {int(name == 'repeats')} or more")
         if not 0 < self.fraction < 0.5:
             raise InputError(f"--fraction {self.fraction}: must lie between 0 and 0.5")
@@ -140,7 +143,8 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     job = unit.job
     kept = np.flatnonzero(kept_rows(session.seed, job))
     tell = partial(session.tell, unit)
-    found = evaluates.losses(session, job["cell"], kept, job["seed"], tell)
+    draws = Draws(job["seed"], job.get("own_start", False))
+    found = evaluates.losses(session, job["cell"], kept, draws, tell)
     return session.commit(unit, attempt, dict(found), may_hold_nan=list(found))
 
 
@@ -161,28 +165,31 @@ def kept_rows(seed: int, job: Mapping[str, Any]) -> np.ndarray:
     return kept
 
 
-def _unit(session: Session, cell: Foretold, what: Mapping[str, Any], seed: int = 0) -> Unit:
+def _unit(session: Session, cell: Foretold, what: Mapping[str, Any]) -> Unit:
     evaluates = session.recipe.evaluates
     assert evaluates is not None
     keys = session.context["keys"][cell.cell]
-    job = {"cell": cell.cell, "rows": cell.rows, "seed": seed, **what}
+    job = {"cell": cell.cell, "rows": cell.rows, "seed": 0, **what}
     return Unit(evaluates.stage.name, keys[evaluates.stage.name], job=job)
 
 
 def _every_unit(session: Session, cell: Foretold, design: Design) -> Iterator[Unit]:
     """One by one those that a first look needs most: the whole set, then halves in turn."""
-    if design.ones or design.shares:
-        yield from (_unit(session, cell, NONE_OUT, seed) for seed in range(design.repeats))
-    for half in _halves(design):
-        yield from (_unit(session, cell, half, seed) for seed in range(design.repeats))
+    if design.ones:
+        yield _unit(session, cell, NONE_OUT)
+    for repeat in range(design.repeats):
+        yield from (_unit(session, cell, half) for half in _halves(design, repeat))
     if design.shares:
         yield _unit(session, cell, _highest(cell, design))
         yield from (_unit(session, cell, share) for share in _shares(design))
     yield from (_unit(session, cell, {"without": [row]}) for row in _ones(cell, design))
 
 
-def _halves(design: Design) -> list[dict[str, Any]]:
-    return [{"half": number} for number in range(design.subsets)]
+def _halves(design: Design, repeat: int) -> list[dict[str, Any]]:
+    if not design.independent:
+        return [{"half": number, "seed": repeat} for number in range(design.subsets)]
+    seeds = range(1 + repeat * design.subsets, 1 + (repeat + 1) * design.subsets)
+    return [{"half": half, "seed": seed, "own_start": True} for half, seed in enumerate(seeds)]
 
 
 def _shares(design: Design) -> list[dict[str, Any]]:
@@ -210,10 +217,10 @@ def _order(cell: Foretold) -> np.ndarray:
 
 
 def _losses(
-    session: Session, cell: Foretold, jobs: Sequence[Mapping[str, Any]], loss: str, seed: int = 0
+    session: Session, cell: Foretold, jobs: Sequence[Mapping[str, Any]], loss: str
 ) -> np.ndarray:
     """fp64 [M, Q]."""
-    units = [_unit(session, cell, job, seed) for job in jobs]
+    units = [_unit(session, cell, job) for job in jobs]
     return np.stack([session.arrays(unit, [loss])[loss] for unit in units])
 
 
@@ -252,12 +259,12 @@ def _of_halves(
     tops: dict[str, Measure],
 ) -> Row:  # fmt: skip
     """LDS beside its ceiling; `tops` keeps each loss's."""
-    jobs, seeds = _halves(design), range(design.repeats)
-    losses_KMQ = np.stack([_losses(session, cell, jobs, loss, seed) for seed in seeds])
+    repeats = [_halves(design, repeat) for repeat in range(design.repeats)]
+    losses_KMQ = np.stack([_losses(session, cell, jobs, loss) for jobs in repeats])
     if loss not in tops:
         tops[loss] = ceiling(losses_KMQ)
     top = tops[loss]
-    found = datamodeling(scores_QN, _kept(session, cell, jobs), losses_KMQ.mean(0))
+    found = datamodeling(scores_QN, _kept(session, cell, repeats[0]), losses_KMQ.mean(0))
     row = _row("LDS, half left out", found, subsets=design.subsets, repeats=design.repeats)
     row |= {f"ceiling{'' if k == 'value' else f'_{k}'}": v for k, v in asdict(top).items()}
     # A ceiling near 0 is no yardstick: nothing can be measured by trainings that disagree.

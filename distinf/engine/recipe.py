@@ -94,20 +94,31 @@ class Foretold:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """What a training draws. seed: 0 trains in the run's order, another in an order of its own;
+    `own_start`: and from starting weights of its own, not the run's."""
+
+    seed: int = 0
+    own_start: bool = False
+
+
+@dataclass(frozen=True)
 class Evaluates:
     """How scores of a finished run are held against training on some of the rows.
 
     stage     a choice without units, whose key names the trainings
     check     session -> None; InputError for a run that cannot be trained again
     foretold  session -> for each cell what it foretells
-    losses    (session, cell, rows kept [n], seed, tell) -> {loss: fp64 [Q]} of the model trained on
-              these rows alone; seed 0 trains as the run did, another draws otherwise
+    losses    (session, cell, rows kept [n], draws, tell) -> {loss: fp64 [Q]} of the model trained
+              on these rows alone
     """
 
     stage: Stage
     check: Callable[[Any], None]
     foretold: Callable[[Any], Iterable[Foretold]]
-    losses: Callable[[Any, str, np.ndarray, int, Callable[[float], None]], Mapping[str, np.ndarray]]
+    losses: Callable[
+        [Any, str, np.ndarray, Draws, Callable[[float], None]], Mapping[str, np.ndarray]
+    ]
 
 
 @dataclass(frozen=True)

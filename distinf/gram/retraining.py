@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.engine.recipe import Foretold
+from distinf.engine.recipe import Draws, Foretold
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
@@ -56,18 +56,18 @@ def check(session: Session) -> None:
 
 
 def losses(
-    session: Session, cell: str, kept: np.ndarray, seed: int, tell: Callable[[float], None]
+    session: Session, cell: str, kept: np.ndarray, draws: Draws, tell: Callable[[float], None]
 ) -> Mapping[str, np.ndarray]:
     """Evaluates.losses: each loss [queries] of the model fitted to the rows `kept`."""
     task: Any = session.task(cell)
     settings = session.settings.train
-    if seed:
+    if draws.seed:
         if not isinstance(task, Reseeded):
             raise InputError(
-                "evaluate: this task has no reseeded(seed), so it cannot train the same rows "
+                "evaluate: this task has no reseeded(), so it cannot train the same rows "
                 "twice; take --repeats 1, without a ceiling"
             )
-        task = task.reseeded(seed)
+        task = task.reseeded(draws.seed, draws.own_start)
     fit = task.fit(kept, settings, session.device, tell)
     checked_fit(fit, settings.selected_epoch)
     model = with_weights(session, cell, fit.weights)

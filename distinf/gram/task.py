@@ -94,9 +94,9 @@ class Trainable(Protocol):
 class Reseeded(Protocol):
     """A cell that can be trained again as if its training had drawn otherwise."""
 
-    def reseeded(self, seed: int) -> "Trainable":
-        """The same rows and the same starting weights, its order of rows and its dropout from
-        `seed` too."""
+    def reseeded(self, seed: int, own_start: bool = False) -> "Trainable":
+        """The same rows; its order of rows and its dropout from `seed` too, and its starting
+        weights where they are to be its own."""
 
 
 @runtime_checkable

@@ -5,18 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from distinf.collective import Collective
-from distinf.engine.recipe import Foretold
+from distinf.digest import digest
+from distinf.engine.recipe import Draws, Foretold
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.numerics.curvature import dense_embeddings
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.randomness import generator
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.scores import stored_scores, stored_variants
 from distinf.spectral.session import Session
 from distinf.spectral.train import starting_model, take_step
+from distinf.tasks.task import build_task, telling
 
 NAME = "retrain"
 ALIGNED = 0.1  # share of rows up to which those left out leave a gap in the run's own batches
@@ -53,7 +57,7 @@ def check(session: Session) -> None:
 
 
 def losses(
-    session: Session, cell: str, kept: np.ndarray, seed: int, tell: Callable[[float], None]
+    session: Session, cell: str, kept: np.ndarray, draws: Draws, tell: Callable[[float], None]
 ) -> Mapping[str, np.ndarray]:
     """Evaluates.losses: each loss [targets] of the model trained on the rows `kept`.
 
@@ -66,16 +70,30 @@ def losses(
     aligned = whole - len(kept) <= ALIGNED * whole
     steps = settings.steps if aligned else max(1, round(settings.steps * len(kept) / whole))
     schedule, collective = replace(settings, steps=steps), Collective()
-    model = starting_model(session)
+    model = _other_start(session, draws.seed) if draws.own_start else starting_model(session)
     optimizer = session.task.optimizer(model.parameters(), settings.lr, settings.weight_decay)
-    for step, rows in enumerate(_batches(session, kept, seed, steps, aligned)):
+    for step, rows in enumerate(_batches(session, kept, draws.seed, steps, aligned)):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         if len(rows):
             pieces = np.array_split(rows, min(settings.shards, len(rows)))
-            take_step(session, model, optimizer, pieces, step, collective, seed)
+            take_step(session, model, optimizer, pieces, step, collective, draws.seed)
         tell((step + 1) / steps)
     return _target_losses(session, model.eval())
+
+
+def _other_start(session: Session, seed: int) -> nn.Module:
+    """The model as a task of another seed starts it."""
+    settings = session.settings.train
+    if settings.checkpoint:
+        raise InputError(
+            "evaluate: train.checkpoint is where training starts; leave out --independent"
+        )
+    context, other = session.context, int(digest([session.seed, "start", seed])[:7], 16)
+    with telling("model()"):
+        model = build_task(context["task"], context["task_settings"], other).model()
+    dense_embeddings(model)
+    return model.to(session.device)
 
 
 def _batches(
@@ -101,7 +119,7 @@ def _batches(
 
 
 @torch.no_grad()
-def _target_losses(session: Session, model: torch.nn.Module) -> dict[str, np.ndarray]:
+def _target_losses(session: Session, model: nn.Module) -> dict[str, np.ndarray]:
     ids, size = chosen_targets(session).ids, session.settings.evaluate.batch_size
     found: dict[str, list[np.ndarray]] = {name: [] for name in session.task.losses}
     for a, b in row_ranges(len(ids), size):

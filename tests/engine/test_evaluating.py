@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from distinf.cli import main
 from distinf.engine.evaluating import Design, _every_unit, evaluate, kept_rows
+from distinf.engine.recipe import Draws
 from distinf.engine.session import Session
 from distinf.spectral import retraining
 from distinf.spectral.evaluate import chosen_targets
@@ -26,8 +27,8 @@ def finished(tmp_path_factory):
     return run_points(tmp_path_factory.mktemp("evaluated") / "run")
 
 
-def losses(session, kept, seed=0):
-    return retraining.losses(session, "", np.asarray(kept), seed, lambda share: None)
+def losses(session, kept, seed=0, own_start=False):
+    return retraining.losses(session, "", np.asarray(kept), Draws(seed, own_start), lambda _: None)
 
 
 def test_training_again_on_all_rows_gives_the_runs_own_losses_to_the_last_bit(finished):
@@ -62,6 +63,27 @@ def test_another_seed_is_another_training_of_the_same_rows(finished):
     for name in one:
         assert np.array_equal(one[name], again[name])
         assert not np.array_equal(one[name], two[name])
+
+
+def test_a_start_of_its_own_is_that_of_a_task_of_another_seed(finished):
+    """And what is trained for no step is that start."""
+    rows = range(finished.outline.training_rows)
+    one, two = losses(finished, rows, 1, True), losses(finished, rows, 1)
+    again = losses(finished, rows, 1, True)
+    for name in one:
+        assert np.array_equal(one[name], again[name])
+        assert not np.array_equal(one[name], two[name])
+    first, second = (retraining._other_start(finished, seed).state_dict() for seed in (1, 2))
+    run = finished.task.model().state_dict()
+    assert not any(torch.equal(first[k], second[k]) or torch.equal(first[k], run[k]) for k in run)
+
+
+def test_independent_halves_have_a_ceiling_of_their_own(finished):
+    found = evaluate(finished.blobs.root, Design(subsets=10, shares=0, independent=True), silent)
+    cell = next(iter(retraining.foretold(finished)))
+    units = list(_every_unit(finished, cell, Design(subsets=10, shares=0, independent=True)))
+    assert len({u.job["seed"] for u in units}) == 20 == found.trainings
+    assert all(row["ceiling"] < 1 for row in found.rows)
 
 
 def test_measures_are_those_of_the_trainings(finished):

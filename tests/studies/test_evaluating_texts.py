@@ -12,6 +12,7 @@ pytest.importorskip("peft", reason="needs distinf[llm]")
 from distinf.cli import main
 from distinf.config import resolve
 from distinf.engine.evaluating import Design, evaluate
+from distinf.engine.recipe import Draws
 from distinf.engine.run import execute, reopen
 from distinf.gram import retraining
 from distinf.gram.session import QUERY
@@ -39,7 +40,7 @@ def finished(tmp_path_factory):
 
 
 def losses(session, cell: str, kept, seed: int = 0):
-    return retraining.losses(session, cell, np.asarray(kept), seed, lambda share: None)
+    return retraining.losses(session, cell, np.asarray(kept), Draws(seed), lambda share: None)
 
 
 def test_training_again_on_all_rows_gives_the_queries_losses_of_the_run(finished):
@@ -58,6 +59,9 @@ def test_another_seed_trains_the_same_rows_from_the_same_start_otherwise(finishe
     other = task.reseeded(1)
     for one, two in zip(task.model().parameters(), other.model().parameters(), strict=True):
         assert torch.equal(one, two)
+    start = task.reseeded(1, own_start=True).model()
+    adapters = dict(task.model().named_parameters())
+    assert any(not torch.equal(p, adapters[n]) for n, p in start.named_parameters())
     first, second = (losses(finished, name, range(30), seed) for seed in (1, 2))
     assert not np.array_equal(first["cross-entropy"], second["cross-entropy"])
     again = losses(finished, name, range(30), 1)

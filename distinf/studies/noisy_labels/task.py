@@ -72,7 +72,7 @@ class NoisyCell:
     def __init__(self, settings: NoisyLabelSettings, cell: Cell, load: Load | None = None) -> None:
         self.settings = settings
         self.cell = cell
-        self.training_seed = cell.seed
+        self.starting_seed = self.training_seed = cell.seed
         self.losses = {"cross-entropy": cross_entropy}
         self._load = load
         self._arrays: Mapping[str, np.ndarray] = {}
@@ -225,7 +225,7 @@ class NoisyCell:
         return load_model(
             self.settings.model,
             self.settings.lora,
-            self.cell.seed,
+            self.starting_seed,
             int(arrays["pad"][0]),
             arrays.get("vocabulary"),
             len(self.classes()),
@@ -253,10 +253,12 @@ class NoisyCell:
             self._refuse_rows_without_a_loss(rows["train"], recipe, device)
             raise
 
-    def reseeded(self, seed: int) -> "NoisyCell":
-        """The same rows and initial state; the order of rows and dropout are another training's."""
+    def reseeded(self, seed: int, own_start: bool = False) -> "NoisyCell":
+        """The same rows; the order of rows and dropout are another training's, and, where asked
+        for, adapters and head start otherwise."""
         other = copy.copy(self)
         other.training_seed = int(digest([self.cell.seed, "training", seed])[:7], 16)
+        other.starting_seed = other.training_seed if own_start else self.starting_seed
         return other
 
     @torch.no_grad()
