@@ -86,6 +86,24 @@ def test_independent_halves_have_a_ceiling_of_their_own(finished):
     assert all(row["ceiling"] < 1 for row in found.rows)
 
 
+def test_products_and_cosines_are_of_the_gradients(finished):
+    cell = next(iter(retraining.foretold(finished)))
+    model, task = trained_model(finished), finished.task
+    ids = chosen_targets(finished).ids
+
+    def gradient(split, row):
+        model.zero_grad()
+        loss = task.losses["cross-entropy"](model, task.batch(split, np.array([row])))
+        loss.sum().backward()
+        return torch.cat([p.grad.reshape(-1) for p in model.parameters()]).double()
+
+    for row in (0, 100, 239):
+        train, query = gradient("train", row), gradient("evaluation", ids[1])
+        dot, cosine = (cell.scores[f"cross-entropy/{k}"][1][1, row] for k in ("dot", "cosine"))
+        assert dot == pytest.approx(float(train @ query), rel=1e-4)
+        assert cosine == pytest.approx(float(train @ query / train.norm()), rel=1e-4)
+
+
 def test_measures_are_those_of_the_trainings(finished):
     """The first line's LDS, from the ledger's losses by scipy."""
     found = evaluate(finished.blobs.root, SMALL, silent)
