@@ -106,9 +106,11 @@ def evaluate(folder: str, design: Design, watch: running.Watcher) -> Evaluation:
     with held(session.blobs):
         _train(session, evaluates, units, config.runtime, watch)
         rows = [row for cell in cells for row in _measures(session, cell, design)]
-        kind = EVALUATION + digest([[unit.id for unit in units], asdict(design)])
+        of = evaluates.key(session)
+        kind = EVALUATION + digest([of, [unit.id for unit in units], asdict(design)])
         root = folder_of(kind)
-        hand_out(session.blobs, kind, dict(_files(root, rows, design, len(units))))
+        about = {"of": of, "design": asdict(design), "trainings": len(units)}
+        hand_out(session.blobs, kind, dict(_files(root, rows, about)))
         assert session.recipe.report is not None  # see recipe_named
         session.recipe.report(session)  # its page has a line on it
     return Evaluation(f"{session.blobs.root}/{root}", rows, len(units))
@@ -295,17 +297,14 @@ def _left_out(session: Session, cell: Foretold, design: Design) -> Row:
     return about | _row(what, found, subsets=design.shares, repeats=1)
 
 
-def _files(
-    root: str, rows: Sequence[Row], design: Design, trainings: int
-) -> Iterator[tuple[str, bytes]]:
+def _files(root: str, rows: Sequence[Row], about: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(k for row in rows for k in row)))
     writer.writeheader()
     writer.writerows(rows)
     yield f"{root}/measures.csv", table.getvalue().encode()
     finite = [{k: _plain(v) for k, v in row.items()} for row in rows]
-    whole = {"design": asdict(design), "trainings": trainings, "measures": finite}
-    yield f"{root}/measures.json", json.dumps(whole, indent=1).encode()
+    yield f"{root}/measures.json", json.dumps({**about, "measures": finite}, indent=1).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -111,6 +111,7 @@ class Evaluates:
     foretold  session -> for each cell what it foretells
     losses    (session, cell, rows kept [n], draws, tell) -> {loss: fp64 [Q]} of the model trained
               on these rows alone
+    scored    the stages whose keys name the scores
     """
 
     stage: Stage
@@ -119,6 +120,13 @@ class Evaluates:
     losses: Callable[
         [Any, str, np.ndarray, Draws, Callable[[float], None]], Mapping[str, np.ndarray]
     ]
+    scored: tuple[Stage, ...]
+
+    def key(self, session: "Session") -> str:
+        """What an evaluation is of: the trainings and scores of every cell, as they are now."""
+        names = [stage.name for stage in (self.stage, *self.scored)]
+        keys = session.context["keys"]
+        return digest([[cell, [keys[cell].get(name) for name in names]] for cell in sorted(keys)])
 
 
 @dataclass(frozen=True)

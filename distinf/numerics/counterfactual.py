@@ -6,7 +6,7 @@ Shape legend: Q queries, N training rows, M subsets, K trainings of each subset.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from scipy.stats import rankdata
@@ -41,8 +41,10 @@ def datamodeling(scores_QN: np.ndarray, kept_MN: np.ndarray, losses_MQ: np.ndarr
 
 
 def agreement(foretold_MQ: np.ndarray, found_MQ: np.ndarray) -> Measure:
-    """The mean over queries of Spearman's correlation over subsets."""
-    return _over_subsets(lambda m: rank_correlations(foretold_MQ[m], found_MQ[m]), found_MQ)
+    """The mean over queries of Spearman's correlation over subsets; its interval ends at -1 and 1
+    as correlations do."""
+    found = _over_subsets(lambda m: rank_correlations(foretold_MQ[m], found_MQ[m]), found_MQ)
+    return Measure(*(float(np.clip(value, -1.0, 1.0)) for value in astuple(found)))
 
 
 def ceiling(losses_KMQ: np.ndarray) -> Measure:

@@ -32,7 +32,7 @@ RECIPE = Recipe(
     check=check,
     asks=Asks(ranking, answers, (data.STAGE, gradients.STAGE, candidates.STAGE)),
     evaluates=Evaluates(
-        retraining.STAGE, retraining.check, retraining.foretold, retraining.losses
+        retraining.STAGE, retraining.check, retraining.foretold, retraining.losses, (scores.STAGE,)
     ),
     summary=summary,
     packages=("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),

@@ -21,7 +21,7 @@ def publish(
 ) -> None:
     """Rankings and tables as CSV and JSON, findings.json, and the page last: if it is there, all
     is. Their sums come after them. What an evaluation found of the run is among them."""
-    measured = worth.measures(session.blobs)
+    measured = worth.measures(session)
     tables = {**tables, "worth": measured} if measured else tables
     text = render.html(worth.shown(page, measured), [*(rankings or {}), *tables])
     files = {}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from distinf.blobs import Blobs
+from distinf.engine.session import Session
 from distinf.report.formats import count, number
 from distinf.report.rows import Row
 from distinf.report.schema import Cell, Column, Page, Section, Table, stub
@@ -15,13 +15,17 @@ HALVES, ADDED = "LDS, half left out", "loss added"
 INTRO = "Held against training again on parts of the rows; docs/worth.md says how to read it."
 
 
-def measures(blobs: Blobs) -> list[Row]:
-    """Of the run's evaluation that trained most, the last by name of equal ones; [] without one."""
+def measures(session: Session) -> list[Row]:
+    """Of the evaluation of the run's scores that trained most, the last by name of equal ones; []
+    without one. Of scores and models that the run had before its settings changed none is shown."""
+    blobs, evaluates = session.blobs, session.recipe.evaluates
     found: dict[int, list[Row]] = {}
     for name in blobs.names(FOLDER):
         if name.endswith(f"/{FILE}"):
             with suppress(KeyError, ValueError, TypeError, OSError):  # damaged: verify tells
                 whole = json.loads(blobs.get(name))
+                if evaluates is None or whole["of"] != evaluates.key(session):
+                    continue
                 rows = [{"measure": str(r["measure"]), **r} for r in whole["measures"]]
                 found[int(whole["trainings"])] = rows
     return found[max(found)] if found else []

@@ -1,6 +1,6 @@
 """Training again on some of the rows, and what the targets' losses are then."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -90,11 +90,10 @@ def losses(
     schedule, collective = replace(settings, steps=steps), Collective()
     model = _other_start(session, draws.seed) if draws.own_start else starting_model(session)
     optimizer = session.task.optimizer(model.parameters(), settings.lr, settings.weight_decay)
-    for step, rows in enumerate(_batches(session, kept, draws.seed, steps, aligned)):
+    for step, pieces in enumerate(_batches(session, kept, draws.seed, steps, aligned)):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        if len(rows):
-            pieces = np.array_split(rows, min(settings.shards, len(rows)))
+        if pieces:
             take_step(session, model, optimizer, pieces, step, collective, draws.seed)
         tell((step + 1) / steps)
     return _target_losses(session, model.eval())
@@ -116,8 +115,10 @@ def _other_start(session: Session, seed: int) -> nn.Module:
 
 def _batches(
     session: Session, kept: np.ndarray, seed: int, steps: int, aligned: bool
-) -> Iterator[np.ndarray]:
-    """The rows of each step: epochs are permutations of all rows, less those that are left out."""
+) -> Iterator[list[np.ndarray]]:
+    """The rows of each shard of each step: epochs are permutations of all rows, less those that
+    are left out."""
+    shards = session.settings.train.shards
     size, count = session.settings.train.batch_size, session.outline.training_rows
     wanted = np.zeros(count, dtype=bool)
     wanted[kept] = True
@@ -133,7 +134,19 @@ def _batches(
             number += 1
             waiting = np.concatenate([waiting, epoch(number)])
         rows, waiting = waiting[:size], waiting[size:]
-        yield rows[wanted[rows]]
+        yield _filled([shard[wanted[shard]] for shard in np.split(rows, shards)], size // shards)
+
+
+def _filled(pieces: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Shards of `size` rows less those left out: none is empty, and a single row that is left
+    joins the shard before or after it, since of one row there are no batch statistics."""
+    found: list[np.ndarray] = []
+    for piece in (piece for piece in pieces if len(piece)):
+        if found and size > 1 and 1 in (len(piece), len(found[-1])):
+            found[-1] = np.concatenate([found[-1], piece])
+        else:
+            found.append(piece)
+    return found
 
 
 @torch.no_grad()

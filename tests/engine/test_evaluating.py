@@ -15,7 +15,7 @@ from distinf.engine.recipe import Draws
 from distinf.engine.session import Session
 from distinf.spectral import retraining
 from distinf.spectral.evaluate import chosen_targets
-from distinf.spectral.train import trained_model
+from distinf.spectral.train import step_rows, trained_model
 from tests.support.partial import points_config, run_until
 from tests.support.runs import copied, run_points, silent
 
@@ -218,3 +218,39 @@ def test_a_run_without_training_is_refused(tmp_path, capsys):
     run_points(tmp_path / "run", train={"steps": 0})
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "train.steps is 0" in capsys.readouterr().err
+
+
+def test_the_page_shows_no_evaluation_of_scores_that_the_run_no_longer_has(finished, tmp_path):
+    session = copied(finished, tmp_path / "run")
+    root, said = Path(session.blobs.root), "Held against training again: LDS"
+    evaluate(str(root), SMALL, silent)
+    assert said in (root / "report/index.html").read_text()
+    run_points(root, ["scores.damping"], scores={"damping": 5.0})
+    assert said not in (root / "report/index.html").read_text()
+    assert not (root / "report/worth.json").exists()
+    evaluate(str(root), SMALL, silent)
+    assert said in (root / "report/index.html").read_text()
+    run_points(root, ["scores.damping"])  # and what was measured of the first is there again
+    assert said in (root / "report/index.html").read_text()
+    assert main(["verify", str(root)]) == 0
+
+
+def test_rows_left_out_of_small_shards_leave_batch_statistics_to_train_with(tmp_path):
+    """A shard of two rows that loses one is a batch of one, of which there is no variance."""
+    session = run_points(
+        tmp_path / "run",
+        task="tests.support.blobs_task:normed",
+        train={"batch_size": 8, "shards": 4, "steps": 60},
+    )
+    rows = session.outline.training_rows
+    ran = [np.split(step_rows(session, step), 4) for step in range(60)]
+    for out in ([5], [5, 9, 70, 71]):
+        kept = np.setdiff1d(np.arange(rows), out)
+        pieces = list(retraining._batches(session, kept, 0, 60, True))
+        for shards, left in zip(ran, pieces, strict=True):
+            assert min(map(len, left)) > 1
+            assert np.concatenate(left).tolist() == [r for r in np.concatenate(shards) if r in kept]
+            whole = [shard.tolist() for shard in shards if not set(shard) & set(out)]
+            joined = sum(len(piece) > 2 for piece in left)
+            assert sum(piece.tolist() in whole for piece in left) >= len(whole) - joined
+        assert all(np.isfinite(values).all() for values in losses(session, kept).values())

@@ -142,3 +142,11 @@ def test_the_aucs_interval_holds_the_truth_in_about_95_of_100():
         found = wrong_labels_auc(rng.normal(size=120) - shift * wrong, wrong)
         inside.append(found.low <= truth <= found.high)
     assert 0.92 <= np.mean(inside) <= 0.98
+
+
+def test_the_interval_of_a_correlation_ends_where_correlations_do():
+    found = datamodeling(SCORES[:3], KEPT[:10], losses(0.5)[:10, :3])
+    assert 0.8 < found.value < 1.0
+    assert found.high == 1.0
+    low = datamodeling(-SCORES[:3], KEPT[:10], losses(0.5)[:10, :3])
+    assert (low.low, low.high) == (-1.0, -found.low)

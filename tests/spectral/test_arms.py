@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from rich.table import Table
 
 from distinf.errors import InputError
 from distinf.report.spectral import results
+from distinf.report.spectral.terminal import summary
 from distinf.report.spectral.warnings import warnings
 from distinf.spectral import actions, evaluate, pools, scores
 from distinf.spectral.arms import ALL_TARGETS, arm_of, families, family_jobs, jobs
@@ -317,3 +319,4 @@ def test_a_run_of_no_seeds_fine_tunes_nothing_and_reports_its_scores(tmp_path):
     assert "This run did not act on its scores" in page
     assert "fine-tuned for" not in page
     assert np.isfinite(all_scores(session)["cross-entropy.classic"]).all()
+    assert not [item for item in summary(session) if isinstance(item, Table)]

@@ -49,3 +49,13 @@ def poisoned(settings: Points, seed: int) -> TensorTask:
     made = task(settings, seed)
     made._data["train"]["x"][7] = float("inf")
     return made
+
+
+def normed(settings: Points, seed: int) -> TensorTask:
+    """The same with batch statistics."""
+    made = task(settings, seed)
+    made._model = lambda: nn.Sequential(
+        nn.Linear(4, settings.width), nn.BatchNorm1d(settings.width), nn.Tanh(),
+        nn.Linear(settings.width, 2),
+    )  # fmt: skip
+    return made

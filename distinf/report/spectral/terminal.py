@@ -29,4 +29,4 @@ def summary(session: Session) -> list[Table | str]:
     said = no_better(words.metric, means["before"], baseline, words.baseline_label)
     damping = damping_of(session, stored_pairs(session).values)
     told = f"damping {damping.value:.3g}: {damping.source}" if damping.source else ""
-    return [item for item in (said, table, told) if item]
+    return [item for item in (said, table if table.rows else None, told) if item]
