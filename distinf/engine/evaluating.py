@@ -33,6 +33,7 @@ from distinf.numerics.counterfactual import (
     agreement,
     ceiling,
     datamodeling,
+    finite_or_0,
     mean_over,
     slope,
     wrong_labels_auc,
@@ -211,7 +212,7 @@ def _ones(cell: Foretold, design: Design) -> list[int]:
 
 def _order(cell: Foretold) -> np.ndarray:
     """Rows by falling mean score of the report's ranking; those without a score in the middle."""
-    total_N = np.nan_to_num(cell.scores[cell.ranking][1], nan=0.0).mean(0)
+    total_N = finite_or_0(cell.scores[cell.ranking][1]).mean(0)
     return np.argsort(-total_N, kind="stable")
 
 
@@ -244,7 +245,7 @@ def _measures(session: Session, cell: Foretold, design: Design) -> Iterator[Row]
             what = f"LDS, {100 * design.fraction:g} % left out"
             yield about | _row(what, found, subsets=len(jobs), repeats=1)
         if cell.wrong_N is not None and cell.wrong_N.any():
-            found = wrong_labels_auc(scores_QN.mean(0), cell.wrong_N)
+            found = wrong_labels_auc(scores_QN, cell.wrong_N)
             yield about | _row("AUC, wrong labels lowest", found)
         if design.ones:
             yield from (about | row for row in _of_ones(session, cell, design, loss, scores_QN))
@@ -279,19 +280,19 @@ def _of_ones(
     rows = _ones(cell, design)
     whole_Q = _losses(session, cell, [NONE_OUT], loss)[0]
     changes_MQ = _losses(session, cell, [{"without": [r]} for r in rows], loss) - whole_Q
-    known_MQ = np.nan_to_num(scores_QN, nan=0.0)[:, rows].T
-    found = agreement(known_MQ, changes_MQ)
+    found = agreement(finite_or_0(scores_QN[:, rows]).T, changes_MQ)
     yield _row("one row left out, Spearman", found, subsets=len(rows), repeats=1)
     fit = slope(scores_QN, np.array(rows), changes_MQ)
     yield _row("loss that a score of 1 means", fit, subsets=len(rows), repeats=1)
 
 
 def _left_out(session: Session, cell: Foretold, design: Design) -> Row:
-    """What leaving out the highest scored rows adds to the mean loss, beyond random ones."""
+    """What leaving out the highest scored rows adds to the mean loss, beyond random ones; of the
+    queries whose losses are all finite."""
     loss, scores_QN = cell.scores[cell.ranking]
-    without = _losses(session, cell, [_highest(cell, design)], loss)[0].mean()
-    random_M = _losses(session, cell, _shares(design), loss).mean(1)
-    found = mean_over(without - random_M)
+    losses_MQ = _losses(session, cell, [_highest(cell, design), *_shares(design)], loss)
+    without, *random_M = losses_MQ[:, np.isfinite(losses_MQ).all(0)].mean(1)
+    found = mean_over(without - np.array(random_M))
     what = f"loss added without the top {100 * design.fraction:g} %, minus random"
     about = {"cell": cell.cell, "ranking": cell.ranking, "loss": loss, "queries": len(scores_QN)}
     return about | _row(what, found, subsets=design.shares, repeats=1)

@@ -31,13 +31,17 @@ def datamodeling(scores_QN: np.ndarray, kept_MN: np.ndarray, losses_MQ: np.ndarr
     """Linear datamodeling score (Park et al. 2023, TRAK, section 4.1): the mean over queries of
     Spearman's correlation between a subset's summed scores and minus the loss after training on it.
 
-    kept_MN: bool. A row without a score (NaN) foretells nothing. InputError for fewer than FEWEST
-    subsets, of which there would be no interval.
+    kept_MN: bool. InputError for fewer than FEWEST subsets, of which there would be no interval.
     """
     if len(kept_MN) < FEWEST:
         raise InputError(f"{len(kept_MN)} subsets give no interval; take at least {FEWEST}")
-    known_QN = np.nan_to_num(np.asarray(scores_QN, dtype=np.float64), nan=0.0)
-    return agreement(kept_MN.astype(np.float64) @ known_QN.T, -losses_MQ)
+    return agreement(kept_MN.astype(np.float64) @ finite_or_0(scores_QN).T, -losses_MQ)
+
+
+def finite_or_0(scores_QN: np.ndarray) -> np.ndarray:
+    """fp64: a row without a finite score foretells nothing."""
+    scores_QN = np.asarray(scores_QN, dtype=np.float64)
+    return np.where(np.isfinite(scores_QN), scores_QN, 0.0)
 
 
 def agreement(foretold_MQ: np.ndarray, found_MQ: np.ndarray) -> Measure:
@@ -78,9 +82,11 @@ def _of_mean(r: float, count: int) -> float:
 def slope(scores_QN: np.ndarray, rows_M: np.ndarray, changes_MQ: np.ndarray) -> Measure:
     """What a score of 1 means, in loss: least squares of what leaving a row out did to the loss.
 
-    changes_MQ: the query's loss after training without row rows_M[m], minus that with it.
+    changes_MQ: the query's loss after training without row rows_M[m], minus that with it. A query
+    of which one is not finite is left out.
     """
-    known_MQ = np.nan_to_num(np.asarray(scores_QN, dtype=np.float64), nan=0.0)[:, rows_M].T
+    usable_Q = np.isfinite(changes_MQ).all(0)
+    known_MQ, changes_MQ = finite_or_0(scores_QN[usable_Q][:, rows_M]).T, changes_MQ[:, usable_Q]
 
     def fit(m: np.ndarray) -> np.ndarray:
         total = float(np.square(known_MQ[m]).sum())
@@ -89,13 +95,16 @@ def slope(scores_QN: np.ndarray, rows_M: np.ndarray, changes_MQ: np.ndarray) -> 
     return _over_subsets(fit, changes_MQ)
 
 
-def wrong_labels_auc(scores_N: np.ndarray, wrong_N: np.ndarray) -> Measure:
-    """The chance that a row with a wrong label has a lower score than one with a right label (half
-    for equal ones), with Hanley and McNeil's standard error (1982); NaN where all are of a kind.
+def wrong_labels_auc(scores_QN: np.ndarray, wrong_N: np.ndarray) -> Measure:
+    """The chance that a row with a wrong label has a lower mean score than one with a right label
+    (half for equal ones), with Hanley and McNeil's standard error (1982); NaN where all are of a
+    kind.
 
-    Rows without a score (NaN) are left out.
+    Queries without any finite score are left out, and then rows without a score of every query.
     """
-    known = np.isfinite(scores_N)
+    scored_Q = np.isfinite(scores_QN).any(1)
+    scores_N = scores_QN[scored_Q].sum(0)
+    known = np.isfinite(scores_N) & scored_Q.any()
     scores, wrong = scores_N[known], np.asarray(wrong_N, dtype=bool)[known]
     bad, good = int(wrong.sum()), int((~wrong).sum())
     if not bad or not good:

@@ -10,8 +10,10 @@ import torch
 from scipy.stats import spearmanr
 
 from distinf.cli import main
+from distinf.config import resolve
 from distinf.engine.evaluating import Design, _every_unit, evaluate, kept_rows
 from distinf.engine.recipe import Draws
+from distinf.engine.run import execute
 from distinf.engine.session import Session
 from distinf.spectral import retraining
 from distinf.spectral.evaluate import chosen_targets
@@ -254,3 +256,17 @@ def test_rows_left_out_of_small_shards_leave_batch_statistics_to_train_with(tmp_
             joined = sum(len(piece) > 2 for piece in left)
             assert sum(piece.tolist() in whole for piece in left) >= len(whole) - joined
         assert all(np.isfinite(values).all() for values in losses(session, kept).values())
+
+
+def test_a_query_without_a_finite_loss_takes_no_measure_from_the_others(tmp_path):
+    """And a training row whose own loss is infinite, none from that ranking."""
+    config = resolve({
+        "task": "tests.support.words_task:task", "recipe": "gram", "out": str(tmp_path / "run"),
+        "runtime": {"kind": "local"}, "settings": {"dark": 3, "seeds": 1},
+        "train": {"epochs": 3, "lr": 0.05, "batch_size": 10}, "actions": {"configurations": []},
+    })  # fmt: skip
+    execute(config, silent)
+    design = Design(subsets=10, repeats=1, shares=10, ones=6, fraction=0.05)
+    rows = evaluate(str(tmp_path / "run"), design, silent).rows
+    assert len({row["measure"] for row in rows}) == 6
+    assert all(np.isfinite(row["value"]) for row in rows), rows

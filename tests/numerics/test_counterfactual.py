@@ -125,12 +125,15 @@ def test_the_auc_is_the_share_of_pairs_in_the_right_order():
     rng = np.random.default_rng(8)
     scores, wrong = rng.integers(0, 6, size=50).astype(float), rng.random(50) < 0.3
     pairs = [(a < b) + 0.5 * (a == b) for a in scores[wrong] for b in scores[~wrong]]
-    found = wrong_labels_auc(scores, wrong)
+    found = wrong_labels_auc(scores[None], wrong)
     assert found.value == pytest.approx(np.mean(pairs), abs=1e-12)
     assert found.low < found.value < found.high
     holed = np.append(scores, np.nan)
-    assert wrong_labels_auc(holed, np.append(wrong, True)) == found
-    assert math.isnan(wrong_labels_auc(scores, np.zeros(50, dtype=bool)).value)
+    assert wrong_labels_auc(holed[None], np.append(wrong, True)) == found
+    parts = np.stack([0.25 * scores, np.full(50, np.nan), 0.75 * scores])  # a query without any
+    assert wrong_labels_auc(parts, wrong) == found
+    assert math.isnan(wrong_labels_auc(parts[1:2], wrong).value)
+    assert math.isnan(wrong_labels_auc(scores[None], np.zeros(50, dtype=bool)).value)
 
 
 def test_the_aucs_interval_holds_the_truth_in_about_95_of_100():
@@ -139,7 +142,7 @@ def test_the_aucs_interval_holds_the_truth_in_about_95_of_100():
     inside = []
     for _ in range(300):
         wrong = np.arange(120) < 30
-        found = wrong_labels_auc(rng.normal(size=120) - shift * wrong, wrong)
+        found = wrong_labels_auc(rng.normal(size=(1, 120)) - shift * wrong, wrong)
         inside.append(found.low <= truth <= found.high)
     assert 0.92 <= np.mean(inside) <= 0.98
 
@@ -150,3 +153,15 @@ def test_the_interval_of_a_correlation_ends_where_correlations_do():
     assert found.high == 1.0
     low = datamodeling(-SCORES[:3], KEPT[:10], losses(0.5)[:10, :3])
     assert (low.low, low.high) == (-1.0, -found.low)
+
+
+def test_a_query_or_row_that_is_not_finite_leaves_the_others_measures_as_they_are():
+    found = losses(4.0)
+    rows = np.arange(M)
+    holed, bad = np.vstack([SCORES, SCORES[0]]), np.column_stack([found, np.full(M, np.inf)])
+    assert datamodeling(holed, KEPT, bad).value == datamodeling(SCORES, KEPT, found).value
+    assert slope(holed, rows, bad).value == pytest.approx(slope(SCORES, rows, found).value)
+    none, endless = SCORES.copy(), SCORES.copy()
+    none[:, 3], endless[:, 3] = np.nan, np.inf
+    assert datamodeling(endless, KEPT, found) == datamodeling(none, KEPT, found)
+    assert slope(endless, rows, found) == slope(none, rows, found)
