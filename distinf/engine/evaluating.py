@@ -43,6 +43,7 @@ from distinf.runtime.ledger import Record
 
 Row = dict[str, Any]
 NONE_OUT: dict[str, Any] = {"without": []}
+MOST = 1_000_000  # trainings: each has a name, an entry of the agenda and files of its own
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,16 @@ class Design:
             raise InputError(f"--subsets {self.subsets}: fewer than {FEWEST} give no interval")
         if not self.subsets and not self.shares and not self.ones:
             raise InputError("evaluate: nothing to train; give --subsets, --shares or --ones")
+        trainings = self.subsets * self.repeats + self.shares
+        if trainings > MOST:
+            raise InputError(
+                f"evaluate: {trainings:,} trainings; at most {MOST:,} can be asked for"
+            )
+
+    def most(self) -> Draws:
+        """The draws of the training that takes most of its own."""
+        independent = self.independent and self.subsets > 0
+        return Draws(int(independent or (self.repeats > 1 and self.subsets > 0)), independent)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ def evaluate(folder: str, design: Design, watch: running.Watcher) -> Evaluation:
     if evaluates is None:
         raise InputError(f"{folder}: its recipe, {config.recipe}, has no scores to evaluate")
     refuse_unfinished(session, config, folder)
-    evaluates.check(session)
+    evaluates.check(session, design.most())
     session.refuse_other_data()
     cells = list(evaluates.foretold(session))
     for cell in cells:
@@ -279,7 +290,8 @@ def _of_ones(
 ) -> Iterator[Row]:
     rows = _ones(cell, design)
     whole_Q = _losses(session, cell, [NONE_OUT], loss)[0]
-    changes_MQ = _losses(session, cell, [{"without": [r]} for r in rows], loss) - whole_Q
+    with np.errstate(invalid="ignore"):  # a loss that is infinite in both
+        changes_MQ = _losses(session, cell, [{"without": [r]} for r in rows], loss) - whole_Q
     found = agreement(finite_or_0(scores_QN[:, rows]).T, changes_MQ)
     yield _row("one row left out, Spearman", found, subsets=len(rows), repeats=1)
     fit = slope(scores_QN, np.array(rows), changes_MQ)

@@ -107,7 +107,7 @@ class Evaluates:
     """How scores of a finished run are held against training on some of the rows.
 
     stage     a choice without units, whose key names the trainings
-    check     session -> None; InputError for a run that cannot be trained again
+    check     (session, draws) -> None; InputError for a run that cannot be trained again, or not so
     foretold  session -> for each cell what it foretells
     losses    (session, cell, rows kept [n], draws, tell) -> {loss: fp64 [Q]} of the model trained
               on these rows alone
@@ -115,7 +115,7 @@ class Evaluates:
     """
 
     stage: Stage
-    check: Callable[[Any], None]
+    check: Callable[[Any, Draws], None]
     foretold: Callable[[Any], Iterable[Foretold]]
     losses: Callable[
         [Any, str, np.ndarray, Draws, Callable[[float], None]], Mapping[str, np.ndarray]

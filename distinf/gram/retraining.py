@@ -45,13 +45,19 @@ def foretold(session: Session) -> Iterator[Foretold]:
         yield Foretold(cell.name, cell.rows[TRAIN], scores, ranking, wrong_N)
 
 
-def check(session: Session) -> None:
-    """InputError for a cell that cannot be trained."""
+def check(session: Session, draws: Draws) -> None:
+    """InputError for a cell that cannot be trained, or not by other draws."""
     for name, cell in session.outline.cells.items():
         if not cell.trained:
             raise InputError(
                 f"evaluate: this task cannot be trained{f' ({name})' if name else ''}: it has no "
                 "fit(); a run of the spectral recipe trains any task"
+            )
+        if draws.seed and not isinstance(session.task(name), Reseeded):
+            raise InputError(
+                "evaluate: this task has no reseeded(), so it cannot train the same rows "
+                "twice; take --repeats 1, without a ceiling"
+                + (", and leave out --independent" if draws.own_start else "")
             )
 
 
@@ -62,11 +68,6 @@ def losses(
     task: Any = session.task(cell)
     settings = session.settings.train
     if draws.seed:
-        if not isinstance(task, Reseeded):
-            raise InputError(
-                "evaluate: this task has no reseeded(), so it cannot train the same rows "
-                "twice; take --repeats 1, without a ceiling"
-            )
         task = task.reseeded(draws.seed, draws.own_start)
     fit = task.fit(kept, settings, session.device, tell)
     checked_fit(fit, settings.selected_epoch)

@@ -68,10 +68,14 @@ def _products(session: Session, loss: str) -> tuple[np.ndarray, np.ndarray]:
     return dots_QN, np.pad(norms_N, (0, rest), constant_values=1.0)
 
 
-def check(session: Session) -> None:
-    """InputError where nothing was trained, or not from scratch on these rows."""
+def check(session: Session, draws: Draws) -> None:
+    """InputError where nothing was trained, or the start is not one that can be drawn again."""
     if not session.settings.train.steps:
         raise InputError("evaluate: train.steps is 0, so there is no training to repeat")
+    if draws.own_start and session.settings.train.checkpoint:
+        raise InputError(
+            "evaluate: train.checkpoint is where training starts; leave out --independent"
+        )
 
 
 def losses(
@@ -101,11 +105,6 @@ def losses(
 
 def _other_start(session: Session, seed: int) -> nn.Module:
     """The model as a task of another seed starts it."""
-    settings = session.settings.train
-    if settings.checkpoint:
-        raise InputError(
-            "evaluate: train.checkpoint is where training starts; leave out --independent"
-        )
     context, other = session.context, int(digest([session.seed, "start", seed])[:7], 16)
     with telling("model()"):
         model = build_task(context["task"], context["task_settings"], other).model()

@@ -33,6 +33,16 @@ def losses(session, kept, seed=0, own_start=False):
     return retraining.losses(session, "", np.asarray(kept), Draws(seed, own_start), lambda _: None)
 
 
+def words_run(out, settings):
+    """A finished run of the Gram recipe -> its folder."""
+    execute(resolve({
+        "task": "tests.support.words_task:task", "recipe": "gram", "out": str(out),
+        "runtime": {"kind": "local"}, "settings": settings,
+        "train": {"epochs": 3, "lr": 0.05, "batch_size": 10}, "actions": {"configurations": []},
+    }), silent)  # fmt: skip
+    return str(out)
+
+
 def test_training_again_on_all_rows_gives_the_runs_own_losses_to_the_last_bit(finished):
     rows, ids = finished.outline.training_rows, chosen_targets(finished).ids
     model, batch = trained_model(finished), finished.batch("evaluation", ids)
@@ -201,6 +211,7 @@ def test_the_runs_page_has_a_sentence_and_the_tables_of_it(finished):
         (["--fraction", "0.6"], "--fraction 0.6: must lie between 0 and 0.5"),
         (["--fraction", "0.001"], "--fraction 0.001: of 240 training rows that is none"),
         (["--subsets", "0", "--shares", "0"], "nothing to train"),
+        (["--repeats", "100000"], "evaluate: 3,000,010 trainings; at most 1,000,000"),
     ],
 )
 def test_a_design_that_measures_nothing_is_one_line(finished, capsys, given, line):
@@ -260,13 +271,28 @@ def test_rows_left_out_of_small_shards_leave_batch_statistics_to_train_with(tmp_
 
 def test_a_query_without_a_finite_loss_takes_no_measure_from_the_others(tmp_path):
     """And a training row whose own loss is infinite, none from that ranking."""
-    config = resolve({
-        "task": "tests.support.words_task:task", "recipe": "gram", "out": str(tmp_path / "run"),
-        "runtime": {"kind": "local"}, "settings": {"dark": 3, "seeds": 1},
-        "train": {"epochs": 3, "lr": 0.05, "batch_size": 10}, "actions": {"configurations": []},
-    })  # fmt: skip
-    execute(config, silent)
+    root = words_run(tmp_path / "run", {"dark": 3, "seeds": 1})
     design = Design(subsets=10, repeats=1, shares=10, ones=6, fraction=0.05)
-    rows = evaluate(str(tmp_path / "run"), design, silent).rows
+    rows = evaluate(root, design, silent).rows
     assert len({row["measure"] for row in rows}) == 6
     assert all(np.isfinite(row["value"]) for row in rows), rows
+
+
+def test_a_task_that_cannot_be_trained_otherwise_is_refused_before_any_training(tmp_path, capsys):
+    root = words_run(tmp_path / "run", {"seeds": 1})
+    for given, line in (
+        (["--fraction", "0.05"], "take --repeats 1, without a ceiling\n"),
+        (["--fraction", "0.05", "--repeats", "1", "--independent"], "leave out --independent\n"),
+    ):
+        assert main(["evaluate", root, *given]) == 2
+        assert capsys.readouterr().err.endswith(line)
+    assert not (tmp_path / "run/ledger/retrain").exists()
+
+
+def test_starts_of_their_own_from_a_checkpoint_are_refused_before_any_training(
+    finished, tmp_path, capsys
+):
+    run_points(tmp_path / "run", train={"checkpoint": f"{finished.blobs.root}/model.safetensors"})
+    assert main(["evaluate", str(tmp_path / "run"), "--independent"]) == 2
+    assert "leave out --independent" in capsys.readouterr().err
+    assert not (tmp_path / "run/ledger/retrain").exists()
