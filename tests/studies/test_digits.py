@@ -77,6 +77,7 @@ def broken(folder, content, name="bad.csv"):
         (b"no archive", "bad.npz", "bad.npz: "),
         (b"\0\0\x09", "odd-images-idx3-ubyte", "odd-images-idx3-ubyte is no IDX file of bytes"),
         (b"\0\0\x08\x03" + b"\0\0\0\x01" * 3, "short-images-idx3-ubyte", "short-images-idx3"),
+        (b"", "empty.csv", "0 images and 0 labels"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path, content, name, message):

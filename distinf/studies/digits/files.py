@@ -38,13 +38,13 @@ def read(path: str, where: str) -> tuple[np.ndarray, np.ndarray]:
                 _idx(path.replace("images", "labels").replace("idx3", "idx1")),
             )
         else:
-            raise InputError(f"{where}: {path}: unknown kind of file; give {KINDS}")
+            raise ValueError("unknown kind of file")
     except FileNotFoundError as error:
         raise InputError(f"{where}: {error.filename}: no such file; {PUBLISHED}") from None
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{where}: {path}: {reason}; give {KINDS}") from None
-    return _checked(images.reshape(len(images), -1), labels, f"{where}: {path}")
+    return _checked(images, labels, f"{where}: {path}")
 
 
 def _content(path: str) -> bytes:
@@ -68,4 +68,4 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.nda
         raise InputError(f"{where}: pixels must lie between 0 and 255")
     if not np.isin(labels, range(10)).all():
         raise InputError(f"{where}: labels must be whole numbers from 0 to 9")
-    return images, labels.astype(np.int64)
+    return images.reshape(len(images), -1), labels.astype(np.int64)
