@@ -83,6 +83,9 @@ def task(settings: Digits, seed: int) -> TensorTask:
         losses={"cross-entropy": CrossEntropy()},
         seed=seed,
         optimizer=partial(torch.optim.SGD, momentum=settings.momentum),
+        probabilities=lambda model, batch: model(batch["x"]).softmax(-1),
+        labels=train["label"].numpy(),
+        classes=[str(digit) for digit in range(CLASSES)],
         notes={"digit": train["label"].tolist()},
     )
     made.criteria = {"first": first}
