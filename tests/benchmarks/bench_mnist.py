@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from distinf.engine.evaluating import Design, _every_unit, kept_rows
 from distinf.engine.run import reopen
@@ -20,7 +21,6 @@ from distinf.spectral import retraining
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.queries import damped_spectrum
 from distinf.spectral.train import trained_model
-from scipy.stats import spearmanr
 
 PUBLISHED = {  # dattri's benchmark, LDS ± .01, read off its figure
     "explicit": 0.80, "CG": 0.80, "LiSSA": 0.79, "Arnoldi": 0.31, "TracIn": 0.33, "Grad-Dot": 0.33,
@@ -54,7 +54,7 @@ def closed_form(session) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     hessian = torch.zeros(classes, width, classes, width, dtype=torch.float64)
     for a in range(classes):
         for b in range(a + 1):
-            curved_N = p_NC[:, a] * ((a == b) - p_NC[:, b])
+            curved_N = p_NC[:, a] * (float(a == b) - p_NC[:, b])
             block = (x_ND * curved_N[:, None]).T @ x_ND / len(x_ND)
             hessian[a, :, b], hessian[b, :, a] = block, block.T
     return hessian.reshape(classes * width, -1), train_NP, query_QP
@@ -75,14 +75,13 @@ def main(folder: str) -> None:
     losses_KMQ = np.stack([session.arrays(u)["cross-entropy"] for u in units])
     losses_KMQ = losses_KMQ.reshape(2, 100, -1)
     kept_MN = np.stack([kept_rows(session.seed, u.job) for u in units[:100]])
-    top = {1: ceiling(losses_KMQ).value, 2: 0.0}
-    r = top[1] ** 2 / (2 - top[1] ** 2)
-    top = {1: r**0.5, 2: top[1]}
+    of_two = ceiling(losses_KMQ).value
+    of_one = (of_two**2 / (2 - of_two**2)) ** 0.5  # Spearman and Brown, backwards
     damping = damped_spectrum(session).damping
     scores = {name.split("/")[1]: scores_QN for name, (_, scores_QN) in cell.scores.items()}
     solved = {value: exact(session, value) for value in sorted({*DAMPINGS, damping})}
     scores |= {f"exact, damping {value:.3g}": found for value, found in solved.items()}
-    print(f"damping {damping:.4g}; ceiling {top[1]:.3f} of one model, {top[2]:.3f} of two")
+    print(f"damping {damping:.4g}; ceiling {of_one:.3f} of one model, {of_two:.3f} of two")
     print(f"{'ranking':24} {'LDS, one model':24} {'LDS, mean of two':24} Spearman with the exact")
     for name, scores_QN in scores.items():
         lines = [

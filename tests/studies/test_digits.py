@@ -122,6 +122,7 @@ def test_the_benchmarks_configuration_runs_in_small(folder, tmp_path, monkeypatc
         "settings.train_rows": 60, "settings.evaluation_rows": 20, "targets.count": 3,
         "train.steps": 40, "train.batch_size": 20, "curvature.steps": 30, "curvature.keep": 20,
         "curvature.samples": 60, "runtime.kind": "local",
+        "trajectory.checkpoints": 1,
     }  # fmt: skip
     config = load(
         str(ROOT / "configs" / "benchmarks" / "mnist_lr.yaml"),
