@@ -156,7 +156,7 @@ RUNS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.starts
 def test_every_config_we_ship_is_valid(path, tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\na b,0\n")
     own = ["data.path=" + str(tmp_path / "rows.csv")] if "your-file" in path.read_text() else []
-    if "task: digits" in path.read_text():
+    if path.parent.name == "benchmarks":  # of digits in files
         for split, row in (("train", "0,255,3\n"), ("evaluation", "255,0,3\n")):
             (tmp_path / f"{split}.csv").write_text(row)
             own += [f"settings.{split}={tmp_path / f'{split}.csv'}", f"settings.{split}_rows=1"]
