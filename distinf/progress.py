@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rich.progress import (
     BarColumn,
@@ -31,6 +32,7 @@ from distinf.terminal import Terminal, fitted, rows_table
 POLL_S = 0.5
 SOON_S = 2.0  # the first plain line of a stage that takes longer
 PLAIN_S = 10.0
+QUERIES = 5  # whose rows are shown; their tables have all
 
 
 class Reporter:
@@ -115,14 +117,17 @@ def summary(session: Session, seconds: float, console: Terminal | None = None) -
 
 
 def query_table(answer: Answer, top: int, console: Terminal | None = None) -> None:
-    """Each query's most helpful and most harmful training rows, or candidates."""
-    out = console or Terminal()
-    rows = list(extremes(answer, top))
+    """The first queries' most helpful and most harmful training rows, or candidates."""
+    out, count = console or Terminal(), len(answer.queries)
+    shown = replace(answer, scores_QN=answer.scores_QN[:QUERIES], queries=answer.queries[:QUERIES])
+    rows = list(extremes(shown, top))
     keys = ["query_text", "place", "score", "row", "label", "text"]
     if not any("query_text" in row for row in rows):
         keys = ["query_row", *keys]
     table = rows_table(f"{answer.scored} by query {answer.cell}".strip(), rows, keys)
     out.print(table, soft_wrap=True)
+    if count > QUERIES:
+        out.print(f"the first {QUERIES} of {count} queries; the others are in the tables")
 
 
 def evaluation_table(found: Evaluation, console: Terminal | None = None) -> None:

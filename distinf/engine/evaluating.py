@@ -55,7 +55,7 @@ class Design:
     shares   random subsets that leave out `fraction` of the rows: a second such score, and chance
              for what leaving out the highest scored ones does
     ones     rows left out alone: those of highest and lowest score, for what a score of 1 means
-    fraction of rows left out at once
+    fraction of rows left out at once, one at least
     independent  halves start from weights of their own and go through an order of their own, as
                  trainings by other people would; else from the run's start
     """
@@ -112,8 +112,6 @@ def evaluate(folder: str, design: Design, watch: running.Watcher) -> Evaluation:
     evaluates.check(session, design.most())
     session.refuse_other_data()
     cells = list(evaluates.foretold(session))
-    for cell in cells:
-        _refuse_too_few(cell, design)
     units = list({u.id: u for cell in cells for u in _every_unit(session, cell, design)}.values())
     with held(session.blobs):
         _train(session, evaluates, units, config.runtime, watch)
@@ -126,13 +124,6 @@ def evaluate(folder: str, design: Design, watch: running.Watcher) -> Evaluation:
         assert session.recipe.report is not None  # see recipe_named
         session.recipe.report(session)  # its page has a line on it
     return Evaluation(f"{session.blobs.root}/{root}", rows, len(units))
-
-
-def _refuse_too_few(cell: Foretold, design: Design) -> None:
-    if design.shares and int(design.fraction * cell.rows) < 1:
-        raise InputError(
-            f"--fraction {design.fraction}: of {cell.rows} training rows that is none; raise it"
-        )
 
 
 def _train(
@@ -171,7 +162,7 @@ def kept_rows(seed: int, job: Mapping[str, Any]) -> np.ndarray:
     if "half" in job:
         out = draw(seed, f"half {cell} {job['half']}", len(kept), len(kept) // 2)
     elif "share" in job:
-        count = int(job["share"] * len(kept))
+        count = max(1, int(job["share"] * len(kept)))
         out = draw(seed, f"share {cell} {job['draw']}", len(kept), count)
     else:
         out = np.asarray(job["without"], dtype=np.int64)
@@ -213,7 +204,7 @@ def _shares(design: Design) -> list[dict[str, Any]]:
 def _highest(cell: Foretold, design: Design) -> dict[str, Any]:
     """Without the rows that the report's ranking finds most helpful to all queries together."""
     order = _order(cell)
-    return {"without": sorted(order[: int(design.fraction * cell.rows)].tolist())}
+    return {"without": sorted(order[: max(1, int(design.fraction * cell.rows))].tolist())}
 
 
 def _ones(cell: Foretold, design: Design) -> list[int]:

@@ -307,8 +307,9 @@ def refuse_unfinished(session: Session, config: RunConfig, folder: str) -> None:
     differing = differences(masked(record.get("fingerprint", {}), ""), fingerprint(config))
     if differing:
         raise InputError(
-            f"{folder}: {', '.join(differing[:3])} differ from what the run was begun with; its "
-            "stored gradients would not be of the same model"
+            f"{folder}: {', '.join(differing[:3])} differ from what the run was begun with; "
+            f"accept that first by distinf run {shlex.quote(folder)} --accept "
+            f"{shlex.quote(differing[0])}, which makes anew what depends on it"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from distinf.config import RunConfig
 from distinf.errors import InputError
+from distinf.gram.session import Session as GramSession
 from distinf.planning import calibration, devices, passes
 from distinf.planning.room import refuse_overfull, refuse_roomless, room
 from distinf.planning.speeds import (
@@ -24,7 +25,6 @@ from distinf.planning.staging import SpeedsOf, StagePlan, stage_plans
 from distinf.runtime import Node, RuntimeSettings, this_machine
 from distinf.spectral.session import Outline, Session
 from distinf.store import Blobs, open_root
-from distinf.tasks.task import Task
 
 SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a margin
 UNSEEN = "the cluster's machines are asked when the run starts; memory is not checked here"
@@ -109,10 +109,13 @@ def _of_passes(
     gpus: int,
     blobs: Blobs,
 ) -> Plan:
-    """A run of any other recipe; without a model there are no passes to measure."""
-    runtime, has_model = config.runtime, config.RECIPE.task is Task
-    if gpu is not None and not has_model:
-        raise InputError(f"--gpu {gpu}: nothing of this run is computed on a GPU; leave it out")
+    """A run of any other recipe; only the Gram recipe's passes are known, to be measured."""
+    runtime, is_known = config.runtime, isinstance(session, GramSession)
+    if gpu is not None and not is_known:
+        raise InputError(
+            f"--gpu {gpu}: what recipe {config.recipe} does on a GPU is not known; leave it "
+            "out, or give a rate by --gflops"
+        )
     workers, where = workers_of(runtime), "this machine"
     if gpu is not None:
         if gpus < 1:
@@ -121,7 +124,7 @@ def _of_passes(
         speeds = passes.roofline_passes(session, device)
         runtime = _with_gpus(runtime)
         workers, where = max(1, int(gpus / runtime.num_gpus)), f"{gpus} x {gpu}"
-    elif gflops is not None or not has_model:
+    elif gflops is not None or not is_known:
         speeds = assumed(config.runtime, ASSUMED_GFLOPS if gflops is None else gflops)
     else:
         refuse_what_cannot_fit(quick_plans(session, config.runtime), config.runtime, blobs)

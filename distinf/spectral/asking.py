@@ -22,7 +22,7 @@ from distinf.spectral.session import Session
 
 PASS = "pass"
 OF_OWN_PART = "newfluence"
-LEFT_OUT = "what lies outside of the Ritz vectors is left out; /pass behind --ranking has it"
+LEFT_OUT = "what lies outside of the Ritz vectors is left out; --ranking {}/pass has it"
 
 
 def ranking(
@@ -73,7 +73,7 @@ def answers(session: Session, name: str) -> Iterator[Answer]:
         yield Answer("", found_QN, queries, rows, *AS_IF_ADDED)
         return
     whole = passed or session.settings.scores.complement == "none"
-    yield Answer("", found_QN, queries, rows, "" if whole else LEFT_OUT)
+    yield Answer("", found_QN, queries, rows, "" if whole else LEFT_OUT.format(name))
 
 
 def _rows(session: Session, ids: np.ndarray) -> list[dict[str, Any]]:

@@ -82,6 +82,8 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(tmp_path):
 
 def test_it_plans_shows_its_status_and_verifies(whole, capsys):
     assert main(["plan", str(whole / "run.yaml"), "--gflops", "1"]) == 0
+    assert main(["plan", str(whole / "run.yaml")]) == 0  # nothing of its own to measure
+    assert main(["plan", str(whole / "run.yaml"), "--gpu", "h100"]) == 2
     assert "hardness" in capsys.readouterr().out
     assert main(["status", str(whole / "run")]) == 0
     assert "finished" in capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_the_command_says_what_is_missing_and_the_run_verifies(two, capsys):
     assert main(["query", root, "--set", "seed=9", "--top", "2"]) == 0
     told = capsys.readouterr().out
     assert "by cross-entropy/ell-relative" in told
-    missing = "what lies outside of the Ritz vectors is left out; /pass behind --ranking has it"
+    missing = "what lies outside of the Ritz vectors is left out; --ranking "
     assert (missing in told) == (two[0].settings.scores.complement != "none")
     assert main(["verify", root]) == 0
     assert main(["query", root, "--set", "shift=1.0"]) == 2
