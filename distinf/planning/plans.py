@@ -25,6 +25,7 @@ from distinf.planning.staging import SpeedsOf, StagePlan, stage_plans
 from distinf.runtime import Node, RuntimeSettings, this_machine
 from distinf.spectral.session import Outline, Session
 from distinf.store import Blobs, open_root
+from distinf.tasks.task import Task
 
 SPARE_BYTES = 64 << 20  # beside what the plan stores: metadata, the report, a margin
 UNSEEN = "the cluster's machines are asked when the run starts; memory is not checked here"
@@ -112,10 +113,10 @@ def _of_passes(
     """A run of any other recipe; only the Gram recipe's passes are known, to be measured."""
     runtime, is_known = config.runtime, isinstance(session, GramSession)
     if gpu is not None and not is_known:
-        raise InputError(
-            f"--gpu {gpu}: what recipe {config.recipe} does on a GPU is not known; leave it "
-            "out, or give a rate by --gflops"
-        )
+        told = "nothing of this run is computed on a GPU; leave it out"
+        if config.RECIPE.task is Task:
+            told = f"recipe {config.recipe} does not say what it does there; give --gflops instead"
+        raise InputError(f"--gpu {gpu}: {told}")
     workers, where = workers_of(runtime), "this machine"
     if gpu is not None:
         if gpus < 1:
