@@ -39,7 +39,7 @@ from distinf.tasks.task import (
 )
 
 METHOD = "gradients.method"
-NOT_VARIED = ("task", "recipe", "out", "runtime", "beside", "report", "provenance")
+NOT_VARIED = ("task", "recipe", "out", "runtime", "variations", "report", "provenance")
 
 
 class RunConfig(BaseModel):
@@ -51,9 +51,9 @@ class RunConfig(BaseModel):
     out       folder or URL of the run; empty: runs/ and the configuration's name
     settings  the task's own; they may stand outside of it too, where no other key is called so.
               A secret (by its name: token, key, password, secret) is not kept in the run's folder
-    beside    variations by name, each a mapping of dotted keys to other values. A variation shares
-              all work that its keys do not change, lies in the same folder, and is shown in the
-              same report. It improves the run's targets, unless it sets targets otherwise
+    variations  by name, each a mapping of dotted keys to other values. A variation shares all
+              work that its keys do not change, lies in the same folder, and is shown in the same
+              report. It improves the run's targets, unless it sets targets otherwise
     provenance  written into a run's folder; never read back
     """
 
@@ -67,7 +67,7 @@ class RunConfig(BaseModel):
     out: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
-    beside: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    variations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     provenance: dict[str, Any] | None = None
 
     @property
@@ -109,17 +109,17 @@ class RunConfig(BaseModel):
         return {name: seen(cell, stated(cell)) | seen_model(cell) for name, cell in cells}
 
     @cached_property
-    def variations(self) -> "dict[str, RunConfig]":
-        """Each name of `beside` -> the run with those keys changed."""
+    def varied(self) -> "dict[str, RunConfig]":
+        """Each of `variations` -> the run with those keys changed."""
         found = {}
-        refuse_names("beside", self.beside)
-        for name, changes in self.beside.items():
-            raw = self.model_dump(mode="json", exclude={"beside", "provenance"})
+        refuse_names("variations", self.variations)
+        for name, changes in self.variations.items():
+            raw = self.model_dump(mode="json", exclude={"variations", "provenance"})
             for key, value in changes.items():
                 if key.partition(".")[0] in NOT_VARIED:
-                    raise InputError(f"beside.{name}: '{key}' is the same for the whole run")
-                assign(raw, key, value, f"beside.{name}")
-            varied = resolve(raw, f"beside.{name}")
+                    raise InputError(f"variations.{name}: '{key}' is the same for the whole run")
+                assign(raw, key, value, f"variations.{name}")
+            varied = resolve(raw, f"variations.{name}")
             if self.method and not varied.method:  # it was chosen for the run
                 varied = varied.settled({"": self.method})
             found[name] = varied
@@ -137,13 +137,13 @@ class RunConfig(BaseModel):
             return self
         main = methods[""]
         gradients = dataclasses.replace(self.stages.gradients, method=main)
-        others = {n: m for n, m in methods.items() if m != main and n in self.beside}
-        beside = {
+        others = {n: m for n, m in methods.items() if m != main and n in self.variations}
+        varied = {
             name: {**changes, METHOD: others[name]} if name in others else changes
-            for name, changes in self.beside.items()
+            for name, changes in self.variations.items()
         }
-        made = self.model_copy(update={"gradients": gradients, "beside": beside})
-        for name in ("variations", "decided"):
+        made = self.model_copy(update={"gradients": gradients, "variations": varied})
+        for name in ("varied", "decided"):
             made.__dict__.pop(name, None)
         return made
 
@@ -153,14 +153,14 @@ class RunConfig(BaseModel):
         """What a worker needs to know of this run, as JSON; of a variation, its name and what it
         shares with the run."""
         keys, lent = self.RECIPE.keys(self.values, run or {})
-        beside = {n: config.context(root, n, lent) for n, config in self.variations.items()}
-        if beside:
+        varied = {n: config.context(root, n, lent) for n, config in self.varied.items()}
+        if varied:
             own = keys[WHOLE]
-            shown = {n: context["keys"][WHOLE][REPORT] for n, context in beside.items()}
+            shown = {n: context["keys"][WHOLE][REPORT] for n, context in varied.items()}
             own[REPORT] = digest([own[REPORT], shown])
         return {
             "name": name,
-            "beside": beside,
+            "variations": varied,
             "root": root,
             "recipe": self.recipe,
             "task": self.task,
@@ -176,13 +176,13 @@ class RunConfig(BaseModel):
     def stored_form(self) -> dict[str, Any]:
         """As JSON, with a mask in place of each secret, and without provenance."""
         plain = self.model_dump(mode="json", exclude={"provenance"})
-        hidden = {key: masked(plain[key], key) for key in ("settings", "beside")}
+        hidden = {key: masked(plain[key], key) for key in ("settings", "variations")}
         return {**plain, **hidden}
 
     @property
     def unknown_secrets(self) -> list[str]:
         """Dotted keys of those that a run's folder has only the masks of."""
-        return [*unknown(self.settings), *unknown(self.beside, "beside")]
+        return [*unknown(self.settings), *unknown(self.variations, "variations")]
 
     @property
     def values(self) -> dict[str, dict[str, Any]]:
@@ -268,7 +268,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     name = recipe_in(raw, where)
     kind = config_class(name)
     raw = _with_own_settings(raw, kind)
-    raw |= {key: given_again(raw[key], key) for key in ("settings", "beside") if key in raw}
+    raw |= {key: given_again(raw[key], key) for key in ("settings", "variations") if key in raw}
     try:
         config = kind(**{**raw, "recipe": name})
     except ValidationError as error:
@@ -279,7 +279,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
         raise InputError(f"{where}: a number is out of range: {error}") from None
     typed = settings_type(config.task)
     if not dataclasses.is_dataclass(typed):
-        _ = config.variations
+        _ = config.varied
         return config
     holder = create_model(
         "Task settings", __config__=ConfigDict(extra="forbid"), settings=(typed, ...)
@@ -292,7 +292,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
         raise InputError(f"{where}: a number of the settings is out of range: {error}") from None
     plain = TypeAdapter(typed).dump_python(settings, mode="json")
     resolved = config.model_copy(update={"settings": plain})
-    _ = resolved.variations  # a mistake in one is told now
+    _ = resolved.varied  # a mistake in one is told now
     return resolved
 
 

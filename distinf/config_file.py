@@ -17,6 +17,7 @@ from distinf.runtime import Agenda
 from distinf.store import open_root
 
 MOST_NESTED, MOST_VALUES = 50, 1_000_000
+RENAMED = {"beside": "variations"}  # keys of 0.1, and what they are called now
 TASK_NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -154,7 +155,15 @@ def _parsed(path: str, text: str) -> dict[str, Any]:
         raise InputError(f"{path}: not valid YAML: {reason(error)}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: holds no keys; begin with 'task: mine:task'")
-    return raw
+    return {todays(key): value for key, value in raw.items()}
+
+
+def todays(key: Any) -> Any:
+    """A dotted key as it is called now; what is no text is left to be refused."""
+    if not isinstance(key, str):
+        return key
+    first, dot, rest = key.partition(".")
+    return f"{RENAMED.get(first, first)}{dot}{rest}"
 
 
 def _loaded(text: str) -> Any:
@@ -199,7 +208,7 @@ def override_of(override: str) -> tuple[str, Any]:
         value = _loaded(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"--set {override}: the value is not valid YAML") from None
-    return key.strip(), value
+    return todays(key.strip()), value
 
 
 def assign(raw: dict[str, Any], key: str, value: Any, where: str) -> None:

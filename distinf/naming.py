@@ -20,7 +20,7 @@ def refuse_names(what: str, names: Iterable[Any], cased: bool = False) -> None:
     begins and ends with no space and begins with neither a dot nor two underscores (hidden files;
     Zarr keeps those for itself). Two must differ in more than upper and lower case.
 
-    what   whose they are, for the message: "beside"
+    what   whose they are, for the message: "variations"
     cased  two may differ in that alone, as parameters W and w do
     """
     seen: dict[str, str] = {}

@@ -59,7 +59,10 @@ BAD = [
         r"unknown key 'trained'; did you mean 'train'\?$",
     ),
     ({"train": 3}, r"train: holds keys and is no value; set one of them, as in train.steps"),
-    ({"beside": {"a": 3}}, r"beside.a: holds keys and is no value; .* as in beside.a.key"),
+    (
+        {"variations": {"a": 3}},
+        r"variations.a: holds keys and is no value; .* as in variations.a.key",
+    ),
     ({"task": "no_such_module:task"}, r"task: no module 'no_such_module'"),
     ({"task": "tests.support.blobs_task:absent"}, r"has no 'absent' \(it has .*task"),
     ({"train": {"steps": 10**22}}, r"train: steps: 1\d* in pieces of checkpoint_every 50 are more"),
@@ -118,7 +121,7 @@ def test_a_config_can_extend_another(tmp_path):
     (tmp_path / "own.yaml").write_text("extends: base.yaml\ntrain: {lr: 0.1}\nbeside: {}\n")
     config = load(str(tmp_path / "own.yaml"), ["train.weight_decay=0.2"])
     assert (config.train.steps, config.train.lr, config.train.weight_decay) == (7, 0.1, 0.2)
-    assert config.beside == {}
+    assert config.variations == {}
     assert config.out == "runs/own"
 
 
@@ -184,7 +187,7 @@ def test_the_key_of_a_stage_covers_what_it_depends_on_and_no_more():
     assert changed(targets={"count": 1}) == ["targets", "queries", *factors, *rest]
     ekfac = {**POINTS["scores"], "ekfac": True}
     assert changed(scores=ekfac) == [*factors, "attribution", "actions", "report"]
-    assert changed(beside={"other": {"train.steps": 3}}) == ["report"]
+    assert changed(variations={"other": {"train.steps": 3}}) == ["report"]
     assert changed(runtime={"kind": "ray", "workers": 7}) == []
     assert changed(data={"cache_mb": 1}) == []
 

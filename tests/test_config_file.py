@@ -70,3 +70,13 @@ def test_what_a_task_of_0_1_imports_is_there_under_its_former_name():
         "import distinf.stages.task\nassert Fit is distinf.gram.task.Fit\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_variations_as_0_1_called_them(tmp_path):
+    """In a file, in one that it extends, and in an override."""
+    (tmp_path / "base.yaml").write_text("task: mine:task\nbeside: {a: {train.steps: 3}}\n")
+    file = tmp_path / "old.yaml"
+    file.write_text("extends: base.yaml\nbeside: {b: {train.steps: 4}}\n")
+    found = read(str(file), ["beside.c={train.steps: 5}"])
+    assert "beside" not in found
+    assert found["variations"] == {name: {"train.steps": 3 + k} for k, name in enumerate("abc")}

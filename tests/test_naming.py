@@ -45,21 +45,21 @@ RIGHT = ("cross-entropy", "L1 + L2", "lr=0.1", "Größe", "损失", "a.b", "_a",
 @pytest.mark.parametrize("name", WRONG)
 def test_a_name_that_is_no_file_s_is_refused_in_one_line(name):
     with pytest.raises(InputError, match=WRONG[name]) as raised:
-        refuse_names("beside", ["fine", name])
+        refuse_names("variations", ["fine", name])
     line = str(raised.value)
     assert line.isprintable()
-    assert line.startswith("beside: the name ")
+    assert line.startswith("variations: the name ")
     assert len(line) < 250
 
 
 def test_usual_names_pass():
-    refuse_names("beside", RIGHT)
+    refuse_names("variations", RIGHT)
 
 
 @pytest.mark.parametrize("other", ["BASE", "Base"])
 def test_two_names_that_differ_in_case_alone_are_refused_but_where_they_may(other):
     with pytest.raises(InputError, match="one name where upper and lower case are one"):
-        refuse_names("beside", ["base", other])
+        refuse_names("variations", ["base", other])
     refuse_names("parameters", ["base", other], cased=True)
 
 
@@ -76,8 +76,11 @@ def test_whatever_passes_is_one_file_inside_its_folder_and_one_array(tmp_path_fa
 
 
 GIVEN_IN_SETTINGS = {
-    "a variation": ({"beside": {OUTSIDE: {"train.steps": 3}}}, "beside: the name"),
-    "two variations": ({"beside": {"a": {"seed": 1}, "A": {"seed": 2}}}, "beside: 'a' and 'A'"),
+    "a variation": ({"variations": {OUTSIDE: {"train.steps": 3}}}, "variations: the name"),
+    "two variations": (
+        {"variations": {"a": {"seed": 1}, "A": {"seed": 2}}},
+        "variations: 'a' and 'A'",
+    ),
     "an experiment": ({"actions": {"also": {OUTSIDE: {"steps": 3}}}}, "actions: also: the name"),
     "a group": (
         {"recipe": "gram", "scores": {"groups": {"a/b": ".*"}}},
@@ -98,12 +101,12 @@ def test_names_in_settings_are_refused(case):
 def test_a_variation_named_like_a_path_ends_before_anything_is_written(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "task: tests.support.blobs_task:task\nruntime: {kind: local}\n"
-        f"beside: {{{OUTSIDE!r}: {{train.steps: 3}}}}\n"
+        f"variations: {{{OUTSIDE!r}: {{train.steps: 3}}}}\n"
     )
     out = tmp_path / "a" / "b" / "run"
     done = distinf("run", str(tmp_path / "mine.yaml"), "--out", str(out))
     assert done.returncode == 2
-    assert "beside: the name '../../../evil' has a slash" in done.stderr
+    assert "variations: the name '../../../evil' has a slash" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml"]
 

@@ -133,7 +133,7 @@ def test_work_without_a_rate_goes_by_its_flops():
 def test_a_variation_is_planned_for_what_it_adds(tmp_path):
     changes = {"more damping": {"scores.damping": 0.1}}
     alone = staged(plans.quick_plans(session_of(tmp_path), configured(tmp_path).runtime))
-    config = configured(tmp_path, beside=changes)
+    config = configured(tmp_path, variations=changes)
     session = Session(config.context(str(tmp_path / "run")), torch.device("cpu"))
     found = staged(plans.quick_plans(session, config.runtime))
     assert "more damping: curvature" not in found

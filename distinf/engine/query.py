@@ -108,7 +108,7 @@ def ask(
 
 def _other(config: RunConfig, changes: Sequence[tuple[str, Any]], same: str) -> RunConfig:
     """The run with other settings of its task; InputError `same` where they are its own."""
-    raw = config.model_dump(mode="json", exclude={"provenance", "beside"})
+    raw = config.model_dump(mode="json", exclude={"provenance", "variations"})
     for key, value in changes:
         assign(raw, f"settings.{key.removeprefix('settings.')}", value, "query")
     other = resolve(raw, "query")
@@ -155,7 +155,12 @@ def _training(seen: Mapping[str, str]) -> dict[str, str]:
 def _asking(
     other: RunConfig, session: Session, settings: Mapping[str, Any], **more: Any
 ) -> Session:
-    made = {**session.context, "beside": {}, "task_settings": other.settings, "seen": other.seen}
+    made = {
+        **session.context,
+        "variations": {},
+        "task_settings": other.settings,
+        "seen": other.seen,
+    }
     stages = {key: {**value, **settings.get(key, {})} for key, value in made["settings"].items()}
     return session_of({**made, "settings": stages, **more}, torch.device("cpu"))
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from distinf.config import METHOD, RunConfig, dump, load
+from distinf.config_file import todays
 from distinf.engine import running
 from distinf.engine.fingerprint import fingerprint, provenance
 from distinf.engine.format import refuse_other_format
@@ -187,6 +188,8 @@ def _provenance_in(config: bytes, name: str) -> Mapping[str, Any] | None:
         not isinstance(found.get(key, kind()), kind) for key, kind in kinds.items()
     ):
         raise CorruptionError(f"{name} is not a run's configuration; {SEE}")
+    if "fingerprint" in found:
+        found["fingerprint"] = {todays(key): value for key, value in found["fingerprint"].items()}
     return found
 
 
@@ -194,9 +197,9 @@ def _stored_methods(stored: Mapping[str, Any] | None) -> dict[str, str]:
     """The methods of gradients that the folder's run and its variations have."""
     keys = (stored or {}).get("fingerprint", {})
     found = {"": keys[METHOD]} if keys.get(METHOD) else {}
-    varied = {key: value for key, value in keys.items() if key.startswith("beside.")}
+    varied = {key: value for key, value in keys.items() if key.startswith("variations.")}
     found |= {
-        key.removeprefix("beside.").removesuffix(f".{METHOD}"): value
+        key.removeprefix("variations.").removesuffix(f".{METHOD}"): value
         for key, value in varied.items()
         if key.endswith(f".{METHOD}") and value
     }

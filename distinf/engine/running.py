@@ -24,7 +24,7 @@ class Watcher(Protocol):
 
 def together(session: Session) -> list[Session]:
     """The run and its variations, in the order in which they are carried out."""
-    return [session, *session.beside.values()]
+    return [session, *session.variations.values()]
 
 
 def parts(session: Session) -> list[tuple[Session, Stage]]:

@@ -65,10 +65,10 @@ class Session:
     """Opens nothing before it is asked. A recipe may have its own, with more to offer."""
 
     def __init__(self, context: Mapping[str, Any], device: torch.device):
-        self.context = {k: v for k, v in context.items() if k != "beside"}
+        self.context = {k: v for k, v in context.items() if k != "variations"}
         self.name: str = context.get("name", "")  # of a variation; "" for the run itself
-        self.beside: Mapping[str, Any] = {
-            name: type(self)(inner, device) for name, inner in context.get("beside", {}).items()
+        self.variations: Mapping[str, Any] = {
+            name: type(self)(inner, device) for name, inner in context.get("variations", {}).items()
         }
         asked = context.get("asked")  # where these training rows are candidates of a run
         self.asked: Any = type(self)(asked, device) if asked else self  # who has the queries
@@ -98,9 +98,9 @@ class Session:
 
     def settle(self, context: Mapping[str, Any]) -> None:
         """Take a context that differs in settings alone, before anything is done with them."""
-        for name, inner in self.beside.items():
-            inner.settle(context["beside"][name])
-        self.context = {k: v for k, v in context.items() if k != "beside"}
+        for name, inner in self.variations.items():
+            inner.settle(context["variations"][name])
+        self.context = {k: v for k, v in context.items() if k != "variations"}
         self.keys = context["keys"][WHOLE]
         for name in ("settings", "outline"):
             self.__dict__.pop(name, None)

@@ -17,7 +17,7 @@ from distinf.gram.scores import joint_solve, members
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import JOINT
 from distinf.gram.task import AskedAbout, described_rows
-from distinf.tasks.task import telling
+from distinf.tasks.task import error_context
 
 
 def ranking(
@@ -44,7 +44,7 @@ def answers(session: Session, name: str) -> Iterator[Answer]:
         task, ids = session.asked.task(cell.name), np.arange(cell.rows[QUERY])
         queries = [{"row": row} for row in ids.tolist()]
         if isinstance(task, AskedAbout):
-            with telling("describe_queries()"):
+            with error_context("describe_queries()"):
                 queries = [dict(each) for each in task.describe_queries(ids)]
         rows = partial(described_rows, session.task(cell.name))
         if session.of_candidates:

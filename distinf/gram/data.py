@@ -9,7 +9,7 @@ from distinf.gram.task import Prepared
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.rehearsal import rehearse
-from distinf.tasks.task import STUDIES, telling
+from distinf.tasks.task import STUDIES, error_context
 
 NAME = DATA
 
@@ -40,7 +40,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     task = session.tasks[unit.job["cell"]]
     if not isinstance(task, Prepared):
         raise InputError("data: this task has nothing to prepare")
-    with telling(f"prepare() of {unit.job['cell'] or 'the task'}"):
+    with error_context(f"prepare() of {unit.job['cell'] or 'the task'}"):
         arrays = task.prepare()
     return session.commit(unit, attempt, arrays)
 

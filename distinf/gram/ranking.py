@@ -20,7 +20,7 @@ from distinf.gram.gradients import PREDICTED, columns, finite_rows, split_units
 from distinf.gram.session import TRAIN, Cell, Session
 from distinf.gram.task import Predicting, described_rows
 from distinf.numerics.label_noise import likeliest_other, wrong_labels
-from distinf.tasks.notes import beside
+from distinf.tasks.notes import with_notes
 
 OWN_LOSS, GRADIENT_NORM = "own_loss", "gradient_norm"
 FLIPPED, SUGGESTED = "flipped", "suggested_label"
@@ -91,5 +91,5 @@ def cell_ranking(session: Session, cell: Cell) -> list[dict[str, Any]]:
         line |= {name: float(values[row]) for name, values in own.items()}
         line |= {} if noise is None else {FLIPPED: bool(noise[row])}
         line |= {} if labels is None else {SUGGESTED: labels.labels[row]}
-        found.append(beside(line, told, kept=(FLIPPED, SUGGESTED)))
+        found.append(with_notes(line, told, kept=(FLIPPED, SUGGESTED)))
     return found

@@ -24,7 +24,7 @@ from distinf.runtime import Runtime, Unit
 from distinf.tasks.identity import rows_of
 from distinf.tasks.methods import in_a_run, method_by_layers
 from distinf.tasks.rehearsal import checked_shapes
-from distinf.tasks.task import Batch, Shapes, Task, telling
+from distinf.tasks.task import Batch, Shapes, Task, error_context
 
 DATA = "data"
 TRAIN, QUERY = "train", "evaluation"  # the task's splits, as this recipe uses them
@@ -147,7 +147,7 @@ class Session(engine_session.Session):
 def _skeleton(task: Task) -> nn.Module:
     """A model without values, where the task has one, else its model."""
     skeleton: Callable[[], nn.Module] = getattr(task, "skeleton", task.model)
-    with telling("model()"):
+    with error_context("model()"):
         return skeleton()
 
 

@@ -19,7 +19,7 @@ from distinf.naming import refuse_names
 from distinf.numerics.label_noise import check_probabilities
 from distinf.tasks.factors import Classifying
 from distinf.tasks.notes import described
-from distinf.tasks.task import SPLITS, Task, check_losses, telling
+from distinf.tasks.task import SPLITS, Task, check_losses, error_context
 
 Tell = Callable[[float], None]
 METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
@@ -179,9 +179,9 @@ def rehearse_probabilities(task: Task) -> None:
     if names is None or not isinstance(task, Predicting):
         return
     ids = np.arange(min(2, task.rows(SPLITS[0])))
-    with telling("model()"):
+    with error_context("model()"):
         model = task.model().eval()
-    with telling("probabilities() on two rows of 'train'"), torch.no_grad():
+    with error_context("probabilities() on two rows of 'train'"), torch.no_grad():
         found = task.probabilities(model, task.batch(SPLITS[0], ids))
     try:
         check_probabilities(found, torch.from_numpy(np.asarray(task.given()))[ids])
@@ -201,7 +201,7 @@ def cells_of(task: Task) -> dict[str, Task]:
     """The task's cells; a plain task is its own only one, by the name ""."""
     if not isinstance(task, ManyCells):
         return {"": task}
-    with telling("cells()"):
+    with error_context("cells()"):
         found = dict(task.cells())
     refuse_names("task: cells()", found)
     for cell in found.values():
@@ -213,5 +213,5 @@ def described_rows(task: Task, rows: np.ndarray) -> list[dict[str, Any]]:
     """What the task says of these training rows, plain; at least "row", each row's number."""
     if not isinstance(task, Described):
         return [{"row": row} for row in rows.tolist()]
-    with telling("describe()"):
+    with error_context("describe()"):
         return described(task.describe, rows)

@@ -24,7 +24,7 @@ from distinf.runtime.machine import cpus_here
 from distinf.spectral.session import Session
 from distinf.tasks.task import GeneratingTask
 
-CHILD = "from distinf.planning.probe import main; main()"
+CHILD = "from distinf.planning.measuring import main; main()"
 SECONDS = 0.8  # to measure each primitive for
 ROWS = ("generate", "rows")
 STORED = ("model", "commit", "checkpoint")
@@ -117,7 +117,7 @@ def _run(
     session: Session, runtime: RuntimeSettings, phases: Sequence[str], processes: int
 ) -> list[Found]:
     """Per process {phase: what it found}; of "start", its processor seconds and bytes till then."""
-    context = {**session.context, "beside": {}}
+    context = {**session.context, "variations": {}}
     job = {
         "threads": runtime.threads,
         "gpus": runtime.num_gpus,

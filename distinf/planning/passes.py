@@ -14,7 +14,7 @@ from distinf.numerics.capture import block_gradients
 from distinf.planning.devices import COMPUTE_SHARE, Device
 from distinf.planning.speeds import NO_GPU, Rate, Speeds
 from distinf.runtime import RuntimeSettings
-from distinf.tasks.task import Task, telling
+from distinf.tasks.task import Task, error_context
 
 ROWS = 32  # of the batch that is timed, drawn evenly from the training rows
 SECONDS = 2.0  # for each kind of pass
@@ -46,7 +46,7 @@ def measured_passes(session: Session, runtime: RuntimeSettings) -> Speeds:
 def _with_rows(task: Task) -> Task:
     if isinstance(task, Prepared):
         try:
-            with telling("prepare()"):
+            with error_context("prepare()"):
                 task.attach(task.prepare())
         except DistinfError as error:
             raise InputError(
@@ -57,7 +57,7 @@ def _with_rows(task: Task) -> Task:
 
 
 def _rates(session: Session, task: Task) -> dict[str, Rate]:
-    with telling("model()"):
+    with error_context("model()"):
         model = task.model()
     ids = np.linspace(0, task.rows(TRAIN) - 1, min(ROWS, task.rows(TRAIN))).astype(np.int64)
     batch = task.batch(TRAIN, ids)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from distinf.printable import printable
 from distinf.report import svg
 from distinf.report.formats import MISSING
-from distinf.report.schema import Bullets, Cell, Column, Facts, Figure, Page, Section, Table, Text
+from distinf.report.schema import Bullets, Column, Entry, Facts, Figure, Page, Section, Table, Text
 
 WIDE = 8  # columns, from which a table's letters are smaller
 
@@ -23,7 +23,7 @@ WIDE = 8  # columns, from which a table's letters are smaller
 class Line:
     """A table's row; `again[c]`: the stub is that of the line above; `part`: another first stub."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[Entry, ...]
     again: tuple[bool, ...]
     part: bool
 

@@ -17,8 +17,8 @@ column that says nothing, a figure whose `draw` returns False and a section with
         Section("reading", "How to read this", [Bullets([("Scores.", "Above 0: …")])]),
     ])
 
-A column's cell is a key of the row or a function of the row that gives a text or a Cell. A key that
-the row lacks, or None, is an empty cell; NaN is "n/a". `group` is a heading over neighbouring
+A column's cell is a key of the row or a function of the row that gives a text or an Entry. A key
+that the row lacks, or None, is an empty cell; NaN is "n/a". `group` is a heading over neighbouring
 columns. Stubs are the row's names: a name that repeats the one above it is shown once. A row named
 "total" stays last when a reader sorts. `file` names the CSV and JSON that have the numbers: linked
 where they are published. `draw(canvas)`, as of `def gap(rows, canvas)`, sets the canvas's height in
@@ -39,7 +39,7 @@ LARGE = 200.0  # percent or points, from which decimals say nothing
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """`detail`: a smaller second line. `value`: to sort by. `place`: 1 is bold, 2 italic."""
 
     text: str = ""
@@ -51,31 +51,31 @@ class Cell:
 @dataclass(frozen=True)
 class Column:
     heading: str
-    cell: str | Callable[[Row], str | Cell]
+    cell: str | Callable[[Row], str | Entry]
     form: Callable[[Any], str] = number
     group: str = ""
     kind: Literal["stub", "text", "number"] = "number"
 
-    def of(self, row: Row) -> Cell:
+    def of(self, row: Row) -> Entry:
         if callable(self.cell):
             made = self.cell(row)
-            return made if isinstance(made, Cell) else Cell(made)
+            return made if isinstance(made, Entry) else Entry(made)
         found = row.get(self.cell)
         if found is None:
-            return Cell()
+            return Entry()
         try:
             value = float(found) if isinstance(found, int | float) else None
-            return Cell(MISSING if missing(found) else self.form(found), value=value)
+            return Entry(MISSING if missing(found) else self.form(found), value=value)
         except OverflowError:  # a note of a task's own, beyond every float
-            return Cell(str(found))
+            return Entry(str(found))
 
 
-def stub(heading: str, cell: str | Callable[[Row], str | Cell]) -> Column:
+def stub(heading: str, cell: str | Callable[[Row], str | Entry]) -> Column:
     """A name of the row."""
     return Column(heading, cell, str, kind="stub")
 
 
-def text(heading: str, cell: str | Callable[[Row], str | Cell]) -> Column:
+def text(heading: str, cell: str | Callable[[Row], str | Entry]) -> Column:
     return Column(heading, cell, str, kind="text")
 
 
@@ -89,13 +89,13 @@ def spread(
     """`prefix`mean`unit` ± sd, and below it low to high, where the row has them."""
     form = form or shorter
 
-    def cell(row: Row) -> Cell:
+    def cell(row: Row) -> Entry:
         mean, sd = row.get(f"{prefix}mean{unit}"), row.get(f"{prefix}sd{unit}")
         if mean is None:
-            return Cell()
+            return Entry()
         told = form(mean) if missing(sd) else f"{form(mean)}{SPACE}±{SPACE}{form(sd)}"
         below = _span(row, f"{prefix}low{unit}", f"{prefix}high{unit}", form)
-        return Cell(told, below, mean, row.get("place"))
+        return Entry(told, below, mean, row.get("place"))
 
     return Column(heading, cell, group=group)
 
@@ -105,12 +105,12 @@ def difference(
 ) -> Column:
     """`prefix``mean``unit` with its sign, and below it low to high, where the row has them."""
 
-    def cell(row: Row) -> Cell:
+    def cell(row: Row) -> Entry:
         value = row.get(f"{prefix}{mean}{unit}")
         if value is None or missing(value):
-            return Cell()
+            return Entry()
         below = _span(row, f"{prefix}low_{unit}", f"{prefix}high_{unit}", _signed)
-        return Cell(_signed(value), below, value)
+        return Entry(_signed(value), below, value)
 
     return Column(heading, cell, group=group)
 

@@ -18,9 +18,9 @@ import yaml
 from distinf.report import formats
 from distinf.report.formats import count, duration, fixed, identifier, missing, number, size
 from distinf.report.schema import (
-    Cell,
     Column,
     Draw,
+    Entry,
     Figure,
     Row,
     Table,
@@ -119,7 +119,7 @@ def column(heading: str, told: str) -> Column:
     return Column(name, key, FORMS[form], group)
 
 
-def _over(row: Row, key: str, below: str, *word: str) -> Cell:
+def _over(row: Row, key: str, below: str, *word: str) -> Entry:
     told, lower = Column("", key).of(row), row.get(below)
     detail = "" if missing(lower) else " ".join([*word, number(lower)])
-    return Cell(told.text, detail, told.value)
+    return Entry(told.text, detail, told.value)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from distinf.engine.session import Session
 from distinf.report.formats import count, number
 from distinf.report.rows import Row
-from distinf.report.schema import Cell, Column, Page, Section, Table, stub
+from distinf.report.schema import Column, Entry, Page, Section, Table, stub
 
 FOLDER, FILE = "evaluations", "measures.json"
 HALVES, ADDED = "LDS, half left out", "loss added"
@@ -73,11 +73,11 @@ def _table(rows: Sequence[Row]) -> Table:
     return Table(rows[0]["measure"], rows, columns, "worth")
 
 
-def _with_interval(value: str, low: str, high: str) -> Callable[[Row], Cell]:
-    def cell(row: Row) -> Cell:
+def _with_interval(value: str, low: str, high: str) -> Callable[[Row], Entry]:
+    def cell(row: Row) -> Entry:
         if row.get(value) is None:
-            return Cell()
+            return Entry()
         span = "" if row.get(low) is None else f"{number(row[low], 2)} to {number(row[high], 2)}"
-        return Cell(number(row[value], 2), span, row[value])
+        return Entry(number(row[value], 2), span, row[value])
 
     return cell

@@ -28,7 +28,7 @@ from distinf.spectral.queries import converged_solutions, damped_spectrum, query
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.train import trained_model
-from distinf.tasks.task import ElementTask, GeneratingTask, telling
+from distinf.tasks.task import ElementTask, GeneratingTask, error_context
 
 NAME = "attribution"
 PASSES = 7.0  # forward passes a row: five for the derivative (measured 5.2), two for the check
@@ -90,7 +90,7 @@ def check(session: Session) -> None:
             f"more than the {scored_rows(outline)} rows that are scored; lower it"
         )
     if not isinstance(session.task, GeneratingTask):
-        with telling("parts() on two rows of 'train'"):
+        with error_context("parts() on two rows of 'train'"):
             _refuse_other_sum(session, np.arange(2), session.fresh_model().eval())
 
 

@@ -21,7 +21,7 @@ from distinf.runtime.ledger import Record
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import TargetSettings
 from distinf.spectral.train import trained_model
-from distinf.tasks.task import Task, telling
+from distinf.tasks.task import Task, error_context
 
 NAME = "evaluate"
 # Without a backward pass few activations live at once: a share of all, .085 of a wide network.
@@ -123,8 +123,9 @@ def chosen_targets(session: Session) -> Targets:
     usable = eligible_rows(own, task, settings)[chosen.ids]
     if not usable.any():
         raise InputError(
-            f"beside.{session.name}: {_listed(chosen.ids.tolist())} without a usable gap in this "
-            "model, and the run has no other targets; give the variation targets.ids of its own"
+            f"variations.{session.name}: {_listed(chosen.ids.tolist())} without a usable gap in "
+            "this model, and the run has no other targets; give the variation "
+            "targets.ids of its own"
         )
     gaps = gap(own, task, settings.criterion)[chosen.ids]
     return Targets(chosen.ids[usable], gaps[usable], chosen.conditions[usable])
@@ -179,7 +180,7 @@ def gap(columns: Mapping[str, np.ndarray], task: Task, criterion: str) -> np.nda
     absolute  metric - reference
     Without a reference both are the metric itself.
     """
-    with telling(f"criterion '{criterion}'"):
+    with error_context(f"criterion '{criterion}'"):
         gap_E = np.asarray(criteria_of(task)[criterion](columns), dtype=np.float64)
     rows = columns[task.metric].shape
     if gap_E.shape != rows:

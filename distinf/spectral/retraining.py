@@ -21,7 +21,7 @@ from distinf.spectral.gradients import projected, scored_rows
 from distinf.spectral.scores import stored_scores, stored_variants
 from distinf.spectral.session import Session
 from distinf.spectral.train import starting_model, take_step
-from distinf.tasks.task import build_task, telling
+from distinf.tasks.task import build_task, error_context
 
 NAME = "retrain"
 ALIGNED = 0.1  # share of rows up to which those left out leave a gap in the run's own batches
@@ -106,7 +106,7 @@ def losses(
 def _other_start(session: Session, seed: int) -> nn.Module:
     """The model as a task of another seed starts it."""
     context, other = session.context, int(digest([session.seed, "start", seed])[:7], 16)
-    with telling("model()"):
+    with error_context("model()"):
         model = build_task(context["task"], context["task_settings"], other).model()
     dense_embeddings(model)
     return model.to(session.device)

@@ -28,7 +28,7 @@ from distinf.tasks.task import (
     StoredTask,
     Task,
     build_task,
-    telling,
+    error_context,
 )
 
 DATA = "data"
@@ -63,7 +63,7 @@ class Session(engine_session.Session):
         found = TypeAdapter(StageSettings).validate_python(self.context["settings"])
         if found.gradients.method is not None:
             return found
-        with telling("model()"):
+        with error_context("model()"):
             model = build_task(
                 self.context["task"], self.context["task_settings"], self.seed
             ).model()
@@ -114,7 +114,7 @@ class Session(engine_session.Session):
     def _forms(self, task: Task) -> dict[str, Form]:
         if not self.settings.scores.ekfac or self.settings.gradients.method != "hooks":
             return {}
-        with telling("model()"):
+        with error_context("model()"):
             model = task.model()
         return forms_of(wanted_layers(model, Layout.of(model, self.settings.curvature.blocks)))
 

@@ -34,7 +34,7 @@ from distinf.spectral.session import DATA, Outline, Session
 from distinf.spectral.settings import TrainSettings
 from distinf.tasks import checkpoint
 from distinf.tasks.identity import has_own_rows
-from distinf.tasks.task import Task, telling
+from distinf.tasks.task import Task, error_context
 
 NAME = "train"
 WEIGHTS = "model.safetensors"
@@ -99,7 +99,7 @@ def try_step(task: Task, settings: TrainSettings) -> None:
     model = task.model().train()
     name, loss = next(iter(task.losses.items()))
     rows = min(2, settings.batch_size // settings.shards, task.rows("train"))
-    with telling(f"a training step on loss '{name}' and {rows} rows"):
+    with error_context(f"a training step on loss '{name}' and {rows} rows"):
         loss(model, task.batch("train", np.arange(rows))).sum().backward()
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -21,7 +21,7 @@ from distinf.digest import sha256
 from distinf.errors import InputError
 from distinf.numerics.rounding import rounding_of
 from distinf.numerics.undisturbed import undisturbed
-from distinf.tasks.task import SPLITS, GeneratingTask, StoredTask, Task, telling
+from distinf.tasks.task import SPLITS, GeneratingTask, StoredTask, Task, error_context
 
 MODEL, LOSS = "model()", "loss "  # names, and the beginning of names, of what a model is needed for
 SAMPLED = 64  # entries of one parameter
@@ -31,7 +31,7 @@ NEARLY = 1e-2  # relative difference of losses that other threads or kernels may
 
 def stated(task: Task) -> dict[str, str]:
     """The task's digests() as they are to be: names and texts."""
-    with telling("digests()"):
+    with error_context("digests()"):
         found = task.digests()
     odd = not isinstance(found, Mapping) or not all(
         isinstance(part, str) for pair in found.items() for part in pair
@@ -43,7 +43,7 @@ def stated(task: Task) -> dict[str, str]:
 
 def rows_of(task: Task, split: str) -> int:
     """How many rows the split has; InputError if it says none, or no number."""
-    with telling(f"rows('{split}')"):
+    with error_context(f"rows('{split}')"):
         found = task.rows(split)
     if not isinstance(found, Integral) or found < 1:
         raise InputError(
@@ -61,7 +61,7 @@ def seen(task: Task, digests: Mapping[str, str]) -> dict[str, str]:
         found[f"rows('{split}')"] = str(rows)
         if has_own_rows(task):
             ids = np.unique([0, rows // 2, rows - 1])
-            with telling(f"batch('{split}', {ids.tolist()})"):
+            with error_context(f"batch('{split}', {ids.tolist()})"):
                 batch = task.batch(split, ids)
             found[f"batch('{split}')"] = sha256(*_bytes(_leaves(batch)))
     return found
@@ -73,7 +73,7 @@ def seen_model(task: Task, model: nn.Module | None = None) -> dict[str, str]:
     if not has_own_rows(task):
         return {}
     if model is None:
-        with telling("model()"):
+        with error_context("model()"):
             model = task.model()
     found = {MODEL: sha256(*_entries(model))}
     try:
@@ -92,7 +92,7 @@ def _losses(what: str, call: Callable[[], Tensor], model: nn.Module) -> dict[str
     values: list[float] = []
 
     def noted() -> None:
-        with telling(what), torch.enable_grad():
+        with error_context(what), torch.enable_grad():
             values.extend(call().detach().double().tolist())
 
     random.seed(0)  # a loss that draws random numbers is refused for that, elsewhere

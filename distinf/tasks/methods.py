@@ -23,7 +23,7 @@ from distinf.numerics.hooks import known_layers
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.projection import TwoSided
-from distinf.tasks.task import Batch, PerSampleLoss, Task, telling
+from distinf.tasks.task import Batch, PerSampleLoss, Task, error_context
 
 UNTRIED: Method = "loop"  # where hooks cannot and there are no rows to try another method on
 
@@ -81,7 +81,7 @@ def rehearsed_method(
     if getattr(settings, "embeddings", False) or _projection(settings):
         methods = ("hooks",)
     before: Methods = ()
-    with in_a_run(), telling("gradients of a few rows"):
+    with in_a_run(), error_context("gradients of a few rows"):
         while methods != before:  # what a later pass needs, the earlier ones can take
             before = methods
             for each in passes:

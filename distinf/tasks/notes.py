@@ -66,7 +66,7 @@ def _in_words(value: Any) -> Any:
     return plain_value(str(value))
 
 
-def beside(
+def with_notes(
     own: Mapping[str, Any], notes: Mapping[Any, Any], kept: Collection[str] = ()
 ) -> dict[str, Any]:
     """Own columns and notes; a note that is called like one of ours is called note_<name>.
@@ -104,8 +104,8 @@ def described(
 def _numbered(row: int, told: Mapping[str, Any]) -> dict[str, Any]:
     number = told.get("row")
     if isinstance(number, Integral) and not isinstance(number, bool):
-        return beside({"row": int(number)}, {k: v for k, v in told.items() if k != "row"})
-    return beside({"row": row}, {k: v for k, v in told.items() if k != "row" or v is not None})
+        return with_notes({"row": int(number)}, {k: v for k, v in told.items() if k != "row"})
+    return with_notes({"row": row}, {k: v for k, v in told.items() if k != "row" or v is not None})
 
 
 def truth(name: str, values: Any) -> np.ndarray:

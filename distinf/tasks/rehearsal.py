@@ -17,7 +17,7 @@ from distinf.errors import InputError
 from distinf.naming import refuse_names
 from distinf.numerics.batches import rows as batch_rows
 from distinf.tasks.identity import rows_of
-from distinf.tasks.task import SPLITS, Shapes, Task, Wording, check_losses, kind_of, telling
+from distinf.tasks.task import SPLITS, Shapes, Task, Wording, check_losses, error_context, kind_of
 
 BY_SPLIT = ("truncated", "empty", "texts_shared_with_train", "largest_class")
 
@@ -33,7 +33,7 @@ def rehearse(task: Task) -> nn.Module:
         raise InputError(
             "task: one training row has no others to be ranked among; give two or more"
         )
-    with telling("model()"):
+    with error_context("model()"):
         model = task.model()
     if not isinstance(model, nn.Module):
         raise InputError(f"task: model() returned {kind_of(model)}, not a torch.nn.Module")
@@ -43,7 +43,7 @@ def rehearse(task: Task) -> nn.Module:
         rows = rows_of(task, split)
         for ids in ([0, 1], [rows - 1]):
             _try_rows(task, model.eval(), split, np.array(ids[:rows]))
-    with telling("optimizer()"):
+    with error_context("optimizer()"):
         optimizer = task.optimizer(model.parameters(), lr=1e-3, weight_decay=0.0)
     if not callable(getattr(optimizer, "step", None)):
         raise InputError(f"task: optimizer() returned {kind_of(optimizer)}, which has no step()")
@@ -55,7 +55,7 @@ def few_rows(task: Any) -> None:
     """Give a generating task the first rows of each split, made here; for one built anew."""
     for split in SPLITS:
         stop = min(2, rows_of(task, split))
-        with telling(f"generate('{split}', 0, {stop})"):
+        with error_context(f"generate('{split}', 0, {stop})"):
             arrays = {k: np.asarray(v) for k, v in task.generate(split, 0, stop).items()}
         refuse_names(f"task: generate()'s arrays of '{split}'", arrays)
         lengths = {name: len(values) for name, values in arrays.items()}
@@ -63,7 +63,7 @@ def few_rows(task: Any) -> None:
             raise InputError(
                 f"task: generate('{split}', 0, {stop}) returned arrays of {lengths} rows"
             )
-        with telling(f"attach('{split}', rows)"):
+        with error_context(f"attach('{split}', rows)"):
             task.attach(split, _Few(arrays))
 
 
@@ -94,7 +94,7 @@ def _check_names(task: Task) -> None:
 
 def _try_rows(task: Task, model: nn.Module, split: str, ids: np.ndarray) -> None:
     where = f"on {'two rows' if len(ids) > 1 else 'one row'} of '{split}'"
-    with telling(f"batch('{split}', {ids.tolist()})"):
+    with error_context(f"batch('{split}', {ids.tolist()})"):
         batch = task.batch(split, ids)
     if batch_rows(batch) != len(ids):
         raise InputError(
@@ -106,13 +106,13 @@ def _try_rows(task: Task, model: nn.Module, split: str, ids: np.ndarray) -> None
         if isinstance(batch, Mapping) and name in batch:
             _check_rows(f"wording.columns' '{name}'", batch[name], len(ids))
     for name, loss in task.losses.items():
-        with telling(f"loss '{name}' {where}"), torch.enable_grad():
+        with error_context(f"loss '{name}' {where}"), torch.enable_grad():
             values = loss(model, batch)
         _check_rows(f"loss '{name}'", values, len(ids))
         if not values.is_floating_point():
             raise InputError(f"task: loss '{name}' is of {values.dtype}, which has no gradient")
     if split == "evaluation":
-        with telling(f"evaluate() {where}"), torch.no_grad():
+        with error_context(f"evaluate() {where}"), torch.no_grad():
             columns = task.evaluate(model, batch)
         _check_columns(task, columns, len(ids))
 
@@ -155,7 +155,7 @@ def rehearse_words(task: Any) -> None:
         rows = rows_of(task, split)
         for name in ("lengths", "numbers"):
             if callable(getattr(task, name, None)):
-                with telling(f"{name}('{split}')"):
+                with error_context(f"{name}('{split}')"):
                     values = np.asarray(getattr(task, name)(split))
                 if values.shape != (rows,) or values.dtype.kind not in "iu":
                     raise InputError(
@@ -164,7 +164,7 @@ def rehearse_words(task: Any) -> None:
                     )
     rows = rows_of(task, "train")
     if callable(getattr(task, "flipped", None)):
-        with telling("flipped()"):
+        with error_context("flipped()"):
             found = task.flipped()
             flips = None if found is None else np.asarray(found)
         if flips is not None and (flips.shape != (rows,) or not np.isin(flips, [0, 1]).all()):
@@ -179,7 +179,7 @@ def rehearse_words(task: Any) -> None:
 
 
 def _check_summary(task: Any) -> None:
-    with telling("summary()"):
+    with error_context("summary()"):
         found = task.summary()
     if not isinstance(found, Mapping):
         raise InputError(f"task: summary() returned {kind_of(found)}, not a mapping")
@@ -205,7 +205,7 @@ def _check_call(name: str, function: Any, *arguments: str) -> None:
 
 def checked_shapes(task: Task) -> Shapes:
     """The task's shapes(); InputError if they are none."""
-    with telling("shapes()"):
+    with error_context("shapes()"):
         found = task.shapes()
     if not isinstance(found, Shapes):
         raise InputError(f"task: shapes() returned {kind_of(found)}, not a distinf Shapes")

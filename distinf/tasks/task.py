@@ -226,7 +226,7 @@ def task_path(name: str) -> str:
 
 def settings_type(name: str) -> Any:
     """What the factory says its settings are: a dataclass, or dict where it says nothing."""
-    with telling(f"importing {name}"):
+    with error_context(f"importing {name}"):
         factory = resolve(task_path(name))
     try:
         names = list(inspect.signature(factory).parameters)
@@ -240,7 +240,7 @@ def settings_type(name: str) -> Any:
 
 def recipe_of(name: str) -> str:
     """The recipe that a task is for, as its module's RECIPE says; "spectral" where it has none."""
-    with telling(f"importing {name}"):
+    with error_context(f"importing {name}"):
         factory = resolve(task_path(name))
         module = sys.modules.get(getattr(factory, "__module__", ""))
     return str(getattr(module, "RECIPE", "spectral"))
@@ -256,7 +256,7 @@ def setting_of_file(name: str, rows: str) -> str:
 
 
 @contextmanager
-def telling(what: str) -> Iterator[None]:
+def error_context(what: str) -> Iterator[None]:
     """Whatever the user's code raises becomes one line that says where; its cause rides along.
 
     What may pass (memory, a connection) is raised as it is, and so is Ctrl-C.
@@ -274,7 +274,7 @@ def telling(what: str) -> Iterator[None]:
 def build_task(name: str, settings: Mapping[str, Any], seed: int, kind: Any = Task) -> Task:
     """Call the factory with its validated settings -> the task, of this protocol."""
     typed = TypeAdapter(settings_type(name)).validate_python(dict(settings))
-    with telling(f"{name}(settings, seed)"):
+    with error_context(f"{name}(settings, seed)"):
         task: Any = resolve(task_path(name))(typed, seed)
     if task is None:
         raise InputError(f"task: {name} returned None; did you forget its return?")

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distinf.digest import sha256
 from distinf.errors import InputError
-from distinf.tasks.notes import beside, placed, truth
+from distinf.tasks.notes import placed, truth, with_notes
 from distinf.tasks.task import SPLITS, Batch, PerSampleLoss, Shapes, Wording
 from distinf.tasks.tensors import tensor_columns
 
@@ -125,7 +125,7 @@ class TensorTask:
     def describe(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """For each training row its number and the notes on it."""
         return [
-            beside({"row": row}, {name: values[row] for name, values in self._notes.items()})
+            with_notes({"row": row}, {name: values[row] for name, values in self._notes.items()})
             for row in np.asarray(ids).tolist()
         ]
 

@@ -92,8 +92,8 @@ def test_it_plans_shows_its_status_and_verifies(whole, capsys):
 
 
 def test_a_setting_makes_a_variation_of_its_own(whole, tmp_path):
-    beside = {"squared": {"hardness.power": 2.0}}
-    assert main(["run", str(written(tmp_path, beside=beside))]) == 0
+    varied = {"squared": {"hardness.power": 2.0}}
+    assert main(["run", str(written(tmp_path, variations=varied))]) == 0
     assert main(["verify", str(tmp_path / "run")]) == 0
     records = list((tmp_path / "run/ledger/hardness").glob("*.json"))
     assert len(records) == 2 * len(list((whole / "run/ledger/hardness").glob("*.json")))

@@ -41,7 +41,7 @@ RAW = merged(
     POINTS,
     {
         "settings": {"rows": 240},
-        "beside": {"other": {"targets.count": 1}},
+        "variations": {"other": {"targets.count": 1}},
         "actions": {"also": {"more": {"steps": 1}}, "selections": ["random", "helpful"]},
         "report": {"title": "a title"},
     },
@@ -79,7 +79,7 @@ def _yaml(raw: Any) -> str:
 
 def overrides(data: Any) -> None:
     """As `configuration`, by --set."""
-    keys = ["seed", "train.steps", "scores", "actions.also", "beside", "a"]
+    keys = ["seed", "train.steps", "scores", "actions.also", "variations", "a"]
     override = f"{data.draw(st.sampled_from(keys))}={json.dumps(data.draw(ANYTHING))}"
     _one_line(lambda: resolve({**read("mine:task", [override]), "task": POINTS["task"]}))
 

@@ -27,7 +27,7 @@ from tests.faults.mutating import changed, torn
 from tests.support.hostile import put_metadata, signed
 from tests.support.runs import POINTS, REPOSITORY
 
-VARIED = {"beside": {"reduced": {"train.steps": 3}, "other": {"scores.damping": 0.1}}}
+VARIED = {"variations": {"reduced": {"train.steps": 3}, "other": {"scores.damping": 0.1}}}
 TASK = "tests.support.blobs_task:task"
 
 

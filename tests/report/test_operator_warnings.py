@@ -106,7 +106,7 @@ def test_arms_that_chose_the_same_rows_are_said_to_be_one_experiment(tmp_path):
 def test_warnings_of_a_run_beside_this_one_are_on_the_page_with_its_name(tmp_path):
     scaled = {"other": {"scores.scaling": "paper", "scores.damping": 1e-3}}
     scores = {"damping": 10.0, "complement": "mean"}
-    session = run_points(tmp_path / "run", scores=scores, beside=scaled)
+    session = run_points(tmp_path / "run", scores=scores, variations=scaled)
     said = [w for w in warnings(session) if w.startswith("other: Newfluence")]
     assert len(said) == 1
     page = session.blobs.get("report/index.html").decode()

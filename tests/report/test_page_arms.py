@@ -160,7 +160,9 @@ def test_table_1_ranks_each_column_by_its_means_and_leaves_random_out():
         Published("source", "ber", "classic", "helpful", 12.0, None, column="800k"),
         Published("source", "", "", "random", 99.0, column="800k"),
     ]
-    made = small(ours, published=theirs_printed, beside={"reduced": small(theirs, label="9 slots")})
+    made = small(
+        ours, published=theirs_printed, variations={"reduced": small(theirs, label="9 slots")}
+    )
     rows = tables(made)["table_1"]
     places = {
         (r["column"], r["loss"], r["variant"]): r["place"]
@@ -173,7 +175,7 @@ def test_table_1_ranks_each_column_by_its_means_and_leaves_random_out():
     assert places["800k", "ber", "classic"] == 1
     assert all(r["place"] is None for r in rows if r["selection"] == "random")
     assert math.isnan(next(r["sd_pct"] for r in rows if r["mean_pct"] == 12.0))
-    same = small(ours, published=theirs_printed, label="800k", beside={})
+    same = small(ours, published=theirs_printed, label="800k", variations={})
     table = next(t for t in parts_of(page(same)) if getattr(t, "file", "") == "table_1")
     first = printed(table).lines[0]
     assert [c.text for c in first.cells[2:]] == [

@@ -29,14 +29,14 @@ def whole() -> Findings:
     """The study, with an attack for the name of an experiment, a run and a label."""
     made = study()
     strange = Family(ATTACK, ("pool", ATTACK), trials({417: 5.0}, pool=7))
-    beside = {
-        **made.beside,
-        ATTACK: replace(made.beside["subset"], label=ATTACK, families=[strange]),
+    varied = {
+        **made.variations,
+        ATTACK: replace(made.variations["subset"], label=ATTACK, families=[strange]),
     }
     return replace(
         made,
         families=[*made.families, strange],
-        beside=beside,
+        variations=varied,
         scores=[s for s in made.scores if (s.loss, s.variant) == ("bce", "ell-relative")],
         label=f"4,080 slots{ATTACK}",
         training=None,
@@ -106,7 +106,7 @@ def test_effects_hold_targets_and_others_per_receiver(whole, rows):
 
 def test_a_run_beside_is_told_by_its_own_guided_selection(whole, rows):
     told = {r["run"]: r for r in rows["variations"]}
-    subset = whole.beside["subset"]
+    subset = whole.variations["subset"]
     assert subset.guided() == "group"
     assert told["subset"]["guided"] == "group"
     assert told["subset"]["vs_pairs"] == 30
@@ -118,8 +118,8 @@ def test_a_run_beside_is_told_by_its_own_guided_selection(whole, rows):
 
 def test_a_run_beside_tells_the_deviations_that_are_its_own():
     made = study()
-    reduced = replace(made.beside["reduced"], deviations=[*made.deviations, "Mean."])
-    page = render(replace(made, beside={**made.beside, "reduced": reduced}))
+    reduced = replace(made.variations["reduced"], deviations=[*made.deviations, "Mean."])
+    page = render(replace(made, variations={**made.variations, "reduced": reduced}))
     section = page.split('id="variation-1"')[1].split('id="variation-2"')[0]
     assert "<li>Mean.</li>" in section
     assert made.deviations[0] not in section

@@ -99,8 +99,8 @@ def test_the_names_of_targets_near_each_other_do_not_meet(rows):
 @FEW
 @given(st.lists(NAMES, min_size=2, max_size=5, unique=True))
 def test_names_of_runs_do_not_meet(names):
-    one = WHOLE.beside["reduced"]
-    named = replace(WHOLE, label=names[0], beside={n: replace(one, label=n) for n in names[1:]})
+    one = WHOLE.variations["reduced"]
+    named = replace(WHOLE, label=names[0], variations={n: replace(one, label=n) for n in names[1:]})
     made = page(named)
     for name in ("axis", "score-runs", "table-1", "variations"):
         read(picture(made, name))
@@ -117,7 +117,7 @@ def test_ticks_of_any_size_do_not_meet(exponent, many):
     x = [3.0 * k * 10.0**exponent for k in range(10)]
     curves = AxisCurves(x, [1] * 10, {"before": [0.1] * 10, "random": [0.2] * 10})
     runs = {str(k): replace(WHOLE, axis_curves=curves, families=FIRST) for k in range(2)}
-    found = replace(WHOLE, axis_curves=curves, families=FIRST, beside=runs)
+    found = replace(WHOLE, axis_curves=curves, families=FIRST, variations=runs)
     read(picture(page(found), "axis"))
 
 

@@ -24,7 +24,7 @@ def overlaps(run):
 def made(first, second):
     scores = [ScoreSet("bce", "classic", first), ScoreSet("bce", "theta-relative", second)]
     base = findings(scores=scores)
-    return replace(base, headline=replace(base.headline, pool=POOL), beside={})
+    return replace(base, headline=replace(base.headline, pool=POOL), variations={})
 
 
 def test_shared_rows_are_counted_per_target():
@@ -36,7 +36,7 @@ def test_shared_rows_are_counted_per_target():
 
 def test_a_run_beside_it_is_compared_by_the_same_score_alone():
     other = made({5: TURNED}, {5: SCALED})
-    rows = overlaps(replace(made({5: CLASSIC}, {5: SCALED}), beside={"other": other}))
+    rows = overlaps(replace(made({5: CLASSIC}, {5: SCALED}), variations={"other": other}))
     across = {r["variant"]: r["shared"] for r in rows if r["run"] != r["other_run"]}
     assert across == {"classic": 0, "theta-relative": 3}
 

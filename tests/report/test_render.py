@@ -11,8 +11,8 @@ import pytest
 from distinf.report import formats, render
 from distinf.report.schema import (
     Bullets,
-    Cell,
     Column,
+    Entry,
     Facts,
     Figure,
     Page,
@@ -39,7 +39,7 @@ COLUMNS = [
     Column("trials", "n", formats.count, "here"),
     difference("minus random"),
     text("void", "void"),
-    Column("price", lambda r: Cell("low" if r["variant"] == "a" else "", "a detail")),
+    Column("price", lambda r: Entry("low" if r["variant"] == "a" else "", "a detail")),
 ]
 
 
@@ -92,7 +92,7 @@ def test_cells_are_the_rows_as_a_reader_sees_them():
     space = formats.SPACE
     assert cells[0] == ["bce", "a", f"9.0{space}±{space}1.0", "3", "", "low"]
     assert cells[2] == ["ber", "a", "n/a", "20", "+0.3" if round(0.25, 1) > 0.2 else "+0.2", "low"]
-    assert table.lines[1].cells[2] == Cell("−1,200", "−2.0 to 4.0", -1200.0)
+    assert table.lines[1].cells[2] == Entry("−1,200", "−2.0 to 4.0", -1200.0)
     assert [made.again[0] for made in table.lines] == [False, True, False, False]
     assert [made.part for made in table.lines] == [False, False, True, True]
     assert dict(table.parts)["tfoot"] == [table.lines[3]]
@@ -103,7 +103,7 @@ def test_texts_are_escaped_and_one_script_alone_may_run():
     columns = [
         stub(ATTACK, "a"),
         Column("b", "b", group=ATTACK),
-        text("c", lambda r: Cell(r["a"], ATTACK)),
+        text("c", lambda r: Entry(r["a"], ATTACK)),
     ]
     attacked = page(
         question=ATTACK, answer=[ATTACK], warnings=[ATTACK], further=[("x", ATTACK, ATTACK)],

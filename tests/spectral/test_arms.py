@@ -36,8 +36,8 @@ ALSO = {
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("arms") / "run"
     actions_ = {**POINTS["actions"], "also": ALSO, "guard": 12}
-    beside = {"reduced": {"train.rows": 120, "actions.also": {"table": ALSO["table"]}}}
-    return run_points(out, actions=actions_, beside=beside)
+    varied = {"reduced": {"train.rows": 120, "actions.also": {"table": ALSO["table"]}}}
+    return run_points(out, actions=actions_, variations=varied)
 
 
 def made(**changes):
@@ -90,10 +90,10 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
     for also, message in wrong:
         with pytest.raises(InputError, match=message):
             run_points(tmp_path / "run", actions={**POINTS["actions"], "also": also})
-    with pytest.raises(InputError, match=r"beside.reduced: unknown key 'train.row'"):
-        run_points(tmp_path / "run", beside={"reduced": {"train.row": 3}})
-    with pytest.raises(InputError, match=r"beside.other: 'runtime.kind' is the same"):
-        run_points(tmp_path / "run", beside={"other": {"runtime.kind": "ray"}})
+    with pytest.raises(InputError, match=r"variations.reduced: unknown key 'train.row'"):
+        run_points(tmp_path / "run", variations={"reduced": {"train.row": 3}})
+    with pytest.raises(InputError, match=r"variations.other: 'runtime.kind' is the same"):
+        run_points(tmp_path / "run", variations={"other": {"runtime.kind": "ray"}})
     assert not (tmp_path / "run").exists()
 
 
@@ -284,7 +284,7 @@ def test_outcomes_of_several_targets_are_one_for_each(finished):
 
 
 def test_a_variation_shares_what_it_does_not_change_and_is_in_the_report(finished):
-    reduced = finished.beside["reduced"]
+    reduced = finished.variations["reduced"]
     assert reduced.outline.training_rows == 120
     assert scores.stored_scores(reduced).shape == (2, 120)
     assert reduced.keys["data"] == finished.keys["data"]

@@ -24,7 +24,7 @@ CHANGES = {
     "task": "tests.spectral.test_rank_changes:noisy",
     "train": {"steps": 18, "checkpoint_every": 4},
     "curvature": {"steps": 12, "keep": 8, "probes": 3},
-    "beside": {"allreduce": {"curvature.reduction": "allreduce"}},
+    "variations": {"allreduce": {"curvature.reduction": "allreduce"}},
 }
 
 
@@ -55,7 +55,7 @@ def golden(tmp_path_factory):
     session = run_until("curvature", config)
     return {
         "ordered": session,
-        "allreduce": run_until("curvature", config, session.beside["allreduce"]),
+        "allreduce": run_until("curvature", config, session.variations["allreduce"]),
     }
 
 
@@ -103,7 +103,7 @@ def test_arnoldi_ends_in_the_same_pairs_from_two_ranks_to_one_and_back(
     for name in ("ledger/curvature", "curvature.zarr"):
         shutil.rmtree(tmp_path / "run" / name)
     session = open_session(points_config(tmp_path / "run", **CHANGES), accept=["code"])
-    session = session.beside.get(reduction, session)
+    session = session.variations.get(reduction, session)
     body = "distinf.spectral.curvature:body"
     assert not gang.run(body, session, 2, stop_at=22)
     assert not gang.run(body, session, 1, stop_at=25)

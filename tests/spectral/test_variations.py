@@ -12,7 +12,7 @@ from distinf.tasks.tensor_task import TensorTask
 from tests.support import blobs_task
 from tests.support.runs import run_points
 
-UNTRAINED = {"beside": {"other": {"train.steps": 1}}, "train": {"steps": 40}}
+UNTRAINED = {"variations": {"other": {"train.steps": 1}}, "train": {"steps": 40}}
 
 
 class Mistakes:
@@ -40,35 +40,35 @@ def run(out, **changes):
 
 def test_a_variation_has_the_runs_targets_though_its_own_gaps_are_others(tmp_path):
     finished = run_points(tmp_path / "run", **UNTRAINED)
-    ours, theirs = (evaluate.chosen_targets(s) for s in (finished, finished.beside["other"]))
+    ours, theirs = (evaluate.chosen_targets(s) for s in (finished, finished.variations["other"]))
     own = evaluate.choose_targets(
-        evaluate.evaluation(finished.beside["other"]), finished.task, finished.settings.targets
+        evaluate.evaluation(finished.variations["other"]), finished.task, finished.settings.targets
     )
     assert ours.ids.tolist() == theirs.ids.tolist() != own.ids.tolist()
-    columns = evaluate.evaluation(finished.beside["other"])
+    columns = evaluate.evaluation(finished.variations["other"])
     assert np.array_equal(theirs.gaps, columns["metric"][theirs.ids].astype(np.float64))
-    assert finished.keys["queries"] != finished.beside["other"].keys["queries"]
+    assert finished.keys["queries"] != finished.variations["other"].keys["queries"]
 
 
 def test_other_settings_of_targets_choose_in_the_variations_own_model(tmp_path):
-    beside = {"other": {"train.steps": 1, "targets.count": 3}}
-    other = run_points(tmp_path / "run", **{**UNTRAINED, "beside": beside}).beside["other"]
+    varied = {"other": {"train.steps": 1, "targets.count": 3}}
+    other = run_points(tmp_path / "run", **{**UNTRAINED, "variations": varied}).variations["other"]
     own = evaluate.choose_targets(evaluate.evaluation(other), other.task, other.settings.targets)
     assert evaluate.chosen_targets(other).ids.tolist() == own.ids.tolist()
 
 
 def test_the_runs_targets_are_part_of_a_variations_identity(tmp_path):
-    other = {"beside": {"other": {"train.steps": 1}}}
+    other = {"variations": {"other": {"train.steps": 1}}}
     one, two = (run_points(tmp_path / str(n), train={"steps": n}, **other) for n in (12, 13))
-    first, second = one.beside["other"].keys, two.beside["other"].keys
+    first, second = one.variations["other"].keys, two.variations["other"].keys
     assert first["evaluate"] == second["evaluate"]
     assert all(first[stage] != second[stage] for stage in ("queries", "trajectory", "actions"))
 
 
 def test_targets_without_a_gap_in_the_variations_model_are_left_out_and_named(tmp_path):
-    beside = {"other": {"train.rows": 40}}
-    finished = run(tmp_path / "run", targets={"count": 12}, beside=beside, train={"steps": 40})
-    other = finished.beside["other"]
+    varied = {"other": {"train.rows": 40}}
+    finished = run(tmp_path / "run", targets={"count": 12}, variations=varied, train={"steps": 40})
+    other = finished.variations["other"]
     ours, theirs = (evaluate.chosen_targets(s).ids.tolist() for s in (finished, other))
     metric = evaluate.evaluation(other)["metric"]
     assert theirs == [row for row in ours if metric[row] > 0]
@@ -78,9 +78,10 @@ def test_targets_without_a_gap_in_the_variations_model_are_left_out_and_named(tm
 
 
 def test_a_variation_without_a_usable_target_is_one_line(tmp_path):
-    finished = run(tmp_path / "first", targets={"count": 60}, beside={"other": {"train.rows": 40}},
+    fewer = {"other": {"train.rows": 40}}
+    finished = run(tmp_path / "first", targets={"count": 60}, variations=fewer,
                    train={"steps": 40}, curvature={"probes": 1})  # fmt: skip
-    right = evaluate.unusable_targets(finished.beside["other"])
-    with pytest.raises(InputError, match=r"beside.other: row .* usable gap .*targets.ids"):
-        run(tmp_path / "second", targets={"ids": right[:1]}, beside={"other": {"train.rows": 40}},
+    right = evaluate.unusable_targets(finished.variations["other"])
+    with pytest.raises(InputError, match=r"variations.other: row .* usable gap .*targets.ids"):
+        run(tmp_path / "second", targets={"ids": right[:1]}, variations=fewer,
             train={"steps": 40})  # fmt: skip

@@ -15,10 +15,10 @@ RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswit
 
 
 def value(config, key):
-    """What a dotted key comes to; below `beside.<name>` keys are dotted as they stand."""
-    if key.startswith("beside."):
+    """What a dotted key comes to; below `variations.<name>` keys are dotted as they stand."""
+    if key.startswith("variations."):
         _, name, inner = key.split(".", 2)
-        return config.beside[name][inner]
+        return config.variations[name][inner]
     found = config.model_dump(mode="json")
     for part in key.split("."):
         found = found[part]
@@ -43,7 +43,7 @@ def test_each_documented_number_is_the_configurations():
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_it_loads_with_every_experiment_and_is_documented(path):
     config = load(str(path))
-    assert config.variations.keys() == config.beside.keys()
+    assert config.varied.keys() == config.variations.keys()
     assert f"`{path.name}`" in (ROOT / "docs" / "receiver.md").read_text(encoding="utf-8")
 
 
@@ -51,7 +51,7 @@ def test_the_papers_sizes_are_whole_frames_and_both_rates_are_offered():
     full, reduced = (load(str(CONFIGS / f"paper-{size}.yaml")) for size in ("800k", "200k"))
     slots = full.settings["scenario"]["train_slots"]
     assert slots == 33_332 * 24
-    assert reduced.settings["scenario"]["train_slots"] == full.variations["reduced"].train.rows
+    assert reduced.settings["scenario"]["train_slots"] == full.varied["reduced"].train.rows
     assert full.curvature.samples == 545 * 22
     assert 2.39e6 < full.curvature.samples * full.curvature.steps < 2.41e6
     for size, config in (("800k", full), ("200k", reduced)):
@@ -69,7 +69,7 @@ def test_the_reduced_set_alone_is_the_first_slots_of_the_full_one():
     for slots in (48, 96):
         task = load(
             str(CONFIGS / "paper-800k.yaml"),
-            ["settings.scenario.prbs=1", f"settings.scenario.train_slots={slots}", "beside={}"],
+            ["settings.scenario.prbs=1", f"settings.scenario.train_slots={slots}", "variations={}"],
         ).identity
         made.append(link.generate(task.settings.scenario, 0, "train", 24, 48))
     assert all((made[0][name] == made[1][name]).all() for name in made[0])

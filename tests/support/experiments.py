@@ -37,7 +37,7 @@ def study(**changes: object) -> Findings:
         headline=group,
         outcomes=[replace(o, selection="group") if o.loss else o for o in trials],
     )
-    made = replace(main, beside={"reduced": reduced, "subset": subset}, published=published())
+    made = replace(main, variations={"reduced": reduced, "subset": subset}, published=published())
     return replace(made, **changes)  # type: ignore[arg-type]
 
 

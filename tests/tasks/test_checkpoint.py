@@ -92,11 +92,11 @@ def test_another_training_that_was_accepted_replaces_them(trained, tmp_path):
 
 
 def test_a_variation_writes_its_own_weights_and_only_if_it_has_any(tmp_path):
-    beside = {"short": {"train.steps": 6}, "damped": {"scores.damping": 0.5}}
-    session = run_until("train", points_config(tmp_path / "run", beside=beside))
+    varied = {"short": {"train.steps": 6}, "damped": {"scores.damping": 0.5}}
+    session = run_until("train", points_config(tmp_path / "run", variations=varied))
     main = open_root(session.blobs.root).get(train.WEIGHTS)
-    for each in session.beside.values():
-        run_until("train", points_config(tmp_path / "run", beside=beside), session=each)
+    for each in session.variations.values():
+        run_until("train", points_config(tmp_path / "run", variations=varied), session=each)
         assert train.is_done(each)
     names = {n for n in session.blobs.names("") if n.endswith(".safetensors")}
     assert names == {"model.safetensors", "model-short.safetensors"}

@@ -128,13 +128,13 @@ def test_the_choice_is_stored_and_a_resumed_run_has_the_same(tmp_path):
 
 
 def test_a_variation_has_the_runs_choice_and_may_have_its_own(tmp_path):
-    beside = {"more": {"gradients.rows_per_unit": 8}, "own": {"gradients.method": "loop"}}
-    session = open_session(config_of(tmp_path / "run", "several", beside=beside))
-    found = {n: s.settings.gradients.method for n, s in session.beside.items()}
+    varied = {"more": {"gradients.rows_per_unit": 8}, "own": {"gradients.method": "loop"}}
+    session = open_session(config_of(tmp_path / "run", "several", variations=varied))
+    found = {n: s.settings.gradients.method for n, s in session.variations.items()}
     assert found == {"more": "vmap", "own": "loop"}
-    again = open_session(config_of(tmp_path / "run", "several", beside=beside))
-    assert {n: s.keys for n, s in again.beside.items()} == {
-        n: s.keys for n, s in session.beside.items()
+    again = open_session(config_of(tmp_path / "run", "several", variations=varied))
+    assert {n: s.keys for n, s in again.variations.items()} == {
+        n: s.keys for n, s in session.variations.items()
     }
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from distinf import cli
 from distinf.errors import InputError
-from distinf.tasks.task import telling
+from distinf.tasks.task import error_context
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
 from tests.support.runs import POINTS, run_points
@@ -131,7 +131,7 @@ def test_an_error_that_can_be_neither_printed_nor_pickled_is_one_line(tmp_path, 
     ],
 )
 def test_any_error_of_the_users_is_one_line(error, line):
-    with pytest.raises(InputError) as raised, telling("task(settings, seed)"):
+    with pytest.raises(InputError) as raised, error_context("task(settings, seed)"):
         raise error
     assert line in str(raised.value)
     assert str(raised.value).isprintable()
@@ -140,7 +140,7 @@ def test_any_error_of_the_users_is_one_line(error, line):
 
 @pytest.mark.parametrize("error", [MemoryError(), ConnectionResetError(), TimeoutError()])
 def test_what_may_pass_is_not_called_the_users_mistake(error):
-    with pytest.raises(type(error)), telling("task(settings, seed)"):
+    with pytest.raises(type(error)), error_context("task(settings, seed)"):
         raise error
 
 

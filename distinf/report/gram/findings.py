@@ -27,8 +27,8 @@ from distinf.report.gram import cells
 from distinf.report.gram.warnings import summary, warnings
 from distinf.report.provenance import Provenance, StageCost, provenance_of, stage_costs
 from distinf.report.rows import Row
-from distinf.tasks.notes import beside
-from distinf.tasks.task import telling
+from distinf.tasks.notes import with_notes
+from distinf.tasks.task import error_context
 
 EPOCHS = {  # train.selected_epoch in words
     "least_query_loss": "epoch of lowest query loss",
@@ -120,7 +120,7 @@ def _deviations(session: Session, cell: Cell) -> list[str]:
     task = session.task(cell.name)
     if not isinstance(task, Deviating):
         return []
-    with telling("deviations()"):
+    with error_context("deviations()"):
         entries = {block.name: block.entries for block in cell.blocks.dense}
         return list(task.deviations(session.settings, entries))
 
@@ -211,7 +211,7 @@ def _lowest(session: Session, cell: Cell) -> Iterator[Row]:
         told = {"cell": cell.name, "rank": row.pop("place"), "row": row.pop("row")}
         told |= {"score": row.pop("score"), "label": str(row.pop("label", ""))}
         told |= {FLIPPED: row.pop(FLIPPED, None), "text": str(row.pop("text", ""))}
-        yield beside(told, row)
+        yield with_notes(told, row)
 
 
 def _conditioning(session: Session, cell: Cell) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from distinf.report.gram.retraining import MEASURED, TRACIN_WE
 from distinf.report.gram.tables import Tables
 from distinf.report.gram.trials import datasets, falling, grouped
 from distinf.report.rows import Row
-from distinf.report.schema import Cell, Column, Table, difference, spread, stub, text
+from distinf.report.schema import Column, Entry, Table, difference, spread, stub, text
 from distinf.report.words import Words
 
 MOST_DETECTION, MOST_METHODS, CELLS_LISTED = 15, 12, 8  # rows printed unfolded; cells listed
@@ -30,10 +30,10 @@ def numbers(form: Callable[[Any], str], *named: str) -> list[Column]:
     return [Column(head or key.replace("_", " "), known(key, form)) for key, _, head in pairs]
 
 
-def known(key: str, form: Callable[[Any], str]) -> Callable[[Row], Cell]:
-    def cell(row: Row) -> Cell:
+def known(key: str, form: Callable[[Any], str]) -> Callable[[Row], Entry]:
+    def cell(row: Row) -> Entry:
         value = row.get(key)
-        return Cell() if value is None or value != value else Cell(form(value), value=value)
+        return Entry() if value is None or value != value else Entry(form(value), value=value)
 
     return cell
 
@@ -46,10 +46,10 @@ def words(*named: str) -> list[Column]:
 def starred(heading: str, rho: str, p: str) -> Column:
     """A correlation, with a star where it is not significant."""
 
-    def cell(row: Row) -> Cell:
+    def cell(row: Row) -> Entry:
         if missing(row.get(rho)):
-            return Cell()
-        return Cell(TWO(row[rho]) + "*" * (row[p] > NOT_SIGNIFICANT_P), value=row[rho])
+            return Entry()
+        return Entry(TWO(row[rho]) + "*" * (row[p] > NOT_SIGNIFICANT_P), value=row[rho])
 
     return Column(heading, cell)
 
@@ -67,7 +67,7 @@ def wins(row: Row) -> str:
     return f"{count(row['vs_random_wins'])} of {count(pairs)}" if pairs else ""
 
 
-def win_rate(row: Row) -> Cell:
+def win_rate(row: Row) -> Entry:
     rate, sd = row["win_rate"], row["win_rate_sd"]
     told = (
         ""
@@ -76,7 +76,7 @@ def win_rate(row: Row) -> Cell:
         if missing(sd)
         else f"{TWO(rate)}{SPACE}±{SPACE}{TWO(sd)}"
     )
-    return Cell(told, value=rate)
+    return Entry(told, value=rate)
 
 
 TWO, THREE = (partial(fixed, digits=digits) for digits in (2, 3))
@@ -222,7 +222,7 @@ def crossed(
     rows: Sequence[Row],
     across: str,
     stubs: Sequence[Column],
-    told: Callable[[Row], Cell],
+    told: Callable[[Row], Entry],
     group: str = "",
 ) -> tuple[list[Row], list[Column]]:
     """Rows by the stubs' keys, and their columns: the stubs, then of each value of `across` what
@@ -232,8 +232,8 @@ def crossed(
         {**mine[0], "of": {r[across]: r for r in mine}} for mine in grouped(rows, *keys).values()
     ]
 
-    def cell(name: str, line: Row) -> Cell:
-        return told(line["of"][name]) if name in line["of"] else Cell()
+    def cell(name: str, line: Row) -> Entry:
+        return told(line["of"][name]) if name in line["of"] else Entry()
 
     names = dict.fromkeys(row[across] for row in rows)
     return lines, [*stubs, *(Column(name, partial(cell, name), group=group) for name in names)]
@@ -245,8 +245,8 @@ def layers(told: Words, rows: Tables) -> Table:
     ours = {(row["layer"], row["estimator"]) for row in every if row["source"] == MEASURED}
     both = [row for row in every if (row["layer"], row["estimator"]) in ours]
 
-    def placed(row: Row) -> Cell:
-        return Cell(f"{row['rank'] or 'n/a'} ({TWO(row['win_rate'])})", value=row["win_rate"])
+    def placed(row: Row) -> Entry:
+        return Entry(f"{row['rank'] or 'n/a'} ({TWO(row['win_rate'])})", value=row["win_rate"])
 
     stubs = [stub("layers", "layer"), text("group", "group"), SOURCE]
     lines, columns = crossed(both, "estimator", stubs, placed)
@@ -254,10 +254,10 @@ def layers(told: Words, rows: Tables) -> Table:
 
 
 def gains(told: Words, rows: Tables) -> Table:
-    def changed(row: Row) -> Cell:
+    def changed(row: Row) -> Entry:
         text = signed(row["change_pct"]) + (f"{SPACE}*" if row["marked"] else "")
         sure = "" if missing(row["p"]) else f"p {number(row['p'], 2)}"
-        return Cell(text, sure, row["change_pct"])
+        return Entry(text, sure, row["change_pct"])
 
     group = "change of accuracy against mean [%]"
     lines, columns = crossed(rows.get("gains", []), "dataset", CONFIGURATION, changed, group)
@@ -267,8 +267,8 @@ def gains(told: Words, rows: Tables) -> Table:
 def estimator_times(told: Words, rows: Tables) -> Table:
     """Estimators down, layer groups across."""
 
-    def took(row: Row) -> Cell:
-        return Cell(duration(row["wall_s"]), duration(row["processor_s"]), row["wall_s"])
+    def took(row: Row) -> Entry:
+        return Entry(duration(row["wall_s"]), duration(row["processor_s"]), row["wall_s"])
 
     every, stubs = rows.get("estimator_times", []), [stub("estimator", "estimator")]
     lines, columns = crossed(every, "group", stubs, took, "layers")

@@ -9,9 +9,9 @@ from distinf.report.formats import count, number
 from distinf.report.rows import Row
 from distinf.report.schema import (
     Bullets,
-    Cell,
     Column,
     Draw,
+    Entry,
     Item,
     Section,
     Table,
@@ -73,7 +73,7 @@ def _by_run(every: Sequence[Row]) -> tuple[list[Row], list[Column]]:
 
     def column(place: tuple[str, bool, str]) -> Column:
         cell = spread("")
-        of = lambda r: cell.of(r[place]) if place in r else Cell()  # noqa: E731
+        of = lambda r: cell.of(r[place]) if place in r else Entry()  # noqa: E731
         return Column(place[2], of, group=place[0])
 
     def variant(row: Row) -> str:
@@ -192,7 +192,7 @@ def variations_section(findings: Findings, rows: Tables) -> Section:
     items: list[Item] = [
         words.figure("variations", draw, told=told),
         words.table("variations", mine),
-        *(_variation(k, *beside, findings) for k, beside in enumerate(findings.beside.items(), 1)),
+        *(_variation(k, *one, findings) for k, one in enumerate(findings.variations.items(), 1)),
     ]
     return Section("variations", "Variations of this run", items if mine else [], "", "Variations")
 

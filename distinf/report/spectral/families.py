@@ -94,7 +94,7 @@ def _reach(family: Family) -> tuple[set[int], set[int]]:
 
 def runs(findings: Findings) -> dict[str, Findings]:
     """Name -> run: those beside it in the order of the published columns, "" being this one."""
-    every = {"": findings, **findings.beside}
+    every = {"": findings, **findings.variations}
     printed = [p.run for p in findings.published if p.run in every]
     return {name: every[name] for name in dict.fromkeys([*printed, *every])}
 

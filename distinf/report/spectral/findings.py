@@ -221,7 +221,7 @@ class Findings:
     non_target_baseline: float | None = None
     label: str = ""  # what tells this run from those beside it: "4,080 samples"
     data: str = ""  # runs of one text have the same rows by the same numbers
-    beside: Mapping[str, "Findings"] = field(default_factory=dict)  # variations of this run
+    variations: Mapping[str, "Findings"] = field(default_factory=dict)  # variations of this run
     published: Sequence[Published] = ()
     deviations: Sequence[str] = ()
     warnings: Sequence[str] = ()

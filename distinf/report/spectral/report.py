@@ -50,8 +50,8 @@ def findings(session: Session) -> of.Findings:
     told = Words(__package__, chosen)
     names = {f"non_target_{k}": v for k, v in results.non_target_means(session).items()}
     loss = head.loss or session.outline.losses[0]
-    beside = session.beside.items()
-    more = [f"{name}: {text}" for name, inner in beside for text in warnings(inner)]
+    varied = session.variations.items()
+    more = [f"{name}: {text}" for name, inner in varied for text in warnings(inner)]
     label = words.baseline_label
     return of.Findings(
         settings.report.title or f"Training {words.noun} that help, and the gain from them",
@@ -74,7 +74,7 @@ def findings(session: Session) -> of.Findings:
         costs=stage_costs(session),
         label=f"{session.outline.training_rows:,} {words.noun}",
         data=session.keys["data"],
-        beside={name: findings(inner) for name, inner in beside},
+        variations={name: findings(inner) for name, inner in varied},
         published=() if session.name else words.published,
         deviations=[*words.deviations, *deviations(session)],
         warnings=[*warnings(session), *more],

@@ -101,9 +101,9 @@ def variations(findings: Findings) -> list[Row]:
 
     Empty where there is no other beside this one.
     """
-    if not findings.beside:
+    if not findings.variations:
         return []
-    return [_variation(*run) for run in {"": findings, **findings.beside}.items()]
+    return [_variation(*run) for run in {"": findings, **findings.variations}.items()]
 
 
 def _variation(name: str, run: Findings) -> Row:
@@ -132,7 +132,7 @@ def overlaps(findings: Findings) -> list[Row]:
     Pairs are of one run, or of one loss and variant in this run and one beside it that has the
     same rows.
     """
-    found, pool, every = [], findings.headline.pool, {"": findings, **findings.beside}
+    found, pool, every = [], findings.headline.pool, {"": findings, **findings.variations}
     tops = {
         (name, s.loss, s.variant): {t: highest(v, pool) for t, v in s.scores.items()}
         for name, run in every.items()

@@ -44,7 +44,7 @@ def tables(findings: Findings) -> Tables:
         **_attributions(findings),
         "variations": run_tables.variations(findings),
     }
-    for name, run in findings.beside.items():
+    for name, run in findings.variations.items():
         for table, rows in own_tables(run).items():
             some.setdefault(f"beside_{table}", []).extend({"run": name} | r for r in rows)
     always = own | {

@@ -47,7 +47,7 @@ class Memory:
         return {name: values[ids % self._count] for name, values in self._columns.items()}
 
 
-class Probe:
+class Meter:
     """The phases, each a method that returns {primitive: rate as a mapping}.
 
     One thread on a CPU is timed by the processor time that it used, so that other programs on the
@@ -262,16 +262,16 @@ def main() -> None:
 
 
 def _answers() -> Iterator[dict[str, Any]]:
-    probe: Probe | None = None
+    meter: Meter | None = None
     for line in sys.stdin:
         message = json.loads(line)
         try:
-            if probe is None:
-                probe = _start(message)
+            if meter is None:
+                meter = _start(message)
                 yield {"cpu": time.process_time(), "bytes": _peak_bytes()}
             else:
                 cpu, wall = time.process_time(), time.perf_counter()
-                answer = getattr(probe, message["phase"])()
+                answer = getattr(meter, message["phase"])()
                 cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
                 yield {**answer, "cpu": cpu, "wall": wall, "bytes": _peak_bytes()}
         except Exception as error:
@@ -280,11 +280,11 @@ def _answers() -> Iterator[dict[str, Any]]:
             yield {"error": what[0] if told else f"measuring: {type(error).__name__}: {what[0]}"}
 
 
-def _start(job: Mapping[str, Any]) -> Probe:
+def _start(job: Mapping[str, Any]) -> Meter:
     worker = Worker(job["threads"], gpus=job["gpus"])
     worker.ready()
     open_root(job["context"]["root"]).put(CONFIG, b"")  # a folder without one is no run's
     session: Any = prepare(job["context"], worker.device())
-    probe = Probe(session, job["batches"], job["seconds"], job["threads"])
+    meter = Meter(session, job["batches"], job["seconds"], job["threads"])
     _ = session.task
-    return probe
+    return meter
