@@ -149,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
         "--independent", action="store_true",
         help="each half starts from weights of its own, and goes through an order of its own",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--unrolled", action="store_true",
+        help="beside the stored scores exact ones, by unrolling the run's own training: small "
+        "models, without dropout or batch norms",
+    )  # fmt: skip
     evaluate.set_defaults(call=_evaluate)
 
     plan = commands.add_parser("plan", help="what a run will take, without running it")
@@ -351,7 +356,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from distinf.engine.evaluating import Design, evaluate
     from distinf.progress import Reporter, evaluation_table
 
-    names = ("subsets", "repeats", "shares", "ones", "fraction", "independent")
+    names = ("subsets", "repeats", "shares", "ones", "fraction", "independent", "unrolled")
     given = {name: getattr(options, name) for name in names}
     design = Design(**{name: value for name, value in given.items() if value is not None})
     options.voice.rest()

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from distinf.engine import running
 from distinf.engine.lease import held
 from distinf.engine.recipe import Draws, Evaluates, Foretold
 from distinf.engine.run import refuse_unfinished, reopen
-from distinf.engine.session import Session, draw
+from distinf.engine.session import Session, draw, row_ranges
 from distinf.engine.verifying import EVALUATION, folder_of
 from distinf.errors import InputError
 from distinf.numerics.counterfactual import (
@@ -43,6 +43,8 @@ from distinf.runtime.ledger import Record
 
 Row = dict[str, Any]
 NONE_OUT: dict[str, Any] = {"without": []}
+UNROLLED = "unrolled"
+QUERIES_PER_UNIT = 128  # of an unrolled training: each unit does it again
 MOST = 1_000_000  # trainings: each has a name, an entry of the agenda and files of its own
 
 
@@ -58,6 +60,7 @@ class Design:
     fraction of rows left out at once, one at least
     independent  halves start from weights of their own and go through an order of their own, as
                  trainings by other people would; else from the run's start
+    unrolled scores by unrolling the run's own training stand beside the stored ones
     """
 
     subsets: int = 30
@@ -66,10 +69,11 @@ class Design:
     ones: int = 0
     fraction: float = 0.01
     independent: bool = False
+    unrolled: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name not in ("fraction", "independent") and value < (1 if name == "repeats" else 0):
+            if type(value) is int and value < (1 if name == "repeats" else 0):
                 raise InputError(f"--{name} {value}: must be {int(name == 'repeats')} or more")
         if not 0 < self.fraction < 0.5:
             raise InputError(f"--fraction {self.fraction}: must lie between 0 and 0.5")
@@ -109,21 +113,26 @@ def evaluate(folder: str, design: Design, watch: running.Watcher) -> Evaluation:
     if evaluates is None:
         raise InputError(f"{folder}: its recipe, {config.recipe}, has no scores to evaluate")
     refuse_unfinished(session, config, folder)
+    if design.unrolled:
+        _check_unrolled(evaluates, session, config.recipe)
     evaluates.check(session, design.most())
     session.refuse_other_data()
     cells = list(evaluates.foretold(session))
     units = list({u.id: u for cell in cells for u in _every_unit(session, cell, design)}.values())
     with held(session.blobs):
         _train(session, evaluates, units, config.runtime, watch)
+        if design.unrolled:
+            cells = [_with_unrolled(session, cell) for cell in cells]
         rows = [row for cell in cells for row in _measures(session, cell, design)]
         of = evaluates.key(session)
         kind = EVALUATION + digest([of, [unit.id for unit in units], asdict(design)])
         root = folder_of(kind)
-        about = {"of": of, "design": asdict(design), "trainings": len(units)}
+        trainings = sum(UNROLLED not in unit.job for unit in units)
+        about = {"of": of, "design": asdict(design), "trainings": trainings}
         hand_out(session.blobs, kind, dict(_files(root, rows, about)))
         assert session.recipe.report is not None  # see recipe_named
         session.recipe.report(session)  # its page has a line on it
-    return Evaluation(f"{session.blobs.root}/{root}", rows, len(units))
+    return Evaluation(f"{session.blobs.root}/{root}", rows, trainings)
 
 
 def _train(
@@ -142,14 +151,18 @@ def _train(
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Arrays: each loss fp64 [Q] of the model trained on the rows that the unit keeps."""
+    """Arrays: each loss fp64 [Q] of the model trained on the rows that the unit keeps; of one
+    that unrolls, each loss's scores fp64 [queries, N]."""
     evaluates = session.recipe.evaluates
     assert evaluates is not None  # see evaluate
-    job = unit.job
-    kept = np.flatnonzero(kept_rows(session.seed, job))
-    tell = partial(session.tell, unit)
-    draws = Draws(job["seed"], job.get("own_start", False))
-    found = evaluates.losses(session, job["cell"], kept, draws, tell)
+    job, tell = unit.job, partial(session.tell, unit)
+    if UNROLLED in job:
+        assert evaluates.unrolls is not None  # see _check_unrolled
+        found = evaluates.unrolls.scores(session, job["cell"], slice(*job[UNROLLED]), tell)
+    else:
+        kept = np.flatnonzero(kept_rows(session.seed, job))
+        draws = Draws(job["seed"], job.get("own_start", False))
+        found = evaluates.losses(session, job["cell"], kept, draws, tell)
     return session.commit(unit, attempt, dict(found), may_hold_nan=list(found))
 
 
@@ -188,6 +201,8 @@ def _every_unit(session: Session, cell: Foretold, design: Design) -> Iterator[Un
         yield _unit(session, cell, _highest(cell, design))
         yield from (_unit(session, cell, share) for share in _shares(design))
     yield from (_unit(session, cell, {"without": [row]}) for row in _ones(cell, design))
+    if design.unrolled:
+        yield from _unrolled_units(session, cell)
 
 
 def _halves(design: Design, repeat: int) -> list[dict[str, Any]]:
@@ -216,6 +231,31 @@ def _order(cell: Foretold) -> np.ndarray:
     """Rows by falling mean score of the report's ranking; those without a score in the middle."""
     total_N = finite_or_0(cell.scores[cell.ranking][1]).mean(0)
     return np.argsort(-total_N, kind="stable")
+
+
+def _unrolled_units(session: Session, cell: Foretold) -> list[Unit]:
+    queries = len(cell.scores[cell.ranking][1])
+    parts = row_ranges(queries, QUERIES_PER_UNIT)
+    return [_unit(session, cell, {UNROLLED: [int(a), int(b)]}) for a, b in parts]
+
+
+def _check_unrolled(evaluates: Evaluates, session: Session, recipe: str) -> None:
+    if evaluates.unrolls is None:
+        raise InputError(
+            f"evaluate: --unrolled: a run of the {recipe} recipe trains by the task's own fit(), "
+            "which cannot be unrolled; one of the spectral recipe can"
+        )
+    evaluates.unrolls.check(session)
+
+
+def _with_unrolled(session: Session, cell: Foretold) -> Foretold:
+    """With a ranking more for each loss: that of the run's own training, unrolled."""
+    parts = [session.arrays(unit) for unit in _unrolled_units(session, cell)]
+    found = {
+        f"{loss}/{UNROLLED}": (loss, np.concatenate([part[loss] for part in parts]))
+        for loss in parts[0]
+    }
+    return replace(cell, scores={**cell.scores, **found})
 
 
 # -- what they say ---------------------------------------------------------------------------

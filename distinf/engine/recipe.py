@@ -103,6 +103,18 @@ class Draws:
 
 
 @dataclass(frozen=True)
+class Unrolls:
+    """How a finished run's own training is unrolled, for influence that is exact.
+
+    check   session -> None; InputError for a training that cannot be
+    scores  (session, cell, which of its queries, tell) -> {loss: fp64 [q, N]}, > 0 helps
+    """
+
+    check: Callable[[Any], None]
+    scores: Callable[[Any, str, slice, Callable[[float], None]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Evaluates:
     """How scores of a finished run are held against training on some of the rows.
 
@@ -112,6 +124,7 @@ class Evaluates:
     losses    (session, cell, rows kept [n], draws, tell) -> {loss: fp64 [Q]} of the model trained
               on these rows alone
     scored    the stages whose keys name the scores
+    unrolls   how its training is unrolled; None: it is not
     """
 
     stage: Stage
@@ -121,6 +134,7 @@ class Evaluates:
         [Any, str, np.ndarray, Draws, Callable[[float], None]], Mapping[str, np.ndarray]
     ]
     scored: tuple[Stage, ...]
+    unrolls: Unrolls | None = None
 
     def key(self, session: "Session") -> str:
         """What an evaluation is of: the trainings and scores of every cell, as they are now."""

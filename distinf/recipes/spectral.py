@@ -1,6 +1,6 @@
 """The spectral recipe: curvature first, then projections of gradients on its Ritz vectors."""
 
-from distinf.engine.recipe import Asks, Evaluates, Recipe
+from distinf.engine.recipe import Asks, Evaluates, Recipe, Unrolls
 from distinf.report.spectral.report import write
 from distinf.report.spectral.terminal import summary
 from distinf.spectral import (
@@ -16,6 +16,7 @@ from distinf.spectral import (
     scores,
     train,
     trajectory,
+    unrolling,
 )
 from distinf.spectral.asking import answers, ranking
 from distinf.spectral.checks import check
@@ -52,6 +53,7 @@ RECIPE = Recipe(
         retraining.foretold,
         retraining.losses,
         (scores.STAGE, trajectory.TRACIN),
+        Unrolls(unrolling.check, unrolling.scores),
     ),
     summary=summary,
     packages=("torch", "numpy", "sionna-no-rt", "sionna"),

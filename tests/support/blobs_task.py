@@ -1,6 +1,7 @@
 """A small task of a user's own: two classes of points, some training labels flipped."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -58,4 +59,38 @@ def normed(settings: Points, seed: int) -> TensorTask:
         nn.Linear(4, settings.width), nn.BatchNorm1d(settings.width), nn.Tanh(),
         nn.Linear(settings.width, 2),
     )  # fmt: skip
+    return made
+
+
+def stepped(settings: Points, seed: int) -> TensorTask:
+    """The same trained by SGD with momentum."""
+    made = task(settings, seed)
+    made._optimizer = partial(torch.optim.SGD, momentum=0.5)
+    return made
+
+
+def dropped(settings: Points, seed: int) -> TensorTask:
+    """The same with dropout."""
+    made = task(settings, seed)
+    made._model = lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 2))
+    return made
+
+
+class Drifting(nn.Linear):
+    """A layer that counts its calls in training, and adds a little for each from the second on."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.calls.add_(1)
+        return super().forward(x) * (1 + 0.5 * (self.calls - 1).clamp(0) / 10)
+
+
+def drifting(settings: Points, seed: int) -> TensorTask:
+    """The same with a layer that is another one at every step."""
+    made = task(settings, seed)
+    made._model = Drifting
     return made
