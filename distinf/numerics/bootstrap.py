@@ -90,6 +90,25 @@ def differences(ours: Trials, control: Trials) -> dict[tuple[int, Any], float]:
     return {key: value for key, value in paired.items() if math.isfinite(value)}
 
 
+def best_elsewhere(methods: Mapping[str, Trials]) -> dict[tuple[int, Any], str]:
+    """(draw, trial) -> the method whose mean over the trials of all other draws is highest.
+
+    No trial chooses what it is held against (cross-fitting); of one draw, its other trials choose.
+    Over the trials that all methods have with finite values; of equal means the first method.
+    """
+    every = [*methods.values()]
+    shared = [k for k in sorted(every[0]) if all(math.isfinite(m.get(k, math.nan)) for m in every)]
+    several = len({draw for draw, _ in shared}) > 1
+    own = [key[0] if several else key for key in shared]
+    values_MN = np.array([[m[key] for key in shared] for m in every])
+    chosen = {}
+    for one in dict.fromkeys(own):
+        others_N = np.array([other != one for other in own])
+        place = int(values_MN[:, others_N].mean(1).argmax()) if others_N.any() else 0
+        chosen[one] = [*methods][place]
+    return {key: chosen[one] for key, one in zip(shared, own, strict=True)}
+
+
 def _by_draw(items: Iterable[tuple[tuple[int, Any], float]]) -> list[np.ndarray]:
     groups: dict[int, list[float]] = {}
     for (draw, _), value in items:

@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from distinf.numerics.bootstrap import RESAMPLES, bootstrap_means, differences, estimate
+from distinf.numerics.bootstrap import (
+    RESAMPLES,
+    best_elsewhere,
+    bootstrap_means,
+    differences,
+    estimate,
+)
 
 
 def test_bootstrap_spread_is_between_targets_plus_within():
@@ -48,3 +54,36 @@ def test_differences_pair_equal_target_and_seed():
     ours = {(0, 0): 5.0, (0, 1): 9.0, (1, 0): math.nan, (2, 0): 4.0}
     control = {(0, 0): 2.0, (0, 1): 10.0, (1, 0): 1.0, (3, 0): 8.0}
     assert differences(ours, control) == {(0, 0): 3.0, (0, 1): -1.0}
+
+
+def test_the_best_method_is_chosen_by_the_other_draws():
+    """Draw 0 alone makes `a` the best on the whole; for itself the others choose `b`."""
+    a = {(0, 0): 30.0, (0, 1): 34.0, (1, 0): 0.0, (1, 1): 2.0, (2, 0): 1.0}
+    b = {(0, 0): 2.0, (0, 1): 4.0, (1, 0): 5.0, (1, 1): 5.0, (2, 0): 6.0}
+    chosen = best_elsewhere({"a": a, "b": b})
+    assert chosen == {(0, 0): "b", (0, 1): "b", (1, 0): "a", (1, 1): "a", (2, 0): "a"}
+    b[1, 1] = math.nan  # not to be compared: neither chosen for nor choosing
+    assert best_elsewhere({"a": a, "b": b}).keys() == a.keys() - {(1, 1)}
+    assert best_elsewhere({"b": b, "a": a})[2, 0] == "a"
+
+
+def test_of_one_draw_the_other_trials_choose():
+    a, b = {(7, 0): 9.0, (7, 1): 1.0, (7, 2): 1.0}, {(7, 0): 0.0, (7, 1): 2.0, (7, 2): 2.0}
+    assert best_elsewhere({"a": a, "b": b}) == {(7, 0): "b", (7, 1): "a", (7, 2): "a"}
+    assert best_elsewhere({"a": {(7, 0): 1.0}, "b": {(7, 0): 2.0}}) == {(7, 0): "a"}
+
+
+def test_the_best_method_elsewhere_has_no_advantage_from_having_been_chosen():
+    """Of two methods alike, the better mean of n draws is 1 / √(π n) too high; this one is not."""
+    rng, draws, tries = np.random.default_rng(2), 4, 800
+    highest, elsewhere = [], []
+    for _ in range(tries):
+        methods = {
+            name: {(k, 0): float(v) for k, v in enumerate(rng.normal(size=draws))} for name in "ab"
+        }
+        chosen = best_elsewhere(methods)
+        elsewhere.append(np.mean([methods[name][key] for key, name in chosen.items()]))
+        highest.append(max(np.mean([*trials.values()]) for trials in methods.values()))
+    error = 4 / math.sqrt(draws * tries)
+    assert np.mean(highest) == pytest.approx(1 / math.sqrt(math.pi * draws), abs=error)
+    assert np.mean(elsewhere) == pytest.approx(0, abs=error)

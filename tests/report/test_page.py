@@ -57,7 +57,7 @@ def document(page: str) -> Document:
     [
         (45.0, "better", "better slots than chance"),
         (3.0, "none", "does not show a difference"),
-        (-45.0, "worse", "worse slots than chance"),
+        (-45.0, "worse", "chance picked better slots"),
     ],
 )
 def test_verdict_follows_the_interval_of_the_difference(helpful, verdict, words):
@@ -71,6 +71,39 @@ def test_verdict_follows_the_interval_of_the_difference(helpful, verdict, words)
     assert words in said.answer[0]
     assert f"{pair['wins']} of 30 paired trials" in said.answer[1]
     assert len(said.answer) == 3
+
+
+@pytest.mark.parametrize(
+    ("nearest", "verdict", "words"),
+    [
+        (60.0, "worse", "by the other trials) picked better slots than influence did"),
+        (45.0, "none", "does not show a difference between influence and the best choice without"),
+        (-9.0, "better", "picked better slots than the best choice without influence (random, "),
+    ],
+)
+def test_the_best_baseline_decides_and_chance_alone_does_not(nearest, verdict, words):
+    """Influence is far ahead of chance in each."""
+    means = {"helpful": 45.0, "random": 3.0, "nearest": nearest}
+    said = made_of(findings(outcomes=outcomes(means, np.random.default_rng(5))))
+    assert said.verdict == verdict
+    assert words in said.answer[0]
+    assert "but chance" not in said.answer[0]
+    best = "random" if nearest < 0 else "nearest"
+    assert f"helpful minus best baseline ({best}) is" in said.answer[1]
+    other = "nearest" if nearest < 0 else "random"
+    assert re.search(rf"; minus {other} it is \+\d", said.answer[1])
+    labels = [card.label for card in said.cards if "−" in card.label or "beat" in card.label]
+    assert labels == [
+        f"helpful − {other}", f"helpful − best baseline ({best})",
+        f"helpful beat best baseline ({best})",
+    ]  # fmt: skip
+
+
+def test_of_chance_alone_the_page_says_so():
+    made = findings()
+    assert made_of(made).answer[0].endswith("No choice without influence was tried but chance.")
+    (pair,) = (r for r in tables(made)["paired"] if r["selection"] == "helpful")
+    assert pair["control"] == pair["baselines"] == "random"
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from distinf.report import formats
 from distinf.report.rows import csv_text, json_text
 from distinf.report.spectral.findings import Findings, Outcome
+from distinf.report.spectral.page import page
 from distinf.report.spectral.tables import tables
 from tests.support.findings import findings, no_difference
 
@@ -35,6 +37,34 @@ def test_summary_and_pairs_by_hand():
     assert pair["points"] == pytest.approx(20 / 3)
     assert (pair["wins"], pair["ties"], pair["pairs"]) == (1, 1, 3)
     assert pair["win_share"] == pytest.approx(1 / 3)
+
+
+def test_pairs_against_the_best_baseline_by_hand():
+    """By the other target nearest is best for 1, and random for 2."""
+    gaps = {
+        "helpful": {(1, 0): 30.0, (1, 1): 20.0, (2, 0): 25.0},
+        "random": {(1, 0): 20.0, (1, 1): 10.0, (2, 0): 0.0},
+        "nearest": {(1, 0): 5.0, (1, 1): 5.0, (2, 0): 21.0},
+        "harmful": {(1, 0): -9.0, (1, 1): -9.0, (2, 0): -9.0},
+    }
+    made = Findings("t", "t", outcomes=[
+        Outcome(who, *at, gap) for who, group in gaps.items() for at, gap in group.items()
+    ])  # fmt: skip
+    rows = tables(made)["paired"]
+    points = {(r["selection"], r["control"]): r["points"] for r in rows}
+    assert points == {
+        ("helpful", "random"): pytest.approx(15), ("harmful", "random"): pytest.approx(-19),
+        ("nearest", "random"): pytest.approx(1 / 3), ("helpful", "nearest"): pytest.approx(44 / 3),
+        ("harmful", "nearest"): pytest.approx(-58 / 3),
+        ("helpful", "best baseline"): pytest.approx((25 + 15 + 25) / 3),
+        ("harmful", "best baseline"): pytest.approx((-14 - 14 - 9) / 3),
+    }  # fmt: skip
+    assert rows[-1]["baselines"] == "random and nearest"
+    baselines = [o for o in made.outcomes if o.selection in ("random", "nearest")]
+    alone = replace(made, outcomes=baselines)
+    (pair,) = tables(alone)["paired"]
+    assert (pair["selection"], pair["control"]) == ("nearest", "random")
+    assert (alone.guided(), page(alone).verdict) == ("helpful", "unknown")
 
 
 def test_headline_leaves_other_arms_to_the_comparison():

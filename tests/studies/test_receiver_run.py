@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distinf.numerics.variants import VARIANTS
-from distinf.report.spectral import results
+from distinf.report.spectral import page, report, results, terminal
 from distinf.spectral import actions, curvature, evaluate, pools
 from distinf.spectral.session import split_units
 from tests.support.runs import all_scores, run_points, same_bits
@@ -105,6 +105,18 @@ def test_the_nearest_slots_are_those_of_the_targets_snr_delay_spread_and_doppler
         assert max(distances[row] for row in pool) == pytest.approx(worst)
         assert len(set(pool.tolist())) == 24
         assert {row for row in expected if distances[row] < worst - 1e-9} <= set(pool.tolist())
+
+
+def test_terminal_and_page_begin_with_the_best_choice_without_influence(finished):
+    """Two targets of two seeds are too few to judge; the page's own sentence is the terminal's."""
+    lead = page.page(report.findings(finished)).answer[0]
+    told = [line for line in terminal.summary(finished) if isinstance(line, str)]
+    assert re.search(
+        r"too few paired trials to compare influence with the best choice without influence "
+        r"\((random|nearest|random and nearest), by the other trials\)\.$",
+        lead,
+    )
+    assert any(line and lead.endswith(line) for line in told)
 
 
 def test_genie_errors_are_the_bit_errors_that_its_rate_counts(finished):

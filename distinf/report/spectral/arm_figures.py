@@ -20,7 +20,8 @@ from distinf.report.plots import Dot, Panel, rows_of_dots, stacked
 from distinf.report.rows import Row
 from distinf.report.spectral.families import NAMES, arm_label, arms, rate, varied
 from distinf.report.spectral.findings import CONTROL, OPPOSITE, SELECTED, Family, Findings, Outcome
-from distinf.report.spectral.trials import by_trial, path
+from distinf.report.spectral.run_tables import versus
+from distinf.report.spectral.trials import by_trial, controls, path
 
 MOST_ROWS, ROW_IN = 30, 0.27
 MOST_TARGETS, MOST_PANELS, MOST_MAPS, MOST_MARKS = 8, 3, 4, 6
@@ -41,7 +42,7 @@ def _dot(row: float, of: Row, prefix: str = "", unit: str = "_pct", **style: Any
 
 def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> bool:
     """Gap reduction of every trial by selection, a lane per target, and the rows' means; beside
-    it guided minus random per target."""
+    it guided minus the best baseline per target."""
     groups, every = findings.by_selection(), dict.fromkeys(t.id for t in findings.targets)
     every |= dict.fromkeys(o.target for group in groups.values() for o in group)
     lanes = {i: -0.3 * k / max(1, len(every) - 1) for k, i in enumerate(every)}
@@ -52,8 +53,9 @@ def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> bool:
         closed += [Dot(at + lanes[o.target], o.gap_reduction_pct, **style) for o in group]
         text = f"{rounded(rows[row]['mean_pct'])} %"
         closed.append(_dot(row + 0.24, rows[row], color=color, marker="D", text=text))
-    chosen = findings.guided()
-    pairs = differences(*(by_trial(groups.get(s, [])) for s in (chosen, CONTROL)))
+    chosen, against = findings.guided(), controls(groups)
+    control = [*against][-1] if against else CONTROL
+    pairs = differences(*(by_trial(g) for g in (groups.get(chosen, []), against.get(control, []))))
     apart = {i: [v for (_, (t, _)), v in pairs.items() if t == i] for i in every}
     apart = {i: values for i, values in apart.items() if values}
     beside = apart if 2 <= len(apart) <= MOST_TARGETS else {}
@@ -70,7 +72,7 @@ def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> bool:
             closed,
             DIVERGED,
         ),
-        Panel(f"{chosen} − {CONTROL}, same seeds [points]", names, dots, DIVERGED),
+        Panel(f"{chosen} − {control}, same seeds [points]", names, dots, DIVERGED),
         width_ratios=[1.75, 1] if beside else None,
     )
 
@@ -134,7 +136,7 @@ def variations(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
         1.05 + 0.4 * len(rows),
         Panel(f"{metric}, all evaluation samples", labels, level),
         Panel("gap closed [%]", labels, stacked(closed), DIVERGED),
-        Panel(f"guided − {CONTROL} [points]", labels, apart, DIVERGED),
+        Panel(f"guided − {versus(rows)} [points]", labels, apart, DIVERGED),
     )
 
 

@@ -23,6 +23,7 @@ from distinf.report.spectral import arm_figures, families, headline
 from distinf.report.spectral.families import NAMES, spoken, varied
 from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
 from distinf.report.spectral.headline import FEWEST_PAIRS, percent, words_of
+from distinf.report.spectral.run_tables import versus
 from distinf.report.spectral.tables import Tables, own_tables
 
 ARM = ("loss", "variant", "selection")
@@ -191,7 +192,7 @@ def variations_section(findings: Findings, rows: Tables) -> Section:
     draw = partial(arm_figures.variations, mine, findings.metric.name)
     items: list[Item] = [
         words.figure("variations", draw, told=told),
-        words.table("variations", mine),
+        words.table("variations", mine, control=versus(mine)),
         *(_variation(k, *one, findings) for k, one in enumerate(findings.variations.items(), 1)),
     ]
     return Section("variations", "Variations of this run", items if mine else [], "", "Variations")

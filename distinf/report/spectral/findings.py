@@ -17,6 +17,8 @@ from distinf.spectral.attribution import Attribution
 from distinf.tasks.task import Published
 
 SELECTED, CONTROL, OPPOSITE = "helpful", "random", "harmful"
+BASELINES = (CONTROL, "nearest")  # choices that need no influence
+BEST = "best baseline"  # for each trial the one that did best in the others
 Columns = Mapping[str, float | int | str]  # from the data
 
 
@@ -249,7 +251,7 @@ class Findings:
     def guided(self) -> str:
         """The headline's selection that scores are to improve: helpful, or else the first one."""
         seen = self.by_selection()
-        others = [s for s in seen if s not in (CONTROL, OPPOSITE)]
+        others = [s for s in seen if s not in (*BASELINES, OPPOSITE)]
         return SELECTED if SELECTED in seen or not others else others[0]
 
     def first_scored(self) -> int | None:

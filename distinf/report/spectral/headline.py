@@ -1,13 +1,13 @@
 """The headline in numbers: the answer, what to beware of, and the tables of any run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from distinf.numerics.bootstrap import RESAMPLES
 from distinf.report.formats import SPACE, count, missing, number, rounded, signed, with_unit
 from distinf.report.rows import Row
 from distinf.report.schema import Card, Column, Table
-from distinf.report.spectral.findings import CONTROL, OPPOSITE, SELECTED, Findings
+from distinf.report.spectral.findings import BEST, CONTROL, OPPOSITE, SELECTED, Findings
 from distinf.report.spectral.tables import TARGET, Tables
 from distinf.report.words import Words
 
@@ -32,36 +32,62 @@ def words_of(findings: Findings) -> Words:
     )
 
 
-def paired(findings: Findings, rows: Tables) -> Row | None:
-    """The guided selection against random; None without pairs."""
-    chosen = (r for r in rows["paired"] if r["selection"] == findings.guided() and r["pairs"])
-    return next(chosen, None)
+def paired(findings: Findings, rows: Tables) -> list[Row]:
+    """The guided selection against every baseline; the last one is what the verdict goes by.
+
+    A baseline that was the best throughout is told of as that alone.
+    """
+    every = [r for r in rows["paired"] if r["selection"] == findings.guided() and r["pairs"]]
+    best = [r["baselines"] for r in every if r["control"] == BEST]
+    return [r for r in every if r["control"] not in best]
 
 
-def verdict(pair: Row | None) -> str:
+def _control(pair: Row) -> str:
+    best = pair["control"] == BEST
+    return f"{pair['control']} ({pair['baselines']})" if best else str(pair["control"])
+
+
+def verdict(pairs: Sequence[Row]) -> str:
     """better, none (no difference shown), worse, or unknown (nothing to compare)."""
-    if pair is None or pair["pairs"] < FEWEST_PAIRS:
+    if not pairs or pairs[-1]["pairs"] < FEWEST_PAIRS:
         return "unknown"
-    if pair["low_points"] > 0:
+    if pairs[-1]["low_points"] > 0:
         return "better"
-    return "worse" if pair["high_points"] < 0 else "none"
+    return "worse" if pairs[-1]["high_points"] < 0 else "none"
+
+
+def told_verdict(words: Words, pairs: Sequence[Row]) -> str:
+    """The verdict in words, and whether chance alone was there to compare with."""
+    control, found = (pairs[-1]["control"] if pairs else ""), verdict(pairs)
+    against = words.say("controls", control, baselines=pairs[-1]["baselines"] if pairs else "")
+    said = words.say("verdicts", found, control=against)
+    alone = control == CONTROL and found != "unknown"
+    return f"{said} {words.say('answer', 'alone')}" if alone else said[:1].upper() + said[1:]
 
 
 def answer(findings: Findings, rows: Tables) -> list[str]:
-    """Whether influence chose better than chance, what was gained, and at what price to others."""
-    words, metric, pair = words_of(findings), findings.metric, paired(findings, rows)
+    """Whether influence chose better than the best baseline, the gain, and the price to others."""
+    words, metric, pairs = words_of(findings), findings.metric, paired(findings, rows)
     if not rows["summary"]:
         return [words.say("answer", "untried")]
     before, baseline = findings.non_target_before, findings.non_target_baseline
     beaten = no_better(metric.name, before, baseline, metric.baseline)
     numbers = {"closed": ", ".join(f"{r['selection']} {percent(r)}" for r in rows["summary"])}
-    if pair is not None:
+    if pairs:
+        *rest, pair = pairs
         numbers |= {k: count(pair[k]) for k in ("wins", "pairs")} | {"chosen": pair["selection"]}
-        numbers |= {"points": signed(pair["points"], 0), "span": interval(pair, "{}_points")}
-    gained = words.say("answer", "gained" if pair is None else "paired", **numbers)
+        more = [words.say("answer", "other", **_points(other)) for other in rest]
+        numbers |= {"others": "".join(more)} | _points(pair)
+    gained = words.say("answer", "paired" if pairs else "gained", **numbers)
     paid = [percent(r, "non_target_", signed) for r in _price(findings, rows)]
-    lead = f"{beaten} {words.say('verdicts', verdict(pair))}".strip()
+    lead = f"{beaten} {told_verdict(words, pairs)}".strip()
     return [lead, gained, *(words.say("answer", "price", change=change) for change in paid)]
+
+
+def _points(pair: Row) -> Row:
+    """What a paired difference says: against what, how many points, and the interval."""
+    told = {"points": signed(pair["points"], 0), "span": interval(pair, "{}_points")}
+    return {"control": _control(pair)} | told
 
 
 def no_better(metric: str, before: float | None, baseline: float | None, label: str | None) -> str:
@@ -96,16 +122,19 @@ def percent(row: Row, prefix: str = "", form: Any = rounded) -> str:
 def cards(findings: Findings, rows: Tables) -> Iterator[Card]:
     """The means of the selections, the paired difference, and the price to others."""
     action = "% of the gap closed" if findings.metric.reference else "% reduction"
-    pair = paired(findings, rows)
+    pairs = paired(findings, rows)
     for r in rows["summary"]:
         who, span = r["selection"], f"{interval(r)}{SPACE}% ({LEVEL})"
         yield Card(who, rounded(r["mean_pct"]), action, span, who)
-    if pair is not None:
+    for pair in pairs:
         name, span = pair["selection"], f"{interval(pair, '{}_points')} points ({LEVEL})"
+        points = signed(pair["points"], 0)
+        yield Card(f"{name} − {_control(pair)}", points, "points", span, "accent")
+    for pair in pairs[-1:]:
         how = f"same target and seed, {count(pair['ties'])} ties"
-        points, of = signed(pair["points"], 0), f"of {count(pair['pairs'])} trials"
-        yield Card(f"{name} − {CONTROL}", points, "points", span, "accent")
-        yield Card(f"{name} beat {CONTROL}", count(pair["wins"]), of, how, "accent")
+        name = f"{pair['selection']} beat {_control(pair)}"
+        of = f"of {count(pair['pairs'])} trials"
+        yield Card(name, count(pair["wins"]), of, how, "accent")
     for r in _price(findings, rows):
         worse, better = r["non_target_low_pct"] > 0, r["non_target_high_pct"] < 0
         color = OPPOSITE if worse else SELECTED if better else "ink"
@@ -117,12 +146,12 @@ def cards(findings: Findings, rows: Tables) -> Iterator[Card]:
 def caveats(findings: Findings, rows: Tables) -> list[str]:
     """What the headline's numbers are not, for want of targets, pairs or finite results."""
     ours = [r["targets"] for r in rows["summary"] if r["selection"] == findings.guided()]
-    pair, words = paired(findings, rows), words_of(findings)
+    pairs, words = paired(findings, rows), words_of(findings)
     lost = [f"{count(r['failed'])} of {r['selection']}" for r in rows["summary"] if r["failed"]]
     told = {
         "one": 1 in ours,
         "few": bool(ours) and 1 < ours[0] < FEW_TARGETS,
-        "pairs": pair is not None and pair["pairs"] < FEWEST_PAIRS,
+        "pairs": bool(pairs) and pairs[-1]["pairs"] < FEWEST_PAIRS,
         "failed": bool(lost),
     }
     numbers = {"targets": str(*ours), "failed": ", ".join(lost)}
@@ -131,7 +160,11 @@ def caveats(findings: Findings, rows: Tables) -> list[str]:
 
 def headline_tables(findings: Findings, rows: Tables, prefix: str = "") -> list[Table]:
     """What each selection did to its targets and to others; `prefix` of the files."""
-    joined = {r["selection"]: {f"vs_{k}": v for k, v in r.items()} for r in rows["paired"]}
+    joined: dict[str, Row] = {}
+    for r in rows["paired"]:  # the last control of a selection is the one that is told of
+        prefix = f"vs_{r['control'].partition(' ')[0]}_"
+        told = {f"{prefix}{k}": v for k, v in r.items()} | {"won": r["wins"], "of": r["pairs"]}
+        joined.setdefault(r["selection"], {}).update(told)
     full = [r | joined.get(r["selection"], {}) for r in rows["summary"]]
     words, file = words_of(findings), f"{prefix}summary"
     return [words.table(name, full, file=file) for name in ("summary", "others")]

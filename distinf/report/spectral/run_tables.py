@@ -1,7 +1,7 @@
 """Rows that set runs beside each other: Table 1, what tuning did to whom, variations, overlaps."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from distinf.numerics.means import highest, mean_sd
@@ -121,9 +121,18 @@ def _variation(name: str, run: Findings) -> Row:
         metric = {"non_target_metric": trials.others(group)["non_target_metric"]}
         if group:
             row |= {f"{who}_{k}": v for k, v in (trials.reduction(group) | metric).items()}
-    if all(by.values()):
-        row |= {f"vs_{k}": v for k, v in trials.difference(by["guided"], by[CONTROL]).items()}
+    against = trials.controls(groups)
+    if by["guided"] and against:
+        control = [*against][-1]
+        row["control"] = control
+        told = trials.difference(by["guided"], against[control])
+        row |= {f"vs_{k}": v for k, v in told.items()}
     return row
+
+
+def versus(rows: Sequence[Row]) -> str:
+    """What the guided selection is compared with in each of the runs."""
+    return " or ".join(dict.fromkeys(r["control"] for r in rows if "control" in r)) or CONTROL
 
 
 def overlaps(findings: Findings) -> list[Row]:

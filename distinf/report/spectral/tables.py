@@ -73,17 +73,12 @@ def own_tables(run: Findings) -> Tables:
     """What every run has, those beside this one too."""
     groups, cells = run.by_selection(), run.headline_outcomes()
     ids = dict.fromkeys([*(t.id for t in run.targets), *(o.target for o in cells)])
-    control = groups.get(CONTROL)
     return {
         "summary": [
             {"selection": name} | trials.reduction(mine) | trials.side_effect(mine)
             for name, mine in groups.items()
         ],
-        "paired": [
-            {"selection": name, "control": CONTROL} | trials.difference(mine, control)
-            for name, mine in groups.items()
-            if control and name != CONTROL
-        ],
+        "paired": trials.paired(groups),
         "by_target": [
             {"target": i, "selection": name} | trials.spread(group)
             for i in ids

@@ -1,10 +1,13 @@
 """The answer of a spectral run in the terminal."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from distinf.numerics.means import mean_sd
 from distinf.report.spectral import results, trials
-from distinf.report.spectral.headline import no_better
+from distinf.report.spectral.findings import Findings, Headline, Outcome
+from distinf.report.spectral.headline import no_better, paired, told_verdict, words_of
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.damping import damping_of
 from distinf.spectral.session import Session
@@ -29,4 +32,15 @@ def summary(session: Session) -> list[Table | str]:
     said = no_better(words.metric, means["before"], baseline, words.baseline_label)
     damping = damping_of(session, stored_pairs(session).values)
     told = f"damping {damping.value:.3g}: {damping.source}" if damping.source else ""
-    return [item for item in (said, table if table.rows else None, told) if item]
+    verdict = _verdict(session, outcomes) if table.rows else ""
+    return [item for item in (said, verdict, table if table.rows else None, told) if item]
+
+
+def _verdict(session: Session, outcomes: Sequence[Outcome]) -> str:
+    """What the page says first of influence and of choices without it."""
+    head, noun = session.settings.actions, results.wording(session).noun
+    loss = head.loss or session.outline.losses[0]
+    of = Headline(loss, head.variant, head.update, head.aim, noun)
+    found = Findings("", "", headline=of, outcomes=outcomes)
+    pairs = paired(found, {"paired": trials.paired(found.by_selection())})
+    return told_verdict(words_of(found), pairs)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from distinf.numerics.bootstrap import Trials, differences, estimate
+from distinf.numerics.bootstrap import Trials, best_elsewhere, differences, estimate
 from distinf.numerics.means import gap_reduction, mean_sd
 from distinf.report.rows import Row
-from distinf.report.spectral.findings import AxisCurves, Outcome
+from distinf.report.spectral.findings import BASELINES, BEST, CONTROL, AxisCurves, Outcome
 
 CLOSED = attrgetter("gap_reduction_pct")
 VERSUS = ("points", "low_points", "high_points")
@@ -56,6 +56,29 @@ def difference(ours: Iterable[Outcome], control: Iterable[Outcome]) -> Row:
     row |= {"pairs": e.trials, "targets": e.targets, "wins": wins}
     row["ties"] = sum(v == 0 for v in values.values())
     return row | {"win_share": wins / e.trials if e.trials else math.nan}
+
+
+def controls(groups: Mapping[str, list[Outcome]]) -> dict[str, list[Outcome]]:
+    """The baselines among selections; of several, the last is the best of them: for each trial
+    the trials of the one that did best on the other targets (or conditions)."""
+    found = {name: groups[name] for name in BASELINES if groups.get(name)}
+    if len(found) > 1:
+        chosen = best_elsewhere({name: by_trial(group) for name, group in found.items()})
+        every = [o for group in found.values() for o in group]
+        found[BEST] = [o for o in every if chosen.get((o.draw, (o.target, o.seed))) == o.selection]
+    return found
+
+
+def paired(groups: Mapping[str, list[Outcome]]) -> list[Row]:
+    """Selections minus each of `controls`; `baselines`: which selections the control is made of."""
+    return [
+        {"selection": name, "control": control}
+        | difference(mine, of)
+        | {"baselines": " and ".join(dict.fromkeys(o.selection for o in of))}
+        for control, of in controls(groups).items()
+        for name, mine in groups.items()
+        if name not in (control, CONTROL) and not (control == BEST and name in BASELINES)
+    ]
 
 
 def against(prefix: str, ours: list[Outcome], control: list[Outcome], pairs: str = "") -> Row:
