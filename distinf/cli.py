@@ -154,6 +154,11 @@ def _parser() -> argparse.ArgumentParser:
         help="beside the stored scores exact ones, by unrolling the run's own training: small "
         "models, without dropout or batch norms",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--with", nargs="+", default=[], metavar="RUN", dest="others",
+        help="finished runs that differ in their seed alone: the mean of all runs' scores beside "
+        "those of the first",
+    )  # fmt: skip
     evaluate.set_defaults(call=_evaluate)
 
     plan = commands.add_parser("plan", help="what a run will take, without running it")
@@ -360,7 +365,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in names}
     design = Design(**{name: value for name, value in given.items() if value is not None})
     options.voice.rest()
-    found = evaluate(options.run, design, Reporter())
+    found = evaluate(options.run, design, Reporter(), options.others)
     evaluation_table(found)
     _print(f"{found.trainings} trainings; these numbers as CSV and JSON: {found.root}")
 

@@ -24,6 +24,7 @@ from distinf.engine.lease import held
 from distinf.engine.recipe import Draws, Evaluates, Foretold
 from distinf.engine.run import refuse_unfinished, reopen
 from distinf.engine.session import Session, draw, row_ranges
+from distinf.engine.several import Opened, with_mean
 from distinf.engine.verifying import EVALUATION, folder_of
 from distinf.errors import InputError
 from distinf.numerics.counterfactual import (
@@ -102,11 +103,14 @@ class Evaluation:
     trainings: int
 
 
-def evaluate(folder: str, design: Design, watch: running.Watcher) -> Evaluation:
-    """Train the run in `folder` again as `design` says, and measure all its stored scores by that.
+def evaluate(
+    folder: str, design: Design, watch: running.Watcher, others: Sequence[str] = ()
+) -> Evaluation:
+    """Train the run in `folder` again as `design` says, and measure all its stored scores by that;
+    beside them the mean of its and other runs' scores, which differ in their seed alone.
 
     InputError for a run that is not finished, that cannot be trained again, or whose recipe has no
-    scores to hold against it.
+    scores to hold against it, and for others that differ otherwise.
     """
     config, session = load(folder), reopen(folder)
     evaluates = config.RECIPE.evaluates
@@ -118,18 +122,22 @@ def evaluate(folder: str, design: Design, watch: running.Watcher) -> Evaluation:
     evaluates.check(session, design.most())
     session.refuse_other_data()
     cells = list(evaluates.foretold(session))
+    keys: list[str] = []
+    if others:
+        own = Opened(folder, session, config, {cell.cell: cell for cell in cells})
+        cells, keys = with_mean(own, others, evaluates)
     units = list({u.id: u for cell in cells for u in _every_unit(session, cell, design)}.values())
     with held(session.blobs):
         _train(session, evaluates, units, config.runtime, watch)
         if design.unrolled:
             cells = [_with_unrolled(session, cell) for cell in cells]
         rows = [row for cell in cells for row in _measures(session, cell, design)]
-        of = evaluates.key(session)
-        kind = EVALUATION + digest([of, [unit.id for unit in units], asdict(design)])
-        root = folder_of(kind)
-        trainings = sum(UNROLLED not in unit.job for unit in units)
-        about = {"of": of, "design": asdict(design), "trainings": trainings}
-        hand_out(session.blobs, kind, dict(_files(root, rows, about)))
+        of, trainings = evaluates.key(session), sum(UNROLLED not in unit.job for unit in units)
+        what = [of, [unit.id for unit in units], asdict(design), *([keys] if keys else [])]
+        kind = EVALUATION + digest(what)
+        root, about = folder_of(kind), {"of": of, "design": asdict(design), "with": [*others]}
+        files = _files(root, rows, {**about, "trainings": trainings})
+        hand_out(session.blobs, kind, dict(files))
         assert session.recipe.report is not None  # see recipe_named
         session.recipe.report(session)  # its page has a line on it
     return Evaluation(f"{session.blobs.root}/{root}", rows, trainings)

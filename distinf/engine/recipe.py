@@ -83,6 +83,7 @@ class Foretold:
 
     scores   by the name of a ranking: (the loss that it is about, fp64 [Q, N]), > 0 helps
     ranking  the name of the one that the report ranks by
+    queries  int [Q], the ids of the evaluation rows that they are
     wrong_N  bool, the rows whose label is known to be wrong; None where none is known
     """
 
@@ -90,6 +91,7 @@ class Foretold:
     rows: int
     scores: Mapping[str, tuple[str, np.ndarray]]
     ranking: str
+    queries: np.ndarray
     wrong_N: np.ndarray | None = None
 
 

@@ -42,7 +42,8 @@ def foretold(session: Session) -> Iterator[Foretold]:
             scores[name] = (loss, np.broadcast_to(values_N, shape_QN))
         estimator, wrong_N = headline(session, cell)[0], flipped_rows(session, cell.name)
         ranking = f"{estimator}/{groups[estimator]}"
-        yield Foretold(cell.name, cell.rows[TRAIN], scores, ranking, wrong_N)
+        queries = np.arange(cell.rows[QUERY])
+        yield Foretold(cell.name, cell.rows[TRAIN], scores, ranking, queries, wrong_N)
 
 
 def check(session: Session, draws: Draws) -> None:

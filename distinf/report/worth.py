@@ -16,10 +16,11 @@ INTRO = "Held against training again on parts of the rows; docs/worth.md says ho
 
 
 def measures(session: Session) -> list[Row]:
-    """Of the evaluation of the run's scores that trained most, the last by name of equal ones; []
-    without one. Of scores and models that the run had before its settings changed none is shown."""
+    """Of the evaluation of the run's scores that trained most, of equal ones that of most rankings;
+    [] without one. Of scores and models that the run had before its settings changed none is shown.
+    """
     blobs, evaluates = session.blobs, session.recipe.evaluates
-    found: dict[int, list[Row]] = {}
+    found: dict[tuple[int, int], list[Row]] = {}
     for name in blobs.names(FOLDER):
         if name.endswith(f"/{FILE}"):
             with suppress(KeyError, ValueError, TypeError, OSError):  # damaged: verify tells
@@ -27,7 +28,7 @@ def measures(session: Session) -> list[Row]:
                 if evaluates is None or whole["of"] != evaluates.key(session):
                     continue
                 rows = [{"measure": str(r["measure"]), **r} for r in whole["measures"]]
-                found[int(whole["trainings"])] = rows
+                found[int(whole["trainings"]), len(rows)] = rows
     return found[max(found)] if found else []
 
 

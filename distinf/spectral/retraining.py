@@ -46,7 +46,8 @@ def foretold(session: Session) -> Iterator[Foretold]:
     ranking = f"{head.loss or first}/{head.variant if head.variant in variants else 'classic'}"
     flipped = getattr(session.task, "flipped", lambda: None)()
     wrong_N = None if flipped is None else np.asarray(flipped)[: outline.training_rows]
-    yield Foretold("", outline.training_rows, scores, ranking, wrong_N)
+    queries = chosen_targets(session).ids
+    yield Foretold("", outline.training_rows, scores, ranking, queries, wrong_N)
 
 
 def _of_every_row(session: Session, loss: str, variant: str) -> np.ndarray:

@@ -94,3 +94,10 @@ def drifting(settings: Points, seed: int) -> TensorTask:
     made = task(settings, seed)
     made._model = Drifting
     return made
+
+
+def same_points(settings: Points, seed: int) -> TensorTask:
+    """The same with points that do not follow from the seed; only the start of the model does."""
+    made = task(settings, 0)
+    made._seed = seed
+    return made
