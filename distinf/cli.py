@@ -374,9 +374,12 @@ def _file_setting(options: argparse.Namespace, rows: str, by_set: bool = False) 
     """The task's setting that takes a file of these rows; "" where they are given by --set.
     InputError for what the task cannot have."""
     from distinf.config import load
+    from distinf.engine.query import asks_of
     from distinf.tasks.task import setting_of_file
 
-    setting, flag = setting_of_file(load(options.run).task, rows), f"--{rows}"
+    config = load(options.run)
+    asks_of(config, options.run, options.candidates is not None)
+    setting, flag = setting_of_file(config.task, rows), f"--{rows}"
     if by_set and setting:
         raise InputError(f"{flag}: give the FILE that has them; the task of this run reads one")
     if by_set and not options.set:
@@ -476,12 +479,29 @@ def _verify(options: argparse.Namespace) -> int:
 
     blobs = open_root(options.run)
     found = verify(blobs)
-    remedy = f"distinf verify --repair {shlex.quote(options.run)} makes it again"
+    lost = _asked_again(options, found)
+    run = shlex.quote(options.run)
+    remedy = f"distinf verify --repair {run} makes it again" if found.by_run else "; ".join(lost)
     code = _told_verification(found, remedy)
     if not options.repair or not found.problems:
         return code
     _repair(options, blobs, found)
+    for line in lost:
+        _print(line)
     return _told_verification(verify(blobs), "")
+
+
+def _asked_again(options: argparse.Namespace, found: "Verification") -> list[str]:
+    """What to do about damaged files that a run does not make."""
+    from distinf.engine.verifying import EVALUATION, QUERY, folder_of
+
+    verbs, run = {QUERY: "query", EVALUATION: "evaluate"}, shlex.quote(options.run)
+    return [
+        f"{folder_of(kind)} comes from a command of its own: give distinf {verb} {run} … again"
+        for start, verb in verbs.items()
+        for kind in sorted(found.handed)
+        if kind.startswith(start)
+    ]
 
 
 def _repair(options: argparse.Namespace, blobs: "Blobs", found: "Verification") -> None:

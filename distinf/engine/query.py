@@ -22,7 +22,7 @@ from distinf.config_file import assign
 from distinf.digest import digest
 from distinf.engine import running
 from distinf.engine.lease import held
-from distinf.engine.recipe import Answer
+from distinf.engine.recipe import Answer, Asks
 from distinf.engine.run import refuse_unfinished, reopen
 from distinf.engine.session import Session, session_of
 from distinf.engine.stage import Stage
@@ -39,6 +39,9 @@ OTHER_ROWS = (
     "alone"
 )
 OWN_QUERIES = "query: these are the run's own queries; give --queries FILE, or --set"
+SAME_QUERIES = (
+    "query: these settings leave the evaluation rows as they are, and the run has scored those"
+)
 OWN_ROWS = (
     "query: these candidates are the run's own training rows, which it has scored; give others, by "
     "--candidates FILE, or by --candidates and --set"
@@ -76,9 +79,7 @@ def ask(
     cannot be asked.
     """
     config, session = load(folder), reopen(folder)
-    asks = config.RECIPE.asks
-    if asks is None or (candidates is not None and not asks.candidates):
-        raise InputError(f"{folder}: its recipe, {config.recipe}, cannot be asked again")
+    asks = asks_of(config, folder, candidates is not None)
     refuse_unfinished(session, config, folder)
     own = candidates is not None and not changes
     other = config if own else _other(config, changes, OWN_QUERIES)
@@ -99,11 +100,22 @@ def ask(
         _carry_out(work, config, watch)
         if late is not session and not _same_training_rows(session, late):
             raise InputError(OTHER_ROWS)
+        if late is not session and _same_queries(session, late):
+            raise InputError(SAME_QUERIES)
         answers = list(asks.answers(scored, name))
         kind = f"{QUERY}{scored.context['late']}"
         root = folder_of(kind)
         hand_out(session.blobs, kind, dict(_files(root, answers, top)))
     return Asked(f"{session.blobs.root}/{root}", name, answers)
+
+
+def asks_of(config: RunConfig, folder: str, candidates: bool) -> Asks:
+    """How the run's recipe is asked; InputError where it cannot be, or not about candidates."""
+    asks = config.RECIPE.asks
+    if asks is None or (candidates and not asks.candidates):
+        about = "" if asks is None else " about candidates"
+        raise InputError(f"{folder}: its recipe, {config.recipe}, cannot be asked again{about}")
+    return asks
 
 
 def _other(config: RunConfig, changes: Sequence[tuple[str, Any]], same: str) -> RunConfig:
@@ -193,14 +205,30 @@ def _carry_out(
 
 def _same_training_rows(before: Session, after: Session) -> bool:
     """Of every cell, as many, and those of a sample alike."""
-    return all(_alike(before.task_of(cell), after.task_of(cell)) for cell in before.tasks)
+    return all(_alike(*tasks, "train", 64) for tasks in _tasks(before, after))
 
 
-def _alike(mine: Task, other: Task) -> bool:
-    if mine.rows("train") != other.rows("train"):
+def _same_queries(before: Session, after: Session) -> bool:
+    """Of every cell all of them."""
+    split = SPLITS[1]
+    return all(_alike(*tasks, split, tasks[0].rows(split)) for tasks in _tasks(before, after))
+
+
+def _tasks(before: Session, after: Session) -> Iterator[tuple[Task, Task]]:
+    return ((before.task_of(cell), after.task_of(cell)) for cell in before.tasks)
+
+
+def _alike(mine: Task, other: Task, split: str, most: int) -> bool:
+    """As many rows, and `most` of them alike."""
+    count = mine.rows(split)
+    if count != other.rows(split):
         return False
-    ids = np.unique(np.linspace(0, mine.rows("train") - 1, 64).astype(np.int64))
-    one, two = mine.batch("train", ids), other.batch("train", ids)
+    ids = np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+    return all(_same_batch(mine, other, split, ids[k : k + 64]) for k in range(0, len(ids), 64))
+
+
+def _same_batch(mine: Task, other: Task, split: str, ids: np.ndarray) -> bool:
+    one, two = mine.batch(split, ids), other.batch(split, ids)
     return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 

@@ -128,6 +128,8 @@ def status_table(found: RunStatus, console: Terminal | None = None) -> None:
     for name in ("done", "of", "retries", "left"):
         table.add_column(name, justify="right")
     for s in found.stages:
+        if not (s.total or s.is_planned):
+            continue  # nothing to do, by the settings
         left = "" if s.left_s is None else f"{s.left_s:.0f} s"
         total = f"{s.total} planned" if s.is_planned else str(s.total)
         table.add_row(s.stage, str(s.done), total, str(s.retries), left)

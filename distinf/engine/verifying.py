@@ -43,6 +43,12 @@ class Verification:
     names: set[str] = field(default_factory=set)
     handed: set[str] = field(default_factory=set)
 
+    @property
+    def by_run(self) -> bool:
+        """Whether something is wrong that the run itself makes again."""
+        asked = [kind for kind in self.handed if kind.startswith((QUERY, EVALUATION))]
+        return any(self.units.values()) or bool(self.names) or len(asked) < len(self.handed)
+
 
 def verify(blobs: Blobs) -> Verification:
     """Read every committed byte of a run again; list all that is missing or altered."""

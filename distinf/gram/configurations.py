@@ -15,7 +15,8 @@ from distinf.gram.session import Cell, Outline, Session
 from distinf.gram.settings import BASELINES, EKFAC, HOWS, JOINT, OF_WORDS
 
 BETWEEN = "/"
-ESTIMATORS = ("tracin", "cosine", "datainf", "fisher", "fisher-joint", "tracin-we-top10")
+# Estimators as pages list them; others follow by name.
+ORDER = ("tracin", "cosine", "datainf", "fisher", JOINT, OF_WORDS[0])
 Key = tuple[str, str, str]
 
 
@@ -61,7 +62,7 @@ def in_order(name: str) -> tuple[Any, ...]:
     made = parts(name)
     if made is None:
         return (1, place(name, BASELINES), (), ())
-    return (0, place(made[0], ESTIMATORS), group_order(made[1]), place(made[2], HOWS))
+    return (0, place(made[0], ORDER), group_order(made[1]), place(made[2], HOWS))
 
 
 def configurations(outline: Outline, cell: Cell) -> list[str]:

@@ -15,7 +15,7 @@ from distinf.numerics.precision import Precision
 JOINT = "fisher-joint"
 OF_WORDS = ("tracin-we-top10", "tracin-we-both10")  # on the input embedding alone
 BLOCKWISE = tuple(
-    name for name, each in ESTIMATORS.items() if each.needs not in ("pairs", "operator")
+    name for name, each in ESTIMATORS.items() if each.needs in ("products", "gram", "factors")
 )
 EKFAC = "ekfac"  # on all layers but the embedding
 OF_ALL_PAIRS = (JOINT, *(name for name in BLOCKWISE if ESTIMATORS[name].needs == "gram"))

@@ -392,7 +392,7 @@ class ActionSettings:
                 "adapter: the stored curvature and optimizer state are of the model's own "
                 "parameters; use a first-order update and a fresh optimizer"
             )
-        if self.batch_size > self.pool:
+        if self.seeds and self.batch_size > self.pool:
             raise ValueError(
                 f"batch_size: {self.batch_size} rows cannot be drawn from a pool of {self.pool}; "
                 "raise actions.pool or lower actions.batch_size"

@@ -14,7 +14,7 @@ from distinf.cli import main
 from distinf.config import load, resolve
 from distinf.engine.run import execute, open_session, reopen, rewrite_report
 from distinf.engine.standing import stages_of
-from distinf.engine.verifying import set_aside, verify
+from distinf.engine.verifying import folder_of, set_aside, verify
 from distinf.errors import CorruptionError, InputError
 from distinf.runtime import Agenda, Ledger, Part, handed, repairs
 from distinf.runtime.records import seal, unseal
@@ -327,6 +327,19 @@ def committed(blobs):
 def flip(blobs, name):
     data = blobs.get(name)
     blobs.put(name, data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(("kind", "verb"), [("query-a", "query"), ("evaluation-b", "evaluate")])
+def test_tables_of_a_command_of_their_own_are_not_promised_by_a_run(blobs, capsys, kind, verb):
+    name = f"{folder_of(kind)}/top.csv"
+    handed.hand_out(blobs, kind, {name: b"1"})
+    blobs.delete(name)
+    assert main(["verify", blobs.root]) == CorruptionError.exit_code
+    told = capsys.readouterr().err
+    assert f"give distinf {verb} {blobs.root} … again" in told
+    assert "--repair" not in told.splitlines()[-1]
+    assert main(["verify", "--repair", blobs.root]) == 0
+    assert f"give distinf {verb} {blobs.root} … again" in capsys.readouterr().out
 
 
 def test_repair_makes_what_is_damaged_again_and_nothing_else(blobs, pristine, capsys):

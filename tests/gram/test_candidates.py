@@ -19,7 +19,7 @@ from distinf.gram.tiles import narrow
 from distinf.gram.train import trained_model
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.parameters import Layout
-from tests.gram.test_gram_route import agree, dense
+from tests.gram.test_gram_route import agree, dense, expected_scores
 from tests.support import words_task
 
 ESTIMATORS = [*BLOCKWISE, JOINT, *OF_WORDS]
@@ -67,24 +67,6 @@ def dense_candidates(run, name: str) -> dict[str, torch.Tensor]:
     return {block: torch.cat(rows)[:, span] for block, span in layout.spans.items()}
 
 
-def expected(estimator, train_NP, cand_MP, query_QP):
-    """fp64 [Q, M] straight from the definitions; the curvature is of `train_NP` alone."""
-    count, sqnorm_N = len(train_NP), train_NP.square().sum(1)
-    identity = torch.eye(train_NP.shape[1], dtype=torch.float64)
-    if estimator == "tracin":
-        return query_QP @ cand_MP.T
-    if estimator == "cosine":
-        return query_QP @ cand_MP.T / (query_QP.norm(dim=1)[:, None] * cand_MP.norm(dim=1))
-    if estimator == "datainf":
-        damping = float(sqnorm_N.sum()) / (10 * count * train_NP.shape[1])
-        outer = torch.einsum("np,nr,n->pr", train_NP, train_NP, 1 / (damping + sqnorm_N))
-        return query_QP @ (identity - outer / count) @ cand_MP.T / damping
-    damping = float(sqnorm_N.mean()) / 10
-    return query_QP @ torch.linalg.solve(
-        train_NP.T @ train_NP / count + damping * identity, cand_MP.T
-    )
-
-
 def of_words(estimator, cand_MP, query_QP):
     kept = [
         grads.view(-1, words_task.VOCABULARY, words_task.WIDTH).clone()
@@ -101,7 +83,7 @@ def wanted_scores(run, cell, estimator, group):
     cand_of, members = dense_candidates(run, cell.name), cell.groups[group]
     if estimator == JOINT:
         joined = [torch.cat([of[b] for b in members], 1) for of in (train_of, cand_of, query_of)]
-        return expected("fisher", *joined)
+        return expected_scores("fisher", joined[0], joined[2], 0, joined[1])
     if estimator == EKFAC:
         ekfac = factors.curvature(run, cell)
         every = {block.name: query_of[block.name] for block in cell.blocks.dense}
@@ -110,7 +92,11 @@ def wanted_scores(run, cell, estimator, group):
     elif estimator in OF_WORDS:
         parts = [of_words(estimator, cand_of[b], query_of[b]) for b in members]
     else:
-        parts = [expected(estimator, train_of[b], cand_of[b], query_of[b]) for b in members]
+        parts = [
+            expected_scores(estimator, train, query_of[b], train.shape[1], cand_of[b])
+            for b, train in train_of.items()
+            if b in members
+        ]
     return sum(parts) / len(parts)
 
 

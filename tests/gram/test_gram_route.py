@@ -96,26 +96,28 @@ def dense(session: Session, name: str) -> tuple[dict, dict]:
     return found[0], found[1]
 
 
-def expected_scores(estimator, train_NP, query_QP, entries):
-    """fp64 [Q, N] straight from the definitions, with dense matrices in parameter space."""
+def expected_scores(estimator, train_NP, query_QP, entries, of_MP=None):
+    """fp64 [Q, M] straight from the definitions, with dense matrices in parameter space: of rows
+    `of_MP`, without them of the training rows, whose curvature it is."""
+    of_MP = train_NP if of_MP is None else of_MP
     count = len(train_NP)
     sqnorm_N = train_NP.square().sum(1)
     if estimator == "tracin":
-        return query_QP @ train_NP.T
+        return query_QP @ of_MP.T
     if estimator == "cosine":
-        return query_QP @ train_NP.T / (query_QP.norm(dim=1)[:, None] * train_NP.norm(dim=1))
+        return query_QP @ of_MP.T / (query_QP.norm(dim=1)[:, None] * of_MP.norm(dim=1))
     if estimator == "datainf":
         damping = float(sqnorm_N.sum()) / (10 * count * entries)
         identity = torch.eye(train_NP.shape[1], dtype=torch.float64)
         inverse = torch.zeros_like(identity)
         for g in train_NP:
             inverse += (identity - torch.outer(g, g) / (damping + g @ g)) / (damping * count)
-        return query_QP @ inverse @ train_NP.T
+        return query_QP @ inverse @ of_MP.T
     assert estimator == "fisher", "write it out here"
     damping = float(sqnorm_N.mean()) / 10
     fisher = train_NP.T @ train_NP / count
     fisher += damping * torch.eye(len(fisher), dtype=torch.float64)
-    return query_QP @ torch.linalg.solve(fisher, train_NP.T)
+    return query_QP @ torch.linalg.solve(fisher, of_MP.T)
 
 
 @pytest.mark.parametrize("estimator", [name for name in BLOCKWISE if name != EKFAC])

@@ -12,6 +12,7 @@ from distinf.gram.configurations import all_scores
 from tests.gram.test_gram_route import scored, session_of
 from tests.support.words_task import Cell, WordsSettings, cross_entropy
 
+SQUARED = ("tracin", "ekfac")  # in the loss's unit squared: ekfac's factors are of probabilities
 SMALL, LARGE = 2.0**-90, 2.0**66  # powers of two, so that no digit of a gradient changes
 
 
@@ -62,8 +63,7 @@ def agree(got, wanted, how):
 def test_the_unit_of_the_loss_changes_no_score_but_dot_products(ordinary, tmp_path, unit):
     found = scores_in(tmp_path / "run", [unit])
     for (estimator, group, how), wanted in ordinary.items():
-        products = estimator.startswith(("tracin", "ekfac"))  # whose factors are of probabilities
-        factor = unit**2 if products and how == "mean" else 1.0
+        factor = unit**2 if estimator.startswith(SQUARED) and how == "mean" else 1.0
         got = found[estimator, group, how] / factor
         agree(got, wanted, how)
 

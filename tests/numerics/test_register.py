@@ -52,6 +52,17 @@ def test_an_added_estimator_is_one_of_them(added):
         distinf.influence(train, query, "rigde")
 
 
+def test_one_that_takes_the_rows_themselves_is_the_librarys_alone(monkeypatch):
+    def signs(train, query, settings, curvature):
+        return {name: query[name].sign() @ train[name].sign().T for name in train}
+
+    monkeypatch.setitem(ESTIMATORS, "signs", Estimator("signs", RidgeSettings, signs, "rows"))
+    train, query = torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[2.0, 1.0]])
+    assert distinf.influence(train, query, "signs").tolist() == [[0.0, 2.0]]
+    with pytest.raises(InputError, match="not finite"):
+        distinf.influence(train / 0, query, "signs")
+
+
 def test_without_it_it_is_not():
     with pytest.raises(InputError, match="'ridge' is unknown"):
         distinf.influence(torch.ones(1, 2), torch.ones(1, 2), "ridge")

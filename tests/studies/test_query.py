@@ -124,6 +124,7 @@ def test_the_command_shows_each_querys_extremes_with_their_texts(base, capsys):
         (["--queries", "FILE", "--ranking", "tracin/none"], "--ranking tracin/none: use one of"),
         (["--queries", "FILE", "--top", "0"], "--top 0"),
         (["--set", "data.quer=x"], "unknown key"),
+        (["--set", "data.test_rows=5"], "leave the evaluation rows as they are"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(base, changes, why, capsys):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from distinf.gram.configurations import ESTIMATORS
+from distinf.gram.configurations import ORDER
 from distinf.gram.paired import Separated
 from distinf.gram.settings import HOWS
 from distinf.numerics.separation import LEVELS, Separations
@@ -172,7 +172,7 @@ def _skill(key: Key) -> float:
 
 
 def _configurations(small: bool) -> list[Key]:
-    estimators, groups = (ESTIMATORS, GROUPS) if not small else (SMALL, ("00-01", "02-03", "all"))
+    estimators, groups = (ORDER, GROUPS) if not small else (SMALL, ("00-01", "02-03", "all"))
     return [
         (e, g, h)
         for e in estimators for g in groups for h in HOWS
@@ -232,7 +232,7 @@ def _cancelled(of: str, rng: np.random.Generator) -> list[Row]:
 def _correlations(rng: np.random.Generator) -> list[Row]:
     found = []
     for title, names in (
-        ("estimators, all layers, mean", ESTIMATORS),
+        ("estimators, all layers, mean", ORDER),
         ("layer groups, datainf, mean", GROUPS),
     ):
         drawn = rng.normal(size=(40, len(names))) + rng.normal(size=(40, 1))

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 # products: dot products of queries and training rows, and squared norms. gram: also those of all
-# pairs of training rows. pairs: rows and RitzPairs. factors: rows and EkFac.
-# operator: rows, and the mean Hessian or its product.
-Needs = Literal["products", "gram", "pairs", "factors", "operator"]
+# pairs of training rows. rows: gradients as they are. pairs: rows and RitzPairs. factors: rows and
+# EkFac. operator: rows, and the mean Hessian or its product.
+Needs = Literal["products", "gram", "rows", "pairs", "factors", "operator"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from distinf.gram.configurations import ESTIMATORS, groups, parts, place, spoken
+from distinf.gram.configurations import ORDER, groups, parts, place, spoken
 from distinf.gram.settings import HOWS
 from distinf.report import maps, svg
 from distinf.report.formats import SPACE, fixed, shortened
@@ -50,7 +50,7 @@ def hue(name: str) -> tuple[str, Any, str]:
 
 def estimators(rows: Sequence[Row], key: str = "estimator") -> list[str]:
     found = {row[key].partition("/")[0] for row in rows}
-    return sorted(found, key=lambda name: place(name, ESTIMATORS))
+    return sorted(found, key=lambda name: place(name, ORDER))
 
 
 def _of_headline(findings: Findings, rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from distinf.gram.blocks import EMBEDDING, HEAD
-from distinf.gram.configurations import ESTIMATORS, groups, in_order, layers, parts, place
+from distinf.gram.configurations import ORDER, groups, in_order, layers, parts, place
 from distinf.gram.settings import HOWS
 from distinf.numerics.comparison import (
     Correlated,
@@ -237,7 +237,7 @@ def proxies(points: list[Row]) -> list[Row]:
     every = [*points, *({**p, "estimator": EVERY} for p in points)]
 
     def order(key: tuple) -> tuple:
-        return place(key[0], HOWS), key[1] == EVERY, place(key[1], ESTIMATORS)
+        return place(key[0], HOWS), key[1] == EVERY, place(key[1], ORDER)
 
     return combined(every, ("how", "estimator"), _correlations, order)
 

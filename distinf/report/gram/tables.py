@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from distinf.gram.configurations import BETWEEN, ESTIMATORS, group_order, groups, place
+from distinf.gram.configurations import BETWEEN, ORDER, group_order, groups, place
 from distinf.report.gram import retraining
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.trials import (
@@ -124,7 +124,7 @@ def modules(findings: Findings) -> list[Row]:
         known,
         ("estimator", "how", "module", "factor", "layer"),
         lambda mine: {"blocks": len(mine), "ndr_mean_pct": 100 * _mean(mine, "ndr")},
-        lambda key: (place(key[0], ESTIMATORS), *key[1:]),
+        lambda key: (place(key[0], ORDER), *key[1:]),
     )
 
 
@@ -217,5 +217,5 @@ def estimator_times(findings: Findings) -> list[Row]:
         findings.estimator_times,
         ("estimator", "group"),
         lambda mine: {"cells": len(mine)} | {name: _mean(mine, name) for name in TIMES},
-        lambda key: (place(key[0], ESTIMATORS), group_order(key[1])),
+        lambda key: (place(key[0], ORDER), group_order(key[1])),
     )
