@@ -77,12 +77,14 @@ def _with(cell: Foretold, totals: Mapping[str, np.ndarray], runs: int) -> Foreto
 
 
 def _scaled(scores_QN: np.ndarray) -> np.ndarray:
-    """fp64, over the root of their mean square, so that no run counts more for its scale; NaN where
-    there is no finite score."""
-    scores_QN = np.where(np.isfinite(scores_QN), scores_QN, np.nan).astype(np.float64)
-    known = scores_QN[np.isfinite(scores_QN)]
-    size = float(np.sqrt(np.mean(np.square(known)))) if len(known) else 0.0
-    return scores_QN / (size or 1.0)
+    """fp64, each query's over the root of their mean square, so that no run counts more for its
+    scale: a model that fits a query hardly has a gradient there, and counts as one that does not.
+    NaN where there is no finite score."""
+    finite_QN = np.isfinite(scores_QN)
+    known_QN = np.where(finite_QN, scores_QN, 0.0).astype(np.float64)
+    count_Q1 = np.maximum(finite_QN.sum(1, keepdims=True), 1)
+    size_Q1 = np.sqrt(np.square(known_QN).sum(1, keepdims=True) / count_Q1)
+    return np.where(finite_QN, known_QN / np.where(size_Q1 > 0, size_Q1, 1.0), np.nan)
 
 
 def _opened(folder: str, own: Opened, evaluates: Evaluates) -> Opened:

@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
 
 
 def test_the_mean_stands_beside_the_scores_of_the_first_run(runs):
-    """Its LDS is that of the scores' mean, each over the root of its mean square."""
+    """Its LDS is that of the scores' mean, each query's over the root of its mean square."""
     first, *others = (run.blobs.root for run in runs)
     found = evaluate(first, HALVES, silent, others)
     assert found.trainings == 10
@@ -38,7 +38,7 @@ def test_the_mean_stands_beside_the_scores_of_the_first_run(runs):
     mean_QN = np.zeros_like(cell.scores[name][1])
     for run in runs:
         scores_QN = next(iter(retraining.foretold(run))).scores[name][1]
-        mean_QN += scores_QN / np.sqrt((scores_QN**2).mean())
+        mean_QN += scores_QN / np.sqrt((scores_QN**2).mean(1))[:, None]
     units = list(_every_unit(runs[0], cell, HALVES))
     losses_MQ = np.stack([runs[0].arrays(unit)["cross-entropy"] for unit in units])
     kept_MN = np.stack([kept_rows(0, unit.job) for unit in units])
@@ -68,9 +68,9 @@ def test_scores_of_every_size_count_alike_and_missing_ones_stay_missing():
     scores_QN = np.array([[3.0, -4.0, np.nan], [0.0, np.inf, 0.0]])
     found = _scaled(scores_QN)
     assert np.array_equal(np.isnan(found), [[False, False, True], [False, True, False]])
-    assert np.nanmean(found**2) == pytest.approx(1.0)
-    assert _scaled(1e6 * scores_QN)[0, :2] == pytest.approx(found[0, :2])
-    assert (_scaled(np.zeros((2, 2))) == 0).all()
+    assert found[0, :2] == pytest.approx(np.array([3.0, -4.0]) / np.sqrt(12.5))
+    assert found[1, ::2].tolist() == [0.0, 0.0]
+    assert np.isnan(_scaled(np.full((1, 2), np.nan))).all()
 
 
 @pytest.mark.parametrize(
