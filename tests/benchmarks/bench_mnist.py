@@ -1,7 +1,7 @@
 """What scores are worth on multinomial regression, beside the exact solve of the mean Hessian.
 
     distinf run configs/benchmarks/mnist_lr.yaml --out RUN
-    distinf evaluate RUN --subsets 100 --repeats 2 --independent --shares 0
+    distinf evaluate RUN --subsets 100 --repeats 2 --independent --shares 100 --unrolled
     python -m tests.benchmarks.bench_mnist RUN
 
 The exact solve is written out here in closed form, in float64 and apart from the package: a row's
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from distinf.engine.evaluating import Design, _every_unit, kept_rows
+from distinf.engine.evaluating import Design, _every_unit, _with_unrolled, kept_rows
 from distinf.engine.run import reopen
 from distinf.numerics.counterfactual import ceiling, datamodeling
 from distinf.spectral import retraining
@@ -66,15 +66,22 @@ def agreement(one_QN: np.ndarray, two_QN: np.ndarray) -> float:
     return float(np.mean([spearmanr(a, b).statistic for a, b in pairs]))
 
 
+def trained(session, cell, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows kept bool [M, N] and losses [M, Q] of all trainings of this kind."""
+    design = Design(subsets=100, repeats=2, shares=100, independent=True)
+    units = [unit for unit in _every_unit(session, cell, design) if kind in unit.job]
+    kept_MN = np.stack([kept_rows(session.seed, unit.job) for unit in units])
+    return kept_MN, np.stack([session.arrays(unit)["cross-entropy"] for unit in units])
+
+
 def main(folder: str) -> None:
     torch.set_num_threads(2)
     session = reopen(folder)
     (cell,) = retraining.foretold(session)
-    design = Design(subsets=100, repeats=2, shares=0, independent=True)
-    units = list(_every_unit(session, cell, design))
-    losses_KMQ = np.stack([session.arrays(u)["cross-entropy"] for u in units])
-    losses_KMQ = losses_KMQ.reshape(2, 100, -1)
-    kept_MN = np.stack([kept_rows(session.seed, u.job) for u in units[:100]])
+    cell = _with_unrolled(session, cell)
+    kept_MN, losses_MQ = trained(session, cell, "half")
+    kept_MN, losses_KMQ = kept_MN[:100], losses_MQ.reshape(2, 100, -1)
+    fewer_MN, fewer_MQ = trained(session, cell, "share")
     of_two = ceiling(losses_KMQ).value
     of_one = (of_two**2 / (2 - of_two**2)) ** 0.5  # Spearman and Brown, backwards
     damping = damped_spectrum(session).damping
@@ -82,15 +89,16 @@ def main(folder: str) -> None:
     solved = {value: exact(session, value) for value in sorted({*DAMPINGS, damping})}
     scores |= {f"exact, damping {value:.3g}": found for value, found in solved.items()}
     print(f"damping {damping:.4g}; ceiling {of_one:.3f} of one model, {of_two:.3f} of two")
-    print(f"{'ranking':24} {'LDS, one model':24} {'LDS, mean of two':24} Spearman with the exact")
+    names = ("LDS, one model", "LDS, mean of two", "LDS, 1 % left out")
+    print(f"{'ranking':24}", *(f"{name:24}" for name in names), "Spearman with the exact")
     for name, scores_QN in scores.items():
         lines = [
-            datamodeling(scores_QN, kept_MN, losses_MQ)
-            for losses_MQ in (losses_KMQ[0], losses_KMQ.mean(0))
+            datamodeling(scores_QN, kept_MN, each) for each in (losses_KMQ[0], losses_KMQ.mean(0))
         ]
+        lines.append(datamodeling(scores_QN, fewer_MN, fewer_MQ))
         told = [f"{m.value:.3f} ({m.low:.3f} to {m.high:.3f})" for m in lines]
         rank = agreement(np.nan_to_num(scores_QN), solved[damping])
-        print(f"{name:24} {told[0]:24} {told[1]:24} {rank:.3f}")
+        print(f"{name:24}", *(f"{each:24}" for each in told), f"{rank:.3f}")
     print("published, one model:", ", ".join(f"{k} {v}" for k, v in PUBLISHED.items()))
 
 
