@@ -84,10 +84,7 @@ class SlicedBasis:
         The second pass's dots are taken in the sweep that subtracts the first pass's projection,
         and the orthogonality check in the sweep that subtracts the second's.
         """
-        parts_W = [
-            vector_D[start:stop].to(self._device, torch.float64, copy=True)
-            for start, stop in self._spans
-        ]
+        parts_W = self._parts(vector_D)
         none_J = torch.zeros(self.count, dtype=torch.float64, device=self._device)
         first_J, incoming = self._sweep(parts_W, none_J)
         second_J, _ = self._sweep(parts_W, first_J)
@@ -99,12 +96,26 @@ class SlicedBasis:
         worst = float(left_J.abs().max()) * scale if self.count else 0.0
         return Orthogonalised(direction_D, first_J + second_J, norm, incoming**0.5, worst)
 
+    def clear(self) -> None:
+        """Forget all vectors."""
+        self.count = 0
+
+    def after(self, count: int) -> Tensor:
+        """[J - count, D]: all vectors but the first `count`, in full on every rank."""
+        local_WJ = [block_JW[count : self.count].T for block_JW in self._blocks_JW]
+        return self._gather(local_WJ, (self.count - count,)).T.contiguous()
+
+    def dots(self, vector_D: Tensor) -> Tensor:
+        """fp64 [J]: a vector's dot products with the basis."""
+        none_J = torch.zeros(self.count, dtype=torch.float64, device=self._device)
+        return self._sweep(self._parts(vector_D), none_J)[0]
+
     def combine(self, weights_KJ: Tensor) -> Tensor:
         """[K, D]: linear combinations of the basis vectors, in full on every rank."""
         weights_KJ = weights_KJ.to(self._device, torch.float64)
         local_WK = []
         for block_JW in self._blocks_JW:
-            out_KW = torch.empty(
+            out_KW = torch.zeros(
                 (len(weights_KJ), block_JW.shape[1]), dtype=self.dtype, device=self._device
             )
             for columns, chunk_JC in self._chunks(block_JW):
@@ -120,6 +131,13 @@ class SlicedBasis:
             for _, chunk_JC in self._chunks(block_JW):
                 part_X += (chunk_JC @ chunk_JC.T).view(-1)
         return self.collective.ordered_sum(parts_SX).view(self.count, self.count)
+
+    def _parts(self, vector_D: Tensor) -> list[Tensor]:
+        """fp64 copies of a full vector's slices, in the order of the blocks."""
+        return [
+            vector_D[start:stop].to(self._device, torch.float64, copy=True)
+            for start, stop in self._spans
+        ]
 
     def _sweep(self, parts_W: list[Tensor], remove_J: Tensor) -> tuple[Tensor, float]:
         """Subtract `remove_J` times the basis in place; then fp64 dots [J] and squared norm."""

@@ -1,11 +1,12 @@
 """Refined solves of (H + damping) x = v, preconditioned with Ritz pairs.
 
-Shape legend: P parameters, K Ritz pairs, J Krylov vectors.
+Shape legend: P parameters, K Ritz pairs, J directions, S sampled rows.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isfinite
+from math import inf, isfinite, nan
 from typing import Literal
 
 import torch
@@ -14,46 +15,55 @@ from torch import Tensor
 from distinf.collective import Collective
 from distinf.errors import InputError
 from distinf.numerics.basis import SlicedBasis
+from distinf.numerics.complement import not_finite
 from distinf.numerics.krylov import Matvec
+from distinf.numerics.metrics import spearman
 from distinf.numerics.variants import Spectrum
 
 # Preconditioner denominators are at least this fraction of the largest one.
 TINY = 1e-6
+Sampled = Callable[[Tensor], Tensor]  # x [P] -> [S]
+LEAST_STEPS = 4  # before rankings are compared: after 1 and 2 they can agree and both be wrong
 
 
 class Status(StrEnum):
     """How a solve ended."""
 
     CONVERGED = "converged"
+    AGREED = "agreed"
     STAGNATED = "stagnated"
     INDEFINITE = "indefinite"
 
 
+USABLE = (Status.CONVERGED, Status.AGREED)
+
+
 @dataclass(frozen=True)
 class RefineSettings:
-    """tolerance: on |(H + damping) x - v| / |v|. steps: most Krylov steps, each one product.
-    slices and dtype: of the Krylov basis, as in ArnoldiSettings."""
+    """tolerance: on |(H + damping) x - v| / |v|. steps: most steps, each one product.
+    agreement: a solve ends too where the sampled rows' rankings after k and after 2 k steps have
+    at least this Spearman correlation (1: never).
+    positive: negative curvature ends a solve, for lack of a minimum."""
 
     tolerance: float = 1e-4
     steps: int = 100
-    slices: int = 8
-    dtype: Literal["float32", "float64"] = "float32"
+    agreement: float = 1.0
+    positive: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1 or self.steps < 1 or self.slices < 1:
+        if not 0 < self.tolerance < 1 or self.steps < 1 or not 0 < self.agreement <= 1:
             raise ValueError(
-                f"tolerance={self.tolerance} must lie in (0, 1), and steps={self.steps} and "
-                f"slices={self.slices} must be at least 1"
+                f"tolerance={self.tolerance} must lie in (0, 1), agreement={self.agreement} in "
+                f"(0, 1], and steps={self.steps} must be at least 1"
             )
-        if self.dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'float64'")
 
 
 @dataclass(frozen=True)
 class Solution:
-    """x [P], and how far it may be trusted: use it only if `status` is converged.
+    """x [P], and how far it may be trusted: use it only if `status` is one of USABLE.
 
-    residual: |(H + damping) x - v| / |v|, measured with a product of its own; steps: Krylov steps;
+    residual: |(H + damping) x - v| / |v|, by the products that were taken; steps: these products;
+    agreement: of the rankings after half the steps and all, nan where none were compared;
     negative_curvature: the damped operator was seen to be indefinite (x may be right all the same);
     message: one line that names the next knob.
     """
@@ -62,8 +72,75 @@ class Solution:
     status: Status
     steps: int
     residual: float
+    agreement: float
     negative_curvature: bool
     message: str
+
+
+class Directions:
+    """Directions d of solves and their products A d, A = H + damping, conjugate to one another.
+
+    d_i . A d_j is 0, and of i itself its sign. The next solve starts from what they know: solves of
+    many queries together take far fewer products than each by itself. A rank keeps its slices.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        capacity: int,
+        *,
+        slices: int = 8,
+        collective: Collective | None = None,
+        dtype: Literal["float32", "float64"] = "float32",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.dtype = torch.float64 if dtype == "float64" else torch.float32
+        self.vectors, self.products = (
+            SlicedBasis(
+                dim, capacity, slices=slices, collective=collective or Collective(),
+                dtype=self.dtype, device=device,
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        self._signs: list[float] = []
+
+    def make_room(self, steps: int) -> None:
+        """Forget all if so many more would not fit."""
+        if self.vectors.count + steps > self.vectors.capacity:
+            self.vectors.clear()
+            self.products.clear()
+            self._signs.clear()
+
+    def append(self, vector_P: Tensor, product_P: Tensor, curvature: float) -> None:
+        """Keep a direction that is conjugate to the others; curvature: its d . A d, not 0."""
+        scale = abs(curvature) ** -0.5
+        self.vectors.append(scale * vector_P)
+        self.products.append(scale * product_P)
+        self._signs.append(1.0 if curvature > 0 else -1.0)
+
+    def conjugate(self, vector_P: Tensor) -> Tensor:
+        """[P]: what of a vector is conjugate to all directions, of norm 1; zero if nothing is."""
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            weights_J = self.products.dots(vector_P) * self._signs_J()
+            vector_P = vector_P.double() - self.vectors.combine(weights_J[None])[0]
+            norm = float(torch.linalg.vector_norm(vector_P))
+            vector_P = vector_P / norm if 0 < norm < inf else torch.zeros_like(vector_P)
+        return vector_P.to(self.dtype)
+
+    def start(self, rhs_P: Tensor) -> tuple[Tensor, Tensor]:
+        """fp64 [P] each: x by Galerkin's method within the directions, and rhs - A x."""
+        weights_J = (self.vectors.dots(rhs_P) * self._signs_J())[None]
+        x_P, product_P = (b.combine(weights_J)[0].double() for b in (self.vectors, self.products))
+        return x_P, rhs_P.double() - product_P
+
+    def after(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all but the first `count`: directions [J, P], products [J, P] and signs fp64 [J]."""
+        return (
+            self.vectors.after(count), self.products.after(count), self._signs_J()[count:].cpu(),
+        )  # fmt: skip
+
+    def _signs_J(self) -> Tensor:
+        return torch.tensor(self._signs, dtype=torch.float64, device=self.vectors.device)
 
 
 def refine(
@@ -72,36 +149,31 @@ def refine(
     vectors_KP: Tensor,
     spectrum: Spectrum,
     settings: RefineSettings | None = None,
-    collective: Collective | None = None,
+    directions: Directions | None = None,
+    sampled: Sampled | None = None,
 ) -> Solution:
-    """Solve (H + damping) x = rhs by GMRES with full orthogonalisation, safe if indefinite.
+    """Solve (H + damping) x = rhs by conjugate directions, each conjugate to all before it.
 
-    It works on S (H + damping) S y = S rhs, x = S y, with S = M^-1/2 and M = sum |value + damping|
-    u u^T + (complement + damping)(I - U^T U). `vectors_KP` are all original Ritz vectors; `matvec`
-    is H's product, without damping, the same on every rank, and gets vectors in the settings'
-    dtype. A spectrum whose policy changed values only changes the preconditioner: the system solved
-    is always H + damping.
+    A direction is M^-1 times what is left, M = sum |value + damping| u u^T + |complement + damping|
+    (I - U^T U): of a positive operator, preconditioned conjugate gradients. `vectors_KP` are all
+    original Ritz vectors; `matvec` is H's product, without damping, the same on every rank, and
+    gets vectors in the directions' dtype. A spectrum whose policy changed values only changes M:
+    the system solved is always H + damping. `directions` of other solves of the same system are
+    used, and get those of this one; `sampled`: x -> x . g of some training gradients, for rankings.
     """
     settings = settings or RefineSettings()
-    dtype = torch.float64 if settings.dtype == "float64" else torch.float32
-    work = _Preconditioned(
-        lambda v_P: matvec(v_P.to(dtype)), spectrum.select(vectors_KP, 0), spectrum
-    )
     size = float(torch.linalg.vector_norm(rhs_P.double()))
     if not isfinite(size):
         raise InputError("the right-hand side is not finite; quarantine the query")
     if size == 0.0:
-        zero_P = torch.zeros_like(rhs_P)
-        return Solution(zero_P, Status.CONVERGED, 0, 0.0, False, "the right-hand side is zero")
-    basis = SlicedBasis(
-        len(rhs_P),
-        settings.steps + 1,
-        slices=settings.slices,
-        collective=collective or Collective(),
-        dtype=dtype,
-        device=rhs_P.device,
-    )
-    return _gmres(work, rhs_P, basis, settings, size)
+        told = "the right-hand side is zero"
+        return Solution(torch.zeros_like(rhs_P), Status.CONVERGED, 0, 0.0, nan, False, told)
+    if directions is None:
+        directions = Directions(len(rhs_P), settings.steps, device=rhs_P.device)
+    return _solved(
+        _Damped(matvec, spectrum.damping), _Preconditioner(vectors_KP, spectrum), rhs_P, size,
+        settings, directions, sampled or _nothing,
+    )  # fmt: skip
 
 
 def conjugate_gradients(
@@ -141,101 +213,103 @@ def indefinite(damping: float) -> str:
     )
 
 
-class _Preconditioned:
-    """S, and S (H + damping) S."""
+class _Damped:
+    """v -> (H + damping) v in fp64."""
 
-    def __init__(self, matvec: Matvec, vectors_KP: Tensor, spectrum: Spectrum) -> None:
+    def __init__(self, matvec: Matvec, damping: float) -> None:
+        self.matvec, self.damping = matvec, damping
+
+    def __call__(self, vector_P: Tensor) -> Tensor:
+        return self.matvec(vector_P).double() + self.damping * vector_P.double()
+
+
+class _Preconditioner:
+    """v -> M^-1 v."""
+
+    def __init__(self, vectors_KP: Tensor, spectrum: Spectrum) -> None:
         scales_K = (spectrum.values_K + spectrum.damping).abs()
         outside = abs(spectrum.rest)
         largest = max([outside, *scales_K.tolist()])
         floor = TINY * largest if largest > 0 else 1.0
-        self.matvec = matvec
-        self.damping = spectrum.damping
-        self.vectors_KP = vectors_KP
-        self.outside = max(outside, floor) ** -0.5
-        inside_K = scales_K.clamp(min=floor) ** -0.5
-        self.excess_K = (inside_K - self.outside).to(vectors_KP)
-
-    def shrink(self, vector_P: Tensor) -> Tensor:
-        """S v in v's dtype."""
-        coordinates_K = self.vectors_KP @ vector_P.to(self.vectors_KP)
-        inside_P = self.vectors_KP.T @ (self.excess_K * coordinates_K)
-        return self.outside * vector_P + inside_P.to(vector_P.dtype)  # type: ignore[no-any-return]
-
-    def damped(self, vector_P: Tensor) -> Tensor:
-        """(H + damping) v in fp64."""
-        return self.matvec(vector_P).double() + self.damping * vector_P.double()
+        self.vectors_KP = spectrum.select(vectors_KP, 0)
+        self.outside = 1.0 / max(outside, floor)
+        self.excess_K = (1.0 / scales_K.clamp(min=floor) - self.outside).to(vectors_KP)
 
     def __call__(self, vector_P: Tensor) -> Tensor:
-        return self.shrink(self.damped(self.shrink(vector_P)))
+        coordinates_K = self.vectors_KP @ vector_P.to(self.vectors_KP)
+        inside_P = self.vectors_KP.T @ (self.excess_K * coordinates_K)
+        return self.outside * vector_P + inside_P.to(vector_P.dtype)
 
 
-def _gmres(
-    work: _Preconditioned,
+def _solved(
+    damped: _Damped,
+    precondition: _Preconditioner,
     rhs_P: Tensor,
-    basis: SlicedBasis,
-    settings: RefineSettings,
     size: float,
+    settings: RefineSettings,
+    directions: Directions,
+    sampled: Sampled,
 ) -> Solution:
-    start = basis.orthogonalise(work.shrink(rhs_P))
-    basis.append(start.direction_D)
-    vector_P = start.direction_D
-    hessenberg = torch.zeros((settings.steps + 1, settings.steps), dtype=torch.float64)
-    target = settings.tolerance
-    x_P, residual, done = torch.zeros_like(rhs_P), 1.0, 0
-    for step in range(settings.steps):
-        result = basis.orthogonalise(work(vector_P))
-        if not (isfinite(result.incoming_norm) and isfinite(result.norm)):
-            raise InputError(
-                f"solve step {step}: the curvature product is not finite; look for samples with "
-                "extreme inputs, or compute the curvature in float32"
-            )
-        hessenberg[: step + 1, step] = result.coefficients_J.cpu()
-        hessenberg[step + 1, step] = result.norm
-        done = step + 1
-        weights_J, estimate = _least_squares(hessenberg[: done + 1, :done], start.norm)
-        exhausted = (
-            result.norm <= torch.finfo(basis.dtype).eps * result.incoming_norm
-            or done == settings.steps
-            or done == basis.dim
-        )
-        if estimate <= target or exhausted:
-            combined_P = basis.combine(weights_J[None])[0]
-            x_P = work.shrink(combined_P).to(rhs_P.dtype)
-            left_P = work.damped(x_P) - rhs_P.double()
-            residual = float(torch.linalg.vector_norm(left_P)) / size
-            if residual <= settings.tolerance or exhausted:
-                break
-            target = estimate * min(0.5, settings.tolerance / residual)
-        basis.append(result.direction_D)
-        vector_P = result.direction_D
-    negative = _has_negative_curvature(hessenberg[:done, :done])
-    status, message = _outcome(residual, negative, settings, work.damping)
-    return Solution(x_P, status, done, residual, negative, message)
+    directions.make_room(settings.steps)
+    x_P, left_P = directions.start(rhs_P)
+    rankings_S = [sampled(x_P)]  # after every step
+    steps, negative, agreement, status = 0, False, nan, None
+    for step in range(settings.steps + 1):
+        residual = float(torch.linalg.vector_norm(left_P)) / size
+        agreement = _agreement(rankings_S)
+        if residual <= settings.tolerance:
+            status = Status.CONVERGED
+        elif settings.agreement < 1 and agreement >= settings.agreement:
+            status = Status.AGREED
+        if status or step == settings.steps:
+            break
+        vector_P = directions.conjugate(precondition(left_P))
+        product_P, steps = damped(vector_P), step + 1
+        curvature = float(vector_P.double() @ product_P)
+        if not isfinite(curvature):
+            raise InputError(not_finite(f"solve step {step}"))
+        negative |= curvature < 0
+        least = torch.finfo(directions.dtype).eps * float(torch.linalg.vector_norm(product_P))
+        if abs(curvature) <= least or (negative and settings.positive):  # no step along it is right
+            break
+        directions.append(vector_P, product_P, curvature)
+        length = float(vector_P.double() @ left_P) / curvature
+        x_P, left_P = x_P + length * vector_P, left_P - length * product_P
+        rankings_S.append(sampled(x_P))
+    message = _message(status, residual, agreement, negative, settings, damped.damping)
+    if status is None:
+        status = Status.INDEFINITE if negative else Status.STAGNATED
+    return Solution(x_P.to(rhs_P.dtype), status, steps, residual, agreement, negative, message)
 
 
-def _least_squares(hessenberg: Tensor, start_norm: float) -> tuple[Tensor, float]:
-    """Weights y that minimise |start_norm e_1 - T y|, and that minimum relative to start_norm."""
-    target = torch.zeros(len(hessenberg), dtype=torch.float64)
-    target[0] = start_norm
-    weights_J = torch.linalg.lstsq(hessenberg, target[:, None], driver="gelsd").solution[:, 0]
-    return weights_J, float((target - hessenberg @ weights_J).norm()) / start_norm
+def _nothing(x_P: Tensor) -> Tensor:
+    return x_P[:0]
 
 
-def _has_negative_curvature(square: Tensor) -> bool:
-    values = torch.linalg.eigvalsh((square + square.T) / 2)
-    return bool(values[0] < -TINY * values.abs().max())
+def _agreement(rankings_S: Sequence[Tensor]) -> float:
+    """Of the sampled rows after half the steps and after all; nan where that is not to be told."""
+    steps = len(rankings_S) - 1
+    if steps < LEAST_STEPS or steps % 2 or len(rankings_S[0]) < 2:
+        return nan
+    return spearman(rankings_S[steps // 2], rankings_S[steps])
 
 
-def _outcome(
-    residual: float, negative: bool, settings: RefineSettings, damping: float
-) -> tuple[Status, str]:
+def _message(
+    status: Status | None,
+    residual: float,
+    agreement: float,
+    negative: bool,
+    settings: RefineSettings,
+    damping: float,
+) -> str:
     found = f"residual {residual:.2g} against tolerance {settings.tolerance:.2g}"
-    if residual <= settings.tolerance:
-        return Status.CONVERGED, found
+    if status is Status.AGREED:
+        return f"{found}; rankings after half the steps and all agree by {agreement:.3f}"
+    if status:
+        return found
     if negative:
-        return Status.INDEFINITE, (
+        return (
             f"{found}; the operator has negative curvature below damping {damping:.3g}: raise the "
             "damping, use gauss-newton, or raise steps"
         )
-    return Status.STAGNATED, f"{found} after {settings.steps} steps; raise steps, keep, or damping"
+    return f"{found} after {settings.steps} steps; raise steps, keep, or damping"

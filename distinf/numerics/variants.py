@@ -115,7 +115,7 @@ def spectrum(
     if not len(values_K):
         return _with_complement(Spectrum(values_K, damping), outside(()), dim, 0.0, policy)
     smallest, largest = float(values_K.min()), float(values_K.abs().max())
-    floor = max(SAFE_FRACTION * damping, RITZ_PRECISION * largest)
+    floor = safe_floor(values_K, damping)
     negative_K = values_K < 0
     changed_K = values_K.abs() if policy == "absolute" else values_K
     unsafe_K = changed_K + damping <= floor
@@ -145,6 +145,11 @@ def spectrum(
     )
     made = Spectrum(final_K, damping, 0.0, kept, report)
     return _with_complement(made, outside(kept), dim, floor, policy)
+
+
+def safe_floor(values_K: Tensor, damping: float) -> float:
+    """What a denominator value + damping must be above to be safely positive."""
+    return max(SAFE_FRACTION * damping, RITZ_PRECISION * float(values_K.abs().max()))
 
 
 def _with_complement(

@@ -31,8 +31,8 @@ from distinf.spectral.evaluate import (
 )
 from distinf.spectral.gradients import scored_rows
 from distinf.spectral.pools import job_ranks, job_rows, near_by, signs
-from distinf.spectral.queries import damped_spectrum
 from distinf.spectral.session import Outline, Session
+from distinf.spectral.solves import damped_spectrum
 from distinf.spectral.train import trained_model, trained_optimizer
 from distinf.tasks.task import Batch, GeneratingTask, RedrawingTask, StoredTask
 

@@ -16,9 +16,10 @@ from distinf.spectral import gradients
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.factors import EKFAC
-from distinf.spectral.queries import damped_spectrum, query_gradients
+from distinf.spectral.queries import query_gradients
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Session
+from distinf.spectral.solves import damped_spectrum
 
 PASS = "pass"
 OF_OWN_PART = "newfluence"

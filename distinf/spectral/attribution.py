@@ -24,9 +24,10 @@ from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.evaluate import chosen_targets, evaluated
 from distinf.spectral.gradients import scored_rows
-from distinf.spectral.queries import converged_solutions, damped_spectrum, query_gradients
+from distinf.spectral.queries import query_gradients
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Outline, Session
+from distinf.spectral.solves import converged_solutions, damped_spectrum
 from distinf.spectral.train import trained_model
 from distinf.tasks.task import ElementTask, GeneratingTask, error_context
 

@@ -24,8 +24,9 @@ from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.factors import EKFAC, solved_queries
-from distinf.spectral.queries import converged_solutions, query_gradients
+from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Outline, Session
+from distinf.spectral.solves import converged_solutions
 from distinf.spectral.train import trained_model
 from distinf.tasks.methods import Pass, agree, in_a_run, rehearsed_method
 from distinf.tasks.task import Batch, PerSampleLoss

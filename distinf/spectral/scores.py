@@ -19,8 +19,9 @@ from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.factors import EKFAC
 from distinf.spectral.gradients import projected, scored_rows
-from distinf.spectral.queries import converged_solutions, damped_spectrum, query_gradients
+from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Outline, Session
+from distinf.spectral.solves import converged_solutions, damped_spectrum
 from distinf.spectral.trajectory import tracin_scores
 
 NAME = "scores"

@@ -133,6 +133,7 @@ REFINEMENT = (
     "refine",
     "refine_steps",
     "refine_tolerance",
+    "refine_agreement",
 )  # what solves of the targets take
 
 
@@ -149,13 +150,18 @@ class CurvatureSettings:
     fresh         other rows at every step, as in Tuononen et al. (its T is then not symmetric)
     shards        logical pieces of a product; fixed, so that the ranks do not change a bit
     reduction     ordered (bitwise the same on any ranks) or allreduce (the fast path)
-    memory_mb     of activations of one microbatch
+    memory_mb     of activations of one microbatch, and of the directions that refined solves share
     probes        products for the trace, hence the complement's mean eigenvalue; 0: none. As many
                   more, of training gradients, for scores.complement gradients
     residuals     products (true ones, a product per pair) or relation (from the Arnoldi relation)
     blocks        which parameters: all, lora, or a regex on their names
-    refine        how many of the targets' solves to refine by a preconditioned Krylov solve
-    refine_steps, refine_tolerance  where a refined solve stops
+    refine        how many of the targets to refine by a preconditioned solve under each loss; null:
+                  as many as a quarter of this stage's products do for, where curvature and damping
+                  are positive, and none where scores.complement is none
+    refine_steps, refine_tolerance  where a refined solve ends: after so many products, or at this
+                  residual
+    refine_agreement  or where the rankings of 64 training rows after k and after 2 k products have
+                  this Spearman correlation (1: never)
     precision     of the products: float32, tf32 (CUDA), or bfloat16
     """
 
@@ -170,9 +176,10 @@ class CurvatureSettings:
     probes: int = 30
     residuals: Literal["products", "relation"] = "products"
     blocks: str = "all"
-    refine: int = 0
+    refine: int | None = None
     refine_steps: int = 100
     refine_tolerance: float = 1e-3
+    refine_agreement: float = 0.99
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
@@ -180,10 +187,14 @@ class CurvatureSettings:
         at_least("samples", self.samples, 1)
         at_least("shards", self.shards, 1)
         at_least("probes", self.probes, 0)
-        at_least("refine", self.refine, 0)
+        at_least("refine", self.refine or 0, 0)
         at_least("refine_steps", self.refine_steps, 1)
         if not 0 < self.refine_tolerance < 1:
             raise ValueError(f"refine_tolerance: {self.refine_tolerance} must lie between 0 and 1")
+        if not 0 < self.refine_agreement <= 1:
+            raise ValueError(
+                f"refine_agreement: {self.refine_agreement} must lie above 0 and at most at 1"
+            )
         if self.fresh and self.residuals == "relation":
             raise ValueError(
                 "residuals: the Arnoldi relation holds for one operator; with curvature.fresh set "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distinf.numerics.krylov import arnoldi
 from distinf.numerics.metrics import spearman
-from distinf.numerics.solve import RefineSettings, refine
+from distinf.numerics.solve import USABLE, Directions, RefineSettings, refine
 from distinf.numerics.variants import damped_dots, spectrum
 from tests.benchmarks.mlp_problem import DAMPING, Problem, coordinates, problem
 
@@ -45,11 +45,14 @@ def treatments(case: Problem, keep: int = 50, steps: int = 100) -> dict[str, flo
         pairs.values, DAMPING, dim=dim, policy="keep", complement="gradients", seen=pairs.seen
     )
     found["as gradients see it"] = mean_spearman(damped_dots(placed, seen), exact_QN)
-    settings = RefineSettings(tolerance=1e-3, steps=dim, dtype="float64")
+    settings = RefineSettings(tolerance=1e-3, agreement=0.99)  # as curvature.refine_* have it
+    directions, sampled = Directions(dim, dim), case.train_NP[:64].mv
     solutions = [
-        refine(case.matvec, g_P, pairs.vectors.double(), seen, settings) for g_P in case.query_QP
+        refine(case.matvec, g_P, pairs.vectors, seen, settings, directions, sampled)
+        for g_P in case.query_QP
     ]
-    solved_QN = torch.stack([solution.x for solution in solutions]) @ case.train_NP.T
+    assert all(solution.status in USABLE for solution in solutions)
+    solved_QN = torch.stack([solution.x for solution in solutions]).double() @ case.train_NP.T
     found["refined"] = mean_spearman(solved_QN, exact_QN)
     found["refined: worst residual"] = max(solution.residual for solution in solutions)
     found["refined: mean steps"] = sum(s.steps for s in solutions) / len(solutions)

@@ -19,7 +19,7 @@ from distinf.engine.run import reopen
 from distinf.numerics.counterfactual import ceiling, datamodeling
 from distinf.spectral import retraining
 from distinf.spectral.evaluate import chosen_targets
-from distinf.spectral.queries import damped_spectrum
+from distinf.spectral.solves import damped_spectrum
 from distinf.spectral.train import trained_model
 
 PUBLISHED = {  # dattri's benchmark, LDS ± .01, read off its figure

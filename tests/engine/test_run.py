@@ -12,7 +12,7 @@ import yaml
 from torch.func import functional_call, hessian, jacrev
 
 from distinf.config import load
-from distinf.engine.run import reopen, rewrite_report
+from distinf.engine.run import open_session, reopen, rewrite_report
 from distinf.engine.session import draw
 from distinf.engine.standing import stages_of
 from distinf.engine.verifying import verify
@@ -21,6 +21,7 @@ from distinf.report.spectral import results
 from distinf.runtime import Unit
 from distinf.spectral import actions, curvature, evaluate, gradients, pools, train
 from distinf.store import open_root
+from tests.support.partial import points_config
 from tests.support.runs import all_scores, run_points, same_bits
 
 
@@ -317,20 +318,19 @@ def test_more_seeds_keep_the_jobs_that_are_done(tmp_path):
     assert len(results.headline_outcomes(more)) == 18
 
 
-def test_another_damping_keeps_the_pass_over_the_gradients(finished, tmp_path):
-    changed = run_points(tmp_path / "run", scores={"damping": 0.5})
-    assert changed.keys["gradients"] == finished.keys["gradients"]
-    assert changed.keys["scores"] != finished.keys["scores"]
-
-
-def test_a_changed_policy_and_a_refined_solve_do_not_mix(tmp_path):
-    with pytest.raises(InputError, match=r"curvature.refine: scores.negative=drop changed 0 and"):
-        run_points(
-            tmp_path / "run",
-            train={"steps": 0},
-            curvature={"steps": 40, "keep": 40, "refine": 1},
-            scores={"negative": "drop", "damping": 1e-3},
+def test_another_damping_keeps_the_pass_over_the_gradients_where_nothing_is_refined(tmp_path):
+    one, other, third = (
+        open_session(points_config(tmp_path / str(place), **changes))
+        for place, changes in enumerate(
+            (
+                {"curvature": {"refine": 0}},
+                {"curvature": {"refine": 0}, "scores": {"damping": 0.5}},
+                {"scores": {"damping": 0.5}},
+            )
         )
+    )
+    assert one.keys["gradients"] == other.keys["gradients"] != third.keys["gradients"]
+    assert one.keys["scores"] != other.keys["scores"]
 
 
 def test_dropout_is_the_same_however_often_and_wherever_a_step_is_taken(tmp_path):

@@ -298,8 +298,8 @@ MUTATIONS = [
         "test_imports.py::test_imports_point_down",
     ),
     _without(
-        "only solves that converged", "spectral/queries.py",
-        '        if record["summary"]["status"] == "converged"\n',
+        "only solves that converged", "spectral/solves.py",
+        " if is_usable(record)",
         "spectral/test_failed_solves.py::test_a_solve_that_did_not_converge_is_not_used_for_scores",
     ),
     Mutation(

@@ -22,7 +22,7 @@ def test_the_problem_is_indefinite_and_has_227_parameters():
 def test_the_full_basis_and_refined_solves_match_the_exact_scores(found):
     assert found["full basis"] >= 0.999
     assert found["refined"] >= 0.999
-    assert found["refined: worst residual"] <= 1e-3
+    assert found["refined: mean steps"] < 5  # the directions of other queries help
 
 
 def test_the_complement_and_its_mean_eigenvalue_each_bring_scores_closer(found):

@@ -5,7 +5,8 @@ import torch
 
 from distinf.errors import InputError
 from distinf.numerics.krylov import arnoldi
-from distinf.numerics.solve import RefineSettings, Status, refine
+from distinf.numerics.metrics import spearman
+from distinf.numerics.solve import Directions, RefineSettings, Status, refine
 from distinf.numerics.variants import spectrum
 from tests.numerics.cases import symmetric
 from tests.support.threads import run_ranks
@@ -24,11 +25,17 @@ def setting(matrix, damping, keep=10, policy="keep"):
     return pairs, placed
 
 
+def solved(matrix, rhs, vectors, placed, settings, **more):
+    """In float64 throughout."""
+    directions = more.pop("directions", None) or Directions(len(matrix), 100, dtype="float64")
+    return refine(matrix.mv, rhs, vectors, placed, settings, directions, **more)
+
+
 @pytest.mark.parametrize("matrix", [positive(), symmetric(DIM)], ids=["definite", "indefinite"])
 def test_the_solution_matches_a_dense_solve(matrix):
     pairs, placed = setting(matrix, 0.3)
     rhs = torch.randn(DIM, generator=torch.Generator().manual_seed(0)).double()
-    found = refine(matrix.mv, rhs, pairs.vectors, placed, RefineSettings(1e-10, dtype="float64"))
+    found = solved(matrix, rhs, pairs.vectors, placed, RefineSettings(1e-10))
     damped = matrix + 0.3 * torch.eye(DIM).double()
     assert found.status == Status.CONVERGED
     torch.testing.assert_close(found.x, torch.linalg.solve(damped, rhs), rtol=1e-7, atol=1e-8)
@@ -41,11 +48,11 @@ def test_the_solution_matches_a_dense_solve(matrix):
 def test_the_ritz_pairs_save_products():
     matrix = positive()
     rhs = torch.randn(DIM, generator=torch.Generator().manual_seed(0)).double()
-    precise = RefineSettings(1e-6, dtype="float64")
+    precise = RefineSettings(1e-6)
     pairs, placed = setting(matrix, 1e-2, keep=12)
-    with_pairs = refine(matrix.mv, rhs, pairs.vectors, placed, precise)
+    with_pairs = solved(matrix, rhs, pairs.vectors, placed, precise)
     none = spectrum(torch.empty(0), 1e-2, dim=DIM)
-    without = refine(matrix.mv, rhs, pairs.vectors[:0], none, precise)
+    without = solved(matrix, rhs, pairs.vectors[:0], none, precise)
     assert with_pairs.status == without.status == Status.CONVERGED
     assert with_pairs.steps < 0.7 * without.steps
 
@@ -56,7 +63,7 @@ def test_all_pairs_of_an_indefinite_operator_solve_it_in_two_steps():
     pairs = arnoldi(matrix.mv, 20, steps=20, keep=20, dtype="float64", probes=0)
     placed = spectrum(pairs.values, 0.3, dim=20, policy="keep")
     rhs = torch.ones(20).double()
-    found = refine(matrix.mv, rhs, pairs.vectors, placed, RefineSettings(1e-9, dtype="float64"))
+    found = solved(matrix, rhs, pairs.vectors, placed, RefineSettings(1e-9))
     assert (found.status, found.steps) == (Status.CONVERGED, 2)
 
 
@@ -65,21 +72,21 @@ def test_a_dropped_pair_is_left_out_of_the_preconditioner_only():
     pairs, placed = setting(matrix, 0.3, policy="drop")
     assert len(placed.values_K) < 10
     rhs = torch.ones(DIM).double()
-    found = refine(matrix.mv, rhs, pairs.vectors, placed, RefineSettings(1e-8, dtype="float64"))
+    found = solved(matrix, rhs, pairs.vectors, placed, RefineSettings(1e-8))
     damped = matrix + 0.3 * torch.eye(DIM).double()
     torch.testing.assert_close(found.x, torch.linalg.solve(damped, rhs), rtol=1e-5, atol=1e-6)
 
 
 def test_failures_are_outcomes_that_name_the_next_knob():
     rhs = torch.randn(DIM, generator=torch.Generator().manual_seed(0)).double()
-    short = RefineSettings(1e-10, steps=3, dtype="float64")
+    short = RefineSettings(1e-10, steps=3)
     pairs, placed = setting(positive(), 1e-3, keep=2)
-    stagnated = refine(positive().mv, rhs, pairs.vectors, placed, short)
+    stagnated = solved(positive(), rhs, pairs.vectors, placed, short)
     assert (stagnated.status, stagnated.steps) == (Status.STAGNATED, 3)
     assert stagnated.residual > 1e-10
     assert "raise steps" in stagnated.message
     pairs, placed = setting(symmetric(DIM), 1e-3, keep=2)
-    indefinite = refine(symmetric(DIM).mv, rhs, pairs.vectors, placed, short)
+    indefinite = solved(symmetric(DIM), rhs, pairs.vectors, placed, short)
     assert indefinite.status == Status.INDEFINITE
     assert indefinite.negative_curvature
     assert "damping" in indefinite.message
@@ -90,8 +97,8 @@ def test_a_singular_system_that_has_no_solution_is_not_called_converged():
     pairs = arnoldi(matrix.mv, 3, steps=3, keep=1, dtype="float64", probes=0)
     placed = spectrum(pairs.values, 0.5, dim=3)
     shifted = matrix - 0.5 * torch.eye(3).double()
-    double = RefineSettings(dtype="float64")
-    found = refine(shifted.mv, torch.ones(3).double(), pairs.vectors, placed, double)
+    double = RefineSettings()
+    found = solved(shifted, torch.ones(3).double(), pairs.vectors, placed, double)
     assert found.status == Status.STAGNATED
     assert found.residual > 0.1
 
@@ -114,9 +121,68 @@ def test_float32_solves_have_the_same_bits_at_any_number_of_ranks():
     rhs = torch.randn(DIM, generator=torch.Generator().manual_seed(0))
     expected = refine(matrix.mv, rhs, pairs.vectors, placed)
     assert expected.status == Status.CONVERGED
+
+    def sliced(collective):
+        directions = Directions(DIM, 100, collective=collective)
+        return refine(matrix.mv, rhs, pairs.vectors, placed, None, directions)
+
     for size in (2, 3):
-        for found in run_ranks(
-            size, lambda c: refine(matrix.mv, rhs, pairs.vectors, placed, collective=c)
-        ):
+        for found in run_ranks(size, sliced):
             assert torch.equal(found.x, expected.x)
             assert found.residual == expected.residual
+
+
+def queries(count):
+    return torch.randn(count, DIM, generator=torch.Generator().manual_seed(3)).double()
+
+
+@pytest.mark.parametrize("matrix", [positive(), symmetric(DIM)], ids=["definite", "indefinite"])
+def test_a_solve_goes_on_from_the_directions_of_those_before_it(matrix):
+    """40 right-hand sides of one system take not one product more than it has dimensions."""
+    pairs, placed = setting(matrix, 0.3)
+    directions, settings = Directions(DIM, 200, dtype="float64"), RefineSettings(1e-8)
+    damped = matrix + 0.3 * torch.eye(DIM).double()
+    steps = []
+    for rhs in queries(40):
+        found = solved(matrix, rhs, pairs.vectors, placed, settings, directions=directions)
+        assert found.status == Status.CONVERGED
+        torch.testing.assert_close(found.x, torch.linalg.solve(damped, rhs), rtol=1e-5, atol=1e-6)
+        steps.append(found.steps)
+    assert sum(steps) <= DIM
+    assert steps[0] > 5
+    assert steps[-1] == 0
+    vectors_JP, products_JP, signs_J = directions.after(0)
+    torch.testing.assert_close(vectors_JP @ damped, products_JP)
+    torch.testing.assert_close(vectors_JP @ products_JP.T, signs_J.diag(), rtol=0, atol=1e-7)
+    assert torch.equal(directions.after(3)[0], vectors_JP[3:])
+
+
+def test_directions_that_would_not_fit_are_forgotten():
+    matrix = positive()
+    pairs, placed = setting(matrix, 0.3)
+    directions, settings = Directions(DIM, 30, dtype="float64"), RefineSettings(1e-6, steps=30)
+    steps = [
+        solved(matrix, rhs, pairs.vectors, placed, settings, directions=directions).steps
+        for rhs in queries(2)
+    ]
+    alone = solved(matrix, queries(2)[1], pairs.vectors, placed, settings).steps
+    assert steps[1] == alone == directions.vectors.count
+
+
+def test_a_solve_ends_where_the_rankings_after_half_its_steps_and_all_agree():
+    matrix, rows = positive(), queries(40)
+    pairs, placed = setting(matrix, 1e-2)
+    rhs = torch.ones(DIM).double()
+    inverse = torch.linalg.inv(matrix + 1e-2 * torch.eye(DIM).double())
+    settings = RefineSettings(1e-12, agreement=0.99)
+    found = solved(matrix, rhs, pairs.vectors, placed, settings, sampled=rows.mv)
+    assert found.status == Status.AGREED
+    assert found.steps % 2 == 0
+    assert 0.99 <= found.agreement <= 1
+    half = RefineSettings(1e-12, steps=found.steps // 2)
+    before = solved(matrix, rhs, pairs.vectors, placed, half)
+    assert found.agreement == pytest.approx(spearman(rows @ before.x, rows @ found.x), abs=1e-12)
+    assert spearman(rows @ found.x, rows @ inverse @ rhs) >= 0.99
+    to_the_end = solved(matrix, rhs, pairs.vectors, placed, RefineSettings(1e-12), sampled=rows.mv)
+    assert to_the_end.status == Status.CONVERGED
+    assert to_the_end.steps > found.steps

@@ -12,7 +12,7 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.elements import element_shares
 from distinf.numerics.parameters import Layout
 from distinf.runtime import RuntimeSettings, open_runtime
-from distinf.spectral import attribution, evaluate, queries, scores, train
+from distinf.spectral import attribution, evaluate, queries, scores, solves, train
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.session import Session
 from distinf.studies.receiver import ReceiverSettings, losses, task
@@ -106,14 +106,14 @@ def finished(tmp_path_factory):
 
 def directions(session):
     """fp64 [T, P]: the refined solve for the first target, the Ritz pairs' inverse for the rest."""
-    pairs, spectrum = stored_pairs(session), queries.damped_spectrum(session)
+    pairs, spectrum = stored_pairs(session), solves.damped_spectrum(session)
     vectors_KP = pairs.vectors.double()
     dim = vectors_KP.shape[1]
     project_PP = vectors_KP.T @ vectors_KP
     inverse_PP = vectors_KP.T @ torch.diag(1 / (pairs.values + 0.5)) @ vectors_KP
     inverse_PP += (torch.eye(dim) - project_PP) / (spectrum.complement + 0.5)
     found_TP = queries.query_gradients(session)["worst"].double() @ inverse_PP
-    solved = queries.converged_solutions(session)[(0, "worst")]
+    solved = solves.converged_solutions(session)[(0, "worst")]
     found_TP[0] = torch.from_numpy(solved).double()
     return found_TP
 
@@ -159,13 +159,13 @@ def test_rows_are_those_that_the_headline_ranks_first_and_last(finished):
 
 
 def test_the_shares_ask_for_a_refined_solve_where_there_is_one(finished):
-    assert list(queries.converged_solutions(finished)) == [(0, "error"), (0, "worst")]
+    assert list(solves.converged_solutions(finished)) == [(0, "error"), (0, "worst")]
     plain = stored_pairs(finished).vectors.shape[0]
     assert plain == 4  # of 85: the pairs alone are another direction
     ritz = attribution.damped_inverse(
         queries.query_gradients(finished)["worst"][0],
         stored_pairs(finished).vectors,
-        queries.damped_spectrum(finished),
+        solves.damped_spectrum(finished),
     )
     used = attribution._direction(finished, 0)
     assert float((used - ritz).norm() / ritz.norm()) > 1e-3

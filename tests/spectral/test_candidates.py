@@ -15,8 +15,8 @@ from distinf.config import resolve
 from distinf.engine.query import ask
 from distinf.engine.run import execute
 from distinf.spectral.evaluate import chosen_targets
-from distinf.spectral.queries import converged_solutions
 from distinf.spectral.scores import stored_scores
+from distinf.spectral.solves import converged_solutions
 from tests.support import blobs_task
 from tests.support.runs import POINTS, merged
 

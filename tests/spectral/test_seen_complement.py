@@ -10,7 +10,7 @@ from distinf.engine.run import open_session
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.curvature import hessian_product
 from distinf.numerics.parameters import Layout
-from distinf.spectral import curvature, queries, train
+from distinf.spectral import curvature, solves, train
 from tests.support.partial import points_config, run_until
 from tests.support.runs import run_points
 
@@ -48,7 +48,7 @@ def test_the_stored_products_are_those_of_dense_algebra_on_rows_of_the_curvature
     torch.testing.assert_close(
         pairs.seen.coordinates_RK, (grads_NP @ inside_KP.T)[nearest], rtol=1e-3, atol=1e-5
     )
-    used = queries.damped_spectrum(finished)
+    used = solves.damped_spectrum(finished)
     mean = float(every[nearest].sum(0)[0] / every[nearest].sum(0)[1])
     assert used.complement == pytest.approx(abs(mean), rel=1e-3)
     assert used.complement != pytest.approx(pairs.complement, rel=0.1)  # not that of the trace
@@ -86,7 +86,7 @@ def test_a_negative_one_is_refused_before_the_pass_or_made_absolute_and_said(tmp
     with pytest.raises(ValueError, match=r"mean eigenvalue of -2, .*set damping to 2.5 or more"):
         run_until("queries", config)
     session = run_points(tmp_path / "absolute")
-    assert queries.damped_spectrum(session).complement == 2.0
+    assert solves.damped_spectrum(session).complement == 2.0
     told = json.loads(session.blobs.get("report/findings.json"))["deviations"]
     assert sum("see a mean eigenvalue of -2, which counts by its size" in d for d in told) == 1
 

@@ -214,6 +214,7 @@ class Findings:
     top_samples: Sequence[Row] = ()  # target, rank (-1, … harmful), id, score, columns
     ritz: Ritz | None = None
     solves: Sequence[Row] = ()  # refined queries: target, loss, status, steps, residual
+    refined: str = ""  # how many are, at which cost, or why none is
     training: TrainingCurve | None = None
     costs: Sequence[StageCost] = ()
     families: Sequence[Family] = ()

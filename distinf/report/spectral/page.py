@@ -160,6 +160,7 @@ def _curvature(findings: Findings, rows: Tables) -> list[Item]:
         words.figure("ritz", partial(machine_figures.ritz, rows["ritz"], findings), **ritz),
         words.figure("truncation", partial(machine_figures.truncation, terms, every), **bound),
         Facts(facts),
+        *([Text(findings.refined)] if findings.refined else []),
         words.table("solves", rows["solves"]),
     ]
 

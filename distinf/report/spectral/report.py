@@ -19,8 +19,8 @@ from distinf.spectral import (
     curvature,
     evaluate,
     gradients,
-    queries,
     scores,
+    solves,
     train,
 )
 from distinf.spectral.session import Session
@@ -69,6 +69,7 @@ def findings(session: Session) -> of.Findings:
         top_samples=_top_samples(session, words),
         ritz=_ritz(session),
         solves=_solves(session),
+        refined=solves.told(session),
         attributions=attribution.attributions(session),
         training=_training(session),
         costs=stage_costs(session),
@@ -97,7 +98,7 @@ def _sentence(session: Session, words: Wording) -> str:
         chosen = "that the run improves"
     if settings.targets.ids:
         chosen = "named in the settings"
-    pairs = len(queries.damped_spectrum(session).values_K)
+    pairs = len(solves.damped_spectrum(session).values_K)
     limit = "" if settings.actions.stop is None else "at most "
     acted = (
         f", and the model was fine-tuned for {limit}{settings.actions.steps} steps of "
@@ -184,7 +185,7 @@ def _top_samples(session: Session, words: Wording) -> list[Row]:
 
 
 def _ritz(session: Session) -> of.Ritz:
-    pairs, spectrum = curvature.stored_pairs(session), queries.damped_spectrum(session)
+    pairs, spectrum = curvature.stored_pairs(session), solves.damped_spectrum(session)
     values_M, _, residuals_M = projected_pairs(pairs.hessenberg)
     places, count = spectrum.kept, len(pairs.values)
     return of.Ritz(
@@ -210,8 +211,8 @@ def _solves(session: Session) -> list[Row]:
     ids = evaluate.chosen_targets(session).ids
     return [
         {"target": int(ids[rank]), "loss": loss}
-        | {k: record["summary"][k] for k in ("status", "steps", "residual")}
-        for (rank, loss), record in queries.solves(session).items()
+        | {k: record["summary"][k] for k in ("status", "steps", "residual", "agreement")}
+        for (rank, loss), record in solves.solves(session).items()
     ]
 
 

@@ -8,6 +8,7 @@ from distinf.numerics.means import mean_sd
 from distinf.report.spectral import results, trials
 from distinf.report.spectral.findings import Findings, Headline, Outcome
 from distinf.report.spectral.headline import no_better, paired, told_verdict, words_of
+from distinf.spectral import solves
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.damping import damping_of
 from distinf.spectral.session import Session
@@ -33,7 +34,8 @@ def summary(session: Session) -> list[Table | str]:
     damping = damping_of(session, stored_pairs(session).values)
     told = f"damping {damping.value:.3g}: {damping.source}" if damping.source else ""
     verdict = _verdict(session, outcomes) if table.rows else ""
-    return [item for item in (said, verdict, table if table.rows else None, told) if item]
+    found = (said, verdict, table if table.rows else None, told, solves.told(session))
+    return [item for item in found if item]
 
 
 def _verdict(session: Session, outcomes: Sequence[Outcome]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from distinf.report.spectral import results
 from distinf.report.words import Words
-from distinf.spectral import curvature, evaluate, gradients, queries, scores, trajectory
+from distinf.spectral import curvature, evaluate, gradients, scores, solves, trajectory
 from distinf.spectral.arms import arm_of
 from distinf.spectral.damping import damping_of
 from distinf.spectral.pools import pool_rows
@@ -31,9 +31,9 @@ def deviations(session: Session) -> list[str]:
     words, targets, scoring = _words(session), session.settings.targets, session.settings.scores
     arms = [arm for family in results.run_families(session) for arm, _, _ in family.members]
     damping = damping_of(session, curvature.stored_pairs(session).values)
-    report, most = queries.damped_spectrum(session).report, targets.per_condition
+    report, most = solves.damped_spectrum(session).report, targets.per_condition
     several = not targets.ids and most and getattr(session.task, "conditions", None)
-    variants, solves = ({getattr(a, k) for a in arms} for k in ("variant", "newton_solves"))
+    variants, newton = ({getattr(a, k) for a in arms} for k in ("variant", "newton_solves"))
     told: dict[str, Any] = {
         "conditions": several,
         "complement": scoring.complement != "none",
@@ -42,7 +42,7 @@ def deviations(session: Session) -> list[str]:
         "seen": report.complement,
         "newfluence": scoring.scaling != "paper" and "newfluence" in variants,
         "second_order": any(arm.update == "second-order" for arm in arms),
-        "fresh": "fresh" in solves,
+        "fresh": "fresh" in newton,
     }
     numbers = {"most": most, "complement": scoring.complement, "damping": f"{damping.value:.3g}"}
     numbers |= {k: str(getattr(report, k)) for k in ("changed", "dropped", "policy")}
@@ -81,8 +81,7 @@ def _found(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "curvature", {"many": len(left_out), "some": some}
     yield from _same_rows(session)
     yield from _stopped(session)
-    ends = [record["summary"]["status"] for record in queries.solves(session).values()]
-    failed = sum(end != "converged" for end in ends)
+    failed = sum(not solves.is_usable(record) for record in solves.solves(session).values())
     if failed:
         yield "unsolved", {"failed": failed}
 
