@@ -24,7 +24,7 @@ from distinf.gram.task import Measured, Predicting
 from distinf.gram.train import trained_model
 from distinf.numerics.batches import rows as rows_in
 from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
-from distinf.numerics.curvature import per_sample
+from distinf.numerics.curvature import noting
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
@@ -185,12 +185,7 @@ def _gradients(
     layout = layout_of(model, settings)
     loss = next(iter(session.task(name).losses.values()))
     losses: list[Tensor] = []
-
-    def noted(model: nn.Module, batch: Batch) -> Tensor:
-        values = per_sample(loss(model, batch), batch)
-        losses.append(values.detach())
-        return values
-
+    noted = noting(loss, losses)
     with in_a_run():
         session.cached(
             ("agreed", name),

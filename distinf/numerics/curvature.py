@@ -125,6 +125,17 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def noting(loss: Loss, noted: list[Tensor]) -> Loss:
+    """`loss`, whose values [N] are appended to `noted` as often as it is called."""
+
+    def noted_loss(model: nn.Module, batch: Batch) -> Tensor:
+        values = per_sample(loss(model, batch), batch)
+        noted.append(values.detach())
+        return values
+
+    return noted_loss
+
+
 def per_sample(values: Tensor, batch: Batch) -> Tensor:
     """`values` if it is [N]; InputError otherwise (a mean would make results batch-dependent)."""
     if not isinstance(values, Tensor) or values.shape != (rows(batch),):

@@ -227,21 +227,27 @@ def scores(
     `count` is the number of training samples that H is the mean over (default: the rows given);
     `solved_dots_QN` = x_q . g_i from refined solves replaces the classic numerator.
     """
-    train_NK = spectrum.select(coordinates.train_NK).double()
     classic_QN = solved_dots_QN
     if classic_QN is None:
         classic_QN = damped_dots(coordinates, spectrum)
-    inverse_K = (1.0 / (spectrum.values_K + spectrum.damping)).to(train_NK.device)
-    squares_NK = train_NK.square()
-    # Rounding can leave a sample inside the basis with slightly less than nothing outside.
-    rest_N = (coordinates.train_sqnorm_N.double() - squares_NK.sum(1)).clamp(min=0.0)
-    outside = spectrum.outside
-    self_N = squares_NK @ inverse_K + rest_N * outside
-    solved_sqnorm_N = squares_NK @ inverse_K.square() + rest_N * outside**2
-    total = count if count is not None else len(train_NK)
+    self_N, solved_sqnorm_N = own_parts(coordinates.train_NK, coordinates.train_sqnorm_N, spectrum)
+    total = count if count is not None else len(self_N)
     return apply_variant(
         classic_QN.double(), self_N, solved_sqnorm_N, variant, scaling=scaling, count=total
     )
+
+
+def own_parts(
+    train_NK: Tensor, train_sqnorm_N: Tensor, spectrum: Spectrum
+) -> tuple[Tensor, Tensor]:
+    """fp64 [N] each: g . A g and |A g|^2 of every sample, with A = (H + damping)^-1."""
+    squares_NK = spectrum.select(train_NK).double().square()
+    inverse_K = (1.0 / (spectrum.values_K + spectrum.damping)).to(squares_NK.device)
+    # Rounding can leave a sample inside the basis with slightly less than nothing outside.
+    rest_N = (train_sqnorm_N.double() - squares_NK.sum(1)).clamp(min=0.0)
+    outside = spectrum.outside
+    solved_sqnorm_N = squares_NK @ inverse_K.square() + rest_N * outside**2
+    return squares_NK @ inverse_K + rest_N * outside, solved_sqnorm_N
 
 
 def damped_dots(coordinates: Coordinates, spectrum: Spectrum) -> Tensor:

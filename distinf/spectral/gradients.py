@@ -2,7 +2,7 @@
 
 Stored per row: its coordinates in the kept Ritz vectors, its squared norm, and its dot products
 with every query gradient, those that EK-FAC solved for, and refined solves. With these every
-variant is a matrix product away.
+variant is a matrix product away. Its loss is stored with them: what it costs nothing to rank by.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
+from distinf.numerics.batches import copied
 from distinf.numerics.capture import Method, Methods, finite_rows, flat_gradients
+from distinf.numerics.curvature import evaluating, noting
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
-from distinf.numerics.precision import precision
+from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.products import scaled, scales, sqnorms
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
@@ -45,7 +47,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """Row ranges of the training split."""
     settings, shapes = outline.settings, outline.shapes
     queries = settings.targets.count * len(outline.losses)
-    width = settings.curvature.keep + (1 + settings.scores.ekfac) * queries + 2
+    width = settings.curvature.keep + (1 + settings.scores.ekfac) * queries + 4
     per_row = shapes.parameters * 4.0
     copies = 1 if settings.gradients.method == "hooks" else 3  # of activations: .7, 1.7 measured
     chunk, keep = settings.gradients.chunk, settings.curvature.keep
@@ -98,7 +100,8 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
             parts.append(project(session, batch))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
-    return session.commit(unit, attempt, arrays, summary={"quarantined": quarantined})
+    summary = {"quarantined": quarantined}
+    return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=["loss"])
 
 
 def _agree(session: Session, batch: Batch) -> Method:
@@ -150,12 +153,15 @@ def _project_by_layer(session: Session, batch: Batch) -> dict[str, np.ndarray]:
     """As _project_whole, but no per-sample gradient is ever held whole."""
     model, layout, loss = _differentiated(session)
     stacked, counts = session.cached("stacked", lambda: _stacked_directions(session))
+    losses: list[Tensor] = []
     with precision(session.settings.gradients.precision, session.device):
-        dots_NK, sqnorm_N = projected_gradients(model, loss, batch, layout, stacked.rows_KP)
+        dots_NK, sqnorm_N = projected_gradients(
+            model, noting(loss, losses), batch, layout, stacked.rows_KP
+        )
     finite_N = torch.isfinite(sqnorm_N)
     safe_NK = stacked.back(torch.where(finite_N[:, None], dots_NK, 0.0))
     found = dict(zip(counts, safe_NK.split(list(counts.values()), dim=1), strict=True))
-    return _arrays(found, torch.where(finite_N, sqnorm_N, 0.0), finite_N)
+    return _arrays(found, torch.where(finite_N, sqnorm_N, 0.0), finite_N, losses)
 
 
 def _project_whole(session: Session, batch: Batch) -> dict[str, np.ndarray]:
@@ -166,14 +172,17 @@ def _project_whole(session: Session, batch: Batch) -> dict[str, np.ndarray]:
         "directions",
         lambda: {n: Scaled.of(rows) for n, rows in _directions(session.asked).items()},
     )
+    losses: list[Tensor] = []
     with precision(settings.precision, session.device):
         grads_NP = flat_gradients(
             model, loss, batch, layout, chunk=settings.chunk, method=settings.chosen
         )
+        with evaluating(model), torch.enable_grad(), float_edges(model):
+            noting(loss, losses)(model, copied(batch))
     finite_N = finite_rows(grads_NP)
     safe_NP = torch.where(finite_N[:, None], grads_NP, 0.0)
     found = {n: d.back(safe_NP @ d.rows_KP.T.to(safe_NP)) for n, d in directions.items()}
-    return _arrays(found, safe_NP.double().square().sum(1), finite_N)
+    return _arrays(found, safe_NP.double().square().sum(1), finite_N, losses)
 
 
 def _differentiated(session: Session) -> tuple[nn.Module, Layout, PerSampleLoss]:
@@ -183,8 +192,11 @@ def _differentiated(session: Session) -> tuple[nn.Module, Layout, PerSampleLoss]
     return model, layout, next(iter(session.task.losses.values()))
 
 
-def _arrays(found: dict[str, Tensor], sqnorm_N: Tensor, finite_N: Tensor) -> dict[str, np.ndarray]:
-    found["sqnorm"] = sqnorm_N
+def _arrays(
+    found: dict[str, Tensor], sqnorm_N: Tensor, finite_N: Tensor, losses: Sequence[Tensor]
+) -> dict[str, np.ndarray]:
+    loss_N = torch.where(finite_N, torch.cat([*losses]).double(), 0.0)
+    found |= {"sqnorm": sqnorm_N, "loss": loss_N}
     arrays = {name: values.cpu().numpy() for name, values in found.items()}
     arrays["finite"] = finite_N.cpu().numpy()
     return arrays
@@ -194,7 +206,8 @@ def projected(session: Session, start: int, stop: int) -> dict[str, np.ndarray]:
     """Projections of the rows start:stop, by name; both must be ends of units."""
     wanted = [u for u, _ in units(session.outline) if start <= u.start and u.stop <= stop]
     parts = [session.arrays(unit) for unit in wanted]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    names = (name for name in parts[0] if all(name in part for part in parts))
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def quarantined_rows(session: Session) -> list[int]:

@@ -12,6 +12,7 @@ from distinf.spectral.evaluate import chosen_targets, evaluation
 from distinf.spectral.gradients import scored_rows
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Session, split_units
+from distinf.store import Rows
 from distinf.tasks.task import Task
 
 
@@ -73,14 +74,17 @@ def nearness(session: Session) -> np.ndarray:
 
 
 def _nearness(session: Session) -> np.ndarray:
-    task, count = session.task, scored_rows(session.outline)
-    stored = split_units(session.outline, "train")
-    rows = session.rows(stored) if stored else task.stored("train")  # type: ignore[attr-defined]
-    ids, total_TN = chosen_targets(session).ids, np.zeros(1)
-    for name, train_N in rows.columns(near_by(task)).items():
+    count, ids, total_TN = scored_rows(session.outline), chosen_targets(session).ids, np.zeros(1)
+    for name, train_N in stored_rows(session).columns(near_by(session.task)).items():
         apart_TN = evaluation(session)[name][ids][:, None] - train_N[None, :count].astype(float)
         total_TN = total_TN - np.square(apart_TN / (train_N.astype(float).std() or 1.0))
     return total_TN
+
+
+def stored_rows(session: Session) -> Rows:
+    """The training rows of a task that generates or has stored them."""
+    made = split_units(session.outline, "train")
+    return session.rows(made) if made else session.task.stored("train")  # type: ignore[attr-defined]
 
 
 def near_by(task: Task) -> list[str]:

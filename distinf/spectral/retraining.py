@@ -16,8 +16,8 @@ from distinf.errors import InputError
 from distinf.numerics.curvature import dense_embeddings
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.randomness import generator
+from distinf.spectral import baselines
 from distinf.spectral.evaluate import chosen_targets
-from distinf.spectral.gradients import projected, scored_rows
 from distinf.spectral.scores import stored_scores, stored_variants
 from distinf.spectral.session import Session
 from distinf.spectral.train import starting_model, take_step
@@ -39,9 +39,8 @@ def foretold(session: Session) -> Iterator[Foretold]:
         for loss, variant in names
     }
     for loss in outline.losses:
-        dots_QN, norms_N = _products(session, loss)
-        scores[f"{loss}/dot"] = (loss, dots_QN)
-        scores[f"{loss}/cosine"] = (loss, dots_QN / norms_N)
+        for name, found_QN in baselines.products(session, loss).items():
+            scores[f"{loss}/{name}"] = (loss, _padded(session, found_QN))
     head, first = outline.settings.actions, outline.losses[0]
     ranking = f"{head.loss or first}/{head.variant if head.variant in variants else 'classic'}"
     flipped = getattr(session.task, "flipped", lambda: None)()
@@ -52,21 +51,12 @@ def foretold(session: Session) -> Iterator[Foretold]:
 
 def _of_every_row(session: Session, loss: str, variant: str) -> np.ndarray:
     """fp64 [targets, N]; NaN where a training row is not scored."""
-    found_QN = stored_scores(session, loss, variant)
+    return _padded(session, stored_scores(session, loss, variant))
+
+
+def _padded(session: Session, found_QN: np.ndarray) -> np.ndarray:
     rest = session.outline.training_rows - found_QN.shape[1]
     return np.pad(found_QN, ((0, 0), (0, rest)), constant_values=np.nan)
-
-
-def _products(session: Session, loss: str) -> tuple[np.ndarray, np.ndarray]:
-    """fp64 [targets, N] of a target's gradient with a row's, and the rows' norms [N]; NaN for rows
-    without a gradient, or with one of 0."""
-    columns = projected(session, 0, scored_rows(session.outline))
-    usable_N = columns["finite"] & (columns["sqnorm"] > 0)
-    dots_QN = np.where(usable_N, columns[f"query.{loss}"].T.astype(np.float64), np.nan)
-    rest = session.outline.training_rows - dots_QN.shape[1]
-    dots_QN = np.pad(dots_QN, ((0, 0), (0, rest)), constant_values=np.nan)
-    norms_N = np.sqrt(np.where(usable_N, columns["sqnorm"].astype(np.float64), 1.0))
-    return dots_QN, np.pad(norms_N, (0, rest), constant_values=1.0)
 
 
 def check(session: Session, draws: Draws) -> None:

@@ -3,8 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from distinf.report.formats import number
 from distinf.report.render import printed
+from distinf.report.spectral.experiments import free_rankings as rankings_table
 from distinf.report.spectral.experiments import overlaps as overlaps_table
 from distinf.report.spectral.findings import ScoreSet
 from distinf.report.spectral.tables import tables
@@ -54,3 +57,27 @@ def test_one_score_has_nothing_to_share():
     run = replace(made({5: CLASSIC}, {}), scores=[ScoreSet("bce", "classic", {5: CLASSIC})])
     assert overlaps(run) == []
     assert "how many two scores share" not in render(run)
+
+
+def test_a_free_ranking_is_compared_by_the_end_that_agrees():
+    """Of the first target the ranking reversed, of the second one with two neighbours swapped."""
+    mine = np.array([6.0, 5.0, 4.0, 3.0, 2.0, 1.0, np.nan])
+    scores = [ScoreSet("bce", "ell-relative", {5: mine, 6: mine})]
+    swapped = np.array([5.0, 6.0, 4.0, 3.0, 2.0, 1.0, 9.0])
+    free = ScoreSet("bce", "own_loss", {5: -mine, 6: swapped})
+    base = findings(scores=scores, free_scores=[free], variations={})
+    run = replace(base, headline=replace(base.headline, pool=2))
+    rows = tables(run)["free_rankings"]
+    assert [(r["target"], r["rows"], r["end"], r["shared"]) for r in rows] == [
+        (5, 6, "lowest", 2), (6, 6, "highest", 2),
+    ]  # fmt: skip
+    rho = 1 - 6 * 2 / (6 * 35)  # Spearman: two ranks differ by 1
+    assert [r["spearman"] for r in rows] == pytest.approx([-1, rho])
+    assert [r["by_chance"] for r in rows] == pytest.approx([4 / 6, 4 / 6])
+    shown = printed(rankings_table(run, rows))
+    (line,) = shown.lines
+    texts = [cell.text for cell in line.cells]
+    assert texts[0] == "own loss"
+    assert texts[1:4] == [number((rho - 1) / 2), number(-1.0), number(rho)]
+    assert "Rankings that cost nothing beside bce ell-relative" in render(run)
+    assert "free_rankings" not in tables(replace(run, free_scores=[]))

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from distinf.numerics.variants import VARIANTS
-from distinf.report.spectral import page, report, results, terminal
-from distinf.spectral import actions, curvature, evaluate, pools
+from distinf.report.spectral import page, report, results, tables, terminal
+from distinf.spectral import actions, baselines, curvature, evaluate, pools
 from distinf.spectral.session import split_units
+from distinf.spectral.train import trained_model
 from tests.support.runs import all_scores, run_points, same_bits
 
 pytest.importorskip("sionna", reason="generating slots needs distinf[wireless]")
@@ -105,6 +106,29 @@ def test_the_nearest_slots_are_those_of_the_targets_snr_delay_spread_and_doppler
         assert max(distances[row] for row in pool) == pytest.approx(worst)
         assert len(set(pool.tolist())) == 24
         assert {row for row in expected if distances[row] < worst - 1e-9} <= set(pool.tolist())
+
+
+def test_what_costs_nothing_is_ranked_by_beside_the_scores(finished):
+    """The slots' own conditions and genie rate, as stored; the loss as the task has it."""
+    batch, found = finished.batch("train", np.arange(96)), baselines.conditions_of_rows(finished)
+    for name in ("snr_db", "delay_spread_ns", "doppler_hz", "genie_ber"):
+        np.testing.assert_allclose(found[name], batch[name].numpy(), rtol=1e-6)
+    assert np.array_equal(found["nearness"], pools.nearness(finished))
+    own = baselines.own_columns(finished)
+    with torch.no_grad():
+        losses = finished.task.losses["bce"](trained_model(finished), batch)
+    np.testing.assert_allclose(own["own_loss"], losses.numpy(), rtol=1e-4)
+    rows = tables.tables(report.findings(finished))
+    assert {r["ranking"] for r in rows["free_rankings"]} == {
+        "dot", "cosine", *own, *found,
+    }  # fmt: skip
+    (top,) = (r for r in rows["top_samples"] if r["rank"] == 1 and r["target"] == first(finished))
+    assert top["own_loss"] == own["own_loss"][top["id"]]
+    assert 0 < top["cosine"] <= 1
+
+
+def first(session):
+    return int(evaluate.chosen_targets(session).ids[0])
 
 
 def test_terminal_and_page_begin_with_the_best_choice_without_influence(finished):

@@ -5,6 +5,7 @@ from functools import partial
 from math import isfinite, nan
 from typing import Any
 
+from distinf.numerics.means import mean_sd
 from distinf.report.formats import count, number
 from distinf.report.rows import Row
 from distinf.report.schema import (
@@ -211,6 +212,25 @@ def _variation(place: int, name: str, run: Findings, of: Findings) -> Section:
     items: list[Item] = [Text(run.task, "note"), apart, Text(" ".join(said[1:])), *tables]
     title = f"{families.run_label(name, run)}: {said[0]}"
     return Section(f"variation-{place}", title, items, folded=True)
+
+
+def free_rankings(findings: Findings, rows: Sequence[Row]) -> Table:
+    """Rankings that cost nothing beside the headline's: means over the targets, nearest first."""
+    groups: dict[str, list[Row]] = {}
+    for r in rows:
+        groups.setdefault(r["ranking"].replace("_", " "), []).append(r)
+    told = []
+    for name, mine in groups.items():
+        row: Row = {"ranking": name, "by_chance": mine[0]["by_chance"]}
+        row["end"] = " or ".join(dict.fromkeys(r["end"] for r in mine))
+        for key in ("spearman", "shared"):
+            some = [r[key] for r in mine]
+            row |= {key: mean_sd(some)[0], f"least_{key}": min(some), f"most_{key}": max(some)}
+        told.append(row)
+    told.sort(key=lambda r: -abs(r["spearman"]) if isfinite(r["spearman"]) else 1.0)
+    head = findings.headline
+    of = " ".join(filter(None, (head.loss, head.variant)))
+    return words_of(findings).table("free_rankings", told, of=of, pool=count(head.pool or 50))
 
 
 def overlaps(findings: Findings, rows: Sequence[Row]) -> Table:

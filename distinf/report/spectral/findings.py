@@ -211,7 +211,8 @@ class Findings:
     evaluation: EvaluationPoints | None = None
     axis_curves: AxisCurves | None = None
     scores: Sequence[ScoreSet] = ()
-    top_samples: Sequence[Row] = ()  # target, rank (-1, … harmful), id, score, columns
+    free_scores: Sequence[ScoreSet] = ()  # rankings that cost nothing beside; the name as variant
+    top_samples: Sequence[Row] = ()  # target, rank (-1, … harmful), id, score, free ones, columns
     ritz: Ritz | None = None
     solves: Sequence[Row] = ()  # refined queries: target, loss, status, steps, residual
     refined: str = ""  # how many are, at which cost, or why none is

@@ -18,6 +18,7 @@ from distinf.report.spectral.headline import further, words_of
 from distinf.report.spectral.tables import Tables, tables
 
 TOP_SHOWN = 10
+TOP = ("target", "rank", "id", "score", "own_loss", "gradient_norm", "self_influence", "cosine")
 
 
 def page(findings: Findings, rows: Tables | None = None) -> Page:
@@ -92,6 +93,7 @@ def _scores(findings: Findings, rows: Tables) -> list[Item]:
     return [
         words.figure("scores", partial(machine_figures.scores, findings), **numbers),
         words.table("scores", rows["scores"], folded=True),
+        experiments.free_rankings(findings, rows.get("free_rankings", [])),
         experiments.overlaps(findings, rows.get("overlaps", [])),
         words.figure("score-runs", partial(machine_figures.score_runs, findings)),
         *_top(findings, rows),
@@ -101,7 +103,7 @@ def _scores(findings: Findings, rows: Tables) -> list[Item]:
 def _top(findings: Findings, rows: Tables) -> list[Table]:
     """Per target its most helpful and most harmful samples; the first target's are open."""
     every = sorted(rows["top_samples"], key=lambda r: (r["rank"] < 0, abs(r["rank"])))
-    columns = further(every, ("target", "rank", "id", "score"))
+    columns = further(every, TOP)
     found: list[Table] = []
     for target in dict.fromkeys(r["target"] for r in rows["top_samples"]):
         mine = [r for r in every if r["target"] == target and abs(r["rank"]) <= TOP_SHOWN]

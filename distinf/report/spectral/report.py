@@ -16,6 +16,7 @@ from distinf.report.spectral.warnings import deviations, quarantined, warnings
 from distinf.report.words import Words
 from distinf.spectral import (
     attribution,
+    baselines,
     curvature,
     evaluate,
     gradients,
@@ -66,6 +67,7 @@ def findings(session: Session) -> of.Findings:
         evaluation=_evaluation_points(session),
         axis_curves=results.axis_curves(session, headline),
         scores=_score_sets(session),
+        free_scores=_free_scores(session, loss),
         top_samples=_top_samples(session, words),
         ritz=_ritz(session),
         solves=_solves(session),
@@ -168,10 +170,24 @@ def _score_sets(session: Session) -> list[of.ScoreSet]:
     return found
 
 
+def _free_scores(session: Session, loss: str) -> list[of.ScoreSet]:
+    """Of every target, also those that are the same for all."""
+    ids = evaluate.chosen_targets(session).ids.tolist()
+    every = {**baselines.products(session, loss), **baselines.own_columns(session)}
+    every |= baselines.conditions_of_rows(session)
+    return [
+        of.ScoreSet(loss, name, dict(zip(ids, np.broadcast_to(v, (len(ids), v.shape[-1])))))
+        for name, v in every.items()
+    ]
+
+
 def _top_samples(session: Session, words: Wording) -> list[Row]:
     settings, found = session.settings.actions, list[Row]()
+    loss = settings.loss or session.outline.losses[0]
+    cosine_TN = baselines.products(session, loss)["cosine"]
     for rank, target in enumerate(evaluate.chosen_targets(session).ids.tolist()):
         scores_N = scores.stored_scores(session, settings.loss, settings.variant)[rank]
+        free = {**baselines.own_columns(session), "cosine": cosine_TN[rank]}
         order = np.argsort(-np.where(np.isfinite(scores_N), scores_N, -np.inf), kind="stable")
         order = order[: int(np.isfinite(scores_N).sum())]
         best, worst = order[:TOP], order[::-1][:TOP]
@@ -180,6 +196,7 @@ def _top_samples(session: Session, words: Wording) -> list[Row]:
         places = [*range(1, len(best) + 1), *range(-1, -len(worst) - 1, -1)]
         for i, (place, row) in enumerate(zip(places, rows.tolist(), strict=True)):
             own = {"target": target, "rank": place, "id": row, "score": float(scores_N[row])}
+            own |= {name: float(values[row]) for name, values in free.items()}
             found.append(own | {"columns": _columns(session, words, batch, i)})
     return found
 

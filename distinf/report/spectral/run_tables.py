@@ -4,7 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+import numpy as np
+import torch
+
 from distinf.numerics.means import highest, mean_sd
+from distinf.numerics.metrics import spearman
 from distinf.report.rows import Row
 from distinf.report.spectral import families, trials
 from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
@@ -133,6 +137,28 @@ def _variation(name: str, run: Findings) -> Row:
 def versus(rows: Sequence[Row]) -> str:
     """What the guided selection is compared with in each of the runs."""
     return " or ".join(dict.fromkeys(r["control"] for r in rows if "control" in r)) or CONTROL
+
+
+def free_rankings(findings: Findings) -> list[Row]:
+    """Per target and ranking that costs nothing beside: its rank correlation with the headline's
+    scores, and how many of their highest rows are among its highest, or its lowest where the
+    correlation is below 0; `by_chance`: how many are expected of a random ranking."""
+    head, pool, found = findings.headline, findings.headline.pool or 50, list[Row]()
+    mine = [s for s in findings.scores if (s.loss, s.variant) == (head.loss, head.variant)]
+    for free in findings.free_scores if mine else ():
+        for target, scores_N in mine[0].scores.items():
+            both_2N = np.stack([scores_N, free.scores[target]])
+            known = np.isfinite(both_2N).all(0)
+            row: Row = {"target": target, "ranking": free.variant, "rows": int(known.sum())}
+            if row["rows"] < 2:
+                continue
+            one_N, other_N = both_2N[:, known]
+            row["spearman"] = spearman(torch.from_numpy(one_N), torch.from_numpy(other_N))
+            end = "lowest" if row["spearman"] < 0 else "highest"
+            of = highest(-other_N if end == "lowest" else other_N, pool)
+            row |= {"end": end, "pool": pool, "shared": len(highest(one_N, pool) & of)}
+            found.append(row | {"by_chance": min(pool, row["rows"]) ** 2 / row["rows"]})
+    return found
 
 
 def overlaps(findings: Findings) -> list[Row]:

@@ -39,6 +39,7 @@ def tables(findings: Findings) -> Tables:
         "rates": [row for f in every for row in families.rate_rows(findings, f)],
         "table_1": run_tables.table_1(findings),
         "effects": run_tables.effects(findings),
+        "free_rankings": run_tables.free_rankings(findings),
         "overlaps": run_tables.overlaps(findings),
         "truncation": _truncation(findings.ritz),
         **_attributions(findings),
