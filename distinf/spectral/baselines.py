@@ -11,8 +11,9 @@ import torch
 from distinf.numerics.variants import own_parts
 from distinf.spectral import gradients
 from distinf.spectral.pools import near_by, nearness, stored_rows
-from distinf.spectral.queries import damped_spectrum, query_gradients
+from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Session
+from distinf.spectral.solves import damped_spectrum
 from distinf.tasks.task import GeneratingTask, StoredTask
 
 TINY = np.finfo(np.float64).tiny  # in place of the length of a gradient of 0
