@@ -35,6 +35,7 @@ LEVELS = {
     "report": 6,
     "spectral": 4,
     "gram": 4,
+    "empirical": 4,
     "engine": 3,
     "config_file": 2,
     "tasks": 2,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 RECIPES = {  # named here, imported on demand; another is named as module:object
     "spectral": "distinf.recipes.spectral:RECIPE",
     "gram": "distinf.recipes.gram:RECIPE",
+    "empirical": "distinf.recipes.empirical:RECIPE",
 }
 AS_IF_ADDED = (  # an Answer's note, and what it scores
     "scored as if added to training: by the run's model and curvature, which have nothing of them",

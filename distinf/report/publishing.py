@@ -18,13 +18,15 @@ def publish(
     tables: Mapping[str, Sequence[Row]],
     page: Page,
     rankings: Mapping[str, Sequence[Row]] | None = None,
+    more: Mapping[str, bytes] | None = None,
 ) -> None:
     """Rankings and tables as CSV and JSON, findings.json, and the page last: if it is there, all
-    is. Their sums come after them. What an evaluation found of the run is among them."""
+    is. Their sums come after them. What an evaluation found of the run is among them. `more`: other
+    files by name."""
     measured = worth.measures(session)
     tables = {**tables, "worth": measured} if measured else tables
     text = render.html(worth.shown(page, measured), [*(rankings or {}), *tables])
-    files = {}
+    files = dict(more or {})
     for name, rows in {**(rankings or {}), **tables}.items():
         files[f"{name}.csv"] = csv_text(rows).encode()
         files[f"{name}.json"] = json_text(rows).encode()

@@ -20,7 +20,8 @@ PUBLISHED = (
 def read(path: str, where: str) -> tuple[np.ndarray, np.ndarray]:
     """(images [N, pixels] in 0 to 255, labels [N] in 0 to 9), in the file's order.
 
-    .csv: no header, a row's pixels and then its label. .npz: arrays x [N, …] and y [N]. IDX: the
+    .csv: no header, a row's pixels and then its label. .npz: arrays x [N, …] and y [N],
+    or x_train and y_train. IDX: the
     images; their labels lie beside, `images-idx3` being `labels-idx1` there.
     InputError, beginning with the setting `where`, for whatever is wrong.
     """
@@ -31,7 +32,8 @@ def read(path: str, where: str) -> tuple[np.ndarray, np.ndarray]:
             images, labels = rows[:, :-1], rows[:, -1]
         elif name.endswith(".npz"):
             with np.load(io.BytesIO(_content(path)), allow_pickle=False) as arrays:
-                images, labels = arrays["x"], arrays["y"]
+                of = "" if "x" in arrays else "_train"
+                images, labels = arrays[f"x{of}"], arrays[f"y{of}"]
         elif "idx3" in name:
             images, labels = (
                 _idx(path),

@@ -1,0 +1,58 @@
+"""Every knob of the empirical recipe, with its default."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from distinf.engine.bounds import at_least, not_negative, positive
+from distinf.numerics.precision import Precision
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """Fine-tuning, anew for each row from the same weights, on that row alone.
+
+    optimizer         sgd or adamw, as torch has them; neither has stepped before
+    lr                of its steps
+    weight_decay      of its steps
+    momentum          of sgd
+    steps             on the row (Matelsky et al.: one epoch of one row is one)
+    blocks            regex on the parameters that are tuned; all, or lora
+    precision         of the passes: float32, tf32 (CUDA) or bfloat16 (autocast); weights are
+                      float32 always
+    first_order       also what the step would do were the losses linear (Eq. 3 of Matelsky et
+                      al.), at the price of two evaluations more
+    least_taken       a step of which less is taken than this share is refused: rounding the
+                      weights swallows it
+    rows_per_unit     rows that one unit fine-tunes on, one after the other
+    evaluation_batch  rows evaluated at once
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    steps: int = 1
+    blocks: str = "all"
+    precision: Precision = "float32"
+    first_order: bool = False
+    least_taken: float = 0.9
+    rows_per_unit: int = 10
+    evaluation_batch: int = 256
+
+    def __post_init__(self) -> None:
+        positive("lr", self.lr)
+        not_negative("weight_decay", self.weight_decay)
+        not_negative("momentum", self.momentum)
+        for name in ("steps", "rows_per_unit", "evaluation_batch"):
+            at_least(name, getattr(self, name), 1)
+        if not 0 <= self.least_taken <= 1:
+            raise ValueError(f"least_taken: {self.least_taken} must lie between 0 and 1")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError("momentum: is of sgd; leave it out, or set tune.optimizer to sgd")
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """A section a field."""
+
+    tune: TuneSettings = field(default_factory=TuneSettings)

@@ -1,0 +1,233 @@
+"""The stages of the empirical recipe.
+
+base    one unit: the weights that everything starts from, and the losses [E] under them
+tuning  units of rows: fine-tune on each, by itself, from the base -> the losses [n, E] after it
+
+What is stored is the loss itself; influence is before minus after (see matrix.py).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from distinf.empirical.task import Based
+from distinf.engine.session import Outline, Session, row_ranges, to_device
+from distinf.engine.stage import Stage
+from distinf.errors import InputError
+from distinf.numerics.curvature import twice_differentiable
+from distinf.numerics.parameters import Layout
+from distinf.numerics.precision import precision
+from distinf.numerics.tuning import (
+    Losses,
+    Updates,
+    first_order,
+    losses_of,
+    parameters_of,
+    tuned,
+)
+from distinf.numerics.updates import updates_of
+from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.tasks.identity import has_own_rows
+from distinf.tasks.rehearsal import rehearse
+from distinf.tasks.task import error_context
+
+BASE, TUNING = "base", "tuning"
+TRAIN, EVALUATION = "train", "evaluation"  # rows that are tuned on, and rows that are evaluated
+WEIGHT = "weight."
+BACKWARD, SLOPE = 2.0, 2.0  # forward passes: of a gradient, beside its own; of a derivative
+
+
+def base_units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    shapes, rows = outline.shapes, outline.rows[EVALUATION]
+    cost = Cost(
+        flops=shapes.flops_per_sample * rows,
+        bytes=4.0 * shapes.parameters + 8.0 * rows,
+        memory=4.0 * shapes.parameters,
+        device=_peak(outline),
+        work={"forward": rows},
+    )
+    return [(Unit(BASE, outline.keys[BASE]), cost)]
+
+
+def tuning_units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    settings, shapes, columns = outline.settings.tune, outline.shapes, outline.rows[EVALUATION]
+    passes = settings.steps * (1 + BACKWARD) + columns
+    passes += SLOPE * columns if settings.first_order else 0.0
+    lever = Lever("tune.evaluation_batch", settings.evaluation_batch, _batch_bytes(outline))
+    return [
+        (
+            Unit(TUNING, outline.keys[TUNING], start, stop),
+            Cost(
+                flops=shapes.flops_per_sample * passes * (stop - start),
+                bytes=8.0 * columns * (stop - start) * (1 + settings.first_order),
+                device=_peak(outline),
+                staged=4.0 * shapes.parameters,
+                levers=(lever,),
+                work={"forward": passes * (stop - start)},
+            ),
+        )
+        for start, stop in row_ranges(outline.rows[TRAIN], settings.rows_per_unit)
+    ]
+
+
+def _batch_bytes(outline: Outline) -> float:
+    batch: int = outline.settings.tune.evaluation_batch
+    return outline.shapes.activation_bytes_per_sample * batch
+
+
+def _peak(outline: Outline) -> float:
+    """The base, what is tuned, its gradient and state in two precisions, a batch's activations."""
+    return 40.0 * outline.shapes.parameters + _batch_bytes(outline)
+
+
+def check(session: Session) -> str:
+    """InputError for what can only fail later -> no method of gradients to choose."""
+    if not has_own_rows(session.task):
+        raise InputError("task: the empirical recipe takes tasks whose rows are there, not made")
+    model = rehearse(session.task)
+    layout = Layout.of(model, session.settings.tune.blocks)
+    _updates(session, model, layout)
+    return ""
+
+
+def _run(stage: str, session: Session, runtime: Runtime) -> None:
+    wanted = next(s for s in STAGES if s.name == stage).wanted_units(session)
+    work = session.work(f"distinf.empirical.stages:{stage}_body")
+    runtime.pool(work, wanted, session.ledger(stage))
+
+
+def base_body(session: Session, unit: Unit, attempt: str) -> Record:
+    """Arrays: losses fp64 [E]; weight.<name> where the task trains a base of its own."""
+    task, weights = session.task, {}
+    model = session.model_of(task)
+    if isinstance(task, Based):
+        session.tell(unit, 0.0)
+        with error_context("base()"):
+            weights = dict(task.base(session.device, partial(session.tell, unit)))
+        _load(model, weights)
+    model = model.to(session.device).eval()
+    layout = Layout.of(model, session.settings.tune.blocks)
+    with _measuring(session, model), torch.no_grad():
+        losses_E = _evaluation(session, model)(parameters_of(model, layout))
+    if not torch.isfinite(losses_E).all():
+        bad = int((~torch.isfinite(losses_E)).sum())
+        raise InputError(f"base: {bad} of {len(losses_E)} evaluation losses are not finite")
+    stored = {f"{WEIGHT}{name}": np.asarray(values) for name, values in weights.items()}
+    return session.commit(unit, attempt, {"losses": losses_E.cpu().numpy(), **stored})
+
+
+def tuning_body(session: Session, unit: Unit, attempt: str) -> Record:
+    """Arrays of the unit's rows: losses fp64 [n, E] after each; taken [n], how much of its step;
+    first_order [n, E] if it is asked for. Losses that a row made infinite are kept as they are."""
+    settings = session.settings.tune
+    model: nn.Module = session.cached("base", lambda: based_model(session))
+    layout = Layout.of(model, settings.blocks)
+    start, every = parameters_of(model, layout), _evaluation(session, model)
+    updates = _updates(session, model, layout)
+    found: dict[str, list[Any]] = {"losses": [], "taken": []}
+    with _measuring(session, model):
+        for row in range(unit.start, unit.stop):
+            batch = session.read(session.task, TRAIN, np.array([row]))
+            own = losses_of(model, _loss(session), [batch])
+            made = tuned(own, start, updates, settings.lr, settings.steps)
+            _refuse_lost(made.taken, settings, row)
+            with torch.no_grad():
+                found["losses"].append(every(made.parameters))
+            found["taken"].append(made.taken)
+            if settings.first_order:
+                slopes = first_order(every, start, made.parameters)
+                found.setdefault("first_order", []).append(slopes)
+            session.tell(unit, (row + 1 - unit.start) / (unit.stop - unit.start))
+    taken = np.array(found.pop("taken"))
+    arrays = {name: torch.stack(rows).cpu().numpy() for name, rows in found.items()}
+    return session.commit(
+        unit, attempt, {**arrays, "taken": taken}, may_hold_nan=[*arrays, "taken"]
+    )
+
+
+def _refuse_lost(taken: float, settings: Any, row: int) -> None:
+    if taken < settings.least_taken:
+        raise InputError(
+            f"tune.lr: row {row}'s step at {settings.lr:g} is too small for the weights: "
+            f"{100 * taken:.0f} % of it is left after rounding; raise tune.lr or tune.steps"
+        )
+
+
+def based_model(session: Session) -> nn.Module:
+    """The model that is tuned, in evaluation mode, on this worker's device."""
+    model = session.model_of(session.task)
+    stored = session.arrays(base_units(session.outline)[0][0])
+    weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
+    if weights:
+        _load(model, weights)
+    return model.to(session.device).eval()
+
+
+def _load(model: nn.Module, weights: Any) -> None:
+    tensors = {name: torch.from_numpy(np.array(values)) for name, values in weights.items()}
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"task: base()'s weights are not model()'s: {reason:.200}") from None
+
+
+def _loss(session: Session) -> Any:
+    """The training loss, the task's first: what is tuned on, and what is measured."""
+    return next(iter(session.task.losses.values()))
+
+
+def _evaluation(session: Session, model: nn.Module) -> Losses:
+    """Of every evaluation row, in batches that are the same before and after."""
+
+    def batches() -> list[Any]:
+        step = session.settings.tune.evaluation_batch
+        ranges = row_ranges(session.outline.rows[EVALUATION], step)
+        return [
+            to_device(session.task.batch(EVALUATION, np.arange(a, b)), session.device)
+            for a, b in ranges
+        ]
+
+    return losses_of(model, _loss(session), session.cached("batches", batches))
+
+
+@contextmanager
+def _measuring(session: Session, model: nn.Module) -> Iterator[None]:
+    """Evaluation mode at the run's precision, by kernels with derivatives of both kinds."""
+    with (
+        twice_differentiable(model),
+        precision(session.settings.tune.precision, session.device),
+    ):
+        yield
+
+
+def _updates(session: Session, model: nn.Module, layout: Layout) -> Updates:
+    """The optimizer's, of every parameter that is tuned."""
+    settings = session.settings.tune
+    parameters = {name: model.get_parameter(name) for name in layout.names}
+    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    made: torch.optim.Optimizer = (
+        torch.optim.AdamW(parameters.values(), **common)
+        if settings.optimizer == "adamw"
+        else torch.optim.SGD(parameters.values(), momentum=settings.momentum, **common)
+    )
+    return updates_of(made, parameters)
+
+
+_OF_TUNING = ("tune", "-tune.rows_per_unit", "-tune.least_taken")
+STAGES = (
+    Stage(
+        BASE, "base model", reads=("task", "seed", "tune.blocks", "tune.precision",
+        "tune.evaluation_batch"), units=base_units, run=partial(_run, BASE),
+    ),
+    Stage(
+        TUNING, "fine-tuning on each row", needs=(BASE,), reads=_OF_TUNING, units=tuning_units,
+        uncounted=("tune.rows_per_unit", "tune.least_taken"), run=partial(_run, TUNING),
+    ),
+)  # fmt: skip

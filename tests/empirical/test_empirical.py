@@ -1,0 +1,185 @@
+"""The empirical recipe, on the vision study with images that are made here."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from distinf.cli import main
+from distinf.config import load, resolve
+from distinf.empirical.matrix import finite, measured
+from distinf.empirical.stages import based_model
+from distinf.engine.run import execute
+from distinf.errors import InputError
+from distinf.report.empirical.findings import noise, relations
+from distinf.studies.fashion_digits.task import cross_entropy
+from distinf.tasks.tensor_task import TensorTask
+from tests.support.runs import silent
+
+PER_CLASS = 2
+STRANGE = f"{__name__}:strange"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Ten shapes, a little different each time."""
+    folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    shapes = random.integers(0, 200, (10, 28, 28))
+    for name, each in (("clothes", 12), ("digits", PER_CLASS + 1)):
+        y = np.repeat(np.arange(10), each)
+        x = np.clip(shapes[y] + random.integers(-40, 40, (len(y), 28, 28)), 0, 255)
+        np.savez(folder / f"{name}.npz", x=x.astype(np.uint8), y=y)
+    return folder
+
+
+def raw(files, out, tune=None, **more):
+    settings = {
+        "clothes": str(files / "clothes.npz"), "digits": str(files / "digits.npz"),
+        "per_class": PER_CLASS, "noise": [0.5], "epochs": 1, **more.pop("settings", {}),
+    }  # fmt: skip
+    return {
+        "task": "fashion_digits", "recipe": "empirical", "out": str(out), "settings": settings,
+        "runtime": {"kind": "local"}, "tune": {"lr": 0.05, "first_order": True} | (tune or {}),
+        **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("empirical") / "run"
+    variations = {"adamw": {"tune.optimizer": "adamw", "tune.lr": 0.001}}
+    return execute(resolve(raw(files, out, variations=variations)), silent)
+
+
+def test_the_matrix_is_that_of_training_on_each_row_in_a_plain_loop(run):
+    found = measured(run)
+    task, base = run.task, based_model(run)
+    everything = task.batch("evaluation", np.arange(task.rows("evaluation")))
+    with torch.no_grad():
+        before_E = cross_entropy(base, everything).double()
+    np.testing.assert_allclose(found.before_E, before_E, atol=1e-6)
+    for row in (0, 7, 25, 39):
+        model = based_model(run)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        cross_entropy(model, task.batch("train", np.array([row]))).mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            influence_E = before_E - cross_entropy(model, everything).double()
+        np.testing.assert_allclose(found.influence_NE[row], influence_E, atol=2e-6)
+    assert found.influence_NE.shape == (4 * 10 * PER_CLASS // 2, 4 * 10 * PER_CLASS // 2)
+    assert np.diag(found.influence_NE).min() > 0  # training on a row helps the row
+
+
+def test_the_base_is_trained_once_and_other_units_give_the_same_matrix(run, files, tmp_path):
+    assert len(run.ledger("base").read()) == 1  # the variation shares it
+    other = raw(files, tmp_path / "run", {"rows_per_unit": 7})
+    again = execute(resolve(other), silent)
+    assert len(again.ledger("tuning").read()) == 6
+    np.testing.assert_array_equal(measured(again).influence_NE, measured(run).influence_NE)
+
+
+def test_a_run_that_lost_units_makes_them_again_bit_for_bit(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.blobs.root, folder)
+    lost = sorted((folder / "ledger/tuning").iterdir())[0]
+    lost.unlink()
+    again = execute(load(str(folder)), silent)
+    np.testing.assert_array_equal(measured(again).influence_NE, measured(run).influence_NE)
+    assert main(["verify", str(folder)]) == 0
+
+
+def test_tables_are_of_the_matrix(run):
+    report = json.loads(run.blobs.get("report/noise.json"))
+    found = finite(measured(run))
+    clean, noisy = found.block("", ""), found.block("0.5", "")
+    groups = found.groups()
+    same = (groups[:, None] == groups[None]) & ~np.eye(len(groups), dtype=bool)
+    wanted = (noisy - clean)[same].mean()
+    (row,) = [r for r in report if r["contrast"].startswith("from noisy") and not r["run"]
+              and r["relation"] == "same class"]  # fmt: skip
+    assert row["mean"] == pytest.approx(wanted)
+    assert row["holds_pct"] == pytest.approx(100 * ((noisy - clean)[same] < 0).mean())
+    own = [r for r in relations(found) if r["relation"] == "itself" and r["trained"] == "clean"]
+    assert own[0]["mean"] == pytest.approx(np.diag(clean).mean())
+    order = json.loads(run.blobs.get("report/first_order.json"))
+    told = found.block("", "", first_order=True)
+    r2 = 1 - ((clean - told) ** 2).sum() / (clean**2).sum()
+    assert order[0]["r2"] == pytest.approx(r2)
+    stored = np.load(f"{run.blobs.root}/report/influence.npy", allow_pickle=False)
+    np.testing.assert_array_equal(stored, measured(run).influence_NE)
+
+
+def test_the_same_noise_in_both_copies_is_asked_for(files, tmp_path):
+    same = resolve(raw(files, tmp_path / "a", settings={"same_noise": True})).identity
+    own = resolve(raw(files, tmp_path / "b")).identity
+    rows = np.arange(40)
+    pairs = [(t.batch("train", rows)["x"], t.batch("evaluation", rows)["x"]) for t in (same, own)]
+    assert torch.equal(*pairs[0])
+    assert torch.equal(pairs[1][0][:20], pairs[1][1][:20])  # clean ones
+    assert not torch.equal(pairs[1][0][20:], pairs[1][1][20:])
+    noise = (pairs[1][0][20:] - pairs[1][0][:20]).std()
+    assert noise == pytest.approx(0.5, rel=0.02)
+    variance = resolve(raw(files, tmp_path / "c", settings={"noise_is": "variance"})).identity
+    x = variance.batch("train", rows)["x"]
+    assert (x[20:] - x[:20]).std() == pytest.approx(0.5**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("tune", "settings", "why"),
+    [
+        ({"lr": 1e-11}, {}, r"tune.lr: row 0's step .* too small .* raise tune.lr"),
+        ({"blocks": "nothing"}, {}, "blocks"),
+        ({}, {"per_class": 4}, "settings.per_class: .* has 3 images of 0, fewer than 4"),
+        ({}, {"digits": "nowhere.npz"}, "no such file"),
+        ({}, {"noise": [0.0]}, "noise"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(files, tmp_path, capsys, tune, settings, why):
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(raw(files, tmp_path / "run", tune, settings=settings))
+    )
+    assert main(["run", str(tmp_path / "run.yaml")]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert re.search(why, line), line
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+def strange(settings: Nothing, seed: int):
+    """A task that says nothing of its rows; tuning on its last row diverges."""
+    x = torch.linspace(-1, 1, 24).view(8, 3)
+    x[-1] = 1e20
+    return TensorTask(
+        lambda: nn.Linear(3, 1),
+        {"train": {"x": x}, "evaluation": {"x": x[:5] + 0.01}},
+        {"squared": lambda model, batch: model(batch["x"])[:, 0] ** 2},
+        seed=seed,
+    )
+
+
+def test_rows_on_which_it_diverges_are_kept_and_marked(tmp_path, capsys):
+    raw = {"task": STRANGE, "recipe": "empirical", "out": str(tmp_path / "run"),
+           "runtime": {"kind": "local"}, "tune": {"lr": 0.1}}  # fmt: skip
+    found = measured(execute(resolve(raw), silent))
+    bad = ~np.isfinite(found.influence_NE).all(1)
+    assert bad.tolist() == [False] * 7 + [True]
+    assert finite(found).influence_NE.shape == (7, 5)
+    assert not list(noise(found))
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run/report/index.html").read_text()
+    assert "diverged on 1 of 8 rows" in page
+
+
+def test_relations_of_another_length_are_refused(run, monkeypatch):
+    monkeypatch.setattr(type(run.task), "relations", lambda self, split: {"sample": np.arange(3)})
+    with pytest.raises(InputError, match=r"relations\('train'\) has 'sample' of shape \(3,\)"):
+        measured(run)
