@@ -90,6 +90,29 @@ def ndr_within_labels(
     return float((taken * wrong / totals).sum() / wrong.sum())
 
 
+def sorted_by_class(scores_N: Tensor, labels_N: Tensor) -> float:
+    """How much of a ranking is its classes: the share of the ranks' variance between classes
+    (Kruskal and Wallis' H / (N - 1)) over that if each class were one stretch of the ranking.
+
+    1: it sorts by class alone, in the order of the classes' mean ranks; of a random ranking it is
+    about (C - 1) / (N - 1); nan with one class, or of equal scores.
+    """
+    ranks_N, places_N = _mean_ranks(scores_N), _places(labels_N)
+    counts_C = torch.bincount(places_N).double()
+    means_C = torch.bincount(places_N, ranks_N) / counts_C
+    order_C = means_C.argsort()
+    ends_C = counts_C[order_C].cumsum(0)
+    sorted_C = ends_C - counts_C[order_C] / 2  # mean ranks from 0, as those of _mean_ranks
+
+    def between(of_C: Tensor, weights_C: Tensor) -> Tensor:
+        return (weights_C * (of_C - len(ranks_N) / 2).square()).sum()
+
+    variance = (ranks_N - ranks_N.mean()).square().sum()
+    most = between(sorted_C, counts_C[order_C])
+    spread = (len(ranks_N) ** 3 - len(ranks_N)) / 12  # of ranks without ties
+    return float(between(means_C, counts_C) / variance / most * spread)
+
+
 def _by_label(labels_N: Tensor, flipped_N: Tensor) -> tuple[Tensor, Tensor]:
     """fp64 [C] each: rows and wrong rows of every label that occurs."""
     places_N, flipped_N = _places(labels_N), flipped_N.detach().cpu().bool()

@@ -210,3 +210,21 @@ def test_what_the_labels_of_a_ranking_find_is_the_mean_over_flips_within_them():
     assert within == pytest.approx(np.mean(found), abs=0.01)
     with pytest.raises(InputError, match="at least one"):
         metrics.ndr_within_labels(scores, labels, torch.zeros(150, dtype=torch.bool), 0.3)
+
+
+def test_how_much_of_a_ranking_is_its_classes_is_kruskal_and_wallis_over_its_most():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 4, 200)
+    scores = rng.normal(size=200) + 0.4 * labels
+
+    def statistic(values):
+        return stats.kruskal(*(values[labels == k] for k in range(4))).statistic
+
+    found = metrics.sorted_by_class(torch.from_numpy(scores), torch.from_numpy(labels))
+    order = np.argsort([scores[labels == k].mean() for k in range(4)]).argsort()
+    apart = order[labels] + 1e-3 * scores
+    assert found == pytest.approx(statistic(scores) / statistic(apart), rel=1e-9)
+    assert 0.05 < found < 0.5
+    assert metrics.sorted_by_class(
+        torch.from_numpy(apart), torch.from_numpy(labels)
+    ) == pytest.approx(1)

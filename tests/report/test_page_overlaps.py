@@ -81,3 +81,22 @@ def test_a_free_ranking_is_compared_by_the_end_that_agrees():
     assert texts[1:4] == [number((rho - 1) / 2), number(-1.0), number(rho)]
     assert "Rankings that cost nothing beside bce ell-relative" in render(run)
     assert "free_rankings" not in tables(replace(run, free_scores=[]))
+
+
+def test_a_ranking_that_sorts_by_class_is_called_that():
+    """Of target 5 the classes lie apart (mean ranks 4 apart), of target 6 by turns (1 apart)."""
+    apart, mixed = np.array([8.0, 7, 6, 5, 4, 3, 2, 1]), np.array([8.0, 4, 6, 2, 7, 3, 5, 1])
+    scores = [ScoreSet("bce", "ell-relative", {5: apart, 6: mixed})]
+    of = (("TDL-A", "TDL-B", "TDL-C"), np.array([0, 0, 0, 0, 2, 2, 2, 2]))
+    base = findings(scores=scores, classes={"model": of}, variations={})
+    run = replace(base, headline=replace(base.headline, pool=2))
+    rows = tables(run)["classes"]
+    shares = [tuple(r[f"{k}_pct"] for k in ("all", "helpful", "harmful")) for r in rows]
+    assert [r["class"] for r in rows] == ["TDL-A", "TDL-C"] * 2
+    assert shares == [(50, 100, 0), (50, 0, 100), (50, 50, 50), (50, 50, 50)]
+    assert [r["sorted_pct"] for r in rows[::2]] == pytest.approx([100, 100 / 16])
+    text = render(run)
+    assert "The scores of target 5 sort the slots by class" in text
+    assert "By model: share of all slots" in text
+    one = replace(run, classes={"model": (("TDL-A",), np.zeros(8, np.int64))})
+    assert "classes" not in tables(one)

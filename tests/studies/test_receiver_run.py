@@ -119,6 +119,10 @@ def test_what_costs_nothing_is_ranked_by_beside_the_scores(finished):
         losses = finished.task.losses["bce"](trained_model(finished), batch)
     np.testing.assert_allclose(own["own_loss"], losses.numpy(), rtol=1e-4)
     rows = tables.tables(report.findings(finished))
+    models = finished.task.labels["model"]
+    drawn = [models[int(place)] for place in batch["model"]]
+    of_all = {r["class"]: r["all_pct"] for r in rows["classes"] if r["target"] == first(finished)}
+    assert of_all == pytest.approx({m: 100 * drawn.count(m) / 96 for m in ("TDL-B", "CDL-C")})
     assert {r["ranking"] for r in rows["free_rankings"]} == {
         "dot", "cosine", *own, *found,
     }  # fmt: skip

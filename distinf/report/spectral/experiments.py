@@ -28,6 +28,7 @@ from distinf.report.spectral.run_tables import versus
 from distinf.report.spectral.tables import Tables, own_tables
 
 ARM = ("loss", "variant", "selection")
+BY_CLASS_PCT = 90  # of a ranking, from which it is said to sort by class
 
 
 def table_1_section(findings: Findings, rows: Tables) -> Section:
@@ -231,6 +232,16 @@ def free_rankings(findings: Findings, rows: Sequence[Row]) -> Table:
     head = findings.headline
     of = " ".join(filter(None, (head.loss, head.variant)))
     return words_of(findings).table("free_rankings", told, of=of, pool=count(head.pool or 50))
+
+
+def classes(findings: Findings, rows: Sequence[Row]) -> list[Item]:
+    """Which classes the pools are of; before it, of which targets the ranking is its classes."""
+    words = words_of(findings)
+    sorted_ = dict.fromkeys(str(r["target"]) for r in rows if r["sorted_pct"] >= BY_CLASS_PCT)
+    said = words.say("scores", "by_class", targets=", ".join(sorted_), percent=BY_CLASS_PCT)
+    label = " and ".join(dict.fromkeys(r["label"] for r in rows))
+    table = words.table("classes", rows, label=label)
+    return [Text(said, "note"), table] if sorted_ else [table]
 
 
 def overlaps(findings: Findings, rows: Sequence[Row]) -> Table:

@@ -212,6 +212,7 @@ class Findings:
     axis_curves: AxisCurves | None = None
     scores: Sequence[ScoreSet] = ()
     free_scores: Sequence[ScoreSet] = ()  # rankings that cost nothing beside; the name as variant
+    classes: Mapping[str, tuple[Sequence[str], np.ndarray]] = field(default_factory=dict)  # of rows
     top_samples: Sequence[Row] = ()  # target, rank (-1, … harmful), id, score, free ones, columns
     ritz: Ritz | None = None
     solves: Sequence[Row] = ()  # refined queries: target, loss, status, steps, residual

@@ -94,6 +94,7 @@ def _scores(findings: Findings, rows: Tables) -> list[Item]:
         words.figure("scores", partial(machine_figures.scores, findings), **numbers),
         words.table("scores", rows["scores"], folded=True),
         experiments.free_rankings(findings, rows.get("free_rankings", [])),
+        *experiments.classes(findings, rows.get("classes", [])),
         experiments.overlaps(findings, rows.get("overlaps", [])),
         words.figure("score-runs", partial(machine_figures.score_runs, findings)),
         *_top(findings, rows),

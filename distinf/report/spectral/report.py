@@ -68,6 +68,7 @@ def findings(session: Session) -> of.Findings:
         axis_curves=results.axis_curves(session, headline),
         scores=_score_sets(session),
         free_scores=_free_scores(session, loss),
+        classes=baselines.classes_of_rows(session),
         top_samples=_top_samples(session, words),
         ritz=_ritz(session),
         solves=_solves(session),

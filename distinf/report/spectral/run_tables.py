@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from distinf.numerics.means import highest, mean_sd
-from distinf.numerics.metrics import spearman
+from distinf.numerics.metrics import sorted_by_class, spearman
 from distinf.report.rows import Row
 from distinf.report.spectral import families, trials
 from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
@@ -158,6 +158,28 @@ def free_rankings(findings: Findings) -> list[Row]:
             of = highest(-other_N if end == "lowest" else other_N, pool)
             row |= {"end": end, "pool": pool, "shared": len(highest(one_N, pool) & of)}
             found.append(row | {"by_chance": min(pool, row["rows"]) ** 2 / row["rows"]})
+    return found
+
+
+def classes(findings: Findings) -> list[Row]:
+    """Per label, target and class: its share of all rows, which rows at random have too, and of
+    the headline's pools; `sorted_pct`: how much of the ranking is its classes."""
+    head, pool, found = findings.headline, findings.headline.pool or 50, list[Row]()
+    mine = [s for s in findings.scores if (s.loss, s.variant) == (head.loss, head.variant)]
+    for label, (names, of_N) in findings.classes.items() if mine else ():
+        for target, scores_N in mine[0].scores.items():
+            known = np.isfinite(scores_N)
+            one_N, class_N = scores_N[known], of_N[known]
+            if len(np.unique(class_N)) < 2:
+                continue
+            ends = {"all": np.arange(len(one_N)), "helpful": [*highest(one_N, pool)]}
+            ends["harmful"] = [*highest(-one_N, pool)]
+            by_class = sorted_by_class(torch.from_numpy(one_N), torch.from_numpy(class_N))
+            for place in np.unique(class_N).tolist():
+                row: Row = {"label": label, "target": target, "class": names[place]}
+                row |= {f"{k}_pct": 100 * float(np.mean(class_N[at] == place))
+                        for k, at in ends.items()}  # fmt: skip
+                found.append(row | {"sorted_pct": 100 * by_class})
     return found
 
 

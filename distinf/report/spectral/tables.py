@@ -40,6 +40,7 @@ def tables(findings: Findings) -> Tables:
         "table_1": run_tables.table_1(findings),
         "effects": run_tables.effects(findings),
         "free_rankings": run_tables.free_rankings(findings),
+        "classes": run_tables.classes(findings),
         "overlaps": run_tables.overlaps(findings),
         "truncation": _truncation(findings.ritz),
         **_attributions(findings),
