@@ -121,7 +121,7 @@ def evaluate(
         _check_unrolled(evaluates, session, config.recipe)
     evaluates.check(session, design.most())
     session.refuse_other_data()
-    cells = list(evaluates.foretold(session))
+    cells = stored = list(evaluates.foretold(session))
     keys: list[str] = []
     if others:
         own = Opened(folder, session, config, {cell.cell: cell for cell in cells})
@@ -136,8 +136,10 @@ def evaluate(
         what = [of, [unit.id for unit in units], asdict(design), *([keys] if keys else [])]
         kind = EVALUATION + digest(what)
         root, about = folder_of(kind), {"of": of, "design": asdict(design), "with": [*others]}
-        files = _files(root, rows, {**about, "trainings": trainings})
-        hand_out(session.blobs, kind, dict(files))
+        files = dict(_files(root, rows, {**about, "trainings": trainings}))
+        if cells is not stored:
+            files[f"{root}/rows.csv"] = _csv(_made_here(stored, cells))
+        hand_out(session.blobs, kind, files)
         assert session.recipe.report is not None  # see recipe_named
         session.recipe.report(session)  # its page has a line on it
     return Evaluation(f"{session.blobs.root}/{root}", rows, trainings)
@@ -350,13 +352,32 @@ def _left_out(session: Session, cell: Foretold, design: Design) -> Row:
 
 
 def _files(root: str, rows: Sequence[Row], about: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    yield f"{root}/measures.csv", _csv(rows)
+    finite = [{k: _plain(v) for k, v in row.items()} for row in rows]
+    yield f"{root}/measures.json", json.dumps({**about, "measures": finite}, indent=1).encode()
+
+
+def _made_here(stored: Sequence[Foretold], cells: Sequence[Foretold]) -> list[Row]:
+    """Each row's mean score over the queries, of the rankings that are not stored with the run."""
+    rows = []
+    for before, cell in zip(stored, cells, strict=True):
+        means = {
+            name: finite_or_0(scores_QN).mean(0).tolist()
+            for name, (_, scores_QN) in cell.scores.items()
+            if name not in before.scores
+        }
+        for row in range(cell.rows):
+            values = {name: values_N[row] for name, values_N in means.items()}
+            rows.append({"cell": cell.cell, "row": row, **values})
+    return rows
+
+
+def _csv(rows: Sequence[Row]) -> bytes:
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(k for row in rows for k in row)))
     writer.writeheader()
     writer.writerows(rows)
-    yield f"{root}/measures.csv", table.getvalue().encode()
-    finite = [{k: _plain(v) for k, v in row.items()} for row in rows]
-    yield f"{root}/measures.json", json.dumps({**about, "measures": finite}, indent=1).encode()
+    return table.getvalue().encode()
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The mean of the scores of runs that differ in their seed alone, and which runs it takes."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -58,6 +59,13 @@ def test_the_command_takes_several_runs_and_its_files_name_them(runs, capsys):
     assert "mean of" not in alone
     folders = [Path(told.strip().rsplit(" ", 1)[-1]) for told in (both, alone)]
     assert folders[0] != folders[1]
+    table = list(csv.DictReader((folders[0] / "rows.csv").open()))
+    name = "cross-entropy/dot"
+    scores = [next(iter(retraining.foretold(run))).scores[name][1] for run in runs]
+    mean_N = np.mean([_scaled(scores_QN) for scores_QN in scores], axis=(0, 1))
+    assert [float(row[f"{name}, mean of 3 runs"]) for row in table] == pytest.approx(mean_N)
+    assert name not in table[0]
+    assert not (folders[1] / "rows.csv").exists()
     stored = [json.loads((folder / "measures.json").read_text())["with"] for folder in folders]
     assert stored == [others, []]
     page = (Path(first) / "report/index.html").read_text()  # of equal trainings, most rankings
