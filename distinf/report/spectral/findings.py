@@ -245,8 +245,8 @@ class Findings:
         ]
 
     def by_selection(self) -> dict[str, list[Outcome]]:
-        """The headline's trials: helpful, random, harmful, then others as they came."""
-        found: dict[str, list[Outcome]] = {SELECTED: [], CONTROL: [], OPPOSITE: []}
+        """The headline's trials: helpful, the baselines, harmful, then others as they came."""
+        found: dict[str, list[Outcome]] = {s: [] for s in (SELECTED, *BASELINES, OPPOSITE)}
         for outcome in self.headline_outcomes():
             found.setdefault(outcome.selection, []).append(outcome)
         return {selection: mine for selection, mine in found.items() if mine}
