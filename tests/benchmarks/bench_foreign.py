@@ -4,7 +4,7 @@
 
 DIR has the unpacked source distributions of opacus, backpack-for-pytorch and curvlinops-for-pytorch
 (`pip download --no-deps --no-binary NAME NAME`, then `tar xf`); the environment has those packages,
-kept apart from ours. Of each case per_sample_gradients is held against plain autograd of one row at
+kept apart from ours, and torchvision and pytorch_memlab, which their tests import. Of each case per_sample_gradients is held against plain autograd of one row at
 a time in float64, by the method it chooses, by each of its methods, and by hooks without the check;
 where the library has its own answer, that is held against it too. Curvature products are held
 against torch.autograd.functional, and inverses against a dense solve.
