@@ -3,11 +3,12 @@
     python -m tests.benchmarks.bench_foreign --sources DIR [--examples 20] [--only NAME] [--each]
 
 DIR has the unpacked source distributions of opacus, backpack-for-pytorch and curvlinops-for-pytorch
-(`pip download --no-deps --no-binary NAME NAME`, then `tar xf`); the environment has those packages,
-kept apart from ours, and torchvision and pytorch_memlab, which their tests import. Of each case per_sample_gradients is held against plain autograd of one row at
-a time in float64, by the method it chooses, by each of its methods, and by hooks without the check;
-where the library has its own answer, that is held against it too. Curvature products are held
-against torch.autograd.functional, and inverses against a dense solve.
+(`pip download --no-deps --no-binary NAME NAME`, then `tar xf`); the environment, kept apart from
+ours, has those packages, and torchvision and pytorch_memlab, which their tests import. Of each case
+per_sample_gradients is held against plain autograd of one row at a time in float64, by the method
+it chooses, by each of its methods, and by hooks without the check; where the library has its own
+answer, that is held against it too. Curvature products are held against torch.autograd.functional,
+and inverses against a dense solve.
 
 A case is passed, refused (an InputError: one line), wrong (another number, in silence), or failed
 (any other exception). --each prints every case that is not passed.
