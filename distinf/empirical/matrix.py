@@ -10,19 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distinf.empirical.stages import EVALUATION, TRAIN, base_units, tuning_units
-from distinf.empirical.task import Related
+from distinf.empirical.stages import base_units, tuning_units
+from distinf.empirical.task import CLEAN, EVALUATION, TRAIN, Place, places, relations
 from distinf.engine.session import Session
-from distinf.errors import InputError
-from distinf.tasks.task import error_context
-
-COLUMNS = ("sample", "group", "level")
-CLEAN = ""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """influence_NE, and first_order_NE, None where it was not asked for.
+    """influence_NE, NaN of rows of another matrix or draw; first_order_NE, None without it.
 
     taken_N  how much of its step each row took. before_E: the losses of the base
     rows     COLUMNS of the tuned rows, and columns of the evaluated ones
@@ -41,31 +36,45 @@ class Matrix:
         every = [*self.rows["level"].tolist(), *self.columns["level"].tolist()]
         return sorted(dict.fromkeys(every), key=lambda level: level != CLEAN)
 
-    def block(self, trained: str, evaluated: str, first_order: bool = False) -> np.ndarray:
+    @property
+    def places(self) -> list[Place]:
+        """The matrices and their draws, in order."""
+        return [*dict.fromkeys(places(self.rows))]
+
+    @property
+    def diverged_N(self) -> np.ndarray:
+        """bool: a loss that was measured is not finite after it."""
+        rows, columns = (np.array(places(of), dtype=object) for of in (self.rows, self.columns))
+        asked_NE = (rows[:, None] == columns[None]).all(2)
+        return np.asarray((asked_NE & ~np.isfinite(self.influence_NE)).any(1))
+
+    def block(
+        self, trained: str, evaluated: str, place: Place = ("", 0), first_order: bool = False
+    ) -> np.ndarray:
         """[S, S]: samples tuned on at one level by the same samples evaluated at another, in the
         order of their groups; [0, 0] where they are not the same samples."""
         whole = self.first_order_NE if first_order else self.influence_NE
-        places = [
-            _placed(of, level) for of, level in ((self.rows, trained), (self.columns, evaluated))
-        ]
-        shared = [sample for sample in places[0] if sample in places[1]]
+        found = _placed(self.rows, trained, place), _placed(self.columns, evaluated, place)
+        shared = [sample for sample in found[0] if sample in found[1]]
         if whole is None or len(shared) < 2:
             return np.empty((0, 0))
-        i, j = (np.array([place[sample] for sample in shared]) for place in places)
+        i, j = (np.array([of[sample] for sample in shared]) for of in found)
         return whole[np.ix_(i, j)]
 
-    def groups(self, level: str = CLEAN) -> np.ndarray:
-        """[S]: the groups of the samples of `block`."""
-        found = _placed(self.rows, level)
-        other = _placed(self.columns, level)
+    def groups(self, place: Place = ("", 0)) -> np.ndarray:
+        """[S]: the groups of the clean samples of `block`."""
+        found, other = (_placed(of, CLEAN, place) for of in (self.rows, self.columns))
         return np.array([self.rows["group"][found[s]] for s in found if s in other])
 
 
-def _placed(columns: Mapping[str, np.ndarray], level: str) -> dict[int, int]:
-    """Sample -> its row at that level, by group and then as they come."""
-    mine = np.flatnonzero(columns["level"] == level)
-    order = mine[np.argsort(columns["group"][mine], kind="stable")]
-    return {int(columns["sample"][row]): int(row) for row in order}
+def _placed(columns: Mapping[str, np.ndarray], level: str, place: Place) -> dict[int, int]:
+    """Sample -> its row at that level: by group where groups are of several samples, else as the
+    samples are numbered."""
+    chosen = (columns["matrix"] == place[0]) & (columns["draw"] == place[1])
+    mine = np.flatnonzero(chosen & (columns["level"] == level))
+    groups = columns["group"][mine]
+    key = groups if len(set(groups.tolist())) < len(groups) else columns["sample"][mine]
+    return {int(columns["sample"][row]): int(row) for row in mine[np.argsort(key, kind="stable")]}
 
 
 def measured(session: Session) -> Matrix:
@@ -74,34 +83,13 @@ def measured(session: Session) -> Matrix:
     stored = session.rows([unit for unit, _ in tuning_units(session.outline)]).columns()
     rows, columns = (relations(session.task, split) for split in (TRAIN, EVALUATION))
     with np.errstate(invalid="ignore"):
-        influence_NE = before_E - stored["losses"]
+        influence_NE = stored.get("unprompted", before_E) - stored["losses"]
     return Matrix(influence_NE, stored.get("first_order"), stored["taken"], before_E, rows, columns)
-
-
-def relations(task: object, split: str) -> dict[str, np.ndarray]:
-    """What the task says of a split's rows, whole; each a sample of its own where it says nothing.
-
-    InputError for columns of another length.
-    """
-    count = task.rows(split)  # type: ignore[attr-defined]
-    alone = np.arange(count) if split == TRAIN else -1 - np.arange(count)
-    found = {"sample": alone, "group": np.full(count, ""), "level": np.full(count, CLEAN)}
-    if isinstance(task, Related):
-        with error_context(f"relations('{split}')"):
-            told = {name: np.asarray(values) for name, values in task.relations(split).items()}
-        odd = [name for name, v in told.items() if name not in COLUMNS or v.shape != (count,)]
-        if odd:
-            raise InputError(
-                f"task: relations('{split}') has {odd[0]!r} of shape {told[odd[0]].shape}; give "
-                f"{', '.join(COLUMNS)}, each one value a row"
-            )
-        found |= told
-    return found
 
 
 def finite(matrix: Matrix) -> Matrix:
     """Without samples whose fine-tuning diverged."""
-    kept = np.isfinite(matrix.influence_NE).all(1)
+    kept = ~matrix.diverged_N
     linear = matrix.first_order_NE
     return replace(
         matrix,

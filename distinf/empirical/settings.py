@@ -11,7 +11,8 @@ from distinf.numerics.precision import Precision
 class TuneSettings:
     """Fine-tuning, anew for each row from the same weights, on that row alone.
 
-    optimizer         sgd or adamw, as torch has them; neither has stepped before
+    optimizer         sgd or adamw, as torch has them; neither has stepped before. Or prompt: the
+                      row stands in the prompt and nothing is tuned (of tasks that can do so)
     lr                of its steps
     weight_decay      of its steps
     momentum          of sgd
@@ -27,7 +28,7 @@ class TuneSettings:
     evaluation_batch  rows evaluated at once
     """
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "prompt"] = "sgd"
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.0
@@ -49,6 +50,8 @@ class TuneSettings:
             raise ValueError(f"least_taken: {self.least_taken} must lie between 0 and 1")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError("momentum: is of sgd; leave it out, or set tune.optimizer to sgd")
+        if self.first_order and self.optimizer == "prompt":
+            raise ValueError("first_order: a prompt takes no step; leave it out")
 
 
 @dataclass(frozen=True)

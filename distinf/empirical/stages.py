@@ -6,6 +6,7 @@ tuning  units of rows: fine-tune on each, by itself, from the base -> the losses
 What is stored is the loss itself; influence is before minus after (see matrix.py).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from distinf.empirical.task import Based
+from distinf.empirical.task import (
+    EVALUATION,
+    TRAIN,
+    Based,
+    Place,
+    Prompted,
+    places,
+    relations,
+)
 from distinf.engine.session import Outline, Session, row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
@@ -38,7 +47,7 @@ from distinf.tasks.rehearsal import rehearse
 from distinf.tasks.task import error_context
 
 BASE, TUNING = "base", "tuning"
-TRAIN, EVALUATION = "train", "evaluation"  # rows that are tuned on, and rows that are evaluated
+PROMPT = "prompt"
 WEIGHT = "weight."
 BACKWARD, SLOPE = 2.0, 2.0  # forward passes: of a gradient, beside its own; of a derivative
 
@@ -91,8 +100,17 @@ def check(session: Session) -> str:
     if not has_own_rows(session.task):
         raise InputError("task: the empirical recipe takes tasks whose rows are there, not made")
     model = rehearse(session.task)
-    layout = Layout.of(model, session.settings.tune.blocks)
-    _updates(session, model, layout)
+    settings = session.settings.tune
+    if settings.optimizer == PROMPT and not isinstance(session.task, Prompted):
+        raise InputError(
+            "tune.optimizer: prompt needs a task with prompted(model, row, ids); see "
+            "distinf/empirical/task.py"
+        )
+    mine, others = (set(places(relations(session.task, split))) for split in (TRAIN, EVALUATION))
+    if mine - others:
+        matrix, draw = min(mine - others)
+        raise InputError(f"task: no evaluation row is of the matrix '{matrix}', draw {draw}")
+    _updates(session, model, Layout.of(model, settings.blocks))
     return ""
 
 
@@ -113,42 +131,65 @@ def base_body(session: Session, unit: Unit, attempt: str) -> Record:
         _load(model, weights)
     model = model.to(session.device).eval()
     layout = Layout.of(model, session.settings.tune.blocks)
+    losses_E = torch.empty(session.outline.rows[EVALUATION], dtype=torch.float64)
     with _measuring(session, model), torch.no_grad():
-        losses_E = _evaluation(session, model)(parameters_of(model, layout))
+        for place in _columns(session):
+            losses, ids = _evaluation(session, model, place)
+            losses_E[ids] = losses(parameters_of(model, layout)).cpu()
     if not torch.isfinite(losses_E).all():
         bad = int((~torch.isfinite(losses_E)).sum())
         raise InputError(f"base: {bad} of {len(losses_E)} evaluation losses are not finite")
     stored = {f"{WEIGHT}{name}": np.asarray(values) for name, values in weights.items()}
-    return session.commit(unit, attempt, {"losses": losses_E.cpu().numpy(), **stored})
+    return session.commit(unit, attempt, {"losses": losses_E.numpy(), **stored})
 
 
 def tuning_body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Arrays of the unit's rows: losses fp64 [n, E] after each; taken [n], how much of its step;
-    first_order [n, E] if it is asked for. Losses that a row made infinite are kept as they are."""
-    settings = session.settings.tune
+    """Arrays of the unit's rows: losses fp64 [n, E] after each, NaN of evaluation rows of another
+    matrix or draw; taken [n], how much of its step; first_order [n, E] if it is asked for, and
+    under tune.optimizer prompt unprompted [n, E]. What a row made infinite is kept as it is."""
     model: nn.Module = session.cached("base", lambda: based_model(session))
-    layout = Layout.of(model, settings.blocks)
-    start, every = parameters_of(model, layout), _evaluation(session, model)
-    updates = _updates(session, model, layout)
-    found: dict[str, list[Any]] = {"losses": [], "taken": []}
+    count, columns = unit.stop - unit.start, session.outline.rows[EVALUATION]
+    arrays: dict[str, np.ndarray] = {"taken": np.full(count, np.nan)}
+    step = _after_prompt if session.settings.tune.optimizer == PROMPT else _after_tuning
     with _measuring(session, model):
-        for row in range(unit.start, unit.stop):
-            batch = session.read(session.task, TRAIN, np.array([row]))
-            own = losses_of(model, _loss(session), [batch])
-            made = tuned(own, start, updates, settings.lr, settings.steps)
-            _refuse_lost(made.taken, settings, row)
-            with torch.no_grad():
-                found["losses"].append(every(made.parameters))
-            found["taken"].append(made.taken)
-            if settings.first_order:
-                slopes = first_order(every, start, made.parameters)
-                found.setdefault("first_order", []).append(slopes)
-            session.tell(unit, (row + 1 - unit.start) / (unit.stop - unit.start))
-    taken = np.array(found.pop("taken"))
-    arrays = {name: torch.stack(rows).cpu().numpy() for name, rows in found.items()}
-    return session.commit(
-        unit, attempt, {**arrays, "taken": taken}, may_hold_nan=[*arrays, "taken"]
-    )
+        for k, row in enumerate(range(unit.start, unit.stop)):
+            place = places(session.cached(TRAIN, lambda: relations(session.task, TRAIN)))[row]
+            losses, ids = _evaluation(session, model, place)
+            taken, found = step(session, model, row, losses, ids)
+            arrays["taken"][k] = taken
+            for name, values in found.items():
+                whole = arrays.setdefault(name, np.full((count, columns), np.nan))
+                whole[k, ids] = values.double().cpu().numpy()
+            session.tell(unit, (k + 1) / count)
+    return session.commit(unit, attempt, arrays, may_hold_nan=[*arrays])
+
+
+Found = tuple[float, dict[str, torch.Tensor]]
+
+
+def _after_tuning(
+    session: Session, model: nn.Module, row: int, losses: Losses, ids: np.ndarray
+) -> Found:
+    settings, layout = session.settings.tune, Layout.of(model, session.settings.tune.blocks)
+    start = parameters_of(model, layout)
+    batch = session.read(session.task, TRAIN, np.array([row]))
+    own = losses_of(model, _loss(session), [batch])
+    updates = _updates(session, model, layout)
+    made = tuned(own, start, updates, settings.lr, settings.steps)
+    _refuse_lost(made.taken, settings, row)
+    with torch.no_grad():
+        found = {"losses": losses(made.parameters)}
+    if settings.first_order:
+        found["first_order"] = first_order(losses, start, made.parameters)
+    return made.taken, found
+
+
+def _after_prompt(
+    session: Session, model: nn.Module, row: int, losses: Losses, ids: np.ndarray
+) -> Found:
+    with error_context(f"prompted(row {row})"):
+        prompted, unprompted = session.task.prompted(model, row, ids)
+    return math.nan, {"losses": prompted, "unprompted": unprompted}
 
 
 def _refuse_lost(taken: float, settings: Any, row: int) -> None:
@@ -183,18 +224,30 @@ def _loss(session: Session) -> Any:
     return next(iter(session.task.losses.values()))
 
 
-def _evaluation(session: Session, model: nn.Module) -> Losses:
-    """Of every evaluation row, in batches that are the same before and after."""
+def _evaluation(session: Session, model: nn.Module, place: Place) -> tuple[Losses, np.ndarray]:
+    """The losses of a matrix's evaluation rows, and their ids; in batches that are the same before
+    and after."""
+    ids = _columns(session)[place]
 
     def batches() -> list[Any]:
-        step = session.settings.tune.evaluation_batch
-        ranges = row_ranges(session.outline.rows[EVALUATION], step)
+        ranges = row_ranges(len(ids), session.settings.tune.evaluation_batch)
         return [
-            to_device(session.task.batch(EVALUATION, np.arange(a, b)), session.device)
-            for a, b in ranges
+            to_device(session.task.batch(EVALUATION, ids[a:b]), session.device) for a, b in ranges
         ]
 
-    return losses_of(model, _loss(session), session.cached("batches", batches))
+    return losses_of(model, _loss(session), session.latest("batches", place, batches)), ids
+
+
+def _columns(session: Session) -> dict[Place, np.ndarray]:
+    """The evaluation rows of each matrix and draw."""
+
+    def found() -> dict[Place, np.ndarray]:
+        mine: dict[Place, list[int]] = {}
+        for row, place in enumerate(places(relations(session.task, EVALUATION))):
+            mine.setdefault(place, []).append(row)
+        return {place: np.array(rows) for place, rows in mine.items()}
+
+    return session.cached(EVALUATION, found)
 
 
 @contextmanager

@@ -1,10 +1,30 @@
 """What the empirical recipe asks of a task beyond `tasks.task.Task`, all of it optional."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+from distinf.errors import InputError
+from distinf.tasks.task import SPLITS, Task, error_context
+
+TRAIN, EVALUATION = SPLITS  # rows that are tuned on, and rows that are evaluated
+CLEAN = ""  # the level of rows that were not disturbed
+COLUMNS = ("sample", "group", "level", "matrix", "draw")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Of a matrix: does learning the group `after` help `right` more than `wrong`?"""
+
+    matrix: str
+    name: str
+    after: str
+    right: str
+    wrong: str
 
 
 @runtime_checkable
@@ -20,5 +40,54 @@ class Related(Protocol):
     """A task that can say how rows of both splits belong together."""
 
     def relations(self, split: str) -> Mapping[str, np.ndarray]:
-        """Columns [rows]: "sample", int, the same of a sample wherever it is; and, where there are
-        such, "group", str, its class; "level", str, how it was disturbed, "" for not at all."""
+        """Columns [rows], any of: "sample", int, the same of a sample wherever it is; "group", str,
+        its class or its name; "level", str, how it was disturbed, "" for not at all; "matrix", str,
+        and "draw", int: rows are measured on those of the same matrix and draw alone, and the draws
+        of a matrix have the same samples."""
+
+
+@runtime_checkable
+class Contrasting(Protocol):
+    """A task that knows which conclusions are right."""
+
+    def contrasts(self) -> Sequence[Contrast]:
+        """In the order of the page."""
+
+
+@runtime_checkable
+class Prompted(Protocol):
+    """A task whose samples can stand in a prompt instead of being learned."""
+
+    def prompted(self, model: nn.Module, row: int, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        """fp64 [n] each: the losses of the evaluation rows `ids` with the training row in the
+        prompt, and with something unrelated, as long, in its place."""
+
+
+def relations(task: Task, split: str) -> dict[str, np.ndarray]:
+    """All COLUMNS of a split's rows; where the task says nothing, each is a sample of its own.
+
+    InputError for columns of another name or length.
+    """
+    count = task.rows(split)
+    alone = np.arange(count) if split == TRAIN else -1 - np.arange(count)
+    found: dict[str, np.ndarray] = {"sample": alone, "draw": np.zeros(count, np.int64)}
+    found |= {name: np.full(count, "") for name in ("group", "level", "matrix")}
+    if isinstance(task, Related):
+        with error_context(f"relations('{split}')"):
+            told = {name: np.asarray(values) for name, values in task.relations(split).items()}
+        odd = [name for name, v in told.items() if name not in COLUMNS or v.shape != (count,)]
+        if odd:
+            raise InputError(
+                f"task: relations('{split}') has {odd[0]!r} of shape {told[odd[0]].shape}; give "
+                f"any of {', '.join(COLUMNS)}, each one value a row"
+            )
+        found |= told
+    return found
+
+
+Place = tuple[str, int]  # a matrix, and which draw of it
+
+
+def places(columns: Mapping[str, np.ndarray]) -> list[Place]:
+    """Of every row."""
+    return [*zip(columns["matrix"].tolist(), columns["draw"].tolist(), strict=True)]

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from distinf.empirical.matrix import CLEAN, Matrix, finite
+from distinf.empirical.matrix import Matrix, finite
+from distinf.empirical.task import CLEAN
 from distinf.report import maps, svg
-from distinf.report.empirical.findings import ANY, OWN, SAME, level_name
+from distinf.report.empirical.findings import ANY, OWN, SAME, drawn, level_name
 from distinf.report.plots import Dot, Panel, rows_of_dots
 from distinf.report.rows import Row
 
@@ -32,7 +33,38 @@ def _small(square: np.ndarray, most: int) -> np.ndarray:
     return np.asarray(summed / (lengths[:, None] * lengths[None]))
 
 
+def domains(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
+    """Of each matrix with names of its own the mean over draws, a picture for each run."""
+    made = []
+    for matrix_name, its in drawn(runs[""]).items() if runs[""].places != [("", 0)] else ():
+        for name, matrix in runs.items():
+            squares = [finite(matrix).block(CLEAN, CLEAN, place) for place in its]
+            shape = squares[0].shape
+            whole = [square for square in squares if square.size and square.shape == shape]
+            if whole:
+                names = matrix.groups(its[0]).tolist()
+                mean = np.mean(whole, axis=0)
+                share = 100 * mean / (np.abs(mean).max() or 1.0)
+                made.append((f"{matrix_name}: {name or 'this run'}", names, names, share))
+    return maps.several(canvas, made, 2, 1.2, lambda values: values / 100)
+
+
+def conclusions(rows: Sequence[Row], canvas: Canvas) -> bool | None:
+    """A panel for each run."""
+    panels = []
+    for name in dict.fromkeys(row["run"] for row in rows):
+        mine = [row for row in rows if row["run"] == name]
+        labels = [f"{row['matrix']}: {row['contrast']}" for row in mine]
+        dots = [Dot(k, row["mean"], row["low"], row["high"]) for k, row in enumerate(mine)]
+        panels.append(Panel(name or "this run", labels, dots))
+    if not panels:
+        return False
+    return rows_of_dots(canvas, 0.9 + 0.3 * max(len(p.labels) for p in panels), *panels)
+
+
 def pairwise(matrix: Matrix, canvas: Canvas) -> bool | None:
+    if matrix.places != [("", 0)]:
+        return False
     square = matrix.block(CLEAN, CLEAN)
     if not len(square):
         square, groups = matrix.influence_NE, np.array([])
@@ -74,8 +106,9 @@ def sizes(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
     canvas.set_figheight(3.6)
     axes, hues = canvas.subplots(), ("accent", "helpful", "harmful", "reference")
     for (name, matrix), hue in zip(runs.items(), hues):
-        square = finite(matrix).block(CLEAN, CLEAN)
-        values = np.abs(square[~np.eye(len(square), dtype=bool)]) if len(square) else np.empty(0)
+        squares = [finite(matrix).block(CLEAN, CLEAN, place) for place in matrix.places]
+        off = [square[~np.eye(len(square), dtype=bool)] for square in squares]
+        values = np.abs(np.concatenate(off))
         values = np.sort(values[values > 0])
         if values.size:
             places = np.unique(np.linspace(0, values.size - 1, 400).astype(int))

@@ -1,18 +1,22 @@
 """The numbers of an empirical run, as rows of its tables."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from distinf.empirical.matrix import CLEAN, Matrix
+from distinf.empirical.matrix import Matrix
+from distinf.empirical.task import CLEAN, Contrast, Place
 from distinf.numerics.bootstrap import Estimate, estimate
-from distinf.numerics.pairwise import MEASURES, jackknife
+from distinf.numerics.pairwise import MEASURES, Statistic, jackknife
 from distinf.report.rows import Row
 
 ANY, SAME, OTHER, OWN = "any pair", "same class", "other classes", "itself"
 FROM_NOISY, CLEAN_ON_NOISY = "from noisy less from clean", "clean on noisy less reverse"
+FEWEST = 5  # draws, or samples, from which on there is an interval over them
 FLOOR = 4.0  # of a loss's float32 rounding errors: below it a difference is none
 
 
@@ -20,36 +24,79 @@ def level_name(level: str) -> str:
     return f"noise {level}" if level else "clean"
 
 
-def tables(runs: Mapping[str, Matrix]) -> dict[str, list[Row]]:
+def tables(runs: Mapping[str, Matrix], contrasts: Sequence[Contrast] = ()) -> dict[str, list[Row]]:
     """By name; `runs`: "" is the run, others its variations, without samples that diverged."""
-    found: dict[str, list[Row]] = {"measures": [], "relations": [], "noise": [], "first_order": []}
-    for name, matrix in runs.items():
-        own = {"run": name}
-        found["measures"] += [own | row for row in measures(matrix)]
-        found["relations"] += [own | row for row in relations(matrix)]
-        found["noise"] += [own | row for row in noise(matrix)]
-        found["first_order"] += [own | row for row in linearity(matrix)]
+    made: dict[str, Callable[[Matrix], Iterator[Row]]] = {
+        "measures": measures, "contrasts": partial(concluded, contrasts=contrasts),
+        "relations": relations, "noise": noise, "first_order": linearity,
+    }  # fmt: skip
+    found = {
+        name: [{"run": run} | row for run, matrix in runs.items() for row in make(matrix)]
+        for name, make in made.items()
+    }
     return {name: rows for name, rows in found.items() if rows}
 
 
+def drawn(matrix: Matrix) -> dict[str, list[Place]]:
+    """The draws of every matrix."""
+    found: dict[str, list[Place]] = {}
+    for place in matrix.places:
+        found.setdefault(place[0], []).append(place)
+    return found
+
+
 def measures(matrix: Matrix) -> Iterator[Row]:
-    """Of the clean samples' square matrix: MEASURES with jackknife intervals."""
-    square = matrix.block(CLEAN, CLEAN)
-    if len(square) < 3:
-        return
-    for name, statistic in MEASURES.items():
-        value, low, high = jackknife(square, statistic)
-        yield {"measure": name, "value": value, "low": low, "high": high, "samples": len(square)}
+    """Of the clean samples' square matrix: MEASURES with jackknife intervals; of several draws
+    their means, with intervals over draws."""
+    floor = FLOOR * float(np.finfo(np.float32).eps) * max(float(np.abs(matrix.before_E).max()), 1.0)
+    every: dict[str, Statistic] = {**MEASURES, "below rounding": partial(_below, floor=floor)}
+    for name, its in drawn(matrix).items():
+        squares = [matrix.block(CLEAN, CLEAN, place) for place in its]
+        squares = [square for square in squares if len(square) >= 3]
+        if not squares:
+            continue
+        own = {"matrix": name, "samples": len(squares[0]), "draws": len(squares)}
+        for measure, statistic in every.items():
+            if len(squares) == 1:
+                value, low, high = jackknife(squares[0], statistic)
+            else:
+                over = estimate({(k, 0): statistic(square) for k, square in enumerate(squares)})
+                value, (low, high) = over.mean, (_told(over)[k] for k in ("low", "high"))
+            yield own | {"measure": measure, "value": value, "low": low, "high": high}
+
+
+def _below(square: np.ndarray, floor: float) -> float:
+    """Share of entries off the diagonal that rounding could have made."""
     off = ~np.eye(len(square), dtype=bool)
-    floor = FLOOR * np.finfo(np.float32).eps * max(float(np.abs(matrix.before_E).max()), 1.0)
-    share = float((np.abs(square[off]) < floor).mean())
-    yield {"measure": "below rounding", "value": share, "samples": len(square)}
+    return float((np.abs(square[off]) < floor).mean())
+
+
+def concluded(matrix: Matrix, contrasts: Sequence[Contrast]) -> Iterator[Row]:
+    """Influence on a right conclusion less that on a wrong one, with intervals over draws."""
+    for contrast in contrasts:
+        differences = {}
+        for place in drawn(matrix).get(contrast.matrix, []):
+            square, groups = matrix.block(CLEAN, CLEAN, place), matrix.groups(place).tolist()
+            named = [contrast.after, contrast.right, contrast.wrong]
+            if square.size and set(named) <= set(groups):
+                after, right, wrong = map(groups.index, named)
+                differences[place[1], 0] = float(square[after, right] - square[after, wrong])
+        if differences:
+            yield {
+                "matrix": contrast.matrix,
+                "contrast": contrast.name,
+                "after": contrast.after,
+                "right": contrast.right,
+                "wrong": contrast.wrong,
+                **_told(estimate(differences)),
+                "right_pct": 100 * float(np.mean([d > 0 for d in differences.values()])),
+            }
 
 
 def relations(matrix: Matrix) -> Iterator[Row]:
     """Mean influence on the sample itself, on others of its class and on other classes, by the
     level it is tuned on at and that it is evaluated at."""
-    for trained in matrix.levels:
+    for trained in matrix.levels if matrix.places == [("", 0)] else ():
         for evaluated in matrix.levels:
             square = matrix.block(trained, evaluated)
             for relation, chosen in _pairs(square, matrix.groups(), own=True).items():
@@ -67,7 +114,7 @@ def noise(matrix: Matrix) -> Iterator[Row]:
     less what is learned from its clean one; and what a clean sample teaches noisy ones less what
     the noisy one teaches clean ones. `holds_pct`: of pairs, how many go as one would wish."""
     clean = matrix.block(CLEAN, CLEAN)
-    for level in matrix.levels[1:]:
+    for level in matrix.levels[1:] if clean.size else ():
         from_noisy, on_noisy = matrix.block(level, CLEAN), matrix.block(CLEAN, level)
         contrasts = {
             FROM_NOISY: (from_noisy - clean, -1.0),
@@ -89,16 +136,19 @@ def linearity(matrix: Matrix) -> Iterator[Row]:
     """How much of the measured influence the step's first order tells: R^2 about 0, correlation."""
     if matrix.first_order_NE is None:
         return
-    for trained in matrix.levels:
-        measured = matrix.block(trained, CLEAN)
-        told = matrix.block(trained, CLEAN, first_order=True)
+    for trained, (name, its) in product(matrix.levels, drawn(matrix).items()):
+        measured, told = (
+            np.concatenate([matrix.block(trained, CLEAN, at, linear).ravel() for at in its])
+            for linear in (False, True)
+        )
         if not measured.size:
             continue
         left, total = ((measured - told) ** 2).sum(), (measured**2).sum()
         yield {
+            "matrix": name,
             "trained": level_name(trained),
             "r2": 1.0 - float(left / total) if total > 0 else math.nan,
-            "correlation": float(np.corrcoef(measured.ravel(), told.ravel())[0, 1]),
+            "correlation": float(np.corrcoef(measured, told)[0, 1]),
         }
 
 
@@ -124,9 +174,10 @@ def _by_sample(values: np.ndarray, chosen: np.ndarray) -> Estimate:
 
 
 def _told(found: Estimate) -> dict[str, Any]:
+    enough = found.targets >= FEWEST
     return {
         "mean": found.mean,
-        "low": found.low,
-        "high": found.high,
+        "low": found.low if enough else math.nan,
+        "high": found.high if enough else math.nan,
         "samples": found.targets,
     }

