@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         ("shares", int, "random subsets without the fraction (default 10; 0: none)"),
         ("ones", int, "rows to leave out one at a time (default 0)"),
         ("fraction", float, "of rows left out of a share (default 0.01)"),
+        ("patch", int, "highest scored rows for one step more (default 10; 0: none)"),
     ):
         evaluate.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     evaluate.add_argument(
@@ -361,7 +362,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from distinf.engine.evaluating import Design, evaluate
     from distinf.progress import Reporter, evaluation_table
 
-    names = ("subsets", "repeats", "shares", "ones", "fraction", "independent", "unrolled")
+    names = (
+        "subsets", "repeats", "shares", "ones", "fraction", "patch", "independent", "unrolled"
+    )  # fmt: skip
     given = {name: getattr(options, name) for name in names}
     design = Design(**{name: value for name, value in given.items() if value is not None})
     options.voice.rest()

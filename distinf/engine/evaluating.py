@@ -19,8 +19,9 @@ import numpy as np
 
 from distinf.config import load
 from distinf.digest import digest
-from distinf.engine import running
+from distinf.engine import patching, running
 from distinf.engine.lease import held
+from distinf.engine.patching import PATCH
 from distinf.engine.recipe import Draws, Evaluates, Foretold
 from distinf.engine.run import refuse_unfinished, reopen
 from distinf.engine.session import Session, draw, row_ranges
@@ -59,6 +60,7 @@ class Design:
              for what leaving out the highest scored ones does
     ones     rows left out alone: those of highest and lowest score, for what a score of 1 means
     fraction of rows left out at once, one at least
+    patch    highest scored rows of a query for one step more, beside as many random ones; 0: none
     independent  halves start from weights of their own and go through an order of their own, as
                  trainings by other people would; else from the run's start
     unrolled scores by unrolling the run's own training stand beside the stored ones
@@ -69,6 +71,7 @@ class Design:
     shares: int = 10
     ones: int = 0
     fraction: float = 0.01
+    patch: int = 10
     independent: bool = False
     unrolled: bool = False
 
@@ -80,8 +83,10 @@ class Design:
             raise InputError(f"--fraction {self.fraction}: must lie between 0 and 0.5")
         if 0 < self.subsets < FEWEST:
             raise InputError(f"--subsets {self.subsets}: fewer than {FEWEST} give no interval")
-        if not self.subsets and not self.shares and not self.ones:
-            raise InputError("evaluate: nothing to train; give --subsets, --shares or --ones")
+        if not (self.subsets or self.shares or self.ones or self.patch):
+            raise InputError(
+                "evaluate: nothing to train; give --subsets, --shares, --ones or --patch"
+            )
         trainings = self.subsets * self.repeats + self.shares
         if trainings > MOST:
             raise InputError(
@@ -131,8 +136,10 @@ def evaluate(
         _train(session, evaluates, units, config.runtime, watch)
         if design.unrolled:
             cells = [_with_unrolled(session, cell) for cell in cells]
+            steps = [unit for cell in cells for unit in _patches(session, cell, design)]
+            _train(session, evaluates, steps, config.runtime, watch)
         rows = [row for cell in cells for row in _measures(session, cell, design)]
-        of, trainings = evaluates.key(session), sum(UNROLLED not in unit.job for unit in units)
+        of, trainings = evaluates.key(session), sum(map(_is_training, units))
         what = [of, [unit.id for unit in units], asdict(design), *([keys] if keys else [])]
         kind = EVALUATION + digest(what)
         root, about = folder_of(kind), {"of": of, "design": asdict(design), "with": [*others]}
@@ -162,13 +169,17 @@ def _train(
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Arrays: each loss fp64 [Q] of the model trained on the rows that the unit keeps; of one
-    that unrolls, each loss's scores fp64 [queries, N]."""
+    that unrolls, each loss's scores fp64 [queries, N]; of single steps, see losses_after."""
     evaluates = session.recipe.evaluates
     assert evaluates is not None  # see evaluate
     job, tell = unit.job, partial(session.tell, unit)
     if UNROLLED in job:
         assert evaluates.unrolls is not None  # see _check_unrolled
         found = evaluates.unrolls.scores(session, job["cell"], slice(*job[UNROLLED]), tell)
+    elif PATCH in job:
+        assert evaluates.trained is not None  # see _patches
+        trained = evaluates.trained(session, job["cell"])
+        found = patching.losses_after(trained, job, job["queries"], tell)
     else:
         kept = np.flatnonzero(kept_rows(session.seed, job))
         draws = Draws(job["seed"], job.get("own_start", False))
@@ -213,6 +224,11 @@ def _every_unit(session: Session, cell: Foretold, design: Design) -> Iterator[Un
     yield from (_unit(session, cell, {"without": [row]}) for row in _ones(cell, design))
     if design.unrolled:
         yield from _unrolled_units(session, cell)
+    yield from _patches(session, cell, design)
+
+
+def _is_training(unit: Unit) -> bool:
+    return UNROLLED not in unit.job and PATCH not in unit.job
 
 
 def _halves(design: Design, repeat: int) -> list[dict[str, Any]]:
@@ -241,6 +257,17 @@ def _order(cell: Foretold) -> np.ndarray:
     """Rows by falling mean score of the report's ranking; those without a score in the middle."""
     total_N = finite_or_0(cell.scores[cell.ranking][1]).mean(0)
     return np.argsort(-total_N, kind="stable")
+
+
+def _patches(session: Session, cell: Foretold, design: Design) -> list[Unit]:
+    """Single steps: on random rows first, then by each ranking."""
+    evaluates = session.recipe.evaluates
+    assert evaluates is not None
+    if not design.patch or evaluates.trained is None:
+        return []
+    jobs = [patching.random_sets(session.seed, cell, min(design.patch, cell.rows))]
+    jobs += [job for name in cell.scores for job in patching.top_sets(cell, name, design.patch)]
+    return [_unit(session, cell, {"queries": len(cell.queries), **job}) for job in jobs]
 
 
 def _unrolled_units(session: Session, cell: Foretold) -> list[Unit]:
@@ -301,6 +328,7 @@ def _measures(session: Session, cell: Foretold, design: Design) -> Iterator[Row]
             yield about | _row("AUC, wrong labels lowest", found)
         if design.ones:
             yield from (about | row for row in _of_ones(session, cell, design, loss, scores_QN))
+    yield from _of_patches(session, cell, design)
     if design.shares:
         yield _left_out(session, cell, design)
 
@@ -337,6 +365,21 @@ def _of_ones(
     yield _row("one row left out, Spearman", found, subsets=len(rows), repeats=1)
     fit = slope(scores_QN, np.array(rows), changes_MQ)
     yield _row("loss that a score of 1 means", fit, subsets=len(rows), repeats=1)
+
+
+def _of_patches(session: Session, cell: Foretold, design: Design) -> Iterator[Row]:
+    units, queries = _patches(session, cell, design), len(cell.queries)
+    if not units:
+        return
+    random, left = units[0], iter(units[1:])
+    for name, (loss, _) in cell.scores.items():
+        top_Q: list[float] = []
+        while len(top_Q) < queries:
+            top_Q += session.arrays(next(left), [loss])[loss].tolist()
+        found = patching.gain(np.array(top_Q), session.arrays(random, [loss])[loss])
+        what = f"loss less after one step on the top {design.patch} rows, minus random"
+        about = {"cell": cell.cell, "ranking": name, "loss": loss, "queries": queries}
+        yield about | _row(what, found)
 
 
 def _left_out(session: Session, cell: Foretold, design: Design) -> Row:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from distinf.digest import digest
 from distinf.engine.stage import WHOLE, Keys, Names, Stage, Values, keys_of, picked
@@ -13,7 +14,7 @@ from distinf.errors import InputError
 from distinf.naming import shown
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.handed import FOLDER, sums_of
-from distinf.tasks.task import Task
+from distinf.tasks.task import Batch, PerSampleLoss, Task
 
 if TYPE_CHECKING:
     from distinf.engine.session import Session
@@ -118,6 +119,23 @@ class Unrolls:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A finished run's model of one cell, for one step more.
+
+    rate     the run's learning rate
+    losses   as the task's; the step is down the first
+    rows     training rows [n] -> Batch
+    queries  the cell's queries [n], by their position -> Batch
+    """
+
+    model: nn.Module
+    rate: float
+    losses: Mapping[str, PerSampleLoss]
+    rows: Callable[[np.ndarray], Batch]
+    queries: Callable[[np.ndarray], Batch]
+
+
+@dataclass(frozen=True)
 class Evaluates:
     """How scores of a finished run are held against training on some of the rows.
 
@@ -128,6 +146,7 @@ class Evaluates:
               on these rows alone
     scored    the stages whose keys name the scores
     unrolls   how its training is unrolled; None: it is not
+    trained   (session, cell) -> its Trained; None: no step more is taken
     """
 
     stage: Stage
@@ -138,6 +157,7 @@ class Evaluates:
     ]
     scored: tuple[Stage, ...]
     unrolls: Unrolls | None = None
+    trained: Callable[[Any, str], Trained] | None = None
 
     def key(self, session: "Session") -> str:
         """What an evaluation is of: the trainings and scores of every cell, as they are now."""

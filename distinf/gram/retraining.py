@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.engine.recipe import Draws, Foretold
+from distinf.engine.recipe import Draws, Foretold, Trained
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
@@ -17,7 +17,7 @@ from distinf.gram.configurations import configurations, headline
 from distinf.gram.ranking import free_rankings
 from distinf.gram.session import QUERY, TRAIN, Session
 from distinf.gram.task import Reseeded
-from distinf.gram.train import checked_fit, with_weights
+from distinf.gram.train import checked_fit, trained_model, with_weights
 from distinf.numerics.precision import float_edges, precision
 
 NAME = "retrain"
@@ -81,6 +81,15 @@ def losses(
                 values = loss(model, batch)
             found[name].append(values.double().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def trained(session: Session, cell: str) -> Trained:
+    """Evaluates.trained."""
+    return Trained(
+        trained_model(session, cell), session.settings.train.lr, session.task(cell).losses,
+        lambda rows: session.batch(cell, TRAIN, rows),
+        lambda queries: session.batch(cell, QUERY, queries),
+    )  # fmt: skip
 
 
 STAGE = Stage(NAME, "training on subsets", needs=("train",))

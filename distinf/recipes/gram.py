@@ -32,7 +32,12 @@ RECIPE = Recipe(
     check=check,
     asks=Asks(ranking, answers, (data.STAGE, gradients.STAGE, candidates.STAGE)),
     evaluates=Evaluates(
-        retraining.STAGE, retraining.check, retraining.foretold, retraining.losses, (scores.STAGE,)
+        retraining.STAGE,
+        retraining.check,
+        retraining.foretold,
+        retraining.losses,
+        (scores.STAGE,),
+        trained=retraining.trained,
     ),
     summary=summary,
     packages=("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),

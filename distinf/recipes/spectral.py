@@ -54,6 +54,7 @@ RECIPE = Recipe(
         retraining.losses,
         (scores.STAGE, trajectory.TRACIN),
         Unrolls(unrolling.check, unrolling.scores),
+        retraining.trained,
     ),
     summary=summary,
     packages=("torch", "numpy", "sionna-no-rt", "sionna"),

@@ -9,7 +9,7 @@ from torch import nn
 
 from distinf.collective import Collective
 from distinf.digest import digest
-from distinf.engine.recipe import Draws, Foretold
+from distinf.engine.recipe import Draws, Foretold, Trained
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
@@ -20,7 +20,7 @@ from distinf.spectral import baselines
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.scores import stored_scores, stored_variants
 from distinf.spectral.session import Session
-from distinf.spectral.train import starting_model, take_step
+from distinf.spectral.train import starting_model, take_step, trained_model
 from distinf.tasks.task import build_task, error_context
 
 NAME = "retrain"
@@ -92,6 +92,16 @@ def losses(
             take_step(session, model, optimizer, pieces, step, collective, draws.seed)
         tell((step + 1) / steps)
     return _target_losses(session, model.eval())
+
+
+def trained(session: Session, cell: str) -> Trained:
+    """Evaluates.trained."""
+    ids = chosen_targets(session).ids
+    return Trained(
+        trained_model(session), session.settings.train.lr, session.task.losses,
+        lambda rows: session.batch("train", rows),
+        lambda queries: session.batch("evaluation", ids[queries]),
+    )  # fmt: skip
 
 
 def _other_start(session: Session, seed: int) -> nn.Module:
