@@ -160,6 +160,10 @@ def _parser() -> argparse.ArgumentParser:
         help="finished runs that differ in their seed alone: the mean of all runs' scores beside "
         "those of the first",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--plan", action="store_true",
+        help="say how many trainings it will take and how long, without one",
+    )  # fmt: skip
     evaluate.set_defaults(call=_evaluate)
 
     plan = commands.add_parser("plan", help="what a run will take, without running it")
@@ -367,10 +371,35 @@ def _evaluate(options: argparse.Namespace) -> None:
     )  # fmt: skip
     given = {name: getattr(options, name) for name in names}
     design = Design(**{name: value for name, value in given.items() if value is not None})
+    if options.plan:
+        _print_evaluation_plan(options.run, design, options.others)
+        return
     options.voice.rest()
     found = evaluate(options.run, design, Reporter(), options.others)
     evaluation_table(found)
     _print(f"{found.trainings} trainings; these numbers as CSV and JSON: {found.root}")
+
+
+def _print_evaluation_plan(run: str, design: Any, others: Sequence[str]) -> None:
+    from distinf.engine.evaluation_plan import plan
+    from distinf.report.formats import count, duration
+
+    found = plan(run, design, others)
+    _print(
+        f"{count(found.trainings)} trainings, {count(found.done)} of them done; the others are "
+        f"{found.wholes:.3g} times the work of one on all rows"
+    )
+    if found.whole_s is None:
+        _print("the run has no note of what its training took, so there is no time to tell")
+    else:
+        _print(
+            f"the run's own training took {duration(found.whole_s)} of one worker: about "
+            f"{duration(found.seconds)} on {found.workers} worker{'s' * (found.workers > 1)}"
+        )
+    if found.steps:
+        _print(f"and {count(found.steps)} single steps")
+    if found.unrolled:
+        _print(f"and its training unrolled {count(found.unrolled)} times, each about two trainings")
 
 
 def _file_setting(options: argparse.Namespace, rows: str, by_set: bool = False) -> str:

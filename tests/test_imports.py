@@ -22,6 +22,7 @@ LEVELS = {
     "cli": 14,
     "progress": 13,
     "engine/query": 11,
+    "engine/evaluation_plan": 13,
     "engine/evaluating": 12,
     "engine/several": 11,
     "engine/run": 10,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from distinf.config import load
+from distinf.config import RunConfig, load
 from distinf.digest import digest
 from distinf.engine import patching, running
 from distinf.engine.lease import held
@@ -108,6 +108,20 @@ class Evaluation:
     trainings: int
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A run to be evaluated: its cells with their scores, and all that has to be done for it.
+    stored: the cells without other runs' mean. keys: of the other runs' scores."""
+
+    config: RunConfig
+    session: Session
+    evaluates: Evaluates
+    stored: list[Foretold]
+    cells: list[Foretold]
+    units: list[Unit]
+    keys: list[str]
+
+
 def evaluate(
     folder: str, design: Design, watch: running.Watcher, others: Sequence[str] = ()
 ) -> Evaluation:
@@ -117,6 +131,30 @@ def evaluate(
     InputError for a run that is not finished, that cannot be trained again, or whose recipe has no
     scores to hold against it, and for others that differ otherwise.
     """
+    it = asked(folder, design, others)
+    session, evaluates, cells, units = it.session, it.evaluates, it.cells, it.units
+    with held(session.blobs):
+        _train(session, evaluates, units, it.config.runtime, watch)
+        if design.unrolled:
+            cells = [_with_unrolled(session, cell) for cell in cells]
+            steps = [unit for cell in cells for unit in _patches(session, cell, design)]
+            _train(session, evaluates, steps, it.config.runtime, watch)
+        rows = [row for cell in cells for row in _measures(session, cell, design)]
+        of, trainings = evaluates.key(session), sum(map(is_training, units))
+        what = [of, [unit.id for unit in units], asdict(design), *([it.keys] if it.keys else [])]
+        kind = EVALUATION + digest(what)
+        root, about = folder_of(kind), {"of": of, "design": asdict(design), "with": [*others]}
+        files = dict(_files(root, rows, {**about, "trainings": trainings}))
+        if cells is not it.stored:
+            files[f"{root}/rows.csv"] = _csv(_made_here(it.stored, cells))
+        hand_out(session.blobs, kind, files)
+        assert session.recipe.report is not None  # see recipe_named
+        session.recipe.report(session)  # its page has a line on it
+    return Evaluation(f"{session.blobs.root}/{root}", rows, trainings)
+
+
+def asked(folder: str, design: Design, others: Sequence[str] = ()) -> Asked:
+    """The run in `folder`, evaluated as `design` says; InputError as `evaluate`."""
     config, session = load(folder), reopen(folder)
     evaluates = config.RECIPE.evaluates
     if evaluates is None:
@@ -132,24 +170,7 @@ def evaluate(
         own = Opened(folder, session, config, {cell.cell: cell for cell in cells})
         cells, keys = with_mean(own, others, evaluates)
     units = list({u.id: u for cell in cells for u in _every_unit(session, cell, design)}.values())
-    with held(session.blobs):
-        _train(session, evaluates, units, config.runtime, watch)
-        if design.unrolled:
-            cells = [_with_unrolled(session, cell) for cell in cells]
-            steps = [unit for cell in cells for unit in _patches(session, cell, design)]
-            _train(session, evaluates, steps, config.runtime, watch)
-        rows = [row for cell in cells for row in _measures(session, cell, design)]
-        of, trainings = evaluates.key(session), sum(map(_is_training, units))
-        what = [of, [unit.id for unit in units], asdict(design), *([keys] if keys else [])]
-        kind = EVALUATION + digest(what)
-        root, about = folder_of(kind), {"of": of, "design": asdict(design), "with": [*others]}
-        files = dict(_files(root, rows, {**about, "trainings": trainings}))
-        if cells is not stored:
-            files[f"{root}/rows.csv"] = _csv(_made_here(stored, cells))
-        hand_out(session.blobs, kind, files)
-        assert session.recipe.report is not None  # see recipe_named
-        session.recipe.report(session)  # its page has a line on it
-    return Evaluation(f"{session.blobs.root}/{root}", rows, trainings)
+    return Asked(config, session, evaluates, stored, cells, units, keys)
 
 
 def _train(
@@ -227,7 +248,7 @@ def _every_unit(session: Session, cell: Foretold, design: Design) -> Iterator[Un
     yield from _patches(session, cell, design)
 
 
-def _is_training(unit: Unit) -> bool:
+def is_training(unit: Unit) -> bool:
     return UNROLLED not in unit.job and PATCH not in unit.job
 
 

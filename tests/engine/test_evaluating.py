@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from distinf.cli import main
 from distinf.config import resolve
 from distinf.engine.evaluating import Design, _every_unit, evaluate, kept_rows
+from distinf.engine.evaluation_plan import plan
 from distinf.engine.patching import random_sets
 from distinf.engine.recipe import Draws
 from distinf.engine.run import execute, reopen
@@ -177,6 +178,35 @@ def test_a_step_on_the_top_rows_is_one_of_plain_gradient_descent(finished, tmp_p
     assert row["value"] == pytest.approx(np.mean(lower), rel=2e-3)
     half = 1.96 * np.std(lower, ddof=1) / np.sqrt(len(lower))
     assert row["high"] - row["low"] == pytest.approx(2 * half, rel=2e-3)
+
+
+def test_the_plan_counts_what_is_left_and_takes_the_runs_own_time(finished, tmp_path, capsys):
+    session = copied(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/ledger/retrain", ignore_errors=True)
+    root, rows = session.blobs.root, session.outline.training_rows
+    design = Design(subsets=10, repeats=2, shares=3, fraction=0.05, patch=5)
+    found = plan(root, design)
+    share = (rows - int(0.05 * rows)) / rows
+    assert (found.trainings, found.done) == (24, 0)
+    assert found.wholes == pytest.approx(20 * (rows - rows // 2) / rows + 4 * share)
+    noted = [json.loads(p.read_text()) for p in (tmp_path / "run/timing").glob("train-*.json")]
+    assert found.whole_s == pytest.approx(sum(note["busy_s"] for note in noted))
+    assert found.seconds == pytest.approx(found.wholes * found.whole_s)
+    cell = next(iter(retraining.foretold(session)))
+    tops = {str(np.sort(np.argsort(-s, 1)[:, :5], 1).tolist()) for _, s in cell.scores.values()}
+    assert found.steps == 10 + len(tops) * len(cell.queries)  # rankings of the same rows share
+    evaluate(root, Design(subsets=10, repeats=1, shares=0, patch=0), silent)
+    found = plan(root, design)
+    assert (found.trainings, found.done) == (24, 10)
+    evaluate(root, design, silent)
+    found = plan(root, design)
+    assert (found.done, found.wholes, found.seconds, found.steps) == (24, 0, 0, 0)
+    before = len(list((tmp_path / "run/ledger/retrain").iterdir()))
+    assert main(["evaluate", root, "--plan", "--subsets", "40"]) == 0
+    told = capsys.readouterr().out
+    assert "91 trainings, 20 of them done" in told
+    assert "the run's own training took" in told
+    assert len(list((tmp_path / "run/ledger/retrain").iterdir())) == before
 
 
 def test_nothing_is_trained_twice_and_verify_finds_all_of_it(finished):
