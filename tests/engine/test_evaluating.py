@@ -1,5 +1,6 @@
 """A finished run's scores held against training again: what is trained, what is done once."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -160,16 +161,17 @@ def test_a_step_on_the_top_rows_is_one_of_plain_gradient_descent(finished, tmp_p
     random = random_sets(session.seed, cell, 5)["patch"]
     assert len({tuple(rows) for rows in random}) == 10
 
+    trained = evaluates.trained(session, cell.cell)
+    first = next(iter(trained.losses.values()))
+
     def after(rows, query):
-        trained = evaluates.trained(session, cell.cell)
-        trained.model.zero_grad()  # it may be the one that was handed out before
-        first = next(iter(trained.losses.values()))
-        first(trained.model, trained.rows(np.array(rows))).mean().backward()
+        model = copy.deepcopy(trained.model)
+        first(model, trained.rows(np.array(rows))).mean().backward()
         with torch.no_grad():
-            for parameter in trained.model.parameters():
+            for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter -= session.settings.train.lr * parameter.grad
-            return float(trained.losses[loss](trained.model, trained.queries(np.array([query])))[0])
+            return float(trained.losses[loss](model, trained.queries(np.array([query])))[0])
 
     lower = [
         np.mean([after(rows, q) for rows in random]) - after(np.argsort(-scores_N)[:5], q)
