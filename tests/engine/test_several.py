@@ -18,7 +18,7 @@ from tests.support.partial import points_config, run_until
 from tests.support.runs import run_points, silent
 
 SAME = {"task": "tests.support.blobs_task:same_points", "targets": {"ids": [3, 11]}}
-HALVES = Design(subsets=10, repeats=1, shares=0)
+HALVES = Design(subsets=10, repeats=1, shares=0, patch=0)
 
 
 @pytest.fixture(scope="module")
