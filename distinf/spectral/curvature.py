@@ -38,6 +38,7 @@ from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.second_derivatives import passing_kind
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.activity import HERE, SHARD
+from distinf.spectral.damping import refuse_negative
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import REFINEMENT, CurvatureSettings, StageSettings
 from distinf.spectral.train import trained_model
@@ -144,7 +145,9 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
             summary = {"left_out": np.setdiff1d(drawn_rows(session), rows).tolist()}
             session.commit(pairs_unit(outline), attempt, _pair_arrays(pairs), summary=summary)
         collective.barrier()
-    vectors_KP = stored_pairs(session, probed=False).vectors.to(session.device)
+    found = stored_pairs(session, probed=False)
+    refuse_negative(session, found.values)
+    vectors_KP = found.vectors.to(session.device)
     probes = [*probe_units(outline), *seen_units(outline)]
     done = done_for_all(session, collective, probes)
     for unit in (unit for unit, is_done in zip(probes, done, strict=True) if not is_done):
@@ -399,6 +402,6 @@ def _with_probes(session: Session, pairs: RitzPairs) -> RitzPairs:
 STAGE = Stage(
     NAME, "curvature (Arnoldi)", needs=("train",),
     reads=("curvature", *(f"-curvature.{name}" for name in REFINEMENT)),
-    uncounted=("scores.complement",),  # which probes there are
+    uncounted=("scores.complement", "scores.damping", "scores.negative"),  # which probes; a refusal
     units=units, run=run, done=is_done, shards=lambda settings: settings.curvature.shards,
 )  # fmt: skip

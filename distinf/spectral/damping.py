@@ -1,13 +1,16 @@
-"""The damping of a run: as it is set, or as the training that was done has it."""
+"""The damping of a run: as it is set, or as the training that was done has it; and its refusal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from distinf.errors import InputError
 from distinf.numerics.damping import sgd_damping
 from distinf.numerics.estimators.arnoldi import DEFAULT_DAMPING_FRACTION, default_damping
+from distinf.numerics.variants import RITZ_PRECISION, SAFE_FRACTION, spectrum
 from distinf.spectral.session import Session
 
 
@@ -23,16 +26,39 @@ def damping_of(session: Session, values_K: torch.Tensor) -> Damping:
     """scores.damping; where it is null, what the training steps of SGD stand for (`sgd_damping`).
 
     Another optimizer's steps, and no step at all, give no such rule: then it is 1 % of the largest
-    of the Ritz values `values_K`, as `default_damping` has it.
+    of the Ritz values `values_K`, as `default_damping` has it. A rule's damping is at least what
+    float32 can tell from 0 beside the largest Ritz value.
     """
     given = session.settings.scores.damping
     if given is not None:
         return Damping(given)
     found: Damping | str = session.cached("damping", lambda: _by_training(session))
     if isinstance(found, Damping):
-        return found
+        least = 2 * RITZ_PRECISION / SAFE_FRACTION * float(values_K.abs().max())
+        raised = f"raised to what float32 can tell from 0, for less is by {found.source}"
+        return found if found.value >= least else Damping(least, raised)
     largest = f"{100 * DEFAULT_DAMPING_FRACTION:g} % of the largest Ritz value's size"
     return Damping(default_damping(values_K), f"{largest}: {found}")
+
+
+def refuse_negative(session: Session, values_K: torch.Tensor) -> None:
+    """InputError for Ritz values that scores.negative refuses; what is outside is not looked at."""
+    if session.settings.scores.policy == "refuse":
+        with naming_settings():
+            damping = damping_of(session, values_K).value
+            spectrum(values_K, damping, dim=len(values_K), policy="refuse", complement="none")
+
+
+@contextmanager
+def naming_settings() -> Iterator[None]:
+    """An InputError of the operator names the settings, and how to go on."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"scores: {error} (scores.damping, scores.negative; then run again with "
+            "--accept scores.damping or --accept scores.negative)"
+        ) from None
 
 
 def _by_training(session: Session) -> Damping | str:

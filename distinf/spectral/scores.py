@@ -76,7 +76,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     nonpositive: dict[str, int] = {}
     moments: dict[str, list[list[float]]] = {}
     for loss in session.outline.losses:
-        coordinates = _coordinates(asked, columns, loss)
+        coordinates = coordinates_of(asked, columns, loss)
         inside_QN, outside_QN = split_dots(coordinates, spectrum)
         usable_N = torch.from_numpy(columns["finite"])
         moments[loss] = _moments(inside_QN[:, usable_N], outside_QN[:, usable_N])
@@ -110,14 +110,19 @@ def _moments(inside_QN: torch.Tensor, outside_QN: torch.Tensor) -> list[list[flo
     return torch.stack([count_Q, *sums], 1).tolist()
 
 
-def _coordinates(session: Session, columns: dict[str, np.ndarray], loss: str) -> Coordinates:
-    """Training coordinates are of the training loss; the query's are of `loss` (cross-loss)."""
+def coordinates_of(
+    session: Session, columns: dict[str, np.ndarray], loss: str, targets: int | None = None
+) -> Coordinates:
+    """Training coordinates are of the training loss; the query's are of `loss` (cross-loss).
+
+    targets: only the first ones (None: all).
+    """
     vectors_KP = stored_pairs(session).vectors
     return Coordinates(
         train_NK=torch.from_numpy(columns["ritz"]),
         train_sqnorm_N=torch.from_numpy(columns["sqnorm"]),
-        query_QK=query_gradients(session)[loss].double() @ vectors_KP.double().T,
-        dots_QN=torch.from_numpy(columns[f"query.{loss}"]).T,
+        query_QK=query_gradients(session)[loss][:targets].double() @ vectors_KP.double().T,
+        dots_QN=torch.from_numpy(columns[f"query.{loss}"]).T[:targets],
     )
 
 

@@ -12,7 +12,7 @@ from distinf.naming import refuse_names
 from distinf.numerics.capture import Method
 from distinf.numerics.curvature import Kind
 from distinf.numerics.precision import Precision
-from distinf.numerics.variants import Complement
+from distinf.numerics.variants import Complement, Policy
 
 MOST_UNITS = 1_000_000  # of one stage; a ledger of more would be no use to anyone
 
@@ -251,7 +251,8 @@ class ScoreSettings:
               pairs, Eq. 7 of Tuononen, Penttinen and Hautamäki; damping may be 0), damping (that
               alone), mean (the mean eigenvalue there, by curvature.probes, and the damping), or
               gradients (the same as training gradients see it, by as many of them)
-    negative  Ritz values below or near zero: refuse, absolute, drop (into the complement), keep
+    negative  Ritz values below or near zero: refuse, absolute, drop (into the complement), keep;
+              null: absolute where the damping is derived, refuse where it is set
     scaling   of Newfluence: mean (the leave-one-out factor of a mean Hessian) or paper (Eq. 6)
     ekfac     EK-FAC's scores beside, as the variant ekfac: in two passes more over the rows of
               curvature.samples, with targets sampled from the model (Grosse et al. 2023)
@@ -260,7 +261,7 @@ class ScoreSettings:
 
     damping: float | None = None
     complement: Complement = "gradients"
-    negative: Literal["refuse", "absolute", "drop", "keep"] = "refuse"
+    negative: Policy | None = None
     scaling: Literal["mean", "paper"] = "mean"
     ekfac: bool = False
     ekfac_damping: float | None = None
@@ -270,6 +271,11 @@ class ScoreSettings:
             not_negative("damping", self.damping)
         if self.ekfac_damping is not None:
             positive("ekfac_damping", self.ekfac_damping)
+
+    @property
+    def policy(self) -> Policy:
+        """`negative`, or what it is where none is set: no default fails once curvature is paid."""
+        return self.negative or ("absolute" if self.damping is None else "refuse")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from distinf.collective import Collective
 from distinf.engine.session import done_for_all, draw
-from distinf.errors import InputError
 from distinf.numerics.curvature import sum_gradient
 from distinf.numerics.krylov import Matvec
 from distinf.numerics.parameters import Layout
@@ -34,7 +33,7 @@ from distinf.spectral.curvature import (
     seen_units,
     stored_pairs,
 )
-from distinf.spectral.damping import damping_of
+from distinf.spectral.damping import damping_of, naming_settings
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import StageSettings
@@ -45,27 +44,23 @@ SHARE = 0.25  # of the curvature's products, for all solves where curvature.refi
 SAMPLED = 64  # training gradients whose ranking tells whether a solve may end
 
 
-def damped_spectrum(session: Session) -> Spectrum:
-    """The run's Ritz values under its policy and damping; InputError if they are refused."""
+def damped_spectrum(session: Session, factor: float = 1.0) -> Spectrum:
+    """The run's Ritz values under its policy and `factor` times its damping; InputError if they are
+    refused."""
     settings = session.settings.scores
     pairs = stored_pairs(session)
     # Without probes every direction has its pair (`check`), but those of the Krylov space's null.
     unknown = settings.complement == "gradients" and pairs.seen is None
-    try:
+    with naming_settings():
         return spectrum(
             pairs.values,
-            damping_of(session, pairs.values).value,
+            factor * damping_of(session, pairs.values).value,
             dim=pairs.vectors.shape[1],
             trace=pairs.trace,
-            policy=settings.negative,
+            policy=settings.policy,
             complement="damping" if unknown else settings.complement,
             seen=pairs.seen,
         )
-    except InputError as error:
-        raise InputError(
-            f"scores: {error} (scores.damping, scores.negative; then run again with "
-            "--accept scores.damping or --accept scores.negative)"
-        ) from None
 
 
 def is_asked(wanted: int | None, complement: str) -> bool:

@@ -3,12 +3,19 @@
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
+from distinf.engine.run import open_session
+from distinf.errors import InputError
+from distinf.numerics.variants import spectrum
 from distinf.report.spectral.terminal import summary
-from distinf.spectral import curvature
+from distinf.spectral import curvature, gradients
 from distinf.spectral.damping import damping_of
+from distinf.spectral.queries import query_gradients
+from distinf.spectral.sensitivity import damping_sensitivity
 from distinf.spectral.solves import damped_spectrum
 from distinf.tasks.tensor_task import TensorTask
 from tests.support import blobs_task
@@ -90,3 +97,74 @@ def test_the_terminal_and_the_page_name_it(tmp_path):
     assert any(f"raised by {value:.3g} ({source})" in line for line in told)
     given = run_points(tmp_path / "given")
     assert not any(str(line).startswith("damping") for line in summary(given))
+
+
+NONE_SET = {"damping": None, "negative": None}
+UNSAFE = {"steps": 30, "keep": 30}
+
+
+def test_a_derived_damping_never_fails_after_the_curvature_and_says_what_it_did(tmp_path):
+    session = run_points(tmp_path / "run", curvature=UNSAFE, scores=NONE_SET)
+    values = curvature.stored_pairs(session).values
+    found = damped_spectrum(session)
+    assert float(values.min()) < -found.damping  # where the damping is set this is refused
+    assert found.report.policy == "absolute"
+    torch.testing.assert_close(found.values_K, values.abs())
+    told = json.loads(session.blobs.get("report/findings.json"))["deviations"]
+    said = f"{int((values < 0).sum())} were negative and count by their size"
+    assert any(said in line and "absolute, since no scores.damping is set" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    "scores", [{"damping": 1e-4, "negative": None}, {"damping": None, "negative": "refuse"}]
+)
+def test_what_is_refused_is_refused_before_the_probes(tmp_path, scores):
+    config = points_config(tmp_path / "run", curvature=UNSAFE, scores=scores)
+    with pytest.raises(InputError, match=r"Ritz values are too negative.*--accept scores.damping"):
+        run_until("curvature", config)
+    session = open_session(config)
+    done = session.ledger("curvature").committed_ids()
+    assert curvature.pairs_unit(session.outline).id in done
+    assert not {unit.id for unit in curvature.probe_units(session.outline)} & done
+
+
+def test_a_rule_below_what_float32_can_tell_is_raised(tmp_path):
+    session = until_curvature(tmp_path / "run")
+    large = torch.tensor([2e6, 1.0], dtype=torch.float64)
+    found = damping_of(session, large)
+    assert found.value == pytest.approx(2e-6 * 2e6)
+    assert "raised to what float32 can tell from 0" in found.source
+    spectrum(torch.tensor([2e6, 0.0]), found.value, dim=2, policy="absolute")  # is not refused
+
+
+def test_the_ranking_at_a_tenth_and_ten_times_the_damping_is_held_against_its_own(tmp_path):
+    """By scores in float64 from every row's stored coordinates, written out."""
+    changes = {"curvature": {"refine": 2}, "scores": {"damping": 1.0, "complement": "mean"}}
+    session = run_points(tmp_path / "run", **changes)
+    pairs = curvature.stored_pairs(session)
+    columns = gradients.projected(session, 0, session.outline.training_rows)
+    train_NK, square_N = columns["ritz"].astype(float), columns["sqnorm"].astype(float)
+    first_P = query_gradients(session)["cross-entropy"][0].double()
+    query_K = (pairs.vectors.double() @ first_P).numpy()
+    mean = damped_spectrum(session).complement
+
+    def ranking(damping):
+        inverse_K, outside = 1 / (abs(pairs.values.numpy()) + damping), 1 / (mean + damping)
+        rest_N = columns["query.cross-entropy"][:, 0] - train_NK @ query_K
+        own_N = train_NK**2 @ inverse_K + (square_N - (train_NK**2).sum(1)) * outside
+        return (train_NK @ (inverse_K * query_K) + rest_N * outside) / np.sqrt(own_N)
+
+    found = json.loads(session.blobs.get("report/sensitivity.json"))
+    assert [row["factor"] for row in found] == ["λ / 10", "10 λ"]
+    for row, damping in zip(found, (0.1, 10.0), strict=True):
+        assert row["damping"] == pytest.approx(damping)
+        told = spearmanr(ranking(damping), ranking(1.0)).statistic
+        of_two = row["least"], 2 * row["spearman"] - row["least"]  # of two targets, either one
+        assert min(abs(told - one) for one in of_two) < 1e-6
+        assert row["least"] < 1
+
+
+def test_without_a_damping_there_is_no_ranking_at_a_tenth_of_it(tmp_path):
+    none = {"damping": 0.0, "complement": "none", "negative": "absolute"}
+    session = run_points(tmp_path / "run", scores=none)
+    assert damping_sensitivity(session) == []

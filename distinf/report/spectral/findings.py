@@ -216,6 +216,7 @@ class Findings:
     top_samples: Sequence[Row] = ()  # target, rank (-1, … harmful), id, score, free ones, columns
     ritz: Ritz | None = None
     solves: Sequence[Row] = ()  # refined queries: target, loss, status, steps, residual
+    sensitivity: Sequence[Row] = ()  # of the ranking: factor, damping, targets, spearman, least
     refined: str = ""  # how many are, at which cost, or why none is
     training: TrainingCurve | None = None
     costs: Sequence[StageCost] = ()

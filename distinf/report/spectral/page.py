@@ -164,6 +164,7 @@ def _curvature(findings: Findings, rows: Tables) -> list[Item]:
         words.figure("truncation", partial(machine_figures.truncation, terms, every), **bound),
         Facts(facts),
         *([Text(findings.refined)] if findings.refined else []),
+        words.table("sensitivity", rows.get("sensitivity", [])),
         words.table("solves", rows["solves"]),
     ]
 

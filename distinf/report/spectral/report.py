@@ -24,6 +24,7 @@ from distinf.spectral import (
     solves,
     train,
 )
+from distinf.spectral.sensitivity import damping_sensitivity
 from distinf.spectral.session import Session
 from distinf.tasks.task import Wording
 
@@ -73,6 +74,7 @@ def findings(session: Session) -> of.Findings:
         ritz=_ritz(session),
         solves=_solves(session),
         refined=solves.told(session),
+        sensitivity=damping_sensitivity(session),
         attributions=attribution.attributions(session),
         training=_training(session),
         costs=stage_costs(session),

@@ -43,6 +43,7 @@ def tables(findings: Findings) -> Tables:
         "classes": run_tables.classes(findings),
         "overlaps": run_tables.overlaps(findings),
         "truncation": _truncation(findings.ritz),
+        "sensitivity": [*findings.sensitivity],
         **_attributions(findings),
         "variations": run_tables.variations(findings),
     }

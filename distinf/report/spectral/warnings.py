@@ -46,6 +46,8 @@ def deviations(session: Session) -> list[str]:
     }
     numbers = {"most": most, "complement": scoring.complement, "damping": f"{damping.value:.3g}"}
     numbers |= {k: str(getattr(report, k)) for k in ("changed", "dropped", "policy")}
+    if not scoring.negative:
+        numbers["policy"] = f"{report.policy}, since no scores.damping is set"
     numbers["source"] = damping.source or "scores.damping"
     numbers["seen_as"] = "by its size" if report.policy == "absolute" else "as 0"
     numbers["seen"] = f"{report.complement or 0.0:.3g}"
