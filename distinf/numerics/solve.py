@@ -43,12 +43,13 @@ class RefineSettings:
     """tolerance: on |(H + damping) x - v| / |v|. steps: most steps, each one product.
     agreement: a solve ends too where the sampled rows' rankings after k and after 2 k steps have
     at least this Spearman correlation (1: never).
-    positive: negative curvature ends a solve, for lack of a minimum."""
+    cautious: a solve is given up where it meets negative curvature, or where its residual falls
+    too slowly to come near the tolerance in its steps."""
 
     tolerance: float = 1e-4
     steps: int = 100
     agreement: float = 1.0
-    positive: bool = False
+    cautious: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1 or self.steps < 1 or not 0 < self.agreement <= 1:
@@ -253,7 +254,7 @@ def _solved(
     directions.make_room(settings.steps)
     x_P, left_P = directions.start(rhs_P)
     rankings_S = [sampled(x_P)]  # after every step
-    steps, negative, agreement, status = 0, False, nan, None
+    steps, negative, agreement, best, status = 0, False, nan, inf, None
     for step in range(settings.steps + 1):
         residual = float(torch.linalg.vector_norm(left_P)) / size
         agreement = _agreement(rankings_S)
@@ -261,7 +262,12 @@ def _solved(
             status = Status.CONVERGED
         elif settings.agreement < 1 and agreement >= settings.agreement:
             status = Status.AGREED
-        if status or step == settings.steps:
+        best = min(best, residual)
+        if (
+            status
+            or step == settings.steps
+            or (settings.cautious and _too_slow(best, step, settings))
+        ):
             break
         vector_P = directions.conjugate(precondition(left_P))
         product_P, steps = damped(vector_P), step + 1
@@ -270,16 +276,23 @@ def _solved(
             raise InputError(not_finite(f"solve step {step}"))
         negative |= curvature < 0
         least = torch.finfo(directions.dtype).eps * float(torch.linalg.vector_norm(product_P))
-        if abs(curvature) <= least or (negative and settings.positive):  # no step along it is right
+        if abs(curvature) <= least or (negative and settings.cautious):  # no step along it is right
             break
         directions.append(vector_P, product_P, curvature)
         length = float(vector_P.double() @ left_P) / curvature
         x_P, left_P = x_P + length * vector_P, left_P - length * product_P
         rankings_S.append(sampled(x_P))
-    message = _message(status, residual, agreement, negative, settings, damped.damping)
+    message = _message(status, residual, agreement, negative, steps, settings, damped.damping)
     if status is None:
         status = Status.INDEFINITE if negative else Status.STAGNATED
     return Solution(x_P.to(rhs_P.dtype), status, steps, residual, agreement, negative, message)
+
+
+def _too_slow(best: float, step: int, settings: RefineSettings) -> bool:
+    """At this rate the residual would not even fall to the tolerance's root in the steps."""
+    if step < LEAST_STEPS:
+        return False
+    return bool(best ** (settings.steps / step) > settings.tolerance**0.5)
 
 
 def _nothing(x_P: Tensor) -> Tensor:
@@ -299,6 +312,7 @@ def _message(
     residual: float,
     agreement: float,
     negative: bool,
+    steps: int,
     settings: RefineSettings,
     damping: float,
 ) -> str:
@@ -312,4 +326,5 @@ def _message(
             f"{found}; the operator has negative curvature below damping {damping:.3g}: raise the "
             "damping, use gauss-newton, or raise steps"
         )
-    return f"{found} after {settings.steps} steps; raise steps, keep, or damping"
+    most = f" of at most {settings.steps}" if steps < settings.steps else ""
+    return f"{found} after {steps} steps{most}; raise steps, keep, or damping"

@@ -187,9 +187,9 @@ def are_done(session: Session) -> bool:
 
 
 def _left(session: Session, most: int, summary: Mapping[str, Any]) -> int:
-    """Products for the solves after this one: none where it met what no default is to solve."""
-    met = session.settings.curvature.refine is None and summary["negative_curvature"]
-    return 0 if met else most - int(summary["steps"])
+    """Products for the solves after this one: by default none where it failed."""
+    over = session.settings.curvature.refine is None and summary["status"] not in USABLE
+    return 0 if over else most - int(summary["steps"])
 
 
 def solve_all(
@@ -264,7 +264,7 @@ def _solver(session: Session, collective: Collective) -> _Solver:
         RefineSettings(
             settings.refine_tolerance,
             agreement=settings.refine_agreement,
-            positive=settings.refine is None,
+            cautious=settings.refine is None,
         ),
         Directions(
             layout.size, _capacity(session.outline), collective=collective, device=session.device
@@ -340,7 +340,7 @@ def told(session: Session) -> str:
     done, products = sum(s["status"] in USABLE for s in found), sum(s["steps"] for s in found)
     of_curvature = curvature_products(session.outline)
     cost = f"{products:,} products, beside the curvature's {of_curvature:,}"
-    met = any(_left(session, 1 + products, s) == 0 for s in found)
-    others = "; negative curvature was met, and no further one tried" if met else ""
+    failed = [s["message"] for s in found if s["status"] not in USABLE]
+    others = f"; one was given up: {failed[-1]}" if failed else ""
     others += f"; the others are ranked by {rest}" if done < count else ""
     return f"{done:,} of {count:,} rankings by target and loss are refined ({cost}){others}."

@@ -169,6 +169,22 @@ def test_directions_that_would_not_fit_are_forgotten():
     assert steps[1] == alone == directions.vectors.count
 
 
+def test_a_cautious_solve_is_given_up_where_its_residual_falls_too_slowly():
+    """After 4 steps of 20 it is far from the root of the tolerance."""
+    matrix = torch.diag(torch.logspace(-6, 0, DIM).double())
+    pairs, placed = setting(matrix, 1e-6, keep=2)
+    rhs = torch.ones(DIM).double()
+    careless = solved(matrix, rhs, pairs.vectors, placed, RefineSettings(1e-6, steps=20))
+    assert (careless.status, careless.steps) == (Status.STAGNATED, 20)
+    cautious = RefineSettings(1e-6, steps=20, cautious=True)
+    found = solved(matrix, rhs, pairs.vectors, placed, cautious)
+    assert (found.status, found.steps) == (Status.STAGNATED, 4)
+    assert "after 4 steps of at most 20" in found.message
+    pairs, placed = setting(positive(), 0.3)
+    quick = RefineSettings(1e-6, steps=40, cautious=True)
+    assert solved(positive(), rhs, pairs.vectors, placed, quick).status == Status.CONVERGED
+
+
 def test_a_solve_ends_where_the_rankings_after_half_its_steps_and_all_agree():
     matrix, rows = positive(), queries(40)
     pairs, placed = setting(matrix, 1e-2)

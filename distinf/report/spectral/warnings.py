@@ -84,7 +84,7 @@ def _found(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from _same_rows(session)
     yield from _stopped(session)
     failed = sum(not solves.is_usable(record) for record in solves.solves(session).values())
-    if failed:
+    if failed and session.settings.curvature.refine:  # by default it is said with what was refined
         yield "unsolved", {"failed": failed}
 
 
