@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from distinf.report import formats
-from distinf.report.render import html
+from distinf.report.render import html, printed
 from distinf.report.schema import Figure
 from distinf.report.spectral.findings import (
     EvaluationPoints,
@@ -96,6 +96,20 @@ def test_the_best_baseline_decides_and_chance_alone_does_not(nearest, verdict, w
     assert labels == [
         f"helpful − {other}", f"helpful − best baseline ({best})",
         f"helpful beat best baseline ({best})",
+    ]  # fmt: skip
+
+
+def test_baselines_are_the_last_rows_beside_published_numbers_by_their_own_names():
+    trials = outcomes({"nearest": 9.0, "random": 3.0, "helpful": 45.0}, np.random.default_rng(5))
+    trials = [replace(o, loss="", variant="") if o.selection == "nearest" else o for o in trials]
+    (table,) = (
+        t
+        for t in parts(made_of(findings(outcomes=trials)))
+        if getattr(t, "file", "") == "comparison"
+    )
+    shown = [line.cells[:2] for line in printed(table).lines]
+    assert [tuple(cell.text for cell in cells) for cells in shown] == [
+        ("bce", "ell-relative"), ("nearest", ""), ("random", ""),
     ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from distinf.report.schema import (
 )
 from distinf.report.spectral import arm_figures, families, headline
 from distinf.report.spectral.families import NAMES, spoken, varied
-from distinf.report.spectral.findings import CONTROL, SELECTED, Family, Findings
+from distinf.report.spectral.findings import BASELINES, CONTROL, SELECTED, Family, Findings
 from distinf.report.spectral.headline import FEWEST_PAIRS, percent, words_of
 from distinf.report.spectral.run_tables import versus
 from distinf.report.spectral.tables import Tables, own_tables
@@ -80,11 +80,11 @@ def _by_run(every: Sequence[Row]) -> tuple[list[Row], list[Column]]:
         return Column(place[2], of, group=place[0])
 
     def variant(row: Row) -> str:
-        usual = row["selection"] in (SELECTED, CONTROL)
+        usual = row["selection"] in (SELECTED, *BASELINES)
         return str(row["variant"]) if usual else f"{row['variant']}, {row['selection']}"
 
-    loss = stub("loss", lambda r: r["loss"] if r["selection"] != CONTROL else CONTROL)
-    rows = sorted(lines.values(), key=lambda r: r["selection"] == CONTROL)
+    loss = stub("loss", lambda r: r["selection"] if r["selection"] in BASELINES else r["loss"])
+    rows = sorted(lines.values(), key=lambda r: r["selection"] in BASELINES)
     return rows, [loss, stub("variant", variant), *map(column, places)]
 
 
