@@ -36,11 +36,14 @@ class Fit:
     history  METRICS by epoch, each [epochs]
     best     the epoch that recipe.selected_epoch asks for, from 0: see `selected_epoch`
     weights  the trained parameters at that epoch, by name
+    row_losses  of every kept row, in their order, its loss in the step of each epoch that took it:
+             [epochs, n]; None where it was not noted
     """
 
     history: Mapping[str, Sequence[float]]
     best: int
     weights: Mapping[str, np.ndarray]
+    row_losses: np.ndarray | None = None
 
 
 def selected_epoch(history: Mapping[str, Sequence[float]], rule: Epoch) -> int:

@@ -23,6 +23,7 @@ from distinf.tasks.culprit import InHand
 
 NAME = "train"
 WEIGHT = "weight."
+ROW_LOSSES = "row_losses"
 BACKWARD = 1.0  # a forward pass again: gradients of activations, the base's weights are frozen
 STATE_BYTES = 16.0  # a trained parameter, its gradient, two moments
 
@@ -71,7 +72,8 @@ def run(session: Session, runtime: Runtime) -> None:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Arrays: METRICS by epoch [epochs], best [], and weight.<name> of the best epoch."""
+    """Arrays: METRICS by epoch [epochs], best [], weight.<name> of the best epoch, and row_losses
+    [epochs, N] where the task notes them."""
     name = unit.job["cell"]
     rows = np.arange(session.cell(name).rows[TRAIN])
     fit = fitted(session, unit, rows)
@@ -79,9 +81,21 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     load_weights(getattr(task, "skeleton", task.model)(), fit.weights)  # or it is refused now
     weights = {f"{WEIGHT}{key}": np.asarray(values) for key, values in fit.weights.items()}
     arrays = {**history_arrays(fit), **weights}
-    return session.commit(
-        unit, attempt, arrays, summary=fit_summary(fit), may_hold_nan=list(METRICS)
-    )
+    if fit.row_losses is not None:
+        arrays[ROW_LOSSES] = _checked_row_losses(fit.row_losses, len(rows))
+    holes = [*METRICS, ROW_LOSSES]
+    return session.commit(unit, attempt, arrays, summary=fit_summary(fit), may_hold_nan=holes)
+
+
+def _checked_row_losses(losses: Any, rows: int) -> np.ndarray:
+    """fp32 [epochs, N]; InputError for another shape."""
+    found = np.asarray(losses, dtype=np.float32)
+    if found.ndim != 2 or found.shape[1] != rows:
+        raise InputError(
+            f"task: fit()'s row_losses are {found.shape}; give one value an epoch for each of the "
+            f"{rows} rows that it trained on, [epochs, {rows}]"
+        )
+    return found
 
 
 def fitted(session: Session, unit: Unit, rows: np.ndarray) -> Fit:

@@ -218,6 +218,19 @@ def test_the_history_is_what_the_weights_give(cell, fitted):
         )
 
 
+def test_every_rows_loss_is_noted_in_the_step_that_takes_it(settings, fitted, tmp_path):
+    assert fitted.row_losses.shape == (2, 96)
+    means = fitted.row_losses.mean(1)  # six batches of 16: the mean of means, dropout and all
+    np.testing.assert_allclose(means, fitted.history["train_loss"], rtol=1e-5)
+    still = with_model(settings, name=tiny_model(tmp_path / "model", "llama"))
+    cell = attached(replace(still, lora=LoraSettings(rank=2, dropout=0.0)))
+    kept = np.arange(3, 80)
+    found = cell.fit(kept, replace(RECIPE, batch_size=77, warmup=0.0), CPU).row_losses
+    first = cell.evaluate(cell.model(), cell.batch("train", kept))["loss"]
+    np.testing.assert_allclose(found[0], first.numpy(), rtol=1e-4)
+    assert not np.allclose(found[1], found[0], rtol=1e-3)
+
+
 def test_it_learns_what_can_be_learnt(settings):
     clean = attached(with_data(settings, flips=0.0))
     history = clean.fit(np.arange(96), replace(RECIPE, epochs=6), CPU).history

@@ -24,6 +24,7 @@ from distinf.studies.noisy_labels.models import trained_weights
 
 Collate = Callable[[Sequence[int]], dict[str, Tensor]]  # row numbers -> a padded batch
 PIECE = 8
+ROWS = "row_numbers"  # in a batch of training rows
 MEASURED = {"query": "evaluation", "test": "test"}
 
 
@@ -51,13 +52,14 @@ def fine_tune(
     device = next(model.parameters()).device
     steps = math.ceil(len(rows["train"].ids) / recipe.batch_size) * recipe.epochs
     watch = _watch(tell, recipe.selected_epoch)
+    seen = RowLosses(rows["train"].ids, recipe.epochs)
     with tempfile.TemporaryDirectory() as folder, _own_randomness(device), _on(device):
         arguments = _arguments(recipe, lr, seed, steps, folder, device)
-        trainer = _trainer(device)(
+        trainer = _trainer(device, seen)(
             model=model,
             args=arguments,
             data_collator=_collate,
-            train_dataset=_Tagged(rows["train"]),
+            train_dataset=_Tagged(_numbered(rows["train"])),
             eval_dataset={name: _Tagged(rows[split]) for name, split in MEASURED.items()},
             compute_metrics=_metrics,
             callbacks=[watch],
@@ -65,7 +67,30 @@ def fine_tune(
         _be_quiet(trainer)
         with precision("tf32" if recipe.precision == "tf32" else "float32", device):
             trainer.train()
-    return Fit(history=watch.history, best=watch.best, weights=watch.weights)
+    return Fit(watch.history, watch.best, watch.weights, seen.losses)
+
+
+class RowLosses:
+    """Each training row's loss in the step of each epoch that took it, before that step.
+
+    losses: fp32 [epochs, rows], rows as in `ids` (ascending); NaN where none was noted.
+    """
+
+    def __init__(self, ids: np.ndarray, epochs: int) -> None:
+        self._ids, self._seen = ids, np.zeros(len(ids), dtype=np.int64)
+        self.losses = np.full((epochs, len(ids)), np.nan, dtype=np.float32)
+
+    def note(self, rows: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Of a batch or a piece of one: row numbers [n], logits [n, classes], labels [n]."""
+        found = nn.functional.cross_entropy(logits.detach().float(), labels, reduction="none")
+        places = np.searchsorted(self._ids, rows.cpu().numpy())
+        self.losses[self._seen[places], places] = found.cpu().numpy()
+        self._seen[places] += 1
+
+
+def _numbered(rows: Rows) -> Rows:
+    """Batches that have their rows' numbers in them."""
+    return Rows(rows.ids, lambda ids: {**rows.collate(ids), ROWS: torch.tensor(ids)})
 
 
 class _Tagged(torch.utils.data.Dataset):
@@ -93,23 +118,38 @@ def _metrics(prediction: Any) -> dict[str, float]:
     return {"mean": loss, "accuracy": (logits.argmax(-1) == labels).double().mean().item()}
 
 
-def _trainer(device: torch.device) -> Any:
-    """The Trainer; on a CPU, one that computes a batch in pieces of rows of like length.
+def _trainer(device: torch.device, seen: RowLosses) -> Any:
+    """The Trainer, noting every training row's loss; on a CPU, one that computes a batch in pieces
+    of rows of like length.
 
     The gradient is that of the batch's mean loss all the same, and less of it is padding.
     """
     from transformers import Trainer
+
+    class Noting(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not model.training:
+                return super().compute_loss(model, inputs, *args, **kwargs)
+            numbers = inputs.pop(ROWS)
+            loss, found = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            seen.note(numbers, found.logits, inputs["labels"])
+            return loss
 
     class Pieces(Trainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if not model.training:
                 return super().compute_loss(model, inputs, *args, **kwargs)
             return sum(
-                model(**piece).loss * (len(piece["labels"]) / len(inputs["labels"]))
+                self._piece_loss(model, piece) * (len(piece["labels"]) / len(inputs["labels"]))
                 for piece in pieces(inputs)
             )
 
-    return Pieces if device.type == "cpu" else Trainer
+        def _piece_loss(self, model: Any, piece: dict[str, Tensor]) -> Any:
+            numbers, found = piece.pop(ROWS), model(**piece)
+            seen.note(numbers, found.logits, piece["labels"])
+            return found.loss
+
+    return Pieces if device.type == "cpu" else Noting
 
 
 def pieces(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
