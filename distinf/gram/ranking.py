@@ -1,8 +1,9 @@
-"""Every training row of a cell ranked; rankings that cost nothing beside influence; and what the
-model says of the labels itself.
+"""Every training row of a cell ranked; rankings without influence beside it; and what the model
+says of the labels itself.
 
 The own loss and the gradient's norm of every row are stored by the way; on many tasks they find
-wrong labels as well as any estimator, so every report shows them.
+wrong labels as well as any estimator, so every report shows them, and what else the run has
+(baselines.py).
 """
 
 from collections.abc import Mapping
@@ -12,17 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.gram import tiles
+from distinf.gram import baselines, tiles
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import SPARSE
 from distinf.gram.configurations import all_scores, headline
 from distinf.gram.gradients import PREDICTED, columns, finite_rows, split_units
 from distinf.gram.session import TRAIN, Cell, Session
 from distinf.gram.task import Predicting, described_rows
-from distinf.numerics.label_noise import likeliest_other, wrong_labels
+from distinf.gram.train import ROW_LOSSES, stored_fit
+from distinf.numerics.label_noise import likeliest_other, normal_scores, wrong_labels
 from distinf.tasks.notes import with_notes
 
 OWN_LOSS, GRADIENT_NORM = "own_loss", "gradient_norm"
+MEAN_LOSS = "loss_over_epochs"
+COMBINED = "combined"
 FLIPPED, SUGGESTED = "flipped", "suggested_label"
 
 
@@ -36,9 +40,11 @@ class Suggested:
 
 
 def own_columns(session: Session, cell: Cell) -> dict[str, np.ndarray]:
-    """fp64 [N] each: a row's own loss, and the norm of its gradient in all trained blocks.
+    """fp64 [N] each, high = likely wrong: a row's own loss, the norm of its gradient in all trained
+    blocks (of projected ones the projection's), its loss in training, mean over epochs, and what
+    the stage baselines has of it.
 
-    NaN where the gradient is not finite; of projected blocks it is the projection's norm.
+    NaN where the gradient is not finite.
     """
     return session.cached(("own", cell.name), lambda: _own_columns(session, cell))
 
@@ -49,15 +55,30 @@ def _own_columns(session: Session, cell: Cell) -> dict[str, np.ndarray]:
         if slab != SPARSE:
             squares_N += tiles.tiled(session, cell, slab, "cross", "sqnorm").sum(0)
     finite_N = finite_rows(session, cell.name, TRAIN)
-    return {
+    found = {
         OWN_LOSS: columns(session, cell.name, TRAIN, "loss"),
         GRADIENT_NORM: np.where(finite_N, np.sqrt(squares_N), np.nan),
     }
+    noted = stored_fit(session, cell.name).get(ROW_LOSSES)
+    if noted is not None:
+        found[MEAN_LOSS] = noted.astype(np.float64).mean(0)
+    return found | dict(baselines.columns(session, cell))
 
 
 def free_rankings(session: Session, cell: Cell) -> Mapping[str, np.ndarray]:
     """By name, scores fp64 [N] as influence has them: the lowest are most likely wrong."""
     return {name.replace("_", " "): -values for name, values in own_columns(session, cell).items()}
+
+
+def combined(session: Session, cell: Cell) -> np.ndarray:
+    """fp64 [N], low = likely wrong: the headline's scores and minus the own loss, each as normal
+    scores of its ranks, mean of both. No weight in it is chosen."""
+    parts = (
+        all_scores(session, cell)[headline(session, cell)],
+        -own_columns(session, cell)[OWN_LOSS],
+    )
+    ranked = (normal_scores(torch.from_numpy(lowest_first(part_N))) for part_N in parts)
+    return torch.stack(list(ranked)).mean(0).numpy()
 
 
 def suggested(session: Session, cell: Cell) -> Suggested | None:
@@ -77,19 +98,22 @@ def suggested(session: Session, cell: Cell) -> Suggested | None:
 
 def cell_ranking(session: Session, cell: Cell) -> list[dict[str, Any]]:
     """Every training row of a cell, lowest score first: its place, its number in the data, score,
-    own loss, gradient norm, what the task can say of it, and the label to put in place of a wrong
-    one, where the task tells classes. A row without a score (its gradient is not finite) comes
-    first with an empty one."""
+    own loss, gradient norm, what the task can say of it, the label to put in place of a wrong
+    one, where the task tells classes, and last the further baselines and the combined score. A row
+    without a score (its gradient is not finite) comes first with an empty one."""
     scores_N = all_scores(session, cell)[headline(session, cell)]
     order = np.argsort(lowest_first(scores_N), kind="stable")
     noise = flipped_rows(session, cell.name)
-    own, labels = own_columns(session, cell), suggested(session, cell)
+    own, labels = dict(own_columns(session, cell)), suggested(session, cell)
+    own[COMBINED] = combined(session, cell)
     told_of = described_rows(session.task(cell.name), order)
     found = []
     for place, (row, told) in enumerate(zip(order.tolist(), told_of, strict=True), 1):
         line = {"place": place, "score": float(scores_N[row])}
-        line |= {name: float(values[row]) for name, values in own.items()}
+        line |= {name: float(own[name][row]) for name in (OWN_LOSS, GRADIENT_NORM)}
         line |= {} if noise is None else {FLIPPED: bool(noise[row])}
         line |= {} if labels is None else {SUGGESTED: labels.labels[row]}
-        found.append(with_notes(line, told, kept=(FLIPPED, SUGGESTED)))
+        further = {name: float(values[row]) for name, values in own.items() if name not in line}
+        kept = (FLIPPED, SUGGESTED, *further)
+        found.append(with_notes(line, told, kept=kept) | further)
     return found

@@ -15,7 +15,7 @@ from distinf.engine.stage import Keys
 from distinf.errors import InputError
 from distinf.gram.blocks import Blocks, blocks_of, groups_of
 from distinf.gram.settings import EKFAC, GradientSettings, StageSettings
-from distinf.gram.task import Prepared, Trainable
+from distinf.gram.task import OfTexts, Prepared, Trainable
 from distinf.numerics.hooks import known_layers
 from distinf.numerics.kronecker import Form, forms_of
 from distinf.numerics.layer_uses import wanted_layers
@@ -45,6 +45,7 @@ class Cell:
     forms: Mapping[str, Form]  # of weights with Kronecker factors, if they are asked for
     prepared: bool  # its rows are made in the data stage
     trained: bool  # it is trained, and can be trained again
+    of_texts: bool = False  # of which there are baselines
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Session(engine_session.Session):
             forms=self._forms(task),
             prepared=isinstance(task, Prepared),
             trained=isinstance(task, Trainable),
+            of_texts=isinstance(task, OfTexts) and task.classes() is not None,
         )
 
     def _blocks(self, task: Task) -> Blocks:

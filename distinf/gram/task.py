@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.gram.settings import Epoch, StageSettings, TrainSettings
@@ -19,7 +20,7 @@ from distinf.naming import refuse_names
 from distinf.numerics.label_noise import check_probabilities
 from distinf.tasks.factors import Classifying
 from distinf.tasks.notes import described
-from distinf.tasks.task import SPLITS, Task, check_losses, error_context
+from distinf.tasks.task import SPLITS, Batch, Task, check_losses, error_context
 
 Tell = Callable[[float], None]
 METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
@@ -124,6 +125,21 @@ class Predicting(Classifying, Protocol):
 
     def given(self) -> np.ndarray:
         """int64 [N]: the class that each training row is labelled with, right or wrong."""
+
+
+@runtime_checkable
+class OfTexts(Predicting, Protocol):
+    """A cell of labelled texts, whose model has a part that training leaves as it was: then there
+    are baselines from embeddings and from words."""
+
+    def embeddings(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[n, D]: of each row, by the model as it is before training."""
+
+    def words(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Word numbers of all rows, one after another, and where each row begins [rows + 1]."""
+
+    def labels(self, split: str) -> np.ndarray:
+        """int64 [rows]: the class of each row, as given."""
 
 
 @runtime_checkable

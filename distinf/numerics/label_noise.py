@@ -67,3 +67,14 @@ def wrong_labels(probabilities_NC: Tensor, labels_N: Tensor) -> float:
     totals_C = joint_CC.sum(1)
     agreeing_C = joint_CC.diagonal() / totals_C.clamp(min=1)
     return float((counts_C * torch.where(totals_C > 0, 1 - agreeing_C, 0.0)).sum())
+
+
+def normal_scores(values_N: Tensor) -> Tensor:
+    """fp64 [N]: the quantiles of a normal distribution at (rank - 1/2) / N, equal values at their
+    mean rank; rankings of any scale can then be added."""
+    ordered_N = values_N.double().sort().values
+    values_N = values_N.double().contiguous()
+    below_N = torch.searchsorted(ordered_N, values_N)
+    through_N = torch.searchsorted(ordered_N, values_N, right=True)
+    shares_N = (below_N + through_N).double() / 2 / len(values_N)
+    return torch.special.ndtri(shares_N)  # type: ignore[no-any-return]

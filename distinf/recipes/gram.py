@@ -3,6 +3,7 @@
 from distinf.engine.recipe import Asks, Evaluates, Recipe
 from distinf.gram import (
     actions,
+    baselines,
     candidates,
     data,
     factors,
@@ -24,7 +25,7 @@ RECIPE = Recipe(
     settings=StageSettings,
     stages=(
         data.STAGE, train.STAGE, gradients.STAGE, factors.STAGE, gram.STAGE, scores.STAGE,
-        actions.STAGE, retraining.STAGE,
+        baselines.STAGE, actions.STAGE, retraining.STAGE,
     ),
     report=write,
     session=Session,

@@ -15,6 +15,7 @@ from distinf.engine import running
 from distinf.errors import InputError
 from distinf.gram import (
     actions,
+    baselines,
     data,
     factors,
     gradients,
@@ -44,7 +45,7 @@ ESTIMATORS = [*BLOCKWISE, JOINT, *OF_WORDS]
 TASK = "tests.support.words_task:task"
 PLAIN = "tests.support.words_task:plain"
 UNTRAINED = {"epochs": 1, "lr": 1e-9}
-CHAIN = (data, train, gradients, factors, gram, scores)
+CHAIN = (data, train, gradients, factors, gram, scores, baselines)
 
 
 def session_of(out, **changes) -> Session:
@@ -340,7 +341,9 @@ def test_rankings_that_cost_nothing_are_rated_like_the_estimators(run):
         assert made["ndr"] == ndr(values, torch.from_numpy(noise), 0.3)
         assert made["auc"] == ndr_auc(values, torch.from_numpy(noise))
     assert [(made["cell"], made["configuration"]) for made in found.free] == [
-        (cell, name) for cell in ("words-0", "words-1") for name in ("own loss", "gradient norm")
+        (cell, name.replace("_", " "))
+        for cell in ("words-0", "words-1")
+        for name in ("own_loss", "gradient_norm", *baselines.OF_TEXTS, "self_influence")
     ]
     told = terminal_lines(run)
     assert re.search(r"Beside it: own loss \d+ %, gradient norm \d+ %", told)

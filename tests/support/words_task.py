@@ -112,6 +112,18 @@ class Cell:
     def probabilities(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return model(batch["input_ids"]).softmax(1)
 
+    def embeddings(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The mean of a row's token embeddings."""
+        ids = batch["input_ids"]
+        return model.embedding(ids).sum(1) / (ids != 0).sum(1, keepdim=True)
+
+    def words(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        tokens = self._arrays[f"{split}.tokens"]
+        return tokens[tokens != 0], np.cumsum([0, *(tokens != 0).sum(1)])
+
+    def labels(self, split: str) -> np.ndarray:
+        return self._arrays[f"{split}.labels"]
+
     def summary(self) -> dict:
         labels = self._arrays["evaluation.labels"]
         return {"largest_class": {"evaluation": float(max(labels.mean(), 1 - labels.mean()))}}

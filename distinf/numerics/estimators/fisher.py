@@ -146,6 +146,19 @@ def self_influence(factor: GramFactor, damping: float) -> Tensor:
     return factor.count * factor.vectors_NR.square() @ shares_R
 
 
+def self_influence_of_gram(gram_NN: Tensor, damping: float | None = None) -> Tensor:
+    """The same by a Cholesky factor; `damping` None takes FisherSettings' default."""
+    gram_NN = gram_NN.double()
+    count = len(gram_NN)
+    chosen = float(gram_NN.trace()) / (10.0 * count) if damping is None else damping
+    if chosen == 0.0:
+        return torch.zeros(count, dtype=torch.float64)
+    damped_NN = gram_NN.clone()
+    damped_NN.diagonal().add_(count * chosen)
+    inverse_NN = torch.cholesky_inverse(_factor(damped_NN, chosen))
+    return count * (inverse_NN * gram_NN).sum(1)
+
+
 def solved_sqnorm(factor: GramFactor, damping: float) -> Tensor:
     """fp64 [N]: |(F + lambda)^-1 g_i|^2 = n^2 diag[(K + n lambda)^-1 K (K + n lambda)^-1]."""
     shares_R = factor.values_R * _inverse(factor, damping).square()

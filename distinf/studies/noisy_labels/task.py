@@ -159,6 +159,23 @@ class NoisyCell:
         """float32 [n, classes]."""
         return logits_of(model, batch).softmax(-1)
 
+    @torch.no_grad()
+    def embeddings(self, model: nn.Module, batch: Batch) -> Tensor:
+        """float32 [n, width]: the mean of the base's last hidden states over a row's tokens.
+
+        Adapters that were not trained add nothing, so that of `model()` it is the frozen base's.
+        """
+        return mean_states(model, batch)
+
+    def words(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of all rows, and where each row begins."""
+        arrays = self._attached()
+        return arrays[f"{split}_tokens"], arrays[f"{split}_offsets"]
+
+    def labels(self, split: str) -> np.ndarray:
+        """int64 [rows]: as given, of training rows with their flips."""
+        return self._attached()[f"{split}_labels"].astype(np.int64)
+
     def describe_queries(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
         """Of queries: row, id, text, label."""
         return self._described("evaluation", ids)
@@ -342,6 +359,14 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     logits: Tensor = outputs.logits.float()
     return logits
+
+
+def mean_states(model: Any, batch: Batch) -> Tensor:
+    """float32 [n, width]: the mean of the base's last hidden states, without padding."""
+    mask = batch["attention_mask"]
+    found = model.base_model(input_ids=batch["input_ids"], attention_mask=mask)
+    states = torch.where(mask[..., None] > 0, found.last_hidden_state.float(), 0.0)
+    return states.sum(1) / mask.sum(1, keepdim=True)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,0 +1,195 @@
+"""Stage baselines: what finds wrong rows without influence, or with a row's own alone.
+
+texts  of a cell of texts: by the embeddings of its model before training and by its words, each
+       fp64 [N], high = likely wrong. Losses of the given label by a regression on embeddings: out
+       of fold, the same with the queries among the rows that are fitted, and fitted to the queries
+       alone; the share of the nearest rows that have another label; minus the agreement with the
+       queries in words (BM25)
+self   g (F + lambda)^-1 g of every training row [N], F the empirical Fisher matrix of all dense
+       blocks together: of the stored products, where they are all there
+
+Shape legend: N training rows, Q queries, P entries of a block.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distinf.engine.session import draw
+from distinf.engine.stage import Stage
+from distinf.gram.blocks import SPARSE
+from distinf.gram.gradients import dense_rows, finite_rows, row_batches
+from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.gram.settings import JOINT, StageSettings
+from distinf.gram.solved import solving
+from distinf.gram.task import OfTexts
+from distinf.gram.tiles import narrow, self_gram, slab_units, tiled
+from distinf.gram.train import with_weights
+from distinf.numerics import text_baselines
+from distinf.numerics.estimators import fisher
+from distinf.numerics.precision import float_edges, precision
+from distinf.numerics.products import scales
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.tasks.task import error_context
+
+NAME = "baselines"
+TEXTS, SELF = "texts", "self"
+FOLDS = 5
+MOST_ROWS = 5_000  # for an N x N solve that no estimator asks for
+# Each a column of the ranked rows.
+OF_TEXTS = ("embedding_loss", "embedding_loss_trusted_too", "embedding_loss_trusted_only",
+            "embedding_neighbours", "bm25")  # fmt: skip
+SELF_INFLUENCE = "self_influence"
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    return [
+        (unit, _cost(outline, cell, unit))
+        for cell in outline.cells.values()
+        for unit in cell_units(outline.settings, cell)
+    ]
+
+
+def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:
+    """A cell's units: of its texts, if it has any, and of its products, if all are there."""
+    jobs: list[dict[str, object]] = [{"cell": cell.name, "of": TEXTS}] if cell.of_texts else []
+    if _has_products(settings, cell):
+        damping = settings.scores.damping.get(JOINT)
+        jobs.append({"cell": cell.name, "of": SELF, "damping": damping})
+    return [Unit(NAME, cell.asked_keys[NAME], job=job) for job in jobs]
+
+
+def _has_products(settings: StageSettings, cell: Cell) -> bool:
+    """Whether all products of training rows with each other are stored, or cheap to make."""
+    if JOINT not in settings.scores.estimators and cell.rows[TRAIN] > MOST_ROWS:
+        return False
+    return all(
+        narrow(cell, block) or slab_units(settings, cell, "self", block.slab)
+        for block in cell.blocks.dense
+    )
+
+
+def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
+    rows, every = cell.rows[TRAIN], sum(cell.rows.values())
+    if unit.job["of"] == SELF:
+        flops = rows**3 + sum(2.0 * rows**2 * b.width for b in cell.blocks.dense if narrow(cell, b))
+        return Cost(flops=flops, bytes=8.0 * rows, memory=4 * 8.0 * rows**2)
+    shapes, at_once = cell.shapes, outline.settings.gradients.rows_per_batch
+    return Cost(
+        flops=shapes.flops_per_sample * every,
+        bytes=8.0 * rows * len(OF_TEXTS),
+        memory=3 * 8.0 * rows**2,
+        device=shapes.model_bytes + at_once * shapes.activation_bytes_per_sample,
+        staged=shapes.model_bytes,
+        work={"forward": every},
+    )
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    if wanted:
+        runtime.pool(session.work("distinf.gram.baselines:body"), wanted, session.ledger(NAME))
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    """Arrays by name, each fp64 [N]; NaN where a row has none."""
+    cell = session.cell(unit.job["cell"])
+    if unit.job["of"] == SELF:
+        arrays = {SELF_INFLUENCE: _self_influence(session, cell, unit.job["damping"])}
+    else:
+        arrays = _of_texts(session, cell)
+    return session.commit(unit, attempt, arrays, may_hold_nan=list(arrays))
+
+
+def columns(session: Session, cell: Cell) -> Mapping[str, np.ndarray]:
+    """What is stored of a cell; nothing of a run from before there were baselines."""
+    found: dict[str, np.ndarray] = {}
+    for unit in cell_units(session.settings, cell):
+        if session.ledger(NAME).get(unit) is not None:
+            stored = session.arrays(unit)
+            found |= {name: stored[name] for name in (*OF_TEXTS, SELF_INFLUENCE) if name in stored}
+    return found
+
+
+# -- of texts ------------------------------------------------------------------------------
+
+
+def _of_texts(session: Session, cell: Cell) -> dict[str, np.ndarray]:
+    task = session.task(cell.name)
+    assert isinstance(task, OfTexts)
+    with error_context("embeddings(), words() or labels()"):
+        train_ND, query_QD = (_embedded(session, cell, split) for split in (TRAIN, QUERY))
+        labels_N, asked_Q = (torch.from_numpy(task.labels(split)) for split in (TRAIN, QUERY))
+        texts, queries = (task.words(split) for split in (TRAIN, QUERY))
+    classes, rows = len(task.classes() or ()), cell.rows[TRAIN]
+    folds_N = torch.from_numpy(draw(session.seed, f"folds {cell.name}", rows, None) % FOLDS)
+    trusted = query_QD, asked_Q
+    similar_QN = text_baselines.bm25(
+        texts, queries, 1 + max(int(ids.max(initial=0)) for ids, _ in (texts, queries))
+    )
+    agreeing_N = text_baselines.agreement(torch.from_numpy(similar_QN), asked_Q, labels_N, classes)
+    judged = text_baselines.out_of_fold_losses
+    found = (
+        judged(train_ND, labels_N, folds_N, classes),
+        judged(train_ND, labels_N, folds_N, classes, trusted),
+        text_baselines.regression_losses(*trusted, train_ND, labels_N, classes),
+        text_baselines.neighbours_apart(train_ND, labels_N),
+        -agreeing_N,
+    )
+    return {name: values.numpy() for name, values in zip(OF_TEXTS, found, strict=True)}
+
+
+def _embedded(session: Session, cell: Cell, split: str) -> Tensor:
+    """fp64 [rows, D]; what is not finite is 0."""
+    task, parts, order = session.task(cell.name), [], []
+    assert isinstance(task, OfTexts)
+    model = session.latest("untrained", cell.name, lambda: with_weights(session, cell.name, {}))
+    whole = Unit(NAME, "", 0, cell.rows[split])
+    for places in row_batches(session, cell.name, split, whole):
+        batch = session.batch(cell.name, split, places)
+        settings = session.settings.gradients
+        with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
+            parts.append(task.embeddings(model, batch).double().cpu())
+        order += places.tolist()
+    found = torch.cat(parts)[torch.tensor(order).argsort()]
+    return found.nan_to_num(0.0, 0.0, 0.0)
+
+
+# -- of products ---------------------------------------------------------------------------
+
+
+def _self_influence(session: Session, cell: Cell, damping: float | None) -> np.ndarray:
+    finite_N = finite_rows(session, cell.name, TRAIN)
+    rows = int(finite_N.sum())
+    total_NN = torch.zeros(rows, rows, dtype=torch.float64)
+    for slab in cell.blocks.slabs:
+        if slab != SPARSE:
+            total_NN += _gram(session, cell, slab, finite_N)
+    found_N = np.full(len(finite_N), np.nan)
+    with solving(JOINT, "all"):
+        found_N[finite_N] = fisher.self_influence_of_gram(total_NN, damping).numpy()
+    return found_N
+
+
+def _gram(session: Session, cell: Cell, slab: int, finite_N: np.ndarray) -> Tensor:
+    """fp64 [N, N] of the finite rows, over the slab's blocks: stored products, or of blocks without
+    them the gradients'."""
+    if slab_units(session.settings, cell, "self", slab):
+        sqnorm_BN = tiled(session, cell, slab, "cross", "sqnorm")[:, finite_N]
+        total_NN = np.zeros((sqnorm_BN.shape[1],) * 2)
+        for place, sqnorm_N in enumerate(sqnorm_BN):
+            scale_N = scales(torch.from_numpy(sqnorm_N)).numpy()
+            part_NN = self_gram(session, cell, slab, place)[np.ix_(finite_N, finite_N)]
+            total_NN += part_NN * scale_N[:, None] * scale_N
+        return torch.from_numpy(total_NN)
+    grads_NP = dense_rows(session, cell.name, TRAIN, slab, 0, cell.rows[TRAIN])[finite_N].double()
+    return grads_NP @ grads_NP.T
+
+
+STAGE = Stage(
+    NAME, "baselines", needs=("gram",), reads=("seed",),
+    uncounted=("scores", "gradients"), units=units, run=run,
+)  # fmt: skip
