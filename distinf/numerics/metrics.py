@@ -113,6 +113,36 @@ def sorted_by_class(scores_N: Tensor, labels_N: Tensor) -> float:
     return float(between(means_C, counts_C) / variance / most * spread)
 
 
+def ndr_within_labels_sd(
+    scores_N: Tensor, labels_N: Tensor, flipped_N: Tensor, share: float = 0.3
+) -> float:
+    """Standard deviation of the `ndr` whose expectation `ndr_within_labels` is: of every label the
+    wrong rows among those removed are hypergeometric."""
+    totals, wrong = _by_label(labels_N, flipped_N)
+    lowest = lowest_first(scores_N)[: removed(len(scores_N), share)]
+    taken = torch.bincount(_places(labels_N)[lowest], minlength=len(totals)).double()
+    rates, left = wrong / totals, (totals - taken) / (totals - 1).clamp(min=1.0)
+    return float((taken * rates * (1 - rates) * left).sum().sqrt() / wrong.sum())
+
+
+def only_by_label(
+    ndrs: Sequence[float],
+    within: Sequence[tuple[float, float]],
+    counts: Sequence[tuple[int, int]],
+    share: float,
+) -> bool:
+    """Whether a ranking finds what its given labels alone find, and nothing more.
+
+    Of each data: its `ndr`; mean and deviation within labels; (samples, flipped). True where the
+    labels of what it removes find more than rows at random do (95 %), and the ranking itself no
+    more than rows of those labels at random.
+    """
+    mean = sum(expected for expected, _ in within) / len(within)
+    half = NORMAL_95 * math.sqrt(sum(sd**2 for _, sd in within)) / len(within)
+    by_labels = mean > ndr_by_chance(counts, share)[1]
+    return by_labels and sum(ndrs) / len(ndrs) <= mean + half
+
+
 def _by_label(labels_N: Tensor, flipped_N: Tensor) -> tuple[Tensor, Tensor]:
     """fp64 [C] each: rows and wrong rows of every label that occurs."""
     places_N, flipped_N = _places(labels_N), flipped_N.detach().cpu().bool()

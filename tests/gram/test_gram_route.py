@@ -343,10 +343,13 @@ def test_rankings_that_cost_nothing_are_rated_like_the_estimators(run):
     assert [(made["cell"], made["configuration"]) for made in found.free] == [
         (cell, name.replace("_", " "))
         for cell in ("words-0", "words-1")
-        for name in ("own_loss", "gradient_norm", *baselines.OF_TEXTS, "self_influence")
+        for name in ("own_loss", "gradient_norm", *baselines.OF_TEXTS, "self_influence", "combined")
     ]
     told = terminal_lines(run)
-    assert re.search(r"Beside it: own loss \d+ %, gradient norm \d+ %", told)
+    beside = re.search(r"Beside it: (.*)\.", told)[1]
+    for name in ("own loss", "gradient norm", "embedding neighbours", "bm25", "self influence"):
+        assert re.search(rf"{name} \d+ %", beside)
+    assert re.search(r"influence and own loss combined \d+ %", beside)
     probabilities = gradients.columns(run, "words-0", TRAIN, gradients.PREDICTED)
     np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-6)
     wrong = [cell["suggested_wrong"] for cell in found.cells]

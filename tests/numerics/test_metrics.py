@@ -228,3 +228,21 @@ def test_how_much_of_a_ranking_is_its_classes_is_kruskal_and_wallis_over_its_mos
     assert metrics.sorted_by_class(
         torch.from_numpy(apart), torch.from_numpy(labels)
     ) == pytest.approx(1)
+
+
+def test_the_spread_within_labels_is_that_of_flips_moved_within_them():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    flipped = np.zeros(100, dtype=bool)
+    flipped[[*range(20), *range(50, 53), 80]] = True
+    scores = torch.from_numpy(rng.normal(size=100) - labels)
+    rates = []
+    for _ in range(4_000):
+        moved = flipped.copy()
+        for label in range(3):
+            of = np.flatnonzero(labels == label)
+            moved[of] = moved[rng.permutation(of)]
+        rates.append(metrics.ndr(scores, torch.from_numpy(moved), 0.4))
+    of = scores, torch.from_numpy(labels), torch.from_numpy(flipped), 0.4
+    assert metrics.ndr_within_labels(*of) == pytest.approx(np.mean(rates), abs=0.005)
+    assert metrics.ndr_within_labels_sd(*of) == pytest.approx(np.std(rates), rel=0.05)

@@ -10,7 +10,7 @@ from distinf.gram import gradients, scores, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import layer
 from distinf.gram.configurations import BETWEEN, all_scores, headline
-from distinf.gram.ranking import free_rankings, suggested
+from distinf.gram.ranking import COMBINED, combined, free_rankings, suggested
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import HOWS
 from distinf.gram.task import METRICS, Predicting
@@ -78,17 +78,22 @@ def _labels(task: Any) -> torch.Tensor | None:
 
 def _rates(session: Session, cell: Cell, scores_N: np.ndarray) -> Row:
     """What these scores find: NDR, area, the NDR that rows at random of the same given labels have
-    (None where none are told), the noise curve and its tenths; {} where no wrong label is known."""
+    and its deviation (None where none are told), the noise curve and its tenths; {} where no wrong
+    label is known."""
     noise, labels = flipped_rows(session, cell.name), _labels(session.task(cell.name))
     if noise is None or not noise.any():
         return {}
     share = session.settings.actions.fraction
     of = torch.from_numpy(lowest_first(scores_N)), torch.from_numpy(noise)
-    within = None if labels is None else metrics.ndr_within_labels(of[0], labels, of[1], share)
+    within = spread = None
+    if labels is not None:
+        within = metrics.ndr_within_labels(of[0], labels, of[1], share)
+        spread = metrics.ndr_within_labels_sd(of[0], labels, of[1], share)
     return {
         "ndr": metrics.ndr(*of, share),
         "auc": metrics.ndr_auc(*of),
         "within_labels": within,
+        "within_labels_sd": spread,
         "deciles": metrics.noise_histogram(*of, min(10, len(noise))).tolist(),
         "curve": metrics.noise_shares(*of).tolist(),
     }
@@ -99,16 +104,38 @@ def scored(session: Session, cell: Cell) -> Iterator[Row]:
     for key, scores_N in all_scores(session, cell).items():
         row: Row = {"cell": cell.name, "configuration": BETWEEN.join(key)}
         row |= dict(zip(("estimator", "group", "how"), key, strict=True))
-        row |= dict.fromkeys(("ndr", "auc", "within_labels")) | _rates(session, cell, scores_N)
+        row |= dict.fromkeys(("ndr", "auc", "within_labels", "within_labels_sd")) | _rates(
+            session, cell, scores_N
+        )
         yield row | {"scores": array_summary(scores_N)}
 
 
 def free(session: Session, cell: Cell) -> Iterator[Row]:
-    """What ranking by a number that every run has anyway finds: "own loss", "gradient norm"."""
-    for name, scores_N in free_rankings(session, cell).items():
+    """What ranking without influence finds: "own loss", "gradient norm" and others; and last
+    "combined", which is of the headline's scores and the own loss."""
+    every = {**free_rankings(session, cell), COMBINED: combined(session, cell)}
+    for name, scores_N in every.items():
         if rates := _rates(session, cell, scores_N):
             rates.pop("deciles")
             yield {"cell": cell.name, "configuration": name, **rates}
+
+
+def compared(session: Session, cell: Cell) -> Iterator[Row]:
+    """Of the headline, the free rankings and the combination: of every row that is known to be
+    wrong, whether it is filtered (caught), and what it adds to the AUC, their mean (area)."""
+    noise, share = flipped_rows(session, cell.name), session.settings.actions.fraction
+    if noise is None or not noise.any():
+        return
+    key = headline(session, cell)
+    every = {BETWEEN.join(key): all_scores(session, cell)[key], **free_rankings(session, cell)}
+    for name, scores_N in {**every, COMBINED: combined(session, cell)}.items():
+        order = metrics.lowest_first(torch.from_numpy(lowest_first(scores_N)))
+        places = order.argsort()[torch.from_numpy(noise)]
+        count, wrong = len(noise), int(noise.sum())
+        area = (count - places - 0.5) / (count - wrong / 2)
+        caught = (places < metrics.removed(count, share)).int()
+        told = {"caught": caught.tolist(), "area": area.tolist()}
+        yield {"cell": cell.name, "configuration": name, **told}
 
 
 def blocks(session: Session, cell: Cell) -> Iterator[Row]:

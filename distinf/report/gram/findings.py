@@ -55,6 +55,7 @@ class Findings:
     cells: Sequence[Row] = ()
     scored: Sequence[Row] = ()
     free: Sequence[Row] = ()
+    compared: Sequence[Row] = ()
     blocks: Sequence[Row] = ()
     cancellation: Sequence[Row] = ()
     separated: Sequence[Separated] = ()
@@ -255,7 +256,8 @@ def _quarantined(session: Session, cells: Sequence[Cell]) -> Iterator[tuple[str,
 
 
 EACH = {
-    "cells": cells.cell, "scored": cells.scored, "free": cells.free, "blocks": cells.blocks,
+    "cells": cells.cell, "scored": cells.scored, "free": cells.free,
+    "compared": cells.compared, "blocks": cells.blocks,
     "cancellation": _cancelled, "separated": _separated, "ranking": _lowest,
     "conditioning": _conditioning, "estimator_times": estimator_times,
 }  # fmt: skip

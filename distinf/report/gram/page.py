@@ -14,6 +14,7 @@ from distinf.report import publishing
 from distinf.report import render as renderer
 from distinf.report.formats import SPACE, count, missing, percent
 from distinf.report.gram import figures, views
+from distinf.report.gram.against import COMBINED, verdict
 from distinf.report.gram.findings import EPOCHS, Findings
 from distinf.report.gram.findings import findings as gathered
 from distinf.report.gram.tables import ANY, Tables, tables
@@ -27,6 +28,7 @@ from distinf.report.words import Words
 # Below six pairs even all wins stay above 5 % in a two-sided sign test (2 · 2⁻⁵ = 6 %).
 FEWEST_PAIRS = 6
 FEWEST_POINTS = 3  # for a correlation
+ELSEWHERE = {1: "by the other half of the wrong labels", 2: "by the other runs"}
 MOST_CELLS = 12  # printed unfolded
 
 
@@ -67,7 +69,7 @@ def answer(findings: Findings, rows: Tables) -> tuple[str, list[str], list[Card]
     """(better, worse, none or unknown; sentences; cards). That a model learned nothing is told
     before any rate."""
     words, (noise, after) = words_of(findings, rows), _headline(findings, rows)
-    names = ["detected", "beside", "trained"] if noise or after else ["listed"]
+    names = ["lost", "detected", "against", "beside", "trained"] if noise or after else ["listed"]
     told = [words.clauses(words.of("answer", name)) for name in [*names, "suggested"]]
     sentences = [s for s in (*chance_warnings(findings.cells)[:1], *told) if s]
     cards = [
@@ -75,7 +77,12 @@ def answer(findings: Findings, rows: Tables) -> tuple[str, list[str], list[Card]
         for label, value, unit, role, *detail in words.of("cards")
         if words.clauses([value])
     ]
-    return _verdict(findings, noise, after), sentences or words.of("answer", "no scores"), cards
+    beaten = verdict(rows.get("against_baselines", []), findings.headline)
+    return (
+        _verdict(findings, noise, after, beaten),
+        sentences or words.of("answer", "no scores"),
+        cards,
+    )
 
 
 def _headline(findings: Findings, rows: Tables) -> list[Row | None]:
@@ -91,9 +98,10 @@ def chance(findings: Findings) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def _verdict(findings: Findings, noise: Row | None, after: Row | None) -> str:
-    """Of the NDR against the larger chance: of any rows, and of rows of the same labels; without
-    one of the accuracy against random, in enough pairs."""
+def _verdict(findings: Findings, noise: Row | None, after: Row | None, against: str) -> str:
+    """Of the NDR against the larger chance: of any rows, and of rows of the same labels, and, where
+    there are any, against the best ranking without influence; without one of the accuracy against
+    random, in enough pairs."""
     found, (low, high) = math.nan, (math.nan, math.nan)
     if noise is not None:
         (low, high), within = chance(findings), _within(noise)
@@ -103,7 +111,9 @@ def _verdict(findings: Findings, noise: Row | None, after: Row | None) -> str:
         found, low, high = 0.0, -after["vs_random_high_points"], -after["vs_random_low_points"]
     if not math.isfinite(low) or all(c["learned_nothing"] for c in findings.cells):
         return "unknown"
-    return "better" if found > high else "worse" if found < low else "none"
+    if found > high:
+        return {"lost": "worse", "even": "none"}.get(against, "better")
+    return "worse" if found < low else "none"
 
 
 def _within(noise: Row) -> Any:
@@ -144,9 +154,22 @@ def _noise(findings: Findings, rows: Tables) -> Row:
     (noise, _), best = _headline(findings, rows), rows["detection"][0]
     free, known = rows.get("free_rankings", []), [c for c in findings.cells if c["flips"]]
     area = mean_sd("", [auc_by_chance(c["rows"], c["flips"]) for c in known], "")["mean"]
-    told = ", ".join(f"{row['ranking']} {percent(row['ndr_mean_pct'])}" for row in free)
-    equal = free and noise and free[0]["ndr_mean_pct"] >= noise["ndr_mean_pct"]
+    alone = [row for row in free if row["ranking"] != COMBINED]
+    told = ", ".join(f"{row['ranking']} {percent(row['ndr_mean_pct'])}" for row in alone)
+    equal = alone and noise and alone[0]["ndr_mean_pct"] >= noise["ndr_mean_pct"]
+    against = rows.get("against_baselines", [])
+    beaten = verdict(against, findings.headline)
+    best_free = against[0] if beaten else {}
+    mixed = [row for row in free if row["ranking"] == COMBINED]
+    by_class = noise["only_by_class"] if noise else None
     return {
+        **{f"against_{k}": v for k, v in best_free.items()},
+        **_reversed(best_free),
+        "elsewhere": ELSEWHERE[min(len(findings.cells), 2)],
+        **{name: "" if beaten == name else None for name in ("won", "lost", "even")},
+        "only_by_class": "" if by_class else None,
+        "few_cells": "" if len(findings.cells) == 1 else None,
+        "mixed": mixed[0]["ndr_mean_pct"] if mixed else None,
         "flips": sum(c["flips"] for c in known),
         "within": _within(noise) if noise else None,
         "free": told or "no other ranking",
@@ -155,6 +178,12 @@ def _noise(findings: Findings, rows: Tables) -> Row:
         "most": best["ndr_mean_pct"],
         "random_area": area,
     }
+
+
+def _reversed(row: Row) -> Row:
+    """The difference as what the other is ahead by."""
+    ends = {"gap": "points", "least": "high_points", "most": "low_points"}
+    return {f"against_{name}": -row[key] for name, key in ends.items() if row}
 
 
 # -- the sections --------------------------------------------------------------------------
@@ -176,6 +205,7 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     note = notes["free"] if rows.get("free_rankings") else ""
     found = [*of("curves", "grid")]
     found += [table("detection", views.DETECTION, rows=views.detection(rows), note=note)]
+    found += [table("against_baselines", views.AGAINST, note=notes["against"])]
     found += [table("every detection", views.DETECTION, file="detection", folded=True)]
     yield Section("detection", "Wrong labels found", [*found, *of("deciles")], short="Detection")
     intro = words.say("notes", "rows")

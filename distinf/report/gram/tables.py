@@ -7,7 +7,9 @@ from dataclasses import asdict
 import numpy as np
 
 from distinf.gram.configurations import BETWEEN, ORDER, group_order, groups, place
+from distinf.numerics.metrics import only_by_label
 from distinf.report.gram import retraining
+from distinf.report.gram.against import against
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.trials import (
     by_trial,
@@ -40,6 +42,7 @@ def tables(findings: Findings) -> Tables:
         "ranking": list(findings.ranking),
         "detection": rates(findings, findings.scored, **{name: name for name in named}),
         "free_rankings": rates(findings, findings.free, ranking="configuration"),
+        "against_baselines": against(findings),
         "scored": [_scored(s) for s in findings.scored],
         "deciles": deciles(findings),
         "curves": curves(findings),
@@ -78,18 +81,34 @@ def _scored(row: Row) -> Row:
 def rates(findings: Findings, rows: Sequence[Row], **named: str) -> list[Row]:
     """NDR and AUC over cells, most noise found first; beside them, in percent, the NDR of rows at
     random and of rows at random with the same given labels as those removed (NaN where none are
-    told). named: columns, and which of `rows` they are."""
+    told), and whether it finds no more than these do. named: columns, and which of `rows` they
+    are."""
     of = {row["configuration"]: row for row in rows}
     area, within = by_trial(findings, rows, "auc", 1), by_trial(findings, rows, "within_labels")
+    by_class = only_by_class(findings, rows)
     found = [
         {column: of[name][key] for column, key in named.items()}
         | {"cells": len(trials), **with_interval("ndr_", trials)}
         | {"chance_pct": 100 * findings.share}
         | {"chance_within_labels_pct": mean_sd("", within.get(name, {}).values())["mean_pct"]}
         | mean_sd("auc_", area.get(name, {}).values(), "")
+        | {"only_by_class": by_class.get(name)}
         for name, trials in sorted(by_trial(findings, rows, "ndr").items())
     ]
     return sorted(found, key=lambda row: (falling(row["ndr_mean_pct"]), falling(row["auc_mean"])))
+
+
+def only_by_class(findings: Findings, rows: Sequence[Row]) -> dict[str, bool]:
+    """Of the rankings whose labels are told in every cell: whether they only sort by class."""
+    counts = {c["name"]: (c["rows"], c["flips"]) for c in findings.cells}
+    found = {}
+    for (name,), mine in grouped(rows, "configuration").items():
+        within = [(row["within_labels"], row.get("within_labels_sd")) for row in mine]
+        known = [(mean, sd) for mean, sd in within if mean is not None and sd is not None]
+        if len(known) == len(mine):
+            of, ndrs = [counts[row["cell"]] for row in mine], [row["ndr"] for row in mine]
+            found[name] = only_by_label(ndrs, known, of, findings.share)
+    return found
 
 
 def deciles(findings: Findings) -> list[Row]:

@@ -10,6 +10,7 @@ from distinf.gram.configurations import place, spoken
 from distinf.gram.settings import BASELINES
 from distinf.numerics.separation import LEVELS
 from distinf.report.formats import SPACE, count, duration, fixed, missing, number, shortened, signed
+from distinf.report.gram.against import COMBINED
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.retraining import MEASURED, TRACIN_WE
 from distinf.report.gram.tables import Tables
@@ -80,6 +81,7 @@ def win_rate(row: Row) -> Entry:
 
 
 TWO, THREE = (partial(fixed, digits=digits) for digits in (2, 3))
+NO_INFLUENCE = {COMBINED: "with the loss"}
 NAMED = stub("configuration", lambda row: spoken(row["configuration"]))
 CONFIGURATION = words("estimator", "group: layers", "how: aggregation")
 SOURCE = Column("", "source", lambda source: "" if source == MEASURED else "published", kind="text")
@@ -100,6 +102,15 @@ DETECTION = [
     *numbers(fixed, "chance_pct: random [%]"),
     *numbers(fixed, "chance_within_labels_pct: random, same labels [%]"),
     spread("AUC", "auc_", "", THREE),
+    text("only sorts by class", lambda row: "yes" if row.get("only_by_class") else ""),
+]
+AGAINST = [
+    stub("ranking", lambda row: spoken(row["ours"])),
+    text("against", lambda row: spoken(row["other"])),
+    text("which was", "chosen"),
+    *numbers(count, "pairs"),
+    difference("NDR, difference [points]", ""),
+    difference("AUC, difference [points]", "auc_"),
 ]
 QUERY_LOSS = [NAMED, *numbers(count, "trials"), *numbers(number, "mean: lowest query loss")]
 ACCURACY = [
@@ -154,7 +165,7 @@ def detection(rows: Tables) -> list[Row]:
     """Those that find the most, with the free rankings among them."""
     most = rows.get("detection", [])[:MOST_DETECTION]
     free = [
-        row | {"estimator": row["ranking"], "how": "no influence"}
+        row | {"estimator": row["ranking"], "how": NO_INFLUENCE.get(row["ranking"], "no influence")}
         for row in rows.get("free_rankings", [])
     ]
     return sorted([*most, *free], key=lambda row: falling(row["ndr_mean_pct"]))
