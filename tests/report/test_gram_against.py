@@ -145,11 +145,7 @@ def test_a_ranking_that_only_sorts_by_class_is_called_that(ndr, within, sd, only
 
 
 def test_what_adds_up_to_the_area_is_the_area():
-    import torch
-
-    scores, noise = (
-        torch.randn(50, generator=torch.Generator().manual_seed(2)),
-        torch.arange(50) < 9,
-    )
+    draw, noise = torch.Generator().manual_seed(2), torch.arange(50) < 9
+    scores = torch.randn(50, generator=draw)
     places = scores.argsort().argsort()[noise]
     assert float(((50 - places - 0.5) / (50 - 4.5)).mean()) == pytest.approx(ndr_auc(scores, noise))

@@ -132,7 +132,7 @@ def compared(session: Session, cell: Cell) -> Iterator[Row]:
         order = metrics.lowest_first(torch.from_numpy(lowest_first(scores_N)))
         places = order.argsort()[torch.from_numpy(noise)]
         count, wrong = len(noise), int(noise.sum())
-        area = (count - places - 0.5) / (count - wrong / 2)
+        area = (count - places.double() - 0.5) / (count - wrong / 2)
         caught = (places < metrics.removed(count, share)).int()
         told = {"caught": caught.tolist(), "area": area.tolist()}
         yield {"cell": cell.name, "configuration": name, **told}
