@@ -70,7 +70,7 @@ def test_a_row_is_judged_by_the_other_folds_and_the_trusted_rows_alone():
 
 
 def test_neighbours_are_the_nearest_by_angle_without_the_row_itself():
-    angles = torch.tensor([0.0, 0.1, 0.2, 3.0, 3.1])
+    angles = torch.tensor([0.0, 0.1, 0.2, 0.9, 1.0])
     rows_ND = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor(
         [[1.0], [9], [1], [3], [2]]
     )
