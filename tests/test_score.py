@@ -99,7 +99,12 @@ def test_a_task_that_tells_classes_gets_labels_suggested_and_wrong_ones_counted(
     assert "suggested" in done.stdout
     found = json.loads((folder / "out" / "report" / "findings.json").read_text())
     assert found["cells"][0]["suggested_wrong"] == int(count)
-    assert {made["configuration"] for made in found["free"]} == {"own loss", "gradient norm"}
+    assert {made["configuration"] for made in found["free"]} == {
+        "own loss",
+        "gradient norm",
+        "self influence",
+        "combined",
+    }
     assert "own loss" in (folder / "out" / "report" / "index.html").read_text()
 
 

@@ -4,7 +4,7 @@ texts  of a cell of texts: by the embeddings of its model before training and by
        fp64 [N], high = likely wrong. Losses of the given label by a regression on embeddings: out
        of fold, the same with the queries among the rows that are fitted, and fitted to the queries
        alone; the share of the nearest rows that have another label; minus the agreement with the
-       queries in words (BM25)
+       queries in words (BM25). And which queries [Q] the regression on the training rows gets right
 self   g (F + lambda)^-1 g of every training row [N], F the empirical Fisher matrix of all dense
        blocks together: of the stored products, where they are all there
 
@@ -12,6 +12,7 @@ Shape legend: N training rows, Q queries, P entries of a block.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor
 from distinf.engine.session import draw
 from distinf.engine.stage import Stage
 from distinf.gram.blocks import SPARSE
-from distinf.gram.gradients import dense_rows, finite_rows, row_batches
+from distinf.gram.gradients import columns as gradient_columns
+from distinf.gram.gradients import dense_rows, finite_rows, row_batches, says_right
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
 from distinf.gram.settings import JOINT, StageSettings
 from distinf.gram.solved import solving
@@ -29,6 +31,7 @@ from distinf.gram.tiles import narrow, self_gram, slab_units, tiled
 from distinf.gram.train import with_weights
 from distinf.numerics import text_baselines
 from distinf.numerics.estimators import fisher
+from distinf.numerics.label_noise import log_odds_gain
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.products import scales
 from distinf.runtime import Cost, Runtime, Unit
@@ -43,6 +46,7 @@ MOST_ROWS = 5_000  # for an N x N solve that no estimator asks for
 OF_TEXTS = ("embedding_loss", "embedding_loss_trusted_too", "embedding_loss_trusted_only",
             "embedding_neighbours", "bm25")  # fmt: skip
 SELF_INFLUENCE = "self_influence"
+QUERIES_RIGHT = "embedding_queries_right"
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -55,11 +59,14 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 
 def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:
     """A cell's units: of its texts, if it has any, and of its products, if all are there."""
-    jobs: list[dict[str, object]] = [{"cell": cell.name, "of": TEXTS}] if cell.of_texts else []
+    found = [_unit(cell, TEXTS)] if cell.of_texts else []
     if _has_products(settings, cell):
-        damping = settings.scores.damping.get(JOINT)
-        jobs.append({"cell": cell.name, "of": SELF, "damping": damping})
-    return [Unit(NAME, cell.asked_keys[NAME], job=job) for job in jobs]
+        found.append(_unit(cell, SELF, damping=settings.scores.damping.get(JOINT)))
+    return found
+
+
+def _unit(cell: Cell, of: str, **more: Any) -> Unit:
+    return Unit(NAME, cell.asked_keys[NAME], job={"cell": cell.name, "of": of, **more})
 
 
 def _has_products(settings: StageSettings, cell: Cell) -> bool:
@@ -95,13 +102,13 @@ def run(session: Session, runtime: Runtime) -> None:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Arrays by name, each fp64 [N]; NaN where a row has none."""
+    """Arrays by name, each fp64 [N], NaN where a row has none; and QUERIES_RIGHT bool [Q]."""
     cell = session.cell(unit.job["cell"])
     if unit.job["of"] == SELF:
         arrays = {SELF_INFLUENCE: _self_influence(session, cell, unit.job["damping"])}
     else:
         arrays = _of_texts(session, cell)
-    return session.commit(unit, attempt, arrays, may_hold_nan=list(arrays))
+    return session.commit(unit, attempt, arrays, may_hold_nan=[SELF_INFLUENCE])
 
 
 def columns(session: Session, cell: Cell) -> Mapping[str, np.ndarray]:
@@ -112,6 +119,25 @@ def columns(session: Session, cell: Cell) -> Mapping[str, np.ndarray]:
             stored = session.arrays(unit)
             found |= {name: stored[name] for name in (*OF_TEXTS, SELF_INFLUENCE) if name in stored}
     return found
+
+
+def weights(session: Session, cell: Cell) -> tuple[float, float] | None:
+    """Of the trained model and of the regression on embeddings, by what each gets right of the
+    queries (`log_odds_gain`); None where not both can say."""
+    task, unit = session.task(cell.name), _unit(cell, TEXTS)
+    if not cell.of_texts or session.ledger(NAME).get(unit) is None:
+        return None
+    if not says_right(session, cell.name):
+        return None
+    assert isinstance(task, OfTexts)
+    labels_Q = np.asarray(task.labels(QUERY))
+    most = int(np.bincount(labels_Q).max())
+    right = (
+        gradient_columns(session, cell.name, QUERY, "correct"),
+        session.arrays(unit, [QUERIES_RIGHT])[QUERIES_RIGHT],
+    )
+    model, regression = (log_odds_gain(int(r.sum()), most, len(labels_Q)) for r in right)
+    return model, regression
 
 
 # -- of texts ------------------------------------------------------------------------------
@@ -139,7 +165,9 @@ def _of_texts(session: Session, cell: Cell) -> dict[str, np.ndarray]:
         text_baselines.neighbours_apart(train_ND, labels_N),
         -agreeing_N,
     )
-    return {name: values.numpy() for name, values in zip(OF_TEXTS, found, strict=True)}
+    told = text_baselines.regression_logits(train_ND, labels_N, query_QD, classes).argmax(1)
+    arrays = {name: values.numpy() for name, values in zip(OF_TEXTS, found, strict=True)}
+    return {**arrays, QUERIES_RIGHT: (told == asked_Q).numpy()}
 
 
 def _embedded(session: Session, cell: Cell, split: str) -> Tensor:

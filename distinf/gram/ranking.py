@@ -71,14 +71,24 @@ def free_rankings(session: Session, cell: Cell) -> Mapping[str, np.ndarray]:
 
 
 def combined(session: Session, cell: Cell) -> np.ndarray:
-    """fp64 [N], low = likely wrong: the headline's scores and minus the own loss, each as normal
-    scores of its ranks, mean of both. No weight in it is chosen."""
-    parts = (
-        all_scores(session, cell)[headline(session, cell)],
-        -own_columns(session, cell)[OWN_LOSS],
-    )
-    ranked = (normal_scores(torch.from_numpy(lowest_first(part_N))) for part_N in parts)
-    return torch.stack(list(ranked)).mean(0).numpy()
+    """fp64 [N], low = likely wrong: the headline's scores and losses, by the normal scores of their
+    ranks.
+
+    The mean of the headline's and of minus the own loss, which are the trained model's; where there
+    is a regression on embeddings, with minus its loss (out of fold, the queries among the fitted
+    rows), weighted by what model and regression get right of the queries. No wrong label has a say.
+    """
+    own = own_columns(session, cell)
+    model_N = _normal(all_scores(session, cell)[headline(session, cell)]) + _normal(-own[OWN_LOSS])
+    weights = baselines.weights(session, cell)
+    if weights is None or not sum(weights):
+        return model_N / 2
+    regression_N = _normal(-own[baselines.OF_TEXTS[1]])
+    return (weights[0] * model_N / 2 + weights[1] * regression_N) / sum(weights)
+
+
+def _normal(scores_N: np.ndarray) -> np.ndarray:
+    return normal_scores(torch.from_numpy(lowest_first(scores_N))).numpy()
 
 
 def suggested(session: Session, cell: Cell) -> Suggested | None:

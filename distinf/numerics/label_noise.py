@@ -3,6 +3,8 @@
 Shape legend: N samples, C classes.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -67,6 +69,15 @@ def wrong_labels(probabilities_NC: Tensor, labels_N: Tensor) -> float:
     totals_C = joint_CC.sum(1)
     agreeing_C = joint_CC.diagonal() / totals_C.clamp(min=1)
     return float((counts_C * torch.where(totals_C > 0, 1 - agreeing_C, 0.0)).sum())
+
+
+def log_odds_gain(right: int, by_one_class: int, count: int) -> float:
+    """How far the log odds of a classifier's accuracy on `count` rows lie above those of always
+    saying the most frequent class; 0 where they do not. The weight of a vote among independent
+    ones (Nitzan and Paroush, *Optimal Decision Rules in Uncertain Dichotomous Choice Situations*),
+    with half a row added on either side."""
+    odds = [math.log((k + 0.5) / (count - k + 0.5)) for k in (right, by_one_class)]
+    return max(0.0, odds[0] - odds[1])
 
 
 def normal_scores(values_N: Tensor) -> Tensor:

@@ -28,8 +28,14 @@ def of_norm_1(rows_ND: Tensor) -> Tensor:
 def regression_losses(
     rows_ND: Tensor, labels_N: Tensor, asked_MD: Tensor, given_M: Tensor, classes: int
 ) -> Tensor:
-    """fp64 [M]: the loss of the labels `given` by a multinomial logistic regression, fitted to the
-    rows with their labels (RIDGE; L-BFGS in float64)."""
+    """fp64 [M]: the loss of the labels `given` by `regression_logits`."""
+    logits_MC = regression_logits(rows_ND, labels_N, asked_MD, classes)
+    return torch.nn.functional.cross_entropy(logits_MC, given_M, reduction="none")
+
+
+def regression_logits(rows_ND: Tensor, labels_N: Tensor, asked_MD: Tensor, classes: int) -> Tensor:
+    """fp64 [M, C]: by a multinomial logistic regression, fitted to the rows with their labels
+    (RIDGE; L-BFGS in float64)."""
     features_NE, asked_ME = _with_bias(rows_ND), _with_bias(asked_MD)
     weights_EC = torch.zeros(features_NE.shape[1], classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -47,8 +53,7 @@ def regression_losses(
 
     with torch.enable_grad():
         optimizer.step(objective)
-    logits_MC = asked_ME @ weights_EC.detach()
-    return torch.nn.functional.cross_entropy(logits_MC, given_M, reduction="none")
+    return asked_ME @ weights_EC.detach()
 
 
 def _with_bias(rows_ND: Tensor) -> Tensor:

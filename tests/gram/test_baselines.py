@@ -12,7 +12,7 @@ from distinf.gram import baselines, ranking, train
 from distinf.gram.configurations import all_scores, headline
 from distinf.gram.session import QUERY, TRAIN
 from distinf.numerics import text_baselines
-from distinf.numerics.metrics import spearman
+from distinf.numerics.label_noise import normal_scores
 from distinf.runtime import RuntimeSettings, open_runtime
 from tests.gram.test_gram_route import CHAIN, PLAIN, dense, scored, session_of
 from tests.support import words_task
@@ -114,17 +114,43 @@ def test_losses_in_training_are_their_mean_over_epochs(tmp_path, monkeypatch):
         train._checked_row_losses([1.0, 2.0], 60)
 
 
-def test_the_combination_is_between_influence_and_the_loss_and_ignores_their_scales(run):
+def normal(values):
+    return normal_scores(torch.as_tensor(values)).numpy()
+
+
+def test_the_combination_is_weighted_by_what_the_queries_say(run):
+    for name, cell in run.outline.cells.items():
+        task, own = run.task(name), ranking.own_columns(run, cell)
+        model_N = normal(all_scores(run, cell)[headline(run, cell)]) + normal(-own["own_loss"])
+        labels_Q = torch.from_numpy(task.labels(QUERY))
+        fit = embedded(task, TRAIN), torch.from_numpy(task.labels(TRAIN))
+        said = text_baselines.regression_logits(*fit, embedded(task, QUERY), 2).argmax(1)
+        with torch.no_grad():
+            model = train.trained_model(run, name)
+            right = task.evaluate(model, task.batch(QUERY, np.arange(12)))["correct"].sum()
+        most = int(labels_Q.bincount().max())
+        odds = [
+            max(0.0, np.log((k + 0.5) / (12.5 - k)) - np.log((most + 0.5) / (12.5 - most)))
+            for k in (int(right), int((said == labels_Q).sum()))
+        ]
+        assert baselines.weights(run, cell) == pytest.approx(odds)
+        regression_N = normal(-own["embedding_loss_trusted_too"])
+        wanted = model_N / 2
+        if sum(odds):
+            wanted = (odds[0] * model_N / 2 + odds[1] * regression_N) / sum(odds)
+        np.testing.assert_allclose(ranking.combined(run, cell), wanted)
+
+
+@pytest.mark.parametrize("weights", [None, (0.0, 0.0), (1.0, 3.0)])
+def test_a_regression_that_knows_nothing_has_no_say(run, monkeypatch, weights):
     cell = run.cell("words-0")
-    influence = torch.from_numpy(all_scores(run, cell)[headline(run, cell)])
-    loss = torch.from_numpy(-ranking.own_columns(run, cell)["own_loss"])
-    found = torch.from_numpy(ranking.combined(run, cell))
-    between = spearman(influence, loss)
-    assert spearman(found, influence) > between
-    assert spearman(found, loss) > between
-    order = torch.arange(60)
-    lowest = (influence.argsort()[0] == order) & (loss.argsort()[0] == order)
-    assert not lowest.any() or found.argmin() == lowest.int().argmax()
+    own = ranking.own_columns(run, cell)
+    model_N = normal(all_scores(run, cell)[headline(run, cell)]) + normal(-own["own_loss"])
+    monkeypatch.setattr(baselines, "weights", lambda *_: weights)
+    wanted = model_N / 2
+    if weights and sum(weights):
+        wanted = wanted / 4 + 3 * normal(-own["embedding_loss_trusted_too"]) / 4
+    np.testing.assert_allclose(ranking.combined(run, cell), wanted)
 
 
 def test_ranked_rows_have_every_baseline_after_what_the_task_says(run):

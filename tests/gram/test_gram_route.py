@@ -349,7 +349,7 @@ def test_rankings_that_cost_nothing_are_rated_like_the_estimators(run):
     beside = re.search(r"Beside it: (.*)\.", told)[1]
     for name in ("own loss", "gradient norm", "embedding neighbours", "bm25", "self influence"):
         assert re.search(rf"{name} \d+ %", beside)
-    assert re.search(r"influence and own loss combined \d+ %", beside)
+    assert re.search(r"influence and losses combined \d+ %", beside)
     probabilities = gradients.columns(run, "words-0", TRAIN, gradients.PREDICTED)
     np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-6)
     wrong = [cell["suggested_wrong"] for cell in found.cells]

@@ -117,7 +117,7 @@ def test_the_combination_is_no_baseline_and_is_held_against_both():
     assert pair(found, BEST)["chosen"] == "own loss"
     assert pair(found, BEST, "combined")["points"] == pytest.approx(10.0)
     assert pair(found, HEAD, "combined")["points"] == pytest.approx(5.0)
-    assert "influence and own loss combined 55 %" in said(found)[1]
+    assert "influence and losses combined 55 %" in said(found)[1]
 
 
 def test_without_wrong_labels_nothing_is_compared():
