@@ -22,8 +22,8 @@ class TuneSettings:
                       float32 always
     first_order       also what the step would do were the losses linear (Eq. 3 of Matelsky et
                       al.), at the price of two evaluations more
-    least_taken       a step of which less is taken than this share is refused: rounding the
-                      weights swallows it
+    least_taken       of the steps of a few rows together this share has to be taken, or the run is
+                      refused: rounding the weights would swallow them
     rows_per_unit     rows that one unit fine-tunes on, one after the other
     evaluation_batch  rows evaluated at once
     """

@@ -28,11 +28,12 @@ from distinf.empirical.task import (
 from distinf.engine.session import Outline, Session, row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
-from distinf.numerics.curvature import twice_differentiable
+from distinf.numerics.curvature import Parameters, twice_differentiable
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.tuning import (
     Losses,
+    Tuned,
     Updates,
     first_order,
     losses_of,
@@ -48,6 +49,7 @@ from distinf.tasks.task import error_context
 
 BASE, TUNING = "base", "tuning"
 PROMPT = "prompt"
+TRIED = 8  # rows whose steps are tried before any is measured
 WEIGHT = "weight."
 BACKWARD, SLOPE = 2.0, 2.0  # forward passes: of a gradient, beside its own; of a derivative
 
@@ -170,13 +172,9 @@ Found = tuple[float, dict[str, torch.Tensor]]
 def _after_tuning(
     session: Session, model: nn.Module, row: int, losses: Losses, ids: np.ndarray
 ) -> Found:
-    settings, layout = session.settings.tune, Layout.of(model, session.settings.tune.blocks)
-    start = parameters_of(model, layout)
-    batch = session.read(session.task, TRAIN, np.array([row]))
-    own = losses_of(model, _loss(session), [batch])
-    updates = _updates(session, model, layout)
-    made = tuned(own, start, updates, settings.lr, settings.steps)
-    _refuse_lost(made.taken, settings, row)
+    settings, start = session.settings.tune, _start(session, model)
+    session.cached("tried", lambda: _refuse_lost_steps(session, model))
+    made = _tuned_on(session, model, row)
     with torch.no_grad():
         found = {"losses": losses(made.parameters)}
     if settings.first_order:
@@ -192,11 +190,29 @@ def _after_prompt(
     return math.nan, {"losses": prompted, "unprompted": unprompted}
 
 
-def _refuse_lost(taken: float, settings: Any, row: int) -> None:
-    if taken < settings.least_taken:
+def _start(session: Session, model: nn.Module) -> Parameters:
+    return parameters_of(model, Layout.of(model, session.settings.tune.blocks))
+
+
+def _tuned_on(session: Session, model: nn.Module, row: int) -> Tuned:
+    settings, layout = session.settings.tune, Layout.of(model, session.settings.tune.blocks)
+    batch = session.read(session.task, TRAIN, np.array([row]))
+    own, updates = losses_of(model, _loss(session), [batch]), _updates(session, model, layout)
+    return tuned(own, _start(session, model), updates, settings.lr, settings.steps)
+
+
+def _refuse_lost_steps(session: Session, model: nn.Module) -> None:
+    """InputError where rounding swallows the steps of some rows, taken together: of a row that the
+    model knows already the step is small, and nothing is lost with it."""
+    settings, rows = session.settings.tune, session.outline.rows[TRAIN]
+    tried = np.unique(np.linspace(0, rows - 1, TRIED).astype(int))
+    made = [_tuned_on(session, model, int(row)) for row in tried]
+    asked, along = sum(m.asked for m in made), sum(m.along for m in made)
+    if along < settings.least_taken * asked:
         raise InputError(
-            f"tune.lr: row {row}'s step at {settings.lr:g} is too small for the weights: "
-            f"{100 * taken:.0f} % of it is left after rounding; raise tune.lr or tune.steps"
+            f"tune.lr: steps at {settings.lr:g} are too small for the weights: after rounding "
+            f"{100 * along / asked:.0f} % of them is left on {len(tried)} rows; raise tune.lr or "
+            "tune.steps"
         )
 
 

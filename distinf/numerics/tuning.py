@@ -28,12 +28,19 @@ class Tuned:
     """What fine-tuning came to.
 
     parameters  after it
-    taken       how much of the step that was asked for was taken, by its projection on that: 1,
-                less where rounding the parameters swallows it, NaN where no step was asked for
+    asked       |step|^2 of the step that was asked for, in float64
+    along       its product with the step that was taken
     """
 
     parameters: Parameters
-    taken: float
+    asked: float
+    along: float
+
+    @property
+    def taken(self) -> float:
+        """How much of the step was taken: 1, less where rounding the parameters swallows it, NaN
+        where none was asked for."""
+        return self.along / self.asked if self.asked > 0 else math.nan
 
 
 def losses_of(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> Losses:
@@ -68,7 +75,7 @@ def tuned(losses: Losses, start: Parameters, updates: Updates, rate: float, step
         float((step * (now[name].double() - start[name].double())).sum())
         for name, step in asked.items()
     )
-    return Tuned(now, along / square if square > 0 else math.nan)
+    return Tuned(now, square, along)
 
 
 def first_order(losses: Losses, start: Parameters, end: Parameters) -> Tensor:

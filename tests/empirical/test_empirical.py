@@ -133,7 +133,7 @@ def test_the_same_noise_in_both_copies_is_asked_for(files, tmp_path):
 @pytest.mark.parametrize(
     ("tune", "settings", "why"),
     [
-        ({"lr": 1e-11}, {}, r"tune.lr: row 0's step .* too small .* raise tune.lr"),
+        ({"lr": 1e-11}, {}, r"tune.lr: steps at 1e-11 are too small .* on 8 rows; raise tune.lr"),
         ({"blocks": "nothing"}, {}, "blocks"),
         ({}, {"per_class": 4}, "settings.per_class: .* has 3 images of 0, fewer than 4"),
         ({}, {"digits": "nowhere.npz"}, "no such file"),
@@ -183,3 +183,23 @@ def test_relations_of_another_length_are_refused(run, monkeypatch):
     monkeypatch.setattr(type(run.task), "relations", lambda self, split: {"sample": np.arange(3)})
     with pytest.raises(InputError, match=r"relations\('train'\) has 'sample' of shape \(3,\)"):
         measured(run)
+
+
+def known(settings: Nothing, seed: int):
+    """Half of the rows have next to no gradient, so that rounding swallows their steps."""
+    x = torch.linspace(-1, 1, 24).view(8, 3)
+    weight = torch.where(torch.arange(8) % 2 == 0, 1.0, 1e-9)
+    return TensorTask(
+        lambda: nn.Linear(3, 1),
+        {"train": {"x": x, "w": weight}, "evaluation": {"x": x[:5] + 0.01, "w": weight[:5]}},
+        {"squared": lambda model, batch: batch["w"] * model(batch["x"])[:, 0] ** 2},
+        seed=seed,
+    )
+
+
+def test_rows_that_are_known_already_stop_no_run(tmp_path):
+    raw = {"task": f"{__name__}:known", "recipe": "empirical", "out": str(tmp_path / "run"),
+           "runtime": {"kind": "local"}, "tune": {"lr": 0.1}}  # fmt: skip
+    found = measured(execute(resolve(raw), silent))
+    assert (found.taken_N[::2] > 0.99).all()
+    assert (found.taken_N[1::2] < 0.9).all()
