@@ -1,5 +1,7 @@
 """A run's own training unrolled: exact scores beside the stored ones in its evaluation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tests.engine.test_evaluating import words_run
 from tests.support.runs import run_points, silent
 
 STEPPED = "tests.support.blobs_task:stepped"
-SHARES = Design(subsets=0, shares=20, unrolled=True)
+SHARES = Design(subsets=0, shares=20, unrolled=True, patch=0)
 TRAIN = {"steps": 30, "lr": 0.1, "weight_decay": 0.01}
 
 
@@ -67,6 +69,9 @@ def test_an_evaluation_has_them_beside_the_stored_scores_and_makes_them_once(fin
     assert len(ledger) == 22
     again = evaluate(finished.blobs.root, SHARES, silent)
     assert repr(again.rows) == repr(found.rows)
+    more = evaluate(finished.blobs.root, replace(SHARES, patch=5), silent).rows
+    stepped = {row["ranking"] for row in more if "after one step" in row["measure"]}
+    assert stepped == worth.keys()  # the unrolled one among them
     assert main(["verify", finished.blobs.root]) == 0
 
 
