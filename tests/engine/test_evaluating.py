@@ -116,7 +116,8 @@ def test_products_and_cosines_are_of_the_gradients(finished):
         train, query = gradient("train", row), gradient("evaluation", ids[1])
         dot, cosine = (cell.scores[f"cross-entropy/{k}"][1][1, row] for k in ("dot", "cosine"))
         assert dot == pytest.approx(float(train @ query), rel=1e-4)
-        assert cosine == pytest.approx(float(train @ query / train.norm()), rel=1e-4)
+        lengths = float(train.norm() * query.norm())
+        assert cosine == pytest.approx(float(train @ query) / lengths, rel=1e-4)
 
 
 def test_measures_are_those_of_the_trainings(finished):
