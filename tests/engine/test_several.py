@@ -17,7 +17,11 @@ from tests.engine.test_evaluating import words_run
 from tests.support.partial import points_config, run_until
 from tests.support.runs import run_points, silent
 
-SAME = {"task": "tests.support.blobs_task:same_points", "targets": {"ids": [3, 11]}}
+SAME = {
+    "task": "tests.support.blobs_task:same_points",
+    "targets": {"ids": [3, 11]},
+    "actions": {"seeds": 0},
+}
 HALVES = Design(subsets=10, repeats=1, shares=0, patch=0)
 
 
