@@ -46,7 +46,8 @@ class RunConfig(BaseModel):
     """One run.
 
     task      a study, or module:function of your own, from the folder that you are in
-    recipe    spectral, gram, or module:object of your own; empty: the task's own, or spectral
+    recipe    spectral, gram, empirical, or module:object of your own; empty: the task's own, or
+              spectral
     seed      of all randomness
     out       folder or URL of the run; empty: runs/ and the configuration's name
     settings  the task's own; they may stand outside of it too, where no other key is called so.

@@ -25,6 +25,7 @@ from distinf.engine.run import page_path
 from distinf.engine.session import Session
 from distinf.planning import Plan
 from distinf.printable import printable
+from distinf.report.worth import too_noisy
 from distinf.runtime import Part, Unit
 from distinf.saying import own_stderr
 from distinf.terminal import Terminal, fitted, rows_table
@@ -147,6 +148,8 @@ def evaluation_table(found: Evaluation, console: Terminal | None = None) -> None
             name = " ".join(filter(None, (row["cell"], row["ranking"])))
             table.add_row(fitted(name), _digits(row["value"]), span, *top)
         out.print(table)
+        if too_noisy(rows):
+            out.print(too_noisy(rows), soft_wrap=True)
 
 
 def _known(value: float | None) -> bool:

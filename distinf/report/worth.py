@@ -6,12 +6,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 from distinf.engine.session import Session
+from distinf.numerics.counterfactual import LEAST_CEILING
 from distinf.report.formats import count, number
 from distinf.report.rows import Row
 from distinf.report.schema import Column, Entry, Page, Section, Table, stub
 
 FOLDER, FILE = "evaluations", "measures.json"
-HALVES, ADDED = "LDS, half left out", "loss added"
+HALVES, ADDED, OWN_LOSS = "LDS, half left out", "loss added", "own loss"
 INTRO = "Held against training again on parts of the rows; docs/worth.md says how to read it."
 
 
@@ -53,10 +54,23 @@ def sentence(rows: Sequence[Row]) -> str:
         top = best.get("ceiling")
         most = f" of a possible {number(top, 2)}" if top is not None else ""
         parts.append(f"LDS {number(best['value'], 2)}{most} ({best['ranking']})")
+        free = [r for r in halves if r["ranking"] == OWN_LOSS]
+        parts += [f"own loss {number(r['value'], 2)}" for r in free[:1]]
     for row in rows:
         if row["measure"].startswith(ADDED) and row["value"] is not None:
             parts.append(f"{row['measure']}: {number(row['value'], 2)}")
     return f"Held against training again: {'; '.join(parts)}." if parts else ""
+
+
+def too_noisy(rows: Sequence[Row]) -> str:
+    """What to say where the same subsets trained twice hardly agree; "" where they do."""
+    tops = [row["ceiling"] for row in rows if row.get("ceiling") is not None]
+    if not tops or not min(tops) < LEAST_CEILING:
+        return ""
+    return (
+        f"A ceiling below {LEAST_CEILING:g}: trainings on the same rows hardly agree, so that "
+        "nothing can be measured by them; raise --repeats."
+    )
 
 
 def _by_measure(rows: Sequence[Row]) -> list[list[Row]]:
@@ -71,7 +85,7 @@ def _table(rows: Sequence[Row]) -> Table:
     columns += [Column("of a possible", _with_interval("ceiling", "ceiling_low", "ceiling_high"))]
     columns += [Column("queries", "queries", count), Column("subsets", "subsets", count)]
     columns += [Column("trainings of each", "repeats", count)]
-    return Table(rows[0]["measure"], rows, columns, "worth")
+    return Table(rows[0]["measure"], rows, columns, "worth", too_noisy(rows))
 
 
 def _with_interval(value: str, low: str, high: str) -> Callable[[Row], Entry]:
