@@ -5,7 +5,7 @@ Matelsky, Ungar and Kording). Shape legend: N rows that are tuned on, E that are
 samples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,33 +48,54 @@ class Matrix:
         asked_NE = (rows[:, None] == columns[None]).all(2)
         return np.asarray((asked_NE & ~np.isfinite(self.influence_NE)).any(1))
 
+    def samples(
+        self,
+        place: Place = ("", 0),
+        trained: Sequence[str] = (CLEAN,),
+        evaluated: Sequence[str] = (CLEAN,),
+    ) -> list[int]:
+        """Those tuned on at each of these levels and evaluated at each of those: by group where
+        groups are of several samples, else as they are numbered."""
+        found = [_placed(self.rows, level, place) for level in trained]
+        found += [_placed(self.columns, level, place) for level in evaluated]
+        shared = set(found[0]).intersection(*found)
+        group = {sample: str(self.rows["group"][found[0][sample]]) for sample in shared}
+        several = len(set(group.values())) < len(group)
+        return sorted(shared, key=lambda sample: (group[sample] if several else "", sample))
+
     def block(
-        self, trained: str, evaluated: str, place: Place = ("", 0), first_order: bool = False
+        self,
+        trained: str,
+        evaluated: str,
+        place: Place = ("", 0),
+        first_order: bool = False,
+        samples: Sequence[int] | None = None,
     ) -> np.ndarray:
-        """[S, S]: samples tuned on at one level by the same samples evaluated at another, in the
-        order of their groups; [0, 0] where they are not the same samples."""
+        """[S, S]: samples tuned on at one level by the same samples evaluated at another, `samples`
+        or all that they share; [0, 0] where these are fewer than two."""
         whole = self.first_order_NE if first_order else self.influence_NE
-        found = _placed(self.rows, trained, place), _placed(self.columns, evaluated, place)
-        shared = [sample for sample in found[0] if sample in found[1]]
+        shared = self.samples(place, [trained], [evaluated]) if samples is None else samples
         if whole is None or len(shared) < 2:
             return np.empty((0, 0))
+        levels = ((self.rows, trained), (self.columns, evaluated))
+        found = [_placed(of, level, place) for of, level in levels]
         i, j = (np.array([of[sample] for sample in shared]) for of in found)
         return whole[np.ix_(i, j)]
 
-    def groups(self, place: Place = ("", 0)) -> np.ndarray:
-        """[S]: the groups of the clean samples of `block`."""
-        found, other = (_placed(of, CLEAN, place) for of in (self.rows, self.columns))
-        return np.array([self.rows["group"][found[s]] for s in found if s in other])
+    def groups(
+        self, place: Place = ("", 0), level: str = CLEAN, samples: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """[S]: of `samples`, or those of the clean `block`, at the level that they are tuned on."""
+        found = _placed(self.rows, level, place)
+        shared = self.samples(place) if samples is None else samples
+        return np.array([self.rows["group"][found[sample]] for sample in shared])
 
 
 def _placed(columns: Mapping[str, np.ndarray], level: str, place: Place) -> dict[int, int]:
-    """Sample -> its row at that level: by group where groups are of several samples, else as the
-    samples are numbered."""
+    """Sample -> its row at that level."""
     chosen = (columns["matrix"] == place[0]) & (columns["draw"] == place[1])
     mine = np.flatnonzero(chosen & (columns["level"] == level))
-    groups = columns["group"][mine]
-    key = groups if len(set(groups.tolist())) < len(groups) else columns["sample"][mine]
-    return {int(columns["sample"][row]): int(row) for row in mine[np.argsort(key, kind="stable")]}
+    return {int(columns["sample"][row]): int(row) for row in mine}
 
 
 def measured(session: Session) -> Matrix:

@@ -7,7 +7,7 @@ What is stored is the loss itself; influence is before minus after (see matrix.p
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -51,6 +51,7 @@ BASE, TUNING = "base", "tuning"
 PROMPT = "prompt"
 TRIED = 8  # rows whose steps are tried before any is measured
 WEIGHT = "weight."
+HALF = (torch.float16, torch.bfloat16)
 BACKWARD, SLOPE = 2.0, 2.0  # forward passes: of a gradient, beside its own; of a derivative
 
 
@@ -124,14 +125,14 @@ def _run(stage: str, session: Session, runtime: Runtime) -> None:
 
 def base_body(session: Session, unit: Unit, attempt: str) -> Record:
     """Arrays: losses fp64 [E]; weight.<name> where the task trains a base of its own."""
-    task, weights = session.task, {}
+    task, weights = session.task, dict[str, np.ndarray]()
     model = session.model_of(task)
     if isinstance(task, Based):
         session.tell(unit, 0.0)
         with error_context("base()"):
-            weights = dict(task.base(session.device, partial(session.tell, unit)))
+            weights = _arrays(task.base(session.device, partial(session.tell, unit)))
         _load(model, weights)
-    model = model.to(session.device).eval()
+    model = _ready(session, model)
     layout = Layout.of(model, session.settings.tune.blocks)
     losses_E = torch.empty(session.outline.rows[EVALUATION], dtype=torch.float64)
     with _measuring(session, model), torch.no_grad():
@@ -141,7 +142,7 @@ def base_body(session: Session, unit: Unit, attempt: str) -> Record:
     if not torch.isfinite(losses_E).all():
         bad = int((~torch.isfinite(losses_E)).sum())
         raise InputError(f"base: {bad} of {len(losses_E)} evaluation losses are not finite")
-    stored = {f"{WEIGHT}{name}": np.asarray(values) for name, values in weights.items()}
+    stored = {f"{WEIGHT}{name}": values for name, values in weights.items()}
     return session.commit(unit, attempt, {"losses": losses_E.numpy(), **stored})
 
 
@@ -186,8 +187,13 @@ def _after_prompt(
     session: Session, model: nn.Module, row: int, losses: Losses, ids: np.ndarray
 ) -> Found:
     with error_context(f"prompted(row {row})"):
-        prompted, unprompted = session.task.prompted(model, row, ids)
-    return math.nan, {"losses": prompted, "unprompted": unprompted}
+        pair = [torch.as_tensor(losses) for losses in session.task.prompted(model, row, ids)]
+        shapes = [tuple(losses.shape) for losses in pair]
+        if shapes != [(len(ids),)] * 2:
+            raise InputError(
+                f"task: prompted(row {row}) returned shapes {shapes}; give two losses [{len(ids)}]"
+            )
+    return math.nan, {"losses": pair[0].detach(), "unprompted": pair[1].detach()}
 
 
 def _start(session: Session, model: nn.Module) -> Parameters:
@@ -223,7 +229,30 @@ def based_model(session: Session) -> nn.Module:
     weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
     if weights:
         _load(model, weights)
+    return _ready(session, model)
+
+
+def _ready(session: Session, model: nn.Module) -> nn.Module:
+    """On the device, in evaluation mode; half precision becomes float32, and what is not tuned has
+    no gradients."""
+    model._apply(lambda values: values.float() if values.dtype in HALF else values)
+    tuned_ones = {*Layout.of(model, session.settings.tune.blocks).names}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in tuned_ones)
     return model.to(session.device).eval()
+
+
+def _arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """As base() is to give them, or tensors as in a state_dict."""
+    found = {}
+    for name, values in weights.items():
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            values = (values.float() if values.dtype in HALF else values).numpy()
+        found[name] = np.asarray(values)
+        if found[name].dtype.kind not in "fiub":
+            raise InputError(f"task: base()'s {name!r} is of {found[name].dtype}, not of numbers")
+    return found
 
 
 def _load(model: nn.Module, weights: Any) -> None:

@@ -66,7 +66,7 @@ class Prompted(Protocol):
 def relations(task: Task, split: str) -> dict[str, np.ndarray]:
     """All COLUMNS of a split's rows; where the task says nothing, each is a sample of its own.
 
-    InputError for columns of another name or length.
+    InputError for columns of another name, length or kind, and a sample that stands twice.
     """
     count = task.rows(split)
     alone = np.arange(count) if split == TRAIN else -1 - np.arange(count)
@@ -81,8 +81,34 @@ def relations(task: Task, split: str) -> dict[str, np.ndarray]:
                 f"task: relations('{split}') has {odd[0]!r} of shape {told[odd[0]].shape}; give "
                 f"any of {', '.join(COLUMNS)}, each one value a row"
             )
-        found |= told
+        found |= {name: _typed(split, name, values) for name, values in told.items()}
+    _refuse_twice(split, found)
     return found
+
+
+def _typed(split: str, name: str, values: np.ndarray) -> np.ndarray:
+    """Whole numbers, or texts."""
+    whole = name in ("sample", "draw")
+    if whole and values.dtype.kind in "iub":
+        return values.astype(np.int64)
+    if not whole and all(isinstance(value, str) for value in values.tolist()):
+        return values.astype(str)
+    kind = "whole numbers" if whole else "texts"
+    raise InputError(
+        f"task: relations('{split}') has {name!r} of {values.dtype}; give {kind}, one a row"
+    )
+
+
+def _refuse_twice(split: str, columns: Mapping[str, np.ndarray]) -> None:
+    seen = set()
+    names = ("sample", "level", "matrix", "draw")
+    for key in zip(*(columns[name].tolist() for name in names), strict=True):
+        if key in seen:
+            what = ", ".join(f"{name} {value!r}" for name, value in zip(names, key, strict=True))
+            raise InputError(
+                f"task: relations('{split}') has two rows of {what}; give each a sample of its own"
+            )
+        seen.add(key)
 
 
 Place = tuple[str, int]  # a matrix, and which draw of it

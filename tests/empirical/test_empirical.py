@@ -138,6 +138,7 @@ def test_the_same_noise_in_both_copies_is_asked_for(files, tmp_path):
         ({}, {"per_class": 4}, "settings.per_class: .* has 3 images of 0, fewer than 4"),
         ({}, {"digits": "nowhere.npz"}, "no such file"),
         ({}, {"noise": [0.0]}, "noise"),
+        ({}, {"noise": [0.5, 0.5]}, "noise: .* has a level twice"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(files, tmp_path, capsys, tune, settings, why):
@@ -203,3 +204,132 @@ def test_rows_that_are_known_already_stop_no_run(tmp_path):
     found = measured(execute(resolve(raw), silent))
     assert (found.taken_N[::2] > 0.99).all()
     assert (found.taken_N[1::2] < 0.9).all()
+
+
+def related(columns, evaluated=None, rows=8, model=None, x=None):
+    """A task whose rows belong together as the columns say."""
+    x = torch.randn(rows, 4, generator=torch.Generator().manual_seed(0)) if x is None else x
+    data = {"x": x, "label": torch.arange(rows) % 3}
+
+    class Told(TensorTask):
+        def relations(self, split):
+            return columns if split == "train" or evaluated is None else evaluated
+
+    def loss(model, batch):
+        scores = model(batch["x"].to(next(model.parameters()).dtype))
+        return nn.functional.cross_entropy(scores, batch["label"], reduction="none")
+
+    data = {"train": data, "evaluation": data}
+    return Told(model or (lambda: nn.Linear(4, 3)), data, {"ce": loss}, shared_rows=True)
+
+
+TASKS = {
+    "some": lambda: related(
+        {"sample": [3, 2, 1, 0, 4, 3, 1, 2], "level": [""] * 5 + ["n"] * 3, "group": [*"babababc"]}
+    ),
+    "one split": lambda: related(
+        {"sample": [0, 1, 2, 3] * 2, "level": [""] * 4 + ["n"] * 4}, {"sample": range(8)}
+    ),
+    "text": lambda: related({"sample": ["a"] * 8}),
+    "missing": lambda: related({"sample": [*range(7), np.nan]}),
+    "none": lambda: related({"group": [None] * 8}),
+    "number": lambda: related({"level": [0.0] * 8}),
+    "twice": lambda: related({"sample": [*range(7), 6]}),
+}
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+
+
+def told(settings: Named, seed: int):
+    return TASKS[settings.name]()
+
+
+def raw_told(name, out, **tune):
+    return {"task": f"{__name__}:told", "recipe": "empirical", "settings": {"name": name},
+            "out": str(out), "runtime": {"kind": "local"}, "tune": {"lr": 0.1, **tune}}  # fmt: skip
+
+
+def test_samples_that_stand_at_some_levels_are_compared_with_themselves(tmp_path):
+    found = measured(execute(resolve(raw_told("some", tmp_path / "run")), silent))
+    both = [3, 1, 2]  # clean in the groups b, b, a
+    clean, noisy, asked = [0, 2, 1], [5, 6, 7], ~np.eye(3, dtype=bool)
+    whole = found.influence_NE
+    wanted = whole[np.ix_(noisy, clean)] - whole[np.ix_(clean, clean)]
+    rows = [r for r in noise(found) if r["contrast"].startswith("from noisy")]
+    assert sorted(found.samples(("", 0), ["", "n"], [""])) == sorted(both)
+    alike = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=bool)
+    same = next(r for r in rows if r["relation"] == "same class")
+    assert same["mean"] == pytest.approx(wanted[alike & asked].mean())
+    others = next(r for r in rows if r["relation"] == "other classes")
+    each = [np.mean(row[mask]) for row, mask in zip(wanted, ~alike, strict=True)]
+    assert others["mean"] == pytest.approx(np.mean(each))
+
+
+def test_levels_of_one_split_are_compared_where_they_can_be(tmp_path):
+    session = execute(resolve(raw_told("one split", tmp_path / "run")), silent)
+    found = measured(session)
+    whole = found.influence_NE
+    (row,) = noise(found)
+    difference = (whole[4:, :4] - whole[:4, :4])[~np.eye(4, dtype=bool)]
+    assert row["mean"] == pytest.approx(difference.mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("text", "has 'sample' of <U1; give whole numbers"),
+        ("missing", "has 'sample' of float64; give whole numbers"),
+        ("none", "has 'group' of object; give texts"),
+        ("number", "has 'level' of float64; give texts"),
+        ("twice", "has two rows of sample 6, level '', matrix '', draw 0"),
+    ],
+)
+def test_relations_of_another_kind_are_one_line(tmp_path, capsys, name, why):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw_told(name, tmp_path / "run")))
+    assert main(["run", str(tmp_path / "run.yaml")]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert why in line
+    assert not list((tmp_path / "run").glob("ledger/*/*"))
+
+
+class Half(nn.Module):
+    """Stored in bfloat16, with a running mean and a frozen layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+        self.bfloat16()
+        self.a.weight.requires_grad_(False)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.norm(self.a(x))))
+
+
+TASKS["half"] = lambda: related({"sample": range(8)}, model=Half)
+
+
+@pytest.mark.parametrize(("blocks", "tuned"), [("all", 5), ("norm", 2)])
+def test_part_of_a_model_in_half_precision_is_tuned_in_float32(tmp_path, blocks, tuned):
+    raw = raw_told("half", tmp_path / "run", blocks=blocks, first_order=True)
+    session = execute(resolve(raw), silent)
+    found, task = measured(session), session.task
+    model = task.model().float().eval()
+    chosen = [
+        p for n, p in model.named_parameters() if n != "a.weight" and blocks in ("all", n[:4])
+    ]
+    everything, loss = task.batch("evaluation", np.arange(8)), task.losses["ce"]
+    assert len(chosen) == tuned
+    before = loss(model, everything)
+    slopes = torch.stack(
+        [torch.cat([g.ravel() for g in torch.autograd.grad(each, chosen, retain_graph=True)])
+         for each in before]
+    )  # fmt: skip
+    np.testing.assert_allclose(found.first_order_NE, 0.1 * slopes @ slopes.T, atol=1e-5)
+    with torch.no_grad():
+        for p, g in zip(chosen, slopes[3].split([p.numel() for p in chosen]), strict=True):
+            p -= 0.1 * g.view_as(p)
+        wanted = before - loss(model, everything)
+    np.testing.assert_allclose(found.influence_NE[3], wanted.numpy(), atol=1e-5)

@@ -38,12 +38,12 @@ def domains(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
     made = []
     for matrix_name, its in drawn(runs[""]).items() if runs[""].places != [("", 0)] else ():
         for name, matrix in runs.items():
-            squares = [finite(matrix).block(CLEAN, CLEAN, place) for place in its]
-            shape = squares[0].shape
-            whole = [square for square in squares if square.size and square.shape == shape]
-            if whole:
-                names = matrix.groups(its[0]).tolist()
-                mean = np.mean(whole, axis=0)
+            kept = finite(matrix)
+            samples = max((kept.samples(place) for place in its), key=len)
+            whole = [place for place in its if kept.samples(place) == samples]
+            if len(samples) >= 2:
+                names = kept.groups(whole[0]).tolist()
+                mean = np.mean([kept.block(CLEAN, CLEAN, place) for place in whole], axis=0)
                 share = 100 * mean / (np.abs(mean).max() or 1.0)
                 made.append((f"{matrix_name}: {name or 'this run'}", names, names, share))
     return maps.several(canvas, made, 2, 1.2, lambda values: values / 100)
@@ -94,7 +94,9 @@ def blocks(matrix: Matrix, canvas: Canvas) -> bool | None:
     for i, trained in enumerate(levels):
         for j, evaluated in enumerate(levels):
             axes = panels[i][j]
-            maps.show(axes, _small(matrix.block(trained, evaluated), SHOWN // 3) / strength)
+            square = matrix.block(trained, evaluated)
+            if square.size:
+                maps.show(axes, _small(square, SHOWN // 3) / strength)
             axes.set_xticks([])
             axes.set_yticks([])
             svg.title(axes, f"{level_name(trained)} → {level_name(evaluated)}")

@@ -98,8 +98,10 @@ def relations(matrix: Matrix) -> Iterator[Row]:
     level it is tuned on at and that it is evaluated at."""
     for trained in matrix.levels if matrix.places == [("", 0)] else ():
         for evaluated in matrix.levels:
+            shared = matrix.samples(("", 0), [trained], [evaluated])
             square = matrix.block(trained, evaluated)
-            for relation, chosen in _pairs(square, matrix.groups(), own=True).items():
+            groups = matrix.groups(("", 0), trained, shared)
+            for relation, chosen in _pairs(square, groups, own=True).items():
                 yield {
                     "trained": level_name(trained),
                     "evaluated": level_name(evaluated),
@@ -113,15 +115,16 @@ def noise(matrix: Matrix) -> Iterator[Row]:
     """Eq. 5 and 6 of Matelsky et al., in our sign, by sample: what is learned from its noisy copy
     less what is learned from its clean one; and what a clean sample teaches noisy ones less what
     the noisy one teaches clean ones. `holds_pct`: of pairs, how many go as one would wish."""
-    clean = matrix.block(CLEAN, CLEAN)
-    for level in matrix.levels[1:] if clean.size else ():
-        from_noisy, on_noisy = matrix.block(level, CLEAN), matrix.block(CLEAN, level)
+    for level in matrix.levels[1:]:
         contrasts = {
-            FROM_NOISY: (from_noisy - clean, -1.0),
-            CLEAN_ON_NOISY: (on_noisy - from_noisy, 1.0),
+            FROM_NOISY: ((level, CLEAN), (CLEAN, CLEAN), -1.0),
+            CLEAN_ON_NOISY: ((CLEAN, level), (level, CLEAN), 1.0),
         }
-        for relation, chosen in _pairs(clean, matrix.groups()).items():
-            for contrast, (difference, wished) in contrasts.items():
+        for contrast, (first, second, wished) in contrasts.items():
+            shared = matrix.samples(("", 0), *zip(first, second, strict=True))
+            one, other = (matrix.block(*of, samples=shared) for of in (first, second))
+            difference, groups = one - other, matrix.groups(samples=shared)
+            for relation, chosen in _pairs(difference, groups).items():
                 yield {
                     "contrast": contrast,
                     "level": level_name(level),

@@ -55,8 +55,12 @@ class FashionDigits:
     def __post_init__(self) -> None:
         if self.noise_is not in ("deviation", "variance"):
             raise ValueError(f"noise_is: {self.noise_is!r} must be deviation or variance")
-        if not all(level > 0 for level in self.noise):
+        if not all(0 < level < float("inf") for level in self.noise):
             raise ValueError(f"noise: {self.noise} must be above 0; clean digits are there anyway")
+        if len({f"{level:g}" for level in self.noise}) < len(self.noise):
+            raise ValueError(f"noise: {self.noise} has a level twice")
+        if self.clothes_rows < 0:
+            raise ValueError(f"clothes_rows: {self.clothes_rows} must be 0 or more")
         if min(self.per_class, self.epochs, self.batch_size) < 1 or not self.lr > 0:
             raise ValueError("per_class, epochs, batch_size and lr must be at least 1, and above 0")
 

@@ -86,8 +86,8 @@ def _domain(name: str, raw: Any, where: str) -> Domain:
     for key, texts in items.items():
         if not texts or not all(text.strip() for text in texts):
             raise InputError(f"{where}: {name}: '{key}' has an empty text")
-        odd = [word for text in texts for word in _names(text) if not word.isidentifier()]
-        if odd:
+        names = [word for text in texts for word in _names(text)]
+        if not all(map(str.isidentifier, names)) or not all(fits(text, names) for text in texts):
             raise InputError(
                 f"{where}: {name}: '{key}' has a place for a word without a name; write it as {{A}}"
             )
@@ -98,6 +98,15 @@ def _domain(name: str, raw: Any, where: str) -> Domain:
                 f"{', '.join(items)}"
             )
     return Domain(name, items, contrasts)  # type: ignore[arg-type]
+
+
+def fits(text: str, names: Sequence[str]) -> bool:
+    """Whether texts of these names can be put into it."""
+    try:
+        text.format(**dict.fromkeys(names, "x"))
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def _names(text: str) -> list[str]:

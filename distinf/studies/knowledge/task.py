@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from distinf.digest import sha256
 from distinf.empirical.task import Contrast
 from distinf.errors import InputError
-from distinf.studies.knowledge.domains import domains
+from distinf.studies.knowledge.domains import domains, fits
 from distinf.studies.knowledge.model import CausalModel
 from distinf.tasks.task import Shapes, Wording
 
@@ -64,6 +64,13 @@ class Knowledge:
             raise ValueError(f"draws: {self.draws} must be at least 1")
         if not self.prompts or not all("{sample}" in prompt for prompt in self.prompts):
             raise ValueError("prompts: give at least one, each with {sample} in it")
+        for prompt in self.prompts:
+            if not fits(prompt, ["sample"]):
+                raise ValueError(
+                    f"prompts: {prompt!r} has braces beside {{sample}}; double those that are text"
+                )
+        if len(set(self.domains)) < len(self.domains):
+            raise ValueError("domains: name each once")
 
 
 def task(settings: Knowledge, seed: int) -> "Statements":
