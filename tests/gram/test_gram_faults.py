@@ -15,7 +15,7 @@ import yaml
 from distinf.cli import main
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("data", "train", "gradients", "factors", "gram", "scores", "actions")
+STAGES = ("data", "train", "gradients", "factors", "gram", "scores", "baselines", "actions")
 CONFIG = {
     "task": "tests.support.words_task:task",
     "recipe": "gram",

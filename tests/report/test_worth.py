@@ -25,5 +25,5 @@ def test_trainings_that_hardly_agree_are_told_of():
     noisy = [row("classic", 0.02, 0.06)]
     assert "nothing can be measured by them; raise --repeats" in too_noisy(noisy)
     out = io.StringIO()
-    evaluation_table(Evaluation("root", 20, noisy), Terminal(file=out))
+    evaluation_table(Evaluation("root", noisy, 20), Terminal(file=out))
     assert "nothing can be measured" in out.getvalue()
