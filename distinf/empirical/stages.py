@@ -212,12 +212,13 @@ def _refuse_lost_steps(session: Session, model: nn.Module) -> None:
     model knows already the step is small, and nothing is lost with it."""
     settings, rows = session.settings.tune, session.outline.rows[TRAIN]
     tried = np.unique(np.linspace(0, rows - 1, TRIED).astype(int))
-    made = [_tuned_on(session, model, int(row)) for row in tried]
+    every = [_tuned_on(session, model, int(row)) for row in tried]
+    made = [m for m in every if math.isfinite(m.asked) and math.isfinite(m.along)]
     asked, along = sum(m.asked for m in made), sum(m.along for m in made)
     if along < settings.least_taken * asked:
         raise InputError(
             f"tune.lr: steps at {settings.lr:g} are too small for the weights: after rounding "
-            f"{100 * along / asked:.0f} % of them is left on {len(tried)} rows; raise tune.lr or "
+            f"{100 * along / asked:.0f} % of them is left on {len(made)} rows; raise tune.lr or "
             "tune.steps"
         )
 

@@ -333,3 +333,12 @@ def test_part_of_a_model_in_half_precision_is_tuned_in_float32(tmp_path, blocks,
             p -= 0.1 * g.view_as(p)
         wanted = before - loss(model, everything)
     np.testing.assert_allclose(found.influence_NE[3], wanted.numpy(), atol=1e-5)
+
+
+def test_a_row_on_which_it_diverges_hides_no_lost_steps(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(
+        f"task: {STRANGE}\nrecipe: empirical\nout: {tmp_path / 'run'}\n"
+        "runtime: {kind: local}\ntune: {lr: 1.0e-10}\n"
+    )
+    assert main(["run", str(tmp_path / "run.yaml")]) == 2
+    assert "are too small for the weights" in capsys.readouterr().err

@@ -205,3 +205,26 @@ def test_a_task_without_prompts_cannot_be_prompted(tmp_path, capsys):
     )
     assert main(["run", str(tmp_path / "run.yaml")]) == 2
     assert "tune.optimizer: prompt needs a task with prompted" in capsys.readouterr().err
+
+
+def test_a_variation_with_domains_of_its_own_has_its_own_contrasts(tiny, tmp_path):
+    raw = {
+        "task": "knowledge", "recipe": "empirical", "out": str(tmp_path / "run"),
+        "settings": {"model": str(tiny), "draws": 1, "domains": ["squares"]},
+        "tune": {"lr": 1e-2}, "runtime": {"kind": "local"},
+        "variations": {"chain": {"settings.domains": ["chain_induces"]}},
+    }  # fmt: skip
+    found = execute(resolve(raw), silent)
+    report = json.loads(found.blobs.get("report/contrasts.json"))
+    assert {(r["run"], r["matrix"]) for r in report} == {
+        ("", "squares"),
+        ("chain", "chain_induces"),
+    }
+    page = found.blobs.get("report/index.html").decode()
+    assert "chain_induces: chain" in page
+    other = measured(found.variations["chain"])
+    row = next(r for r in report if r["contrast"] == "causality, two steps")
+    names = other.groups(("chain_induces", 0)).tolist()
+    after, right, wrong = map(names.index, ("short chain", "implied", "reversed"))
+    square = other.block("", "", ("chain_induces", 0))
+    assert row["mean"] == pytest.approx(square[after, right] - square[after, wrong])

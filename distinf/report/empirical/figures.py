@@ -36,17 +36,24 @@ def _small(square: np.ndarray, most: int) -> np.ndarray:
 def domains(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
     """Of each matrix with names of its own the mean over draws, a picture for each run."""
     made = []
-    for matrix_name, its in drawn(runs[""]).items() if runs[""].places != [("", 0)] else ():
-        for name, matrix in runs.items():
-            kept = finite(matrix)
-            samples = max((kept.samples(place) for place in its), key=len)
-            whole = [place for place in its if kept.samples(place) == samples]
-            if len(samples) >= 2:
-                names = kept.groups(whole[0]).tolist()
-                mean = np.mean([kept.block(CLEAN, CLEAN, place) for place in whole], axis=0)
-                share = 100 * mean / (np.abs(mean).max() or 1.0)
-                made.append((f"{matrix_name}: {name or 'this run'}", names, names, share))
+    for matrix_name, name in _named_matrices(runs):
+        kept = finite(runs[name])
+        its = drawn(runs[name])[matrix_name]
+        samples = max((kept.samples(place) for place in its), key=len)
+        whole = [place for place in its if kept.samples(place) == samples]
+        if len(samples) >= 2:
+            names = kept.groups(whole[0]).tolist()
+            mean = np.mean([kept.block(CLEAN, CLEAN, place) for place in whole], axis=0)
+            share = 100 * mean / (np.abs(mean).max() or 1.0)
+            made.append((f"{matrix_name}: {name or 'this run'}", names, names, share))
     return maps.several(canvas, made, 2, 1.2, lambda values: values / 100)
+
+
+def _named_matrices(runs: Mapping[str, Matrix]) -> list[tuple[str, str]]:
+    """(matrix, run), the runs of a matrix side by side; none of tasks without names or draws."""
+    places = {name: [] if m.places == [("", 0)] else drawn(m) for name, m in runs.items()}
+    every = dict.fromkeys(matrix for its in places.values() for matrix in its)
+    return [(matrix, name) for matrix in every for name in runs if matrix in places[name]]
 
 
 def conclusions(rows: Sequence[Row], canvas: Canvas) -> bool | None:

@@ -24,16 +24,21 @@ def level_name(level: str) -> str:
     return f"noise {level}" if level else "clean"
 
 
-def tables(runs: Mapping[str, Matrix], contrasts: Sequence[Contrast] = ()) -> dict[str, list[Row]]:
-    """By name; `runs`: "" is the run, others its variations, without samples that diverged."""
+def tables(
+    runs: Mapping[str, Matrix], contrasts: Mapping[str, Sequence[Contrast]]
+) -> dict[str, list[Row]]:
+    """By name; `runs`: "" is the run, others its variations, without samples that diverged;
+    `contrasts`: of each run's task."""
     made: dict[str, Callable[[Matrix], Iterator[Row]]] = {
-        "measures": measures, "contrasts": partial(concluded, contrasts=contrasts),
-        "relations": relations, "noise": noise, "first_order": linearity,
+        "measures": measures, "relations": relations, "noise": noise, "first_order": linearity,
     }  # fmt: skip
     found = {
         name: [{"run": run} | row for run, matrix in runs.items() for row in make(matrix)]
         for name, make in made.items()
     }
+    found["contrasts"] = [
+        {"run": run} | row for run in runs for row in concluded(runs[run], contrasts[run])
+    ]
     return {name: rows for name, rows in found.items() if rows}
 
 

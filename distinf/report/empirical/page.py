@@ -70,8 +70,8 @@ def found(session: Session) -> tuple[dict[str, Matrix], dict[str, list[Row]]]:
     """What was measured, "" being the run's and others its variations', and their tables."""
     every = {"": session, **session.variations}
     runs = {name: measured(each) for name, each in every.items()}
-    task = session.task
-    wanted = task.contrasts() if isinstance(task, Contrasting) else ()
+    tasks = {name: each.task for name, each in every.items()}
+    wanted = {k: t.contrasts() if isinstance(t, Contrasting) else () for k, t in tasks.items()}
     return runs, tables({name: finite(matrix) for name, matrix in runs.items()}, wanted)
 
 
