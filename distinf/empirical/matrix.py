@@ -44,8 +44,11 @@ class Matrix:
     @property
     def diverged_N(self) -> np.ndarray:
         """bool: a loss that was measured is not finite after it."""
-        rows, columns = (np.array(places(of), dtype=object) for of in (self.rows, self.columns))
-        asked_NE = (rows[:, None] == columns[None]).all(2)
+        numbers = {place: k for k, place in enumerate([*places(self.rows), *places(self.columns)])}
+        rows, columns = (
+            np.array([numbers[place] for place in places(of)]) for of in (self.rows, self.columns)
+        )
+        asked_NE = rows[:, None] == columns[None]
         return np.asarray((asked_NE & ~np.isfinite(self.influence_NE)).any(1))
 
     def samples(
