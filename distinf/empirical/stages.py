@@ -62,6 +62,7 @@ def base_units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         bytes=4.0 * shapes.parameters + 8.0 * rows,
         memory=4.0 * shapes.parameters,
         device=_peak(outline),
+        levers=(_lever(outline),),
         work={"forward": rows},
     )
     return [(Unit(BASE, outline.keys[BASE]), cost)]
@@ -71,7 +72,6 @@ def tuning_units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     settings, shapes, columns = outline.settings.tune, outline.shapes, outline.rows[EVALUATION]
     passes = settings.steps * (1 + BACKWARD) + columns
     passes += SLOPE * columns if settings.first_order else 0.0
-    lever = Lever("tune.evaluation_batch", settings.evaluation_batch, _batch_bytes(outline))
     return [
         (
             Unit(TUNING, outline.keys[TUNING], start, stop),
@@ -80,7 +80,7 @@ def tuning_units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
                 bytes=8.0 * columns * (stop - start) * (1 + settings.first_order),
                 device=_peak(outline),
                 staged=4.0 * shapes.parameters,
-                levers=(lever,),
+                levers=(_lever(outline),),
                 work={"forward": passes * (stop - start)},
             ),
         )
@@ -89,8 +89,13 @@ def tuning_units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 
 
 def _batch_bytes(outline: Outline) -> float:
-    batch: int = outline.settings.tune.evaluation_batch
+    batch: int = min(outline.settings.tune.evaluation_batch, outline.rows[EVALUATION])
     return outline.shapes.activation_bytes_per_sample * batch
+
+
+def _lever(outline: Outline) -> Lever:
+    batch = outline.settings.tune.evaluation_batch
+    return Lever("tune.evaluation_batch", batch, _batch_bytes(outline))
 
 
 def _peak(outline: Outline) -> float:
