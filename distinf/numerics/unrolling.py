@@ -196,5 +196,5 @@ def _last_adjoint(training: Training, grads_QP: Tensor) -> Point:
         name: part.reshape(len(grads_QP), *shape)
         for name, part, shape in zip(layout.names, parts, layout.shapes, strict=True)
     }
-    slots = {name: count for name, (_, count) in training.updates.items()}
-    return Point(found, {k: (torch.zeros_like(v),) * slots[k] for k, v in found.items()})
+    many = {name: count for name, (_, count) in training.updates.items()}
+    return Point(found, {k: (torch.zeros_like(v),) * many[k] for k, v in found.items()})

@@ -19,7 +19,7 @@ State = tuple[Tensor, ...]  # of one parameter
 class Update(Protocol):
     """(parameter, gradient, state, learning rate, steps before this one) -> the next two.
 
-    Every entry is changed by itself. Before the first step the state is zeros, `slots` of them.
+    Every entry is changed by itself. Before the first step the state is zeros.
     """
 
     def __call__(

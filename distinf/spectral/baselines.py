@@ -64,7 +64,7 @@ def conditions_of_rows(session: Session) -> dict[str, np.ndarray]:
 
 
 def classes_of_rows(session: Session) -> dict[str, tuple[Sequence[str], np.ndarray]]:
-    """By label of the task (the receiver's channel model): its names, and each scored row's place
+    """By label of the task (a channel model, say): its names, and each scored row's place
     among them, int64 [N]; {} where none is stored."""
     task, labels = session.task, getattr(session.task, "labels", {})
     if not labels or not isinstance(task, GeneratingTask | StoredTask):

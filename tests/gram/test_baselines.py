@@ -14,7 +14,7 @@ from distinf.gram.session import QUERY, TRAIN
 from distinf.numerics import text_baselines
 from distinf.numerics.label_noise import normal_scores
 from distinf.runtime import RuntimeSettings, open_runtime
-from tests.gram.test_gram_route import CHAIN, PLAIN, dense, scored, session_of
+from tests.gram.test_gram_route import CHAIN, dense, scored, session_of
 from tests.support import words_task
 
 
@@ -90,9 +90,17 @@ def test_a_row_without_a_gradient_has_no_self_influence(tmp_path):
     assert all(np.isfinite(found[name]).all() for name in baselines.OF_TEXTS)
 
 
-def test_rows_beyond_texts_have_what_their_gradients_give(tmp_path, monkeypatch):
-    monkeypatch.delattr(words_task.Cell, "words")
-    session = scored(session_of(tmp_path / "run", task=PLAIN, settings={"seeds": 1}))
+class Wordless(words_task.Plain):
+    words = None  # type: ignore[assignment]
+
+
+def wordless(settings: words_task.WordsSettings, seed: int) -> Wordless:
+    return Wordless(settings, seed)
+
+
+def test_rows_beyond_texts_have_what_their_gradients_give(tmp_path):
+    task = f"{__name__}:wordless"
+    session = scored(session_of(tmp_path / "run", task=task, settings={"seeds": 1}))
     (cell,) = session.outline.cells.values()
     assert list(ranking.own_columns(session, cell)) == [
         "own_loss", "gradient_norm", "self_influence",
