@@ -363,7 +363,8 @@ def _query(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     _look_for_run(options)
-    from distinf.engine.evaluating import Design, evaluate
+    from distinf.engine.evaluating import evaluate
+    from distinf.engine.trainings import Design
     from distinf.progress import Reporter, evaluation_table
 
     names = (

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distinf.engine.evaluating import UNROLLED, Design, asked, is_training, kept_rows
+from distinf.engine.evaluating import asked
 from distinf.engine.patching import PATCH
+from distinf.engine.trainings import UNROLLED, Design, is_training, kept_rows
 from distinf.planning.plans import workers_of
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from distinf.engine.evaluating import Design, _every_unit, _with_unrolled, kept_rows
+from distinf.engine.evaluating import with_unrolled
 from distinf.engine.run import reopen
+from distinf.engine.trainings import Design, every_unit, kept_rows
 from distinf.numerics.counterfactual import ceiling, datamodeling
 from distinf.spectral import retraining
 from distinf.spectral.evaluate import chosen_targets
@@ -69,7 +70,7 @@ def agreement(one_QN: np.ndarray, two_QN: np.ndarray) -> float:
 def trained(session, cell, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows kept bool [M, N] and losses [M, Q] of all trainings of this kind."""
     design = Design(subsets=100, repeats=2, shares=100, independent=True)
-    units = [unit for unit in _every_unit(session, cell, design) if kind in unit.job]
+    units = [unit for unit in every_unit(session, cell, design) if kind in unit.job]
     kept_MN = np.stack([kept_rows(session.seed, unit.job) for unit in units])
     return kept_MN, np.stack([session.arrays(unit)["cross-entropy"] for unit in units])
 
@@ -78,7 +79,7 @@ def main(folder: str) -> None:
     torch.set_num_threads(2)
     session = reopen(folder)
     (cell,) = retraining.foretold(session)
-    cell = _with_unrolled(session, cell)
+    cell = with_unrolled(session, cell)
     kept_MN, losses_MQ = trained(session, cell, "half")
     kept_MN, losses_KMQ = kept_MN[:100], losses_MQ.reshape(2, 100, -1)
     fewer_MN, fewer_MQ = trained(session, cell, "share")

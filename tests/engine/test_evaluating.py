@@ -12,12 +12,13 @@ from scipy.stats import spearmanr
 
 from distinf.cli import main
 from distinf.config import resolve
-from distinf.engine.evaluating import Design, _every_unit, evaluate, kept_rows
+from distinf.engine.evaluating import evaluate
 from distinf.engine.evaluation_plan import plan
 from distinf.engine.patching import random_sets
 from distinf.engine.recipe import Draws
 from distinf.engine.run import execute, reopen
 from distinf.engine.session import Session
+from distinf.engine.trainings import Design, every_unit, kept_rows
 from distinf.spectral import retraining
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.train import step_rows, trained_model
@@ -96,7 +97,7 @@ def test_a_start_of_its_own_is_that_of_a_task_of_another_seed(finished):
 def test_independent_halves_have_a_ceiling_of_their_own(finished):
     found = evaluate(finished.blobs.root, Design(subsets=10, shares=0, independent=True), silent)
     cell = next(iter(retraining.foretold(finished)))
-    units = list(_every_unit(finished, cell, Design(subsets=10, shares=0, independent=True)))
+    units = list(every_unit(finished, cell, Design(subsets=10, shares=0, independent=True)))
     assert len({u.job["seed"] for u in units if "half" in u.job}) == 20 == found.trainings
     assert all(row["ceiling"] < 1 for row in found.rows if "ceiling" in row)
 
@@ -126,7 +127,7 @@ def test_measures_are_those_of_the_trainings(finished):
     row = next(r for r in found.rows if r["measure"].startswith("LDS"))
     cell = next(iter(retraining.foretold(finished)))
     loss, scores_QN = cell.scores[row["ranking"]]
-    every = {u.id: u for u in _every_unit(finished, cell, SMALL) if "half" in u.job}
+    every = {u.id: u for u in every_unit(finished, cell, SMALL) if "half" in u.job}
     assert len(every) == 20
     trained: dict[int, list[np.ndarray]] = {}
     for unit in every.values():

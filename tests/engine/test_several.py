@@ -10,8 +10,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from distinf.cli import main
-from distinf.engine.evaluating import Design, _every_unit, evaluate, kept_rows
+from distinf.engine.evaluating import evaluate
 from distinf.engine.several import _scaled
+from distinf.engine.trainings import Design, every_unit, kept_rows
 from distinf.spectral import retraining
 from tests.engine.test_evaluating import words_run
 from tests.support.partial import points_config, run_until
@@ -44,7 +45,7 @@ def test_the_mean_stands_beside_the_scores_of_the_first_run(runs):
     for run in runs:
         scores_QN = next(iter(retraining.foretold(run))).scores[name][1]
         mean_QN += scores_QN / np.sqrt((scores_QN**2).mean(1))[:, None]
-    units = list(_every_unit(runs[0], cell, HALVES))
+    units = list(every_unit(runs[0], cell, HALVES))
     losses_MQ = np.stack([runs[0].arrays(unit)["cross-entropy"] for unit in units])
     kept_MN = np.stack([kept_rows(0, unit.job) for unit in units])
     by_query = [spearmanr(kept_MN @ s, -losses_MQ[:, q]).statistic for q, s in enumerate(mean_QN)]

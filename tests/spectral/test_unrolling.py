@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from distinf.cli import main
-from distinf.engine.evaluating import Design, evaluate
+from distinf.engine.evaluating import evaluate
+from distinf.engine.trainings import Design
 from distinf.spectral import unrolling
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.train import step_rows

@@ -11,9 +11,10 @@ pytest.importorskip("peft", reason="needs distinf[llm]")
 
 from distinf.cli import main
 from distinf.config import resolve
-from distinf.engine.evaluating import Design, evaluate
+from distinf.engine.evaluating import evaluate
 from distinf.engine.recipe import Draws
 from distinf.engine.run import execute, reopen
+from distinf.engine.trainings import Design
 from distinf.gram import retraining
 from distinf.gram.session import QUERY
 from distinf.gram.train import trained_model
