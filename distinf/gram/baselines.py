@@ -23,7 +23,7 @@ from distinf.engine.stage import Stage
 from distinf.gram.blocks import SPARSE
 from distinf.gram.gradients import columns as gradient_columns
 from distinf.gram.gradients import dense_rows, finite_rows, row_batches, says_right
-from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, units_of_cells
 from distinf.gram.settings import JOINT, StageSettings
 from distinf.gram.solved import solving
 from distinf.gram.task import OfTexts
@@ -50,11 +50,7 @@ QUERIES_RIGHT = "embedding_queries_right"
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
-    return [
-        (unit, _cost(outline, cell, unit))
-        for cell in outline.cells.values()
-        for unit in cell_units(outline.settings, cell)
-    ]
+    return units_of_cells(outline, cell_units, _cost)
 
 
 def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:

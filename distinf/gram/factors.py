@@ -13,7 +13,15 @@ from distinf.engine.session import row_ranges
 from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
 from distinf.gram.gradients import finite_rows, pass_cost, row_batches
-from distinf.gram.session import TRAIN, Cell, Outline, Session, layers_of, pool_phases
+from distinf.gram.session import (
+    TRAIN,
+    Cell,
+    Outline,
+    Session,
+    layers_of,
+    pool_phases,
+    units_of_cells,
+)
 from distinf.gram.settings import EKFAC, StageSettings
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.train import trained_model
@@ -39,11 +47,7 @@ NAME = "factors"
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """All phases' units of every cell."""
-    return [
-        (unit, _cost(outline, cell, unit))
-        for cell in outline.cells.values()
-        for unit in cell_units(outline.settings, cell)
-    ]
+    return units_of_cells(outline, cell_units, _cost)
 
 
 def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:

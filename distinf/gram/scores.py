@@ -22,7 +22,7 @@ from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.gram.blocks import SPARSE
 from distinf.gram.gradients import columns, finite_rows
-from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
+from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, units_of_cells
 from distinf.gram.settings import EKFAC, HOWS, JOINT, OF_ALL_PAIRS, OF_WORDS, StageSettings
 from distinf.gram.solved import solving
 from distinf.gram.stopwatch import TOOK, Stopwatch, joint_name
@@ -49,11 +49,7 @@ NAME = "scores"
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """One per slab of a cell, and one per group for the joint Fisher inverse."""
-    return [
-        (unit, _cost(outline, cell, unit))
-        for cell in outline.cells.values()
-        for unit in cell_units(outline.settings, cell)
-    ]
+    return units_of_cells(outline, cell_units, _cost)
 
 
 def cell_units(settings: StageSettings, cell: Cell) -> list[Unit]:

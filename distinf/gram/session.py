@@ -20,7 +20,7 @@ from distinf.numerics.hooks import known_layers
 from distinf.numerics.kronecker import Form, forms_of
 from distinf.numerics.layer_uses import wanted_layers
 from distinf.numerics.parameters import Layout
-from distinf.runtime import Runtime, Unit
+from distinf.runtime import Cost, Runtime, Unit
 from distinf.tasks.identity import rows_of
 from distinf.tasks.methods import in_a_run, method_by_layers
 from distinf.tasks.rehearsal import checked_shapes
@@ -206,6 +206,19 @@ def _blocks_of_model(model: nn.Module, layout: Layout, settings: Any) -> Blocks:
 def data_unit(cell: str, keys: Keys) -> Unit:
     """The unit that makes a cell's rows."""
     return Unit(DATA, keys[DATA], job={"cell": cell})
+
+
+def units_of_cells(
+    outline: Outline,
+    units: Callable[[StageSettings, Cell], Sequence[Unit]],
+    cost: Callable[[Outline, Cell, Unit], Cost],
+) -> list[tuple[Unit, Cost]]:
+    """Every cell's units, each with what it takes."""
+    return [
+        (unit, cost(outline, cell, unit))
+        for cell in outline.cells.values()
+        for unit in units(outline.settings, cell)
+    ]
 
 
 def pool_phases(
