@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distinf.empirical.stages import base_units, tuning_units
+from distinf.empirical import base, tuning
 from distinf.empirical.task import CLEAN, EVALUATION, TRAIN, Place, places, relations
 from distinf.engine.session import Session
 
@@ -103,8 +103,8 @@ def _placed(columns: Mapping[str, np.ndarray], level: str, place: Place) -> dict
 
 def measured(session: Session) -> Matrix:
     """Of a run whose stages are done."""
-    before_E = session.arrays(base_units(session.outline)[0][0])["losses"]
-    stored = session.rows([unit for unit, _ in tuning_units(session.outline)]).columns()
+    before_E = session.arrays(base.units(session.outline)[0][0])["losses"]
+    stored = session.rows([unit for unit, _ in tuning.units(session.outline)]).columns()
     rows, columns = (relations(session.task, split) for split in (TRAIN, EVALUATION))
     with np.errstate(invalid="ignore"):
         influence_NE = stored.get("unprompted", before_E) - stored["losses"]

@@ -13,8 +13,8 @@ from torch import nn
 
 from distinf.cli import main
 from distinf.config import load, resolve
+from distinf.empirical.base import based_model
 from distinf.empirical.matrix import finite, measured
-from distinf.empirical.stages import based_model
 from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.report.empirical.findings import noise, relations

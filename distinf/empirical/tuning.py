@@ -1,0 +1,188 @@
+"""Stage tuning: units of rows; fine-tune on each, by itself, from the base, and measure the losses
+[n, E] after it.
+
+What is stored is the loss itself; influence is before minus after (see matrix.py).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from distinf.empirical import base
+from distinf.empirical.base import (
+    based_model,
+    batch_lever,
+    evaluation,
+    measuring,
+    peak_bytes,
+    tuning_loss,
+)  # fmt: skip
+from distinf.empirical.task import EVALUATION, TRAIN, Prompted, places, relations
+from distinf.engine.session import Outline, Session, row_ranges
+from distinf.engine.stage import Stage
+from distinf.errors import InputError
+from distinf.numerics.curvature import Parameters
+from distinf.numerics.parameters import Layout
+from distinf.numerics.tuning import (
+    Losses,
+    Tuned,
+    Updates,
+    first_order,
+    losses_of,
+    parameters_of,
+    tuned,
+)  # fmt: skip
+from distinf.numerics.updates import updates_of
+from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime.ledger import Record
+from distinf.tasks.identity import has_own_rows
+from distinf.tasks.rehearsal import rehearse
+from distinf.tasks.task import error_context
+
+NAME = "tuning"
+PROMPT = "prompt"
+TRIED = 8  # rows whose steps are tried before any is measured
+BACKWARD, SLOPE = 2.0, 2.0  # forward passes: of a gradient, beside its own; of a derivative
+
+Found = tuple[float, dict[str, torch.Tensor]]
+
+
+def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
+    settings, shapes, columns = outline.settings.tune, outline.shapes, outline.rows[EVALUATION]
+    passes = settings.steps * (1 + BACKWARD) + columns
+    passes += SLOPE * columns if settings.first_order else 0.0
+    return [
+        (
+            Unit(NAME, outline.keys[NAME], start, stop),
+            Cost(
+                flops=shapes.flops_per_sample * passes * (stop - start),
+                bytes=8.0 * columns * (stop - start) * (1 + settings.first_order),
+                device=peak_bytes(outline),
+                staged=4.0 * shapes.parameters,
+                levers=(batch_lever(outline),),
+                work={"forward": passes * (stop - start)},
+            ),
+        )
+        for start, stop in row_ranges(outline.rows[TRAIN], settings.rows_per_unit)
+    ]
+
+
+def check(session: Session) -> str:
+    """InputError for what can only fail later -> no method of gradients to choose."""
+    if not has_own_rows(session.task):
+        raise InputError("task: the empirical recipe takes tasks whose rows are there, not made")
+    model = rehearse(session.task)
+    settings = session.settings.tune
+    if settings.optimizer == PROMPT and not isinstance(session.task, Prompted):
+        raise InputError(
+            "tune.optimizer: prompt needs a task with prompted(model, row, ids); see "
+            "distinf/empirical/task.py"
+        )
+    mine, others = (set(places(relations(session.task, split))) for split in (TRAIN, EVALUATION))
+    if mine - others:
+        matrix, draw = min(mine - others)
+        raise InputError(f"task: no evaluation row is of the matrix '{matrix}', draw {draw}")
+    _updates(session, model, Layout.of(model, settings.blocks))
+    return ""
+
+
+def run(session: Session, runtime: Runtime) -> None:
+    work = session.work("distinf.empirical.tuning:body")
+    runtime.pool(work, STAGE.wanted_units(session), session.ledger(NAME))
+
+
+def body(session: Session, unit: Unit, attempt: str) -> Record:
+    """Arrays of the unit's rows: losses fp64 [n, E] after each, NaN of evaluation rows of another
+    matrix or draw; taken [n], how much of its step; first_order [n, E] if it is asked for, and
+    under tune.optimizer prompt unprompted [n, E]. What a row made infinite is kept as it is."""
+    model: nn.Module = session.cached("base", lambda: based_model(session))
+    count, columns = unit.stop - unit.start, session.outline.rows[EVALUATION]
+    arrays: dict[str, np.ndarray] = {"taken": np.full(count, np.nan)}
+    step = _after_prompt if session.settings.tune.optimizer == PROMPT else _after_tuning
+    of_rows = session.cached(TRAIN, lambda: places(relations(session.task, TRAIN)))
+    with measuring(session, model):
+        for k, row in enumerate(range(unit.start, unit.stop)):
+            losses, ids = evaluation(session, model, of_rows[row])
+            taken, found = step(session, model, row, losses, ids)
+            arrays["taken"][k] = taken
+            for name, values in found.items():
+                whole = arrays.setdefault(name, np.full((count, columns), np.nan))
+                whole[k, ids] = values.double().cpu().numpy()
+            session.tell(unit, (k + 1) / count)
+    return session.commit(unit, attempt, arrays, may_hold_nan=[*arrays])
+
+
+def _after_tuning(
+    session: Session, model: nn.Module, row: int, losses: Losses, ids: np.ndarray
+) -> Found:
+    settings, start = session.settings.tune, _start(session, model)
+    session.cached("tried", lambda: _refuse_lost_steps(session, model))
+    made = _tuned_on(session, model, row)
+    with torch.no_grad():
+        found = {"losses": losses(made.parameters)}
+    if settings.first_order:
+        found["first_order"] = first_order(losses, start, made.parameters)
+    return made.taken, found
+
+
+def _after_prompt(
+    session: Session, model: nn.Module, row: int, losses: Losses, ids: np.ndarray
+) -> Found:
+    with error_context(f"prompted(row {row})"):
+        pair = [torch.as_tensor(losses) for losses in session.task.prompted(model, row, ids)]
+        shapes = [tuple(losses.shape) for losses in pair]
+        if shapes != [(len(ids),)] * 2:
+            raise InputError(
+                f"task: prompted(row {row}) returned shapes {shapes}; give two losses [{len(ids)}]"
+            )
+    return math.nan, {"losses": pair[0].detach(), "unprompted": pair[1].detach()}
+
+
+def _start(session: Session, model: nn.Module) -> Parameters:
+    return parameters_of(model, Layout.of(model, session.settings.tune.blocks))
+
+
+def _tuned_on(session: Session, model: nn.Module, row: int) -> Tuned:
+    settings, layout = session.settings.tune, Layout.of(model, session.settings.tune.blocks)
+    batch = session.read(session.task, TRAIN, np.array([row]))
+    own, updates = losses_of(model, tuning_loss(session), [batch]), _updates(session, model, layout)
+    return tuned(own, _start(session, model), updates, settings.lr, settings.steps)
+
+
+def _refuse_lost_steps(session: Session, model: nn.Module) -> None:
+    """InputError where rounding swallows the steps of some rows, taken together: of a row that the
+    model knows already the step is small, and nothing is lost with it."""
+    settings, rows = session.settings.tune, session.outline.rows[TRAIN]
+    tried = np.unique(np.linspace(0, rows - 1, TRIED).astype(int))
+    every = [_tuned_on(session, model, int(row)) for row in tried]
+    made = [m for m in every if math.isfinite(m.asked) and math.isfinite(m.along)]
+    asked, along = sum(m.asked for m in made), sum(m.along for m in made)
+    if along < settings.least_taken * asked:
+        raise InputError(
+            f"tune.lr: steps at {settings.lr:g} are too small for the weights: after rounding "
+            f"{100 * along / asked:.0f} % of them is left on {len(made)} rows; raise tune.lr or "
+            "tune.steps"
+        )
+
+
+def _updates(session: Session, model: nn.Module, layout: Layout) -> Updates:
+    """The optimizer's, of every parameter that is tuned."""
+    settings = session.settings.tune
+    parameters = {name: model.get_parameter(name) for name in layout.names}
+    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    made: torch.optim.Optimizer = (
+        torch.optim.AdamW(parameters.values(), **common)
+        if settings.optimizer == "adamw"
+        else torch.optim.SGD(parameters.values(), momentum=settings.momentum, **common)
+    )
+    return updates_of(made, parameters)
+
+
+STAGE = Stage(
+    NAME, "fine-tuning on each row", needs=(base.NAME,), units=units, run=run,
+    reads=("tune", "-tune.rows_per_unit", "-tune.least_taken"),
+    uncounted=("tune.rows_per_unit", "tune.least_taken"),
+)  # fmt: skip
