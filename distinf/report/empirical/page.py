@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -11,45 +10,15 @@ from distinf.empirical.matrix import Matrix, finite, measured
 from distinf.empirical.task import Contrasting
 from distinf.engine.session import Session
 from distinf.report.empirical import figures
-from distinf.report.empirical.figures import STRONG
 from distinf.report.empirical.findings import FROM_NOISY, OTHER, tables
 from distinf.report.formats import count, fixed, number, percent
 from distinf.report.provenance import cost_rows, costs, origin, provenance_of, stage_costs
 from distinf.report.publishing import publish
 from distinf.report.rows import Row
-from distinf.report.schema import (
-    Bullets,
-    Column,
-    Entry,
-    Figure,
-    Page,
-    Section,
-    Table,
-    Text,
-    stub,
-    text,
-)
+from distinf.report.schema import Bullets, Column, Entry, Item, Page, Section, Table, Text
+from distinf.report.words import Words
 
 Tables = Mapping[str, Sequence[Row]]
-READING = [
-    ("Influence.", "The loss of the column's sample before, less after, fine-tuning on the row's "
-     "sample alone. Above 0: training on it helps. Eq. 4 of Matelsky et al. has the other sign."),
-    ("Antisymmetric share.", "Off the diagonal: 0 where M_ij = M_ji, 0.5 where the two have no "
-     "relation, 1 where they are opposite. One small step of plain SGD gives 0. Bands (rows that "
-     "help all, columns that all help) have some of their own, so it stands without them too."),
-    ("Variance.", "Of the influences off the diagonal: what the means of rows, or of columns, "
-     "explain, and what the two together do not."),
-    ("Noise.", "By sample, the mean over others; intervals by bootstrap over the samples tuned on. "
-     "One would wish a noisy sample to teach less than a clean one, and a clean one to teach "
-     "noisy ones more than they teach it."),
-    ("Intervals.", "95 %: jackknife over samples for the measures of the matrix, bootstrap over "
-     "samples tuned on for means. They say nothing of other base models or draws of noise."),
-]  # fmt: skip
-DEVIATIONS = (
-    "Dropout is off and running statistics stay as they are while a row is tuned on.",
-    "Influence has the opposite sign of Eq. 4 of Matelsky et al., in which learning is negative; "
-    "their Figure 5 speaks of positive values.",
-)
 
 
 def write(session: Session) -> None:
@@ -159,56 +128,35 @@ def page(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Page:
 
 
 def sections(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Iterator[Section]:
-    matrix = finite(runs[""])
-    drawn: list[Any] = [
-        Figure(
-            "matrix", "The pairwise matrix",
-            "Rows: the sample tuned on; columns: the sample whose loss is measured, both by class. "
-            f"Green helps, orange harms; full colour from {STRONG:g} % of the sizes on.",
-            partial(figures.pairwise, matrix),
-        ),
-        Figure(
-            "blocks", "By noise", "Rows: noise of the sample tuned on; columns: of the one that is "
-            "evaluated. One scale; as above.", partial(figures.blocks, matrix),
-        ),
-        Figure(
-            "sizes", "How influence is spread", "Off the diagonal of the clean samples' matrix, a "
-            "curve for each run: the share of pairs with at least this influence, in size.",
-            partial(figures.sizes, runs),
-        ),
-    ]  # fmt: skip
-    told_of = Figure(
-        "domains", "Means over draws", "Rows: learned, or prompted; columns: whose loss is "
-        "measured. In percent of the largest in each picture.", partial(figures.domains, runs),
-    )  # fmt: skip
-    yield Section("matrix", "The matrix", [*drawn, told_of, _measures(rows)])
-    concluded = Figure(
-        "contrasts", "Right and wrong conclusions", "Influence on the right conclusion less that "
-        "on the wrong one, means over draws of words; right of 0 is right.",
-        partial(figures.conclusions, rows.get("contrasts", [])), "contrasts",
-    )  # fmt: skip
-    yield Section(
-        "conclusions",
-        "Conclusions",
-        [concluded, _table("Contrasts of conclusions", rows, "contrasts")],
-    )
-    of_noise = Figure(
-        "noise", "What noise changes", "Mean difference in influence by sample, with its interval; "
-        "what is learned from noisy samples should be below 0, what clean ones teach noisy ones "
-        "above.",
-        partial(figures.contrasts, rows.get("noise", [])), "noise",
-    )  # fmt: skip
-    yield Section("noise", "Noise", [of_noise, _table("Contrasts", rows, "noise")])
-    yield Section("relations", "Who helps whom", [_table("Mean influence", rows, "relations")])
-    intro = "What the step's first order (Eq. 3) tells of the measured influence on clean samples."
-    told = [_table("Measured against first order", rows, "first_order")]
-    yield Section("linear", "The kernel view", told if rows.get("first_order") else [], intro)
+    """In page order; the renderer leaves out what holds nothing."""
+    shape = runs[""].influence_NE.shape
+    numbers = {"strong": figures.STRONG, "rows": shape[0], "columns": shape[1]}
+    words, matrix = Words("distinf.report.empirical", numbers), finite(runs[""])
+
+    def table(name: str) -> Table:
+        influence = [Column("influence", partial(_spanned, key="mean"))]
+        return words.table(name, [_named(row) for row in rows.get(name, [])], influence)
+
+    drawn: list[Item] = [
+        words.figure("matrix", partial(figures.pairwise, matrix)),
+        words.figure("blocks", partial(figures.blocks, matrix)),
+        words.figure("sizes", partial(figures.sizes, runs)),
+        words.figure("domains", partial(figures.domains, runs)),
+    ]
+    yield Section("matrix", "The matrix", [*drawn, _measures(words, rows)])
+    concluded = partial(figures.conclusions, rows.get("contrasts", []))
+    named: list[Item] = [words.figure("contrasts", concluded), table("contrasts")]
+    yield Section("conclusions", "Conclusions", named)
+    noise = words.figure("noise", partial(figures.contrasts, rows.get("noise", [])))
+    yield Section("noise", "Noise", [noise, table("noise")])
+    yield Section("relations", "Who helps whom", [table("relations")])
+    linear = words.table("first_order", [_named(row) for row in rows.get("first_order", [])])
+    yield Section("linear", "The kernel view", [linear], words.of("linear"))
     yield Section("cost", "Cost", [costs(rows["costs"])])
-    yield Section(
-        "remarks", "Deviations", [Bullets([("", line) for line in (*_own(session), *DEVIATIONS)])]
-    )
-    where = f"report/influence.npy is the whole matrix, {matrix.influence_NE.shape} in fp64."
-    yield Section("reading", "How to read this", [Bullets(READING), Text(where, "note")])
+    deviations = [("", line) for line in (*_own(session), *words.of("deviations"))]
+    yield Section("remarks", "Deviations", [Bullets(deviations)])
+    reading = Bullets([(lead, rest) for lead, rest in words.of("reading")])
+    yield Section("reading", "How to read this", [reading, Text(words.say("whole"), "note")])
     yield origin(provenance_of(session))
 
 
@@ -218,41 +166,7 @@ def _own(session: Session) -> Sequence[str]:
     return words.deviations if words else ()
 
 
-COLUMNS: Mapping[str, Sequence[Column]] = {
-    "contrasts": [
-        stub("run", "run"), stub("matrix", "matrix"), stub("contrast", "contrast"),
-        text("learned", "after"), text("right", "right"), text("wrong", "wrong"),
-    ],
-    "noise": [
-        stub("run", "run"), stub("contrast", "contrast"), stub("level", "level"),
-        stub("pairs", "relation"), text("wished", "wished"),
-    ],
-    "relations": [
-        stub("run", "run"), stub("tuned on", "trained"), stub("evaluated", "evaluated"),
-        stub("pairs", "relation"),
-    ],
-    "first_order": [
-        stub("run", "run"), stub("matrix", "matrix"), stub("tuned on", "trained"),
-        Column("R²", "r2"),
-        Column("correlation", "correlation"),
-    ],
-}  # fmt: skip
-MEASURED: Mapping[str, Sequence[Column]] = {
-    "contrasts": [Column("draws for the right one [%]", "right_pct", fixed)],
-    "noise": [Column("pairs as wished [%]", "holds_pct", fixed)],
-    "relations": [Column("pairs helped [%]", "helped_pct", fixed)],
-}
-
-
-def _table(title: str, rows: Tables, name: str) -> Table:
-    """With the mean and its interval below it."""
-    more = [] if name == "first_order" else [Column("influence", partial(_spanned, key="mean"))]
-    samples = [] if name == "first_order" else [Column("samples", "samples", count)]
-    columns = [*COLUMNS[name], *more, *MEASURED.get(name, ()), *samples]
-    return Table(title, [_named(row) for row in rows.get(name, [])], columns, name)
-
-
-def _measures(rows: Tables) -> Table:
+def _measures(words: Words, rows: Tables) -> Table:
     """A line for each matrix of each run, a column for each measure."""
     lines: dict[tuple[str, str], Row] = {}
     for row in rows.get("measures", []):
@@ -260,9 +174,7 @@ def _measures(rows: Tables) -> Table:
         line["of"][row["measure"]] = row
     names = dict.fromkeys(name for line in lines.values() for name in line["of"])
     columns = [Column(name, partial(_measure, name=name)) for name in names]
-    stubs = [stub("run", "run"), stub("matrix", "matrix")]
-    samples = [Column("samples", "samples", count)]
-    return Table("Measures of it", [*lines.values()], [*stubs, *columns, *samples], "measures")
+    return words.table("measures", [*lines.values()], columns)
 
 
 def _measure(line: Row, name: str) -> Entry:
