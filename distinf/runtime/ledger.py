@@ -8,8 +8,9 @@ stands, whatever a late writer puts beside it.
 """
 
 import contextlib
+import gc
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,7 +153,7 @@ class Ledger:
         records = [self._loose[u] for u in unit_ids if u in self._loose]
         number = max((number for number, _ in self._numbers.values()), default=0) + 1
         data = seal({"stage": self.stage, "number": number, "records": records})
-        name = f"{self._prefix}/{SEGMENT}{sha256(data)[:20]}.json"
+        name = self._segment_of(data)
         self._blobs.put_if_absent(name, data)
         self._read_segments([name])  # read back, before what is in it goes
         for record in records:
@@ -164,23 +165,27 @@ class Ledger:
     def _name(self, unit_id: str) -> str:
         return f"{self._prefix}/{unit_id}.json"
 
+    def _segment_of(self, data: bytes) -> str:
+        return f"{self._prefix}/{SEGMENT}{sha256(data)[:20]}.json"
+
     def _unit_of(self, name: str) -> str | None:
         stem = name.removeprefix(f"{self._prefix}/").removesuffix(".json")
         return stem if self._name(stem) == name and not _is_segment(name) else None
 
     def _read_segments(self, names: Iterable[str]) -> None:
-        for name in names:
-            if _is_segment(name) and name not in self._segments:
+        new = [name for name in names if _is_segment(name) and name not in self._segments]
+        with _no_collecting():
+            for name in new:
                 self._read_segment(name)
-                if name == self._order()[-1]:
-                    self._add(name)
-                else:
-                    self._sealed = {}
-                    for each in self._order():
-                        self._add(each)
+        late = self._order()[-len(new) :] if new else []
+        if {*late} != {*new}:  # one comes before those that were known
+            self._sealed, late = {}, self._order()
+        for name in late:
+            self._add(name)
 
     def _read_segment(self, name: str) -> None:
-        content = unseal(self._blobs.get(name, most=SEGMENT_BYTES), name)
+        data = self._blobs.get(name, most=SEGMENT_BYTES)
+        content = unseal(data, name, is_intact=name == self._segment_of(data))
         number, records = content.get("number", 0), content.get("records")
         if type(number) is not int or not isinstance(records, list):
             raise CorruptionError(f"{name} is no segment of commit records; {SEE}")
@@ -216,6 +221,18 @@ class Ledger:
         if record.get("unit") != self._unit_of(name):
             raise CorruptionError(f"{name} holds the record of unit {record.get('unit')!r:.40}")
         return believed(record, self.stage, name)
+
+
+@contextlib.contextmanager
+def _no_collecting() -> Iterator[None]:
+    """Python's search for cycles looks at all records again and again, and there are none."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _is_segment(name: str) -> bool:

@@ -25,15 +25,18 @@ def seal(content: Mapping[str, Any]) -> bytes:
     return json.dumps({**content, "sha256": sha256(body.encode())}, sort_keys=True).encode()
 
 
-def unseal(data: bytes, name: str) -> dict[str, Any]:
-    """The content of sealed JSON; CorruptionError naming `name` if a byte of it changed."""
+def unseal(data: bytes, name: str, is_intact: bool = False) -> dict[str, Any]:
+    """The content of sealed JSON; CorruptionError naming `name` if a byte of it changed.
+
+    is_intact  the caller knows it, by a digest of the very bytes: the sum is not made again
+    """
     try:
         content = json.loads(data)
         check = content.pop("sha256")
-        body = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        body = "" if is_intact else json.dumps(content, sort_keys=True, separators=(",", ":"))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CorruptionError(f"{name} is not a commit record; {SEE}") from None
-    if sha256(body.encode()) != check:
+    if not is_intact and sha256(body.encode()) != check:
         raise CorruptionError(f"{name} was altered after it was written; {SEE}")
     return content  # type: ignore[no-any-return]
 
@@ -42,8 +45,7 @@ def believed(record: Any, stage: str, name: str) -> Record:
     """The record, if it is one of a unit of `stage`; CorruptionError naming `name` if not."""
     if not isinstance(record, dict):
         raise CorruptionError(f"{name} is not a commit record; {SEE}")
-    unit = _unit(record, stage)
-    if unit is None:
+    if not _is_of_a_unit(record, stage):
         raise CorruptionError(f"{name} is of no unit of stage '{stage}'; {SEE}")
     attempt, committed = record.get("attempt"), record.get("committed")
     counted = type(attempt) is int and 1 <= attempt < 2**31
@@ -52,32 +54,31 @@ def believed(record: Any, stage: str, name: str) -> Record:
     if not isinstance(record.get("summary", {}), dict):
         raise CorruptionError(f"{name} has no summary of its unit; {SEE}")
     if "manifest" in record:
-        _check_manifest(record["manifest"], unit, name)
+        _check_manifest(record["manifest"], stage, record["unit"], name)
     return record
 
 
-def _unit(record: Mapping[str, Any], stage: str) -> Unit | None:
-    """The unit that the record is of; None if its id is not the hash of what it says."""
-    kinds = {"stage": str, "key": str, "start": int, "stop": int, "job": dict}
-    if any(type(record.get(key)) is not kind for key, kind in kinds.items()):
-        return None
+def _is_of_a_unit(record: Mapping[str, Any], stage: str) -> bool:
+    """Whether its id is the hash of what it says of a unit of this stage."""
+    of: list[Any] = [record.get(key) for key in ("stage", "key", "start", "stop", "job")]
+    if [*map(type, of)] != [str, str, int, int, dict] or of[0] != stage:
+        return False
     try:
-        unit = Unit(**{key: record[key] for key in kinds})
-        return unit if unit.id == record.get("unit") and unit.stage == stage else None
+        return Unit(*of).id == record.get("unit")
     except (ValueError, RecursionError):  # not finite, too deep
-        return None
+        return False
 
 
-def _check_manifest(value: Any, unit: Unit, name: str) -> None:
+def _check_manifest(value: Any, stage: str, unit_id: str, name: str) -> None:
     """Of the shape that a group's has, of files in the unit's folder."""
-    kinds = {"group": str, "files": dict, "bytes": int}
-    if not isinstance(value, dict) or any(
-        type(value.get(key)) is not kind for key, kind in kinds.items()
-    ):
+    kinds = [str, dict, int]
+    if not isinstance(value, dict) or kinds != [
+        type(value.get(key)) for key in ("group", "files", "bytes")
+    ]:
         raise CorruptionError(f"{name} has no manifest of its files; {SEE}")
-    if not all(isinstance(text, str) for pair in value["files"].items() for text in pair):
+    if not all(type(key) is type(text) is str for key, text in value["files"].items()):
         raise CorruptionError(f"{name} has no manifest of its files; {SEE}")
-    if value["files"] and not value["group"].startswith(folders_of(unit.stage, unit.id)):
+    if value["files"] and not value["group"].startswith(folders_of(stage, unit_id)):
         raise CorruptionError(f"{name} names files of another unit; {SEE}")
     if not 0 <= value["bytes"] < math.inf:
         raise CorruptionError(f"{name} has no manifest of its files; {SEE}")

@@ -156,6 +156,21 @@ def test_a_segment_is_read_back_before_the_records_in_it_go(blobs, monkeypatch):
     assert len([n for n in blobs.names("ledger/s") if "segment-" not in n]) == 2
 
 
+def test_of_segments_the_first_stands_in_whatever_order_they_are_seen(blobs, monkeypatch):
+    unit = sealed(blobs, monkeypatch)
+    first = blobs.names("ledger/s")[0]
+    late = {"unit": unit.id, **unit.as_json(), "attempt": 9, "committed": 1.0, "word": "late"}
+    second = seal({"stage": "s", "number": 9, "records": [late]})
+    blobs.put("ledger/s/segment-0000.json", second)
+    kept = blobs.get(first)
+    blobs.delete(first)
+    ledger = Ledger(blobs, "s")
+    assert ledger.read()[unit.id]["word"] == "late"
+    blobs.put(first, kept)
+    assert len(ledger.committed_ids()) == 2
+    assert ledger.get(unit)["word"] == "sealed"
+
+
 def test_an_altered_segment_is_refused(blobs, monkeypatch):
     monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
     ledger = Ledger(blobs, "s")
