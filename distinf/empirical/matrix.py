@@ -107,7 +107,7 @@ def measured(session: Session) -> Matrix:
     stored = session.rows([unit for unit, _ in tuning.units(session.outline)]).columns()
     rows, columns = (relations(session.task, split) for split in (TRAIN, EVALUATION))
     with np.errstate(invalid="ignore"):
-        influence_NE = stored.get("unprompted", before_E) - stored["losses"]
+        influence_NE = stored.get("without", before_E) - stored["losses"]
     return Matrix(influence_NE, stored.get("first_order"), stored["taken"], before_E, rows, columns)
 
 

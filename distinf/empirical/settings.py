@@ -11,12 +11,14 @@ from distinf.numerics.precision import Precision
 class TuneSettings:
     """Fine-tuning, anew for each row from the same weights, on that row alone.
 
+    leave_one_out     instead on all rows, one after another, held against all but that one in the
+                      same order (Eq. 4 of Matelsky et al. as they write it)
     optimizer         sgd or adamw, as torch has them; neither has stepped before. Or prompt: the
                       row stands in the prompt and nothing is tuned (of tasks that can do so)
     lr                of its steps
     weight_decay      of its steps
     momentum          of sgd
-    steps             on the row (Matelsky et al.: one epoch of one row is one)
+    steps             on each row (Matelsky et al.: one epoch of one row is one)
     blocks            regex on the parameters that are tuned; all, or lora
     precision         of the passes: float32, tf32 (CUDA) or bfloat16 (autocast); weights are
                       float32 always
@@ -28,6 +30,7 @@ class TuneSettings:
     evaluation_batch  rows evaluated at once
     """
 
+    leave_one_out: bool = False
     optimizer: Literal["sgd", "adamw", "prompt"] = "sgd"
     lr: float = 1e-3
     weight_decay: float = 0.0
@@ -52,6 +55,9 @@ class TuneSettings:
             raise ValueError("momentum: is of sgd; leave it out, or set tune.optimizer to sgd")
         if self.first_order and self.optimizer == "prompt":
             raise ValueError("first_order: a prompt takes no step; leave it out")
+        if self.leave_one_out and (self.first_order or self.optimizer == "prompt"):
+            other = "first_order" if self.first_order else "optimizer: prompt"
+            raise ValueError(f"leave_one_out: does not go with {other}; leave one of them out")
 
 
 @dataclass(frozen=True)

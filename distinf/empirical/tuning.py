@@ -1,11 +1,11 @@
 """Stage tuning: units of rows; fine-tune on each, by itself, from the base, and measure the losses
-[n, E] after it.
+[n, E] after it; or on all rows but it, and measure what its absence does.
 
 What is stored is the loss itself; influence is before minus after (see matrix.py).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from distinf.empirical.base import (
     peak_bytes,
     tuning_loss,
 )  # fmt: skip
-from distinf.empirical.task import EVALUATION, TRAIN, Prompted, places, relations
+from distinf.empirical.task import EVALUATION, TRAIN, Place, Prompted, places, relations
 from distinf.engine.session import Outline, Session, row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.numerics.curvature import Parameters
 from distinf.numerics.parameters import Layout
+from distinf.numerics.randomness import generator
 from distinf.numerics.tuning import (
     Losses,
     Tuned,
@@ -52,7 +53,8 @@ Found = tuple[float, dict[str, torch.Tensor]]
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     settings, shapes, columns = outline.settings.tune, outline.shapes, outline.rows[EVALUATION]
-    passes = settings.steps * (1 + BACKWARD) + columns
+    steps = settings.steps * (outline.rows[TRAIN] if settings.leave_one_out else 1)
+    passes = steps * (1 + BACKWARD) + columns
     passes += SLOPE * columns if settings.first_order else 0.0
     return [
         (
@@ -96,12 +98,14 @@ def run(session: Session, runtime: Runtime) -> None:
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Arrays of the unit's rows: losses fp64 [n, E] after each, NaN of evaluation rows of another
-    matrix or draw; taken [n], how much of its step; first_order [n, E] if it is asked for, and
-    under tune.optimizer prompt unprompted [n, E]. What a row made infinite is kept as it is."""
+    matrix or draw; taken [n], how much of its step; first_order [n, E] if it is asked for; and
+    without [n, E], the losses that `losses` are to be held against where those are not the base's:
+    with something unrelated in the prompt, or tuned on all rows but this one. What a row made
+    infinite is kept as it is."""
     model: nn.Module = session.cached("base", lambda: based_model(session))
     count, columns = unit.stop - unit.start, session.outline.rows[EVALUATION]
     arrays: dict[str, np.ndarray] = {"taken": np.full(count, np.nan)}
-    step = _after_prompt if session.settings.tune.optimizer == PROMPT else _after_tuning
+    step = _measure(session)
     of_rows = session.cached(TRAIN, lambda: places(relations(session.task, TRAIN)))
     with measuring(session, model):
         for k, row in enumerate(range(unit.start, unit.stop)):
@@ -115,12 +119,19 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     return session.commit(unit, attempt, arrays, may_hold_nan=[*arrays])
 
 
+def _measure(session: Session) -> Callable[..., Found]:
+    settings = session.settings.tune
+    if settings.optimizer == PROMPT:
+        return after_prompt
+    return _without if settings.leave_one_out else _after_tuning
+
+
 def _after_tuning(
     session: Session, model: nn.Module, row: int, losses: Losses, ids: np.ndarray
 ) -> Found:
-    settings, start = session.settings.tune, _start(session, model)
+    settings, start = session.settings.tune, start_of(session, model)
     session.cached("tried", lambda: _refuse_lost_steps(session, model))
-    made = _tuned_on(session, model, row)
+    made = tuned_on(session, model, [row] * settings.steps)
     with torch.no_grad():
         found = {"losses": losses(made.parameters)}
     if settings.first_order:
@@ -128,7 +139,34 @@ def _after_tuning(
     return made.taken, found
 
 
-def _after_prompt(
+def _without(
+    session: Session, model: nn.Module, row: int, losses: Losses, ids: np.ndarray
+) -> Found:
+    """Eq. 4 of Matelsky et al. as they define it: tuned on all rows of the matrix and draw, and on
+    all but this one, in the same order."""
+    session.cached("tried", lambda: _refuse_lost_steps(session, model))
+    place = places(relations(session.task, TRAIN))[row]
+    order = session.cached(("order", place), lambda: _order(session, place))
+
+    def after(rows: Sequence[int]) -> tuple[float, torch.Tensor]:
+        made = tuned_on(session, model, rows)
+        with torch.no_grad():
+            return made.taken, losses(made.parameters)
+
+    _, whole = session.latest("whole", place, lambda: after(order))
+    taken, without = after([other for other in order if other != row])
+    return taken, {"losses": whole, "without": without}
+
+
+def _order(session: Session, place: Place) -> list[int]:
+    """Of the rows of a matrix and draw, anew in each pass."""
+    mine = [row for row, at in enumerate(places(relations(session.task, TRAIN))) if at == place]
+    passes = range(session.settings.tune.steps)
+    random = [generator(session.seed, f"order {place} {each}") for each in passes]
+    return [int(row) for each in random for row in each.permutation(mine)]
+
+
+def after_prompt(
     session: Session, model: nn.Module, row: int, losses: Losses, ids: np.ndarray
 ) -> Found:
     with error_context(f"prompted(row {row})"):
@@ -138,18 +176,23 @@ def _after_prompt(
             raise InputError(
                 f"task: prompted(row {row}) returned shapes {shapes}; give two losses [{len(ids)}]"
             )
-    return math.nan, {"losses": pair[0].detach(), "unprompted": pair[1].detach()}
+    return math.nan, {"losses": pair[0].detach(), "without": pair[1].detach()}
 
 
-def _start(session: Session, model: nn.Module) -> Parameters:
+def start_of(session: Session, model: nn.Module) -> Parameters:
     return parameters_of(model, Layout.of(model, session.settings.tune.blocks))
 
 
-def _tuned_on(session: Session, model: nn.Module, row: int) -> Tuned:
+def tuned_on(session: Session, model: nn.Module, rows: Sequence[int]) -> Tuned:
+    """A step on each of these rows."""
     settings, layout = session.settings.tune, Layout.of(model, session.settings.tune.blocks)
-    batch = session.read(session.task, TRAIN, np.array([row]))
-    own, updates = losses_of(model, tuning_loss(session), [batch]), _updates(session, model, layout)
-    return tuned(own, _start(session, model), updates, settings.lr, settings.steps)
+
+    def losses(row: int) -> Losses:
+        batch = session.read(session.task, TRAIN, np.array([row]))
+        return losses_of(model, tuning_loss(session), [batch])
+
+    updates = _updates(session, model, layout)
+    return tuned(map(losses, rows), start_of(session, model), updates, settings.lr)
 
 
 def _refuse_lost_steps(session: Session, model: nn.Module) -> None:
@@ -157,7 +200,7 @@ def _refuse_lost_steps(session: Session, model: nn.Module) -> None:
     model knows already the step is small, and nothing is lost with it."""
     settings, rows = session.settings.tune, session.outline.rows[TRAIN]
     tried = np.unique(np.linspace(0, rows - 1, TRIED).astype(int))
-    every = [_tuned_on(session, model, int(row)) for row in tried]
+    every = [tuned_on(session, model, [int(row)] * settings.steps) for row in tried]
     made = [m for m in every if math.isfinite(m.asked) and math.isfinite(m.along)]
     asked, along = sum(m.asked for m in made), sum(m.along for m in made)
     if along < settings.least_taken * asked:

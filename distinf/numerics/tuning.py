@@ -7,8 +7,9 @@ Shape legend: E rows that are evaluated.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +54,13 @@ def losses_of(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> Losses:
     return losses
 
 
-def tuned(losses: Losses, start: Parameters, updates: Updates, rate: float, steps: int) -> Tuned:
-    """`steps` of an optimizer (updates.py) on the mean of `losses`, from `start`, which stays."""
+def tuned(each: Iterable[Losses], start: Parameters, updates: Updates, rate: float) -> Tuned:
+    """An optimizer (updates.py) from `start`, which stays: a step on the mean of `each` losses."""
     now = start
     state: dict[str, State] = {k: (torch.zeros_like(v),) * updates[k][1] for k, v in start.items()}
     asked = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in start.items()}
-    for number in range(steps):
-        grads = grad(lambda parameters: losses(parameters).mean())(now)
+    for number, losses in enumerate(each):
+        grads = grad(partial(_mean, losses))(now)
         after = {}
         for name, (update, _) in updates.items():
             before = (now[name], grads[name], state[name])
@@ -76,6 +77,10 @@ def tuned(losses: Losses, start: Parameters, updates: Updates, rate: float, step
         for name, step in asked.items()
     )
     return Tuned(now, square, along)
+
+
+def _mean(losses: Losses, parameters: Parameters) -> Tensor:
+    return losses(parameters).mean()
 
 
 def first_order(losses: Losses, start: Parameters, end: Parameters) -> Tensor:

@@ -17,6 +17,7 @@ from distinf.empirical.base import based_model
 from distinf.empirical.matrix import finite, measured
 from distinf.engine.run import execute
 from distinf.errors import InputError
+from distinf.numerics.randomness import generator
 from distinf.report.empirical.findings import noise, relations
 from distinf.studies.fashion_digits.task import cross_entropy
 from distinf.tasks.tensor_task import TensorTask
@@ -342,3 +343,33 @@ def test_a_row_on_which_it_diverges_hides_no_lost_steps(tmp_path, capsys):
     )
     assert main(["run", str(tmp_path / "run.yaml")]) == 2
     assert "are too small for the weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_leaving_one_out_is_training_on_all_rows_with_and_without_it(tmp_path, optimizer):
+    TASKS["plain"] = lambda: related({"sample": range(8)})
+    raw = raw_told("plain", tmp_path / optimizer, leave_one_out=True, steps=2, optimizer=optimizer)
+    session = execute(resolve(raw), silent)
+    task, everything = session.task, np.arange(8)
+    chosen = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
+    order = [
+        int(row)
+        for each in range(2)
+        for row in generator(session.seed, f"order {('', 0)} {each}").permutation(8)
+    ]
+    assert sorted(order[:8]) == sorted(order[8:]) == list(range(8))
+
+    def after(without):
+        model = based_model(session).double()
+        steps = chosen(model.parameters(), lr=0.1, weight_decay=0.0)
+        for row in order:
+            if row != without:
+                steps.zero_grad()
+                task.losses["ce"](model, task.batch("train", np.array([row]))).mean().backward()
+                steps.step()
+        with torch.no_grad():
+            return task.losses["ce"](model, task.batch("evaluation", everything)).numpy()
+
+    wanted = np.stack([after(row) for row in range(8)]) - after(None)
+    np.testing.assert_allclose(measured(session).influence_NE, wanted, atol=3e-6)
+    assert np.abs(wanted).max() > 0.01

@@ -42,7 +42,7 @@ def made(model, kind, lr, steps, batch, every):
     start = parameters_of(model, layout)
     updates = updates_of(OPTIMIZERS[kind](model.parameters(), lr), dict(model.named_parameters()))
     with twice_differentiable(model):
-        found = tuned(losses_of(model, loss, [batch]), start, updates, lr, steps)
+        found = tuned([losses_of(model, loss, [batch])] * steps, start, updates, lr)
         losses = losses_of(model, loss, every)
         return (
             found,
@@ -103,4 +103,4 @@ def test_no_gradient_asks_for_no_step():
     layout = Layout.of(model, "all")
     updates = updates_of(OPTIMIZERS["sgd"](model.parameters(), 0.1), dict(model.named_parameters()))
     flat = losses_of(model, lambda m, b: 0.0 * loss(m, b), [batch])
-    assert np.isnan(tuned(flat, parameters_of(model, layout), updates, 0.1, 1).taken)
+    assert np.isnan(tuned([flat], parameters_of(model, layout), updates, 0.1).taken)
