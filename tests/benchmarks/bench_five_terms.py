@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distinf.studies.noisy_labels.models import location
+from distinf.studies.language.pretrained import location
 from distinf.studies.noisy_labels.settings import ModelSettings
 
 TERMS = ("argument_structure", "binding", "island_effects", "npi_licensing",

@@ -11,14 +11,10 @@ import torch
 pytest.importorskip("peft", reason="needs distinf[llm]")
 
 from distinf.errors import InputError
-from distinf.studies.noisy_labels import models
-from distinf.studies.noisy_labels.models import (
-    load_model,
-    load_tokenizer,
-    location,
-    meta_model,
-    trained_weights,
-)
+from distinf.studies.language import adapters
+from distinf.studies.language.adapters import trained_weights
+from distinf.studies.language.pretrained import load_tokenizer, location
+from distinf.studies.noisy_labels.models import load_model, meta_model
 from distinf.studies.noisy_labels.settings import LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.vocabulary import kept_tokens, renumber
 from tests.support.noisy import LONGEST, tiny_model
@@ -243,7 +239,7 @@ def test_positions_that_are_counted_from_the_padding_token_are_fewer(tmp_path):
 
 
 def test_an_unknown_architecture_names_its_layers(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "QUERY_VALUE", (("q", "v"),))
+    monkeypatch.setattr(adapters, "QUERY_VALUE", (("q", "v"),))
     with pytest.raises(InputError) as error:
         meta_model(settings(tmp_path), PLAIN)
     one_line(error, "lora.targets: this architecture's query and value", "dense, key, query, value")

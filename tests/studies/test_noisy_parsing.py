@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distinf.errors import InputError
-from distinf.studies.noisy_labels.parsing import READERS, read_columns
+from distinf.studies.language.parsing import READERS, read_columns
 
 TEXTS = ["plain", 'He said "no".', '"Yes" she said', "a\ttab", "two\nlines", "", "Näher, mein; 😀"]
 
@@ -88,11 +88,23 @@ BAD = {
     "header alone": ("a.csv", "t,l\n", "has no rows"),
     "nothing": ("a.csv", "", "has no rows"),
     "nothing but its mark": ("a.jsonl", "\ufeff", "has no rows"),
-    "key twice": ("a.jsonl", '{"t": "a"}\n{"t": "b", "t": "c"}', "row 1 has the key 't' twice"),
-    "array": ("a.jsonl", '{"t": "a"}\n["b"]', "row 1 must be an object"),
-    "comma at the end": ("a.jsonl", '{"t": "a"}\n{"t": "b"},', "row 1 is not JSON (Extra data)"),
-    "brackets": ("a.jsonl", '{"t": "a"}\n' + "[" * 100_000, "row 1 is not JSON"),
-    "digits": ("a.jsonl", '{"t": ' + "1" * 5_000 + "}", "row 0 is not JSON (Exceeds the limit"),
+    "key twice": (
+        "a.jsonl",
+        '{"t": "a"}\n{"t": "b", "t": "c"}',
+        "row 1 (line 2) has the key 't' twice",
+    ),
+    "array": ("a.jsonl", '{"t": "a"}\n["b"]', "row 1 (line 2) must be an object"),
+    "comma at the end": (
+        "a.jsonl",
+        '{"t": "a"}\n{"t": "b"},',
+        "(line 2) is not JSON (Extra data)",
+    ),
+    "brackets": ("a.jsonl", '{"t": "a"}\n' + "[" * 100_000, "row 1 (line 2) is not JSON"),
+    "digits": (
+        "a.jsonl",
+        '{"t": ' + "1" * 5_000 + "}",
+        "row 0 (line 1) is not JSON (Exceeds",
+    ),
     "gzip cut": ("a.csv.gz", gzip.compress(b"t,l\n" * 90)[:-9], "a file that can be read"),
 }
 

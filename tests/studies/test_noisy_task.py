@@ -15,11 +15,12 @@ from distinf.errors import InputError
 from distinf.gram import task as gram
 from distinf.gram.settings import TrainSettings
 from distinf.numerics.capture import per_sample_gradients
+from distinf.studies.language.adapters import trained_weights
+from distinf.studies.language.pretrained import PACKAGED
+from distinf.studies.language.training import pieces
 from distinf.studies.noisy_labels import NoisyLabelSettings, cells, task
-from distinf.studies.noisy_labels.models import MINILM, trained_weights
 from distinf.studies.noisy_labels.settings import DataSettings, LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.task import NoisyLabels
-from distinf.studies.noisy_labels.training import pieces
 from distinf.tasks.task import Task, build_task
 from tests.support.noisy import WORDS, tiny_model, tokenizer, write_classes, write_texts
 
@@ -408,7 +409,7 @@ def test_digests_follow_content_and_settings(settings, cell):
     assert attached(replace(settings, seeds=5)).digests() == own
 
 
-@pytest.mark.skipif(importlib.util.find_spec(MINILM) is None, reason=f"needs {MINILM}")
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGED["minilm"][0]) is None, reason="needs MiniLM")
 def test_minilm_compressed_gives_the_logits_of_the_whole(tmp_path):
     lines = ["0\tA dull and tiresome film.", "1\tI love this place!"] * 5
     path = tmp_path / "real.tsv"

@@ -7,7 +7,6 @@ Rows, the same in both splits: every item of every domain in every draw of words
 item is minus the mean log-probability of its tokens (Eq. 7), over all of its texts.
 """
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,9 @@ from distinf.digest import sha256
 from distinf.empirical.task import Contrast
 from distinf.errors import InputError
 from distinf.studies.knowledge.domains import domains, fits
-from distinf.studies.knowledge.model import CausalModel
+from distinf.studies.language.causal import CausalModel
+from distinf.studies.language.identity import model_digests
+from distinf.studies.language.settings import Pretrained
 from distinf.tasks.task import Shapes, Wording
 
 UNRELATED = (
@@ -101,10 +102,17 @@ class Statements:
             for name, texts in domain.drawn(seed, draw).items()
         ]
         self.losses = {"tokens": token_loss}
-        self._language = CausalModel(settings.model, settings.revision, settings.trust_remote_code)
+        self._language = CausalModel(
+            Pretrained(
+                settings.model,
+                revision=settings.revision,
+                trust_remote_code=settings.trust_remote_code,
+            )
+        )
 
     def model(self) -> nn.Module:
-        return copy.deepcopy(self._language.model)
+        found: nn.Module = self._language.model()
+        return found
 
     def rows(self, split: str) -> int:
         return len(self.items)
@@ -121,6 +129,8 @@ class Statements:
                     f"task: '{item.name}' of {item.domain}: {short[0]!r} is a single token, and "
                     "the model has no token to begin with that could foretell it"
                 )
+            for ids in texts:
+                self._language.refuse_unknown(ids, f"'{item.name}' of {item.domain}")
         return found
 
     def batch(self, split: str, ids: np.ndarray) -> Mapping[str, Tensor]:
@@ -138,12 +148,12 @@ class Statements:
 
     def digests(self) -> Mapping[str, str]:
         texts = "\x00".join("\x01".join(item.texts) for item in self.items)
-        return {"texts": sha256(texts.encode()), **self._language.digests()}
+        return {"texts": sha256(texts.encode()), **model_digests(self._language.settings)}
 
     def shapes(self) -> Shapes:
-        parameters = sum(p.numel() for p in self._language.model.parameters())
+        parameters = sum(p.numel() for p in self._language.skeleton().parameters())
         tokens = max(sum(map(len, texts)) for texts in self._encoded)
-        width = self._language.model.config.get_text_config()
+        width = self._language.config.get_text_config()
         return Shapes(
             parameters=parameters,
             flops_per_sample=2.0 * parameters * tokens,

@@ -23,14 +23,15 @@ from functools import lru_cache
 import numpy as np
 
 from distinf.errors import InputError
+from distinf.studies.language.pretrained import load_tokenizer
+from distinf.studies.language.tokens import Ragged, packed_texts
 from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.files import Table, read_table
 from distinf.studies.noisy_labels.glue import Load, glue_table
-from distinf.studies.noisy_labels.models import load_tokenizer
 from distinf.studies.noisy_labels.noise import flips, relabelled
 from distinf.studies.noisy_labels.settings import DataSettings, NoisyLabelSettings
 from distinf.studies.noisy_labels.splits import PARTS, split_rows
-from distinf.studies.noisy_labels.tokens import Ragged, packed_texts, tokenised
+from distinf.studies.noisy_labels.tokens import tokenised
 from distinf.studies.noisy_labels.vocabulary import kept_tokens, renumber
 
 Arrays = dict[str, np.ndarray]

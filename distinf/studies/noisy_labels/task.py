@@ -5,10 +5,8 @@ Shapes: n rows of a batch, L its longest row in tokens, N training rows, Q queri
 
 import copy
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,10 @@ from distinf.digest import digest, sha256
 from distinf.errors import InputError
 from distinf.gram.settings import StageSettings, TrainSettings
 from distinf.gram.task import Fit, Tell, no_one
+from distinf.studies.language.identity import file_digest, model_digests
+from distinf.studies.language.sizes import shapes_of
+from distinf.studies.language.tokens import padded, text_at
+from distinf.studies.language.training import fit
 from distinf.studies.noisy_labels.cells import (
     Arrays,
     Cell,
@@ -30,15 +32,12 @@ from distinf.studies.noisy_labels.cells import (
 from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.deviations import deviations
 from distinf.studies.noisy_labels.glue import Load
-from distinf.studies.noisy_labels.identity import file_digest, model_digests
-from distinf.studies.noisy_labels.known import paper_name
-from distinf.studies.noisy_labels.models import load_model, meta_model, on_device
+from distinf.studies.noisy_labels.known import KNOWN, paper_name
+from distinf.studies.noisy_labels.models import load_model, meta_model
 from distinf.studies.noisy_labels.published import layers, methods
 from distinf.studies.noisy_labels.settings import NoisyLabelSettings
-from distinf.studies.noisy_labels.sizes import shapes_of, tokens_per_row
+from distinf.studies.noisy_labels.sizes import tokens_per_row
 from distinf.studies.noisy_labels.splits import PARTS, SETTING
-from distinf.studies.noisy_labels.tokens import padded, text_at
-from distinf.studies.noisy_labels.training import Rows, fine_tune
 from distinf.tasks.task import Batch, Shapes, Wording
 
 LATER = (
@@ -258,17 +257,8 @@ class NoisyCell:
         self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell = no_one
     ) -> Fit:
         """Fine-tune from the initial state on the training rows `kept` [n]."""
-        model = on_device(self.model(), device)
-        # Queries and tests by length: less padding, and their means are the same in any order.
-        rows = {part: np.argsort(self.lengths(part), kind="stable") for part in PARTS[1:]}
-        rows["train"] = np.asarray(kept, dtype=np.int64)
-        made = {part: Rows(ids, partial(self.batch, part)) for part, ids in rows.items()}
         lr = recipe.lr_of.get(self.cell.dataset, recipe.lr)
-        try:
-            return fine_tune(model, made, recipe, lr, self.training_seed, tell)
-        except InputError:
-            self._refuse_rows_without_a_loss(rows["train"], recipe, device)
-            raise
+        return fit(self, kept, recipe, lr, device, tell, measured=PARTS[1:])
 
     def reseeded(self, seed: int, own_start: bool = False) -> "NoisyCell":
         """The same rows; the order of rows and dropout are another training's, and, where asked
@@ -277,22 +267,6 @@ class NoisyCell:
         other.training_seed = int(digest([self.cell.seed, "training", seed])[:7], 16)
         other.starting_seed = other.training_seed if own_start else self.starting_seed
         return other
-
-    @torch.no_grad()
-    def _refuse_rows_without_a_loss(
-        self, kept: np.ndarray, recipe: TrainSettings, device: torch.device
-    ) -> None:
-        """InputError with the numbers of rows whose loss is not finite before any training."""
-        model, bad = on_device(self.model(), device).eval(), []
-        for ids in np.array_split(kept, math.ceil(len(kept) / recipe.evaluation_batch)):
-            batch = {name: values.to(device) for name, values in self.batch("train", ids).items()}
-            bad += ids[~torch.isfinite(cross_entropy(model, batch)).cpu().numpy()].tolist()
-        if bad:
-            numbers = self.numbers("train")[bad].tolist()
-            raise InputError(
-                f"train: the loss of {len(bad)} rows of '{self.cell.dataset}' is not finite before "
-                f"any training (rows {str(numbers[:5])[1:-1]}); leave them out"
-            )
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -324,7 +298,7 @@ class NoisyCell:
         content = file_digest(data.pop("path")) if self.settings.data.path else "hub"
         if data.get("candidates") == content:
             raise InputError("data.candidates: is the very file that the training rows are from")
-        model = model_digests(self.settings.model)
+        model = model_digests(self.settings.model, KNOWN)
         own = {"seed": self.cell.seed, "dataset": self.cell.dataset, "content": content, **data}
         changed = {**asdict(self.settings.lora), **asdict(self.settings.model)}
         del changed["name"]
@@ -334,7 +308,7 @@ class NoisyCell:
         """From the model's configuration, and from a sample of a file's rows."""
         lengths = self.lengths("train") if self._arrays else None
         tokens = tokens_per_row(self.settings, lengths)
-        return shapes_of(self.skeleton(), tokens, self.settings)
+        return shapes_of(self.skeleton(), tokens, self.settings.model, PARTS)
 
     def _attached(self) -> Mapping[str, np.ndarray]:
         if not self._arrays:

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from distinf.errors import InputError
+from distinf.studies.language.tokens import Ragged, ragged
 from distinf.studies.noisy_labels.settings import ModelSettings
-
-Ragged = tuple[np.ndarray, np.ndarray]  # values [total], offsets int64 [rows + 1]
 
 
 def tokenised(
@@ -34,31 +33,3 @@ def tokenised(
         for row, ids in zip(long, cut):
             encoded[row] = ids
     return ragged([np.asarray(ids, dtype=np.int64) for ids in encoded]), len(long)
-
-
-def ragged(parts: Sequence[np.ndarray]) -> Ragged:
-    """The parts one after another, and where each begins."""
-    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
-    np.cumsum([len(part) for part in parts], out=offsets[1:])
-    return np.concatenate(parts), offsets
-
-
-def packed_texts(texts: Sequence[str]) -> Ragged:
-    """UTF-8 bytes, uint8."""
-    return ragged([np.frombuffer(text.encode(), dtype=np.uint8) for text in texts])
-
-
-def text_at(packed: Ragged, row: int) -> str:
-    values, offsets = packed
-    return values[offsets[row] : offsets[row + 1]].tobytes().decode()
-
-
-def padded(tokens: Ragged, rows: np.ndarray, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask) int64 [n, longest of these rows], padded on the right."""
-    values, offsets = tokens
-    lengths = (offsets[1:] - offsets[:-1])[rows]
-    positions = np.arange(lengths.max(initial=0))
-    mask = positions < lengths[:, None]
-    ids = np.full(mask.shape, pad, dtype=np.int64)
-    ids[mask] = values[(offsets[rows][:, None] + positions)[mask]]
-    return ids, mask.astype(np.int64)

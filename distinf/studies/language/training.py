@@ -1,4 +1,4 @@
-"""Fine-tuning adapters and head with the Hugging Face Trainer, in memory and without a word.
+"""Fine-tuning with the Hugging Face Trainer, in memory and without a word.
 
 The kept weights are those of one epoch, which the queries choose (Vitel and Chhabra, app. A: the
 least loss).
@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,14 +19,31 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.gram.settings import Epoch, TrainSettings
-from distinf.gram.task import METRICS, Fit, Tell, no_one, selected_epoch
+from distinf.gram.task import Fit, Tell, no_one, selected_epoch
 from distinf.numerics.precision import precision
-from distinf.studies.noisy_labels.models import trained_weights
+from distinf.studies.language.adapters import trained_weights
+from distinf.studies.language.pretrained import on_device
+from distinf.tasks.task import Batch, PerSampleLoss
 
 Collate = Callable[[Sequence[int]], dict[str, Tensor]]  # row numbers -> a padded batch
 PIECE = 8
 ROWS = "row_numbers"  # in a batch of training rows
 MEASURED = {"query": "evaluation", "test": "test"}
+COLUMNS = ("loss", "correct")  # of `evaluate`: their means are the loss and the accuracy
+
+
+class Tunable(Protocol):
+    """What is asked of a task that is fine-tuned here; batches have an attention_mask."""
+
+    training_seed: int
+
+    @property
+    def losses(self) -> Mapping[str, PerSampleLoss]: ...
+    def model(self) -> nn.Module: ...
+    def batch(self, split: str, ids: np.ndarray) -> Batch: ...
+    def lengths(self, split: str) -> np.ndarray: ...
+    def numbers(self, split: str) -> np.ndarray: ...
+    def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -36,31 +54,53 @@ class Rows:
     collate: Collate
 
 
-def fine_tune(
+def fit(
+    task: Tunable,
+    kept: np.ndarray,
+    recipe: TrainSettings,
+    lr: float,
+    device: torch.device,
+    tell: Tell = no_one,
+    measured: Sequence[str] = ("evaluation",),
+) -> Fit:
+    """Fine-tune the task's model on its training rows `kept` [n], its first loss, by AdamW.
+
+    measured: splits that are evaluated after each epoch. InputError names the epoch in which the
+    loss is no longer finite, or rows without a finite one before any training. tell(share of the
+    steps done) is called after each.
+    """
+    model = on_device(task.model(), device)
+    # Queries and tests by length: less padding, and their means are the same in any order.
+    ids = {split: np.argsort(task.lengths(split), kind="stable") for split in measured}
+    ids["train"] = np.asarray(kept, dtype=np.int64)
+    rows = {split: Rows(found, partial(task.batch, split)) for split, found in ids.items()}
+    try:
+        return _fine_tune(task, model, rows, recipe, lr, tell)
+    except InputError:
+        _refuse_rows_without_a_loss(task, ids["train"], recipe, device)
+        raise
+
+
+def _fine_tune(
+    task: Tunable,
     model: nn.Module,
     rows: Mapping[str, Rows],
     recipe: TrainSettings,
     lr: float,
-    seed: int,
-    tell: Tell = no_one,
+    tell: Tell,
 ) -> Fit:
-    """Train `model` where it lies, in place; `rows` by split: train, evaluation and test.
-
-    AdamW. InputError names the epoch in which the loss is no longer finite. tell(share of the steps
-    done) is called after each.
-    """
     device = next(model.parameters()).device
     steps = math.ceil(len(rows["train"].ids) / recipe.batch_size) * recipe.epochs
     watch = _watch(tell, recipe.selected_epoch)
     seen = RowLosses(rows["train"].ids, recipe.epochs)
     with tempfile.TemporaryDirectory() as folder, _own_randomness(device), _on(device):
-        arguments = _arguments(recipe, lr, seed, steps, folder, device)
-        trainer = _trainer(device, seen)(
+        arguments = _arguments(recipe, lr, task.training_seed, steps, folder, device)
+        trainer = _trainer(task, seen)(
             model=model,
             args=arguments,
             data_collator=_collate,
             train_dataset=_Tagged(_numbered(rows["train"])),
-            eval_dataset={name: _Tagged(rows[split]) for name, split in MEASURED.items()},
+            eval_dataset={n: _Tagged(rows[s]) for n, s in MEASURED.items() if s in rows},
             compute_metrics=_metrics,
             callbacks=[watch],
         )
@@ -68,6 +108,24 @@ def fine_tune(
         with precision("tf32" if recipe.precision == "tf32" else "float32", device):
             trainer.train()
     return Fit(watch.history, watch.best, watch.weights, seen.losses)
+
+
+@torch.no_grad()
+def _refuse_rows_without_a_loss(
+    task: Tunable, kept: np.ndarray, recipe: TrainSettings, device: torch.device
+) -> None:
+    """InputError with the numbers of rows whose loss is not finite before any training."""
+    model, bad = on_device(task.model(), device).eval(), []
+    loss = next(iter(task.losses.values()))
+    for ids in np.array_split(kept, math.ceil(len(kept) / recipe.evaluation_batch)):
+        batch = {name: values.to(device) for name, values in task.batch("train", ids).items()}
+        bad += ids[~torch.isfinite(loss(model, batch)).cpu().numpy()].tolist()
+    if bad:
+        numbers = task.numbers("train")[bad].tolist()
+        raise InputError(
+            f"train: the loss of {len(bad)} rows is not finite before any training (rows "
+            f"{str(numbers[:5])[1:-1]}); leave them out"
+        )
 
 
 class RowLosses:
@@ -80,11 +138,10 @@ class RowLosses:
         self._ids, self._seen = ids, np.zeros(len(ids), dtype=np.int64)
         self.losses = np.full((epochs, len(ids)), np.nan, dtype=np.float32)
 
-    def note(self, rows: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Of a batch or a piece of one: row numbers [n], logits [n, classes], labels [n]."""
-        found = nn.functional.cross_entropy(logits.detach().float(), labels, reduction="none")
+    def note(self, rows: Tensor, losses: Tensor) -> None:
+        """Of a batch or a piece of one: row numbers [n], losses [n]."""
         places = np.searchsorted(self._ids, rows.cpu().numpy())
-        self.losses[self._seen[places], places] = found.cpu().numpy()
+        self.losses[self._seen[places], places] = losses.detach().float().cpu().numpy()
         self._seen[places] += 1
 
 
@@ -111,45 +168,45 @@ def _collate(samples: Sequence[tuple[Collate, int]]) -> dict[str, Tensor]:
 
 
 def _metrics(prediction: Any) -> dict[str, float]:
-    """Mean cross-entropy over all rows alike, whatever the batches; and accuracy."""
-    logits = torch.from_numpy(np.asarray(prediction.predictions, dtype=np.float64))
-    labels = torch.from_numpy(np.asarray(prediction.label_ids))
-    loss = nn.functional.cross_entropy(logits, labels).item()
-    return {"mean": loss, "accuracy": (logits.argmax(-1) == labels).double().mean().item()}
+    """Mean loss, and accuracy where there is one, over all rows alike, whatever the batches."""
+    means = np.asarray(prediction.predictions, dtype=np.float64).mean(0)
+    return dict(zip(("mean", "accuracy"), means.tolist()))
 
 
-def _trainer(device: torch.device, seen: RowLosses) -> Any:
-    """The Trainer, noting every training row's loss; on a CPU, one that computes a batch in pieces
-    of rows of like length.
+def _trainer(task: Tunable, seen: RowLosses) -> Any:
+    """The Trainer by the task's own losses, noting every training row's; on a CPU it computes a
+    batch in pieces of rows of like length.
 
     The gradient is that of the batch's mean loss all the same, and less of it is padding.
     """
     from transformers import Trainer
 
-    class Noting(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if not model.training:
-                return super().compute_loss(model, inputs, *args, **kwargs)
-            numbers = inputs.pop(ROWS)
-            loss, found = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-            seen.note(numbers, found.logits, inputs["labels"])
-            return loss
+    loss = next(iter(task.losses.values()))
 
-    class Pieces(Trainer):
+    class ByRows(Trainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if not model.training:
-                return super().compute_loss(model, inputs, *args, **kwargs)
+            whole = len(inputs[ROWS])
+            on_cpu = inputs[ROWS].device.type == "cpu"
             return sum(
-                self._piece_loss(model, piece) * (len(piece["labels"]) / len(inputs["labels"]))
-                for piece in pieces(inputs)
+                self._summed(model, piece) / whole
+                for piece in (pieces(inputs) if on_cpu else [inputs])
             )
 
-        def _piece_loss(self, model: Any, piece: dict[str, Tensor]) -> Any:
-            numbers, found = piece.pop(ROWS), model(**piece)
-            seen.note(numbers, found.logits, piece["labels"])
-            return found.loss
+        def _summed(self, model: Any, piece: dict[str, Tensor]) -> Tensor:
+            numbers = piece.pop(ROWS)
+            losses = loss(model, piece)
+            seen.note(numbers, losses)
+            return losses.sum()
 
-    return Pieces if device.type == "cpu" else Noting
+        def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            """(mean loss, columns [n, 1 or 2], a column in place of labels)."""
+            inputs = self._prepare_inputs(inputs)
+            with torch.no_grad():
+                found = task.evaluate(model, inputs)
+            columns = torch.stack([found[n].double() for n in COLUMNS if n in found], 1)
+            return columns[:, 0].mean(), columns, columns[:, 0]
+
+    return ByRows
 
 
 def pieces(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -167,7 +224,7 @@ def _watch(tell: Tell, rule: Epoch) -> Any:
 
     class Watch(TrainerCallback):
         def __init__(self) -> None:
-            self.history: dict[str, list[float]] = {name: [] for name in METRICS}
+            self.history: dict[str, list[float]] = {}
             self.best = 0
             self.weights: dict[str, np.ndarray] = {}
 
@@ -182,13 +239,14 @@ def _watch(tell: Tell, rule: Epoch) -> Any:
             metrics = given["metrics"]
             name = next(name for name in MEASURED if f"eval_{name}_mean" in metrics)
             self._note(f"{name}_loss", metrics[f"eval_{name}_mean"])
-            self._note(f"{name}_accuracy", metrics[f"eval_{name}_accuracy"])
+            if f"eval_{name}_accuracy" in metrics:
+                self._note(f"{name}_accuracy", metrics[f"eval_{name}_accuracy"])
             last = len(self.history[f"{name}_loss"]) - 1
             if name == "query" and selected_epoch(self.history, rule) == last:
                 self.best, self.weights = last, trained_weights(given["model"])
 
         def _note(self, name: str, value: float) -> None:
-            self.history[name].append(float(value))
+            self.history.setdefault(name, []).append(float(value))
             if not math.isfinite(value):
                 epoch = len(self.history[name])
                 raise InputError(

