@@ -43,7 +43,7 @@ def test_the_reference_is_what_the_settings_say():
 
 def test_the_reference_has_every_key_once_with_its_default():
     page = keys.reference()
-    for name in ("train.steps", "runtime.kind", "settings.model.widths", "settings.data.path"):
+    for name in ("train.steps", "runtime.kind", "settings.model.widths", "settings.data.flips"):
         assert page.count(f"| `{name}` |") == 1
     scale = "| `settings.features.grid.scale` | number | `1.0` | stored is value * scale + offset |"
     assert scale in page
