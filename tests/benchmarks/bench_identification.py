@@ -26,7 +26,8 @@ import distinf
 from distinf.numerics.bootstrap import differences, estimate
 from distinf.numerics.randomness import generator
 from distinf.numerics.text_baselines import bm25, of_norm_1
-from distinf.studies.knowledge.model import CausalModel
+from distinf.studies.language.causal import CausalModel
+from distinf.studies.language.settings import Pretrained
 from tests.benchmarks.identification import SETS, Row, rows
 
 RANK, ALPHA, RATE, BATCH = 8, 16, 1e-3, 10
@@ -89,7 +90,7 @@ def adapted(language: CausalModel, seed: int) -> Any:
     wanted = LoraConfig(
         r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]
     )
-    return get_peft_model(language.model, wanted).eval()
+    return get_peft_model(language.model(), wanted).eval()
 
 
 def fine_tune(model: nn.Module, train: Rows, epochs: int, seed: int) -> None:
@@ -249,7 +250,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     train, query = rows(given.set, given.seed)
     train = [row for k, row in enumerate(train) if k % 90 < given.rows]
-    language = CausalModel("smollm2", "main", False)
+    language = CausalModel(Pretrained("smollm2"))
     both = [Rows(language, mine) for mine in (train, query)]
     model = adapted(language, given.seed)
 
