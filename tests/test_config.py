@@ -46,7 +46,7 @@ BAD = [
     ({"seed": -1}, r"seed: .*greater than or equal to 0"),
     (
         {"task": "reciever"},
-        r"'reciever' is neither a study \(digits, .*, knowledge, .*, receiver, receiver.imports\) ",
+        r"'reciever' is neither a study \(digits, .*, knowledge, .*, receiver, .*, sft\) ",
     ),
     ({"task": "reciever"}, r"; did you mean 'receiver'\?"),
     ({"task": "mine"}, r"; write it as in mine:task"),
