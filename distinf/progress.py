@@ -25,7 +25,8 @@ from distinf.engine.run import page_path
 from distinf.engine.session import Session
 from distinf.planning import Plan
 from distinf.printable import printable
-from distinf.report.worth import too_noisy
+from distinf.report.formats import number
+from distinf.report.worth import remark
 from distinf.runtime import Part, Unit
 from distinf.saying import own_stderr
 from distinf.terminal import Terminal, fitted, rows_table
@@ -138,18 +139,21 @@ def evaluation_table(found: Evaluation, console: Terminal | None = None) -> None
         rows = [row for row in found.rows if row["measure"] == measure]
         rows.sort(key=lambda row: (row["cell"], -row["value"]))
         with_top = any(_known(row.get("ceiling")) for row in rows)
+        with_cost = any(row.get("gradients") is not None for row in rows)
         table = Table(title=measure, title_justify="left", box=None)
         table.add_column("ranking", overflow="fold")
-        for key in ("value", "95 % interval", *(("of a possible",) if with_top else ())):
+        for key in ("value", "95 % interval", *(("of a possible",) if with_top else ()),
+                    *(("gradients",) if with_cost else ())):  # fmt: skip
             table.add_column(key, justify="right", no_wrap=True)
         for row in rows:
             span = f"{row['low']:.3g} to {row['high']:.3g}" if _known(row["low"]) else ""
             top = [_digits(row.get("ceiling"))] if with_top else []
+            top += [number(row["gradients"], 2)] if with_cost else []
             name = " ".join(filter(None, (row["cell"], row["ranking"])))
             table.add_row(fitted(name), _digits(row["value"]), span, *top)
         out.print(table)
-        if too_noisy(rows):
-            out.print(too_noisy(rows), soft_wrap=True)
+        if remark(rows):
+            out.print(remark(rows), soft_wrap=True)
 
 
 def _known(value: float | None) -> bool:

@@ -100,7 +100,8 @@ def asked(folder: str, design: Design, others: Sequence[str] = ()) -> Asked:
     config, session = load(folder), reopen(folder)
     evaluates = config.RECIPE.evaluates
     if evaluates is None:
-        raise InputError(f"{folder}: its recipe, {config.recipe}, has no scores to evaluate")
+        why = config.RECIPE.unevaluated
+        raise InputError(f"{folder}: a run of the {config.recipe} recipe is not evaluated: {why}")
     refuse_unfinished(session, config, folder)
     if design.unrolled:
         _check_unrolled(evaluates, session, config.recipe)
@@ -166,7 +167,16 @@ def with_unrolled(session: Session, cell: Foretold) -> Foretold:
         f"{loss}/{UNROLLED}": (loss, np.concatenate([part[loss] for part in parts]))
         for loss in parts[0]
     }
-    return replace(cell, scores={**cell.scores, **found})
+    costs = {name: _unrolled_cost(session, cell, len(parts)) for name in found}
+    return replace(cell, scores={**cell.scores, **found}, costs={**cell.costs, **costs})
+
+
+def _unrolled_cost(session: Session, cell: Foretold, parts: int) -> float:
+    """In gradients: two trainings a part, and of each query a Hessian product of every batch."""
+    evaluates = session.recipe.evaluates
+    assert evaluates is not None
+    training = evaluates.passed(session, cell.cell, cell.rows)
+    return training * (2 * parts + 3 * len(cell.queries))
 
 
 def _files(root: str, rows: Sequence[Row], about: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from distinf.engine import patching
+from distinf.engine.patching import PATCH
 from distinf.engine.recipe import Foretold
 from distinf.engine.session import Session
 from distinf.engine.trainings import (
+    AGAIN,
     NONE_OUT,
     Design,
+    fixed,
     halves,
     highest,
     kept_rows,
@@ -37,24 +40,33 @@ from distinf.numerics.counterfactual import (
 )
 
 Row = dict[str, Any]
+COST = "gradients"  # that the scores took, beyond training
+TRAINED = "gradients_trained"  # that the trainings and steps took which they are held against
+CEILING, OF_CEILING = "ceiling", "of_ceiling"
+CEILING_BY = "ceiling_by"  # how it is known, or why it is not
+TWICE, ONCE = "each trained again by another seed", "unknown: each was trained once"
+FIXED = "1: one seed and order, and training again ends at the same bits"
+UNREPEATED = "unknown: training again on all rows ends at other losses"
+OWN_ORDER = "unknown: rows that are left out change the order of all others"
 
 
 def measured(session: Session, cell: Foretold, design: Design) -> Iterator[Row]:
     """One row for each ranking and measure."""
     tops: dict[str, Measure] = {}
     for name, (loss, scores_QN) in cell.scores.items():
-        about = {"cell": cell.cell, "ranking": name, "loss": loss, "queries": len(scores_QN)}
+        about = _about(cell, name)
         if design.subsets:
             yield about | _of_halves(session, cell, design, loss, scores_QN, tops)
         if design.shares >= FEWEST:
             jobs = shares(design)
             losses_MQ = _losses(session, cell, jobs, loss)
             found = datamodeling(scores_QN, _kept(session, cell, jobs), losses_MQ)
-            what = f"LDS, {100 * design.fraction:g} % left out"
-            yield about | _row(what, found, subsets=len(jobs), repeats=1)
+            row = _row(f"LDS, {100 * design.fraction:g} % left out", found, subsets=len(jobs))
+            row |= {"repeats": 1, TRAINED: _passed(session, cell, jobs)}
+            yield about | row | _fixed(session, cell, design, loss, found)
         if cell.wrong_N is not None and cell.wrong_N.any():
             found = wrong_labels_auc(scores_QN, cell.wrong_N)
-            yield about | _row("AUC, wrong labels lowest", found)
+            yield about | _row("AUC, wrong labels lowest", found, **{TRAINED: 0.0})
         if design.ones:
             yield from (about | row for row in _of_ones(session, cell, design, loss, scores_QN))
     yield from _of_patches(session, cell, design)
@@ -74,8 +86,35 @@ def _kept(session: Session, cell: Foretold, jobs: Sequence[Mapping[str, Any]]) -
     return np.stack([kept_rows(session.seed, unit_of(session, cell, job).job) for job in jobs])
 
 
+def _about(cell: Foretold, ranking: str) -> Row:
+    loss, scores_QN = cell.scores[ranking]
+    about = {"cell": cell.cell, "ranking": ranking, "loss": loss, "queries": len(scores_QN)}
+    return about | {COST: cell.costs.get(ranking)}
+
+
 def _row(measure: str, found: Measure, **more: Any) -> Row:
     return {"measure": measure, **asdict(found), **more}
+
+
+def _passed(session: Session, cell: Foretold, jobs: Sequence[Mapping[str, Any]]) -> float:
+    """Gradients of a row that these trainings took."""
+    evaluates = session.recipe.evaluates
+    assert evaluates is not None
+    kept = _kept(session, cell, jobs).sum(1).tolist()
+    return sum(evaluates.passed(session, cell.cell, rows) for rows in kept)
+
+
+def _fixed(
+    session: Session, cell: Foretold, design: Design, loss: str, found: Measure
+) -> dict[str, Any]:
+    """The ceiling where trainings have one seed and order: 1, if training on all rows again ends
+    at the same losses."""
+    if not fixed(session, design):
+        return {CEILING: None, OF_CEILING: None, CEILING_BY: OWN_ORDER}
+    once_Q, again_Q = _losses(session, cell, [NONE_OUT, AGAIN], loss)
+    if not np.array_equal(once_Q, again_Q, equal_nan=True):
+        return {CEILING: None, OF_CEILING: None, CEILING_BY: UNREPEATED}
+    return {CEILING: 1.0, OF_CEILING: found.value, CEILING_BY: FIXED}
 
 
 def _of_halves(
@@ -90,22 +129,27 @@ def _of_halves(
     top = tops[loss]
     found = datamodeling(scores_QN, _kept(session, cell, repeats[0]), losses_KMQ.mean(0))
     row = _row("LDS, half left out", found, subsets=design.subsets, repeats=design.repeats)
-    row |= {f"ceiling{'' if k == 'value' else f'_{k}'}": v for k, v in asdict(top).items()}
+    row[TRAINED] = sum(_passed(session, cell, jobs) for jobs in repeats)
+    row |= {CEILING: top.value, f"{CEILING}_low": top.low, f"{CEILING}_high": top.high}
+    row[CEILING_BY] = TWICE if design.repeats > 1 else ONCE
     # A ceiling near 0 is no yardstick: nothing can be measured by trainings that disagree.
-    return row | {"of_ceiling": found.value / top.value if top.value >= LEAST_CEILING else None}
+    return row | {OF_CEILING: found.value / top.value if top.value >= LEAST_CEILING else None}
 
 
 def _of_ones(
     session: Session, cell: Foretold, design: Design, loss: str, scores_QN: np.ndarray
 ) -> Iterator[Row]:
     rows = ones(cell, design)
-    whole_Q = _losses(session, cell, [NONE_OUT], loss)[0]
+    jobs = [NONE_OUT, *({"without": [row]} for row in rows)]
+    whole_Q, *losses_MQ = _losses(session, cell, jobs, loss)
     with np.errstate(invalid="ignore"):  # a loss that is infinite in both
-        changes_MQ = _losses(session, cell, [{"without": [r]} for r in rows], loss) - whole_Q
+        changes_MQ = np.array(losses_MQ) - whole_Q
     found = agreement(finite_or_0(scores_QN[:, rows]).T, changes_MQ)
-    yield _row("one row left out, Spearman", found, subsets=len(rows), repeats=1)
+    about = {"subsets": len(rows), "repeats": 1, TRAINED: _passed(session, cell, jobs)}
+    row = _row("one row left out, Spearman", found, **about)
+    yield row | _fixed(session, cell, design, loss, found)
     fit = slope(scores_QN, np.array(rows), changes_MQ)
-    yield _row("loss that a score of 1 means", fit, subsets=len(rows), repeats=1)
+    yield _row("loss that a score of 1 means", fit, **about)
 
 
 def _of_patches(session: Session, cell: Foretold, design: Design) -> Iterator[Row]:
@@ -115,21 +159,24 @@ def _of_patches(session: Session, cell: Foretold, design: Design) -> Iterator[Ro
     random, left = units[0], iter(units[1:])
     for name, (loss, _) in cell.scores.items():
         top_Q: list[float] = []
+        stepped = sum(map(len, random.job[PATCH]))
         while len(top_Q) < queries:
-            top_Q += session.arrays(next(left), [loss])[loss].tolist()
+            unit = next(left)
+            stepped += sum(map(len, unit.job[PATCH]))
+            top_Q += session.arrays(unit, [loss])[loss].tolist()
         found = patching.gain(np.array(top_Q), session.arrays(random, [loss])[loss])
         what = f"loss less after one step on the top {design.patch} rows, minus random"
-        about = {"cell": cell.cell, "ranking": name, "loss": loss, "queries": queries}
-        yield about | _row(what, found)
+        yield _about(cell, name) | _row(what, found, **{TRAINED: float(stepped)})
 
 
 def _left_out(session: Session, cell: Foretold, design: Design) -> Row:
     """What leaving out the highest scored rows adds to the mean loss, beyond random ones; of the
     queries whose losses are all finite."""
-    loss, scores_QN = cell.scores[cell.ranking]
-    losses_MQ = _losses(session, cell, [highest(cell, design), *shares(design)], loss)
+    loss = cell.scores[cell.ranking][0]
+    jobs = [highest(cell, design), *shares(design)]
+    losses_MQ = _losses(session, cell, jobs, loss)
     without, *random_M = losses_MQ[:, np.isfinite(losses_MQ).all(0)].mean(1)
     found = mean_over(without - np.array(random_M))
     what = f"loss added without the top {100 * design.fraction:g} %, minus random"
-    about = {"cell": cell.cell, "ranking": cell.ranking, "loss": loss, "queries": len(scores_QN)}
-    return about | _row(what, found, subsets=design.shares, repeats=1)
+    row = _row(what, found, subsets=design.shares, repeats=1)
+    return _about(cell, cell.ranking) | row | {TRAINED: _passed(session, cell, jobs)}

@@ -1,7 +1,7 @@
 """Recipes: the kinds of run there are, each an object that says all that is its own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,7 @@ class Foretold:
     ranking  the name of the one that the report ranks by
     queries  int [Q], the ids of the evaluation rows that they are
     wrong_N  bool, the rows whose label is known to be wrong; None where none is known
+    costs    by ranking, what its scores took beyond training, in gradients of one row each
     """
 
     cell: str
@@ -95,6 +96,7 @@ class Foretold:
     ranking: str
     queries: np.ndarray
     wrong_N: np.ndarray | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,10 @@ class Evaluates:
     losses    (session, cell, rows kept [n], draws, tell) -> {loss: fp64 [Q]} of the model trained
               on these rows alone
     scored    the stages whose keys name the scores
+    passed    (session, cell, how many rows are kept) -> how many rows all steps of that training
+              go through together
+    aligned   share of rows up to which those left out leave a gap in the run's own order, and all
+              else stays as it was
     unrolls   how its training is unrolled; None: it is not
     trained   (session, cell) -> its Trained; None: no step more is taken
     """
@@ -156,6 +162,8 @@ class Evaluates:
         [Any, str, np.ndarray, Draws, Callable[[float], None]], Mapping[str, np.ndarray]
     ]
     scored: tuple[Stage, ...]
+    passed: Callable[[Any, str, int], float]
+    aligned: float = 0.0
     unrolls: Unrolls | None = None
     trained: Callable[[Any, str], Trained] | None = None
 
@@ -183,6 +191,7 @@ class Recipe:
               what a variation shares with its run beyond equal keys
     asks      how a finished run is asked about query rows that come later; None: it is not
     evaluates how its scores are held against retraining; None: they are not
+    unevaluated  why not
     summary   session -> lines and tables for the terminal, once all is done
     packages  another version of one of these gives other last bits
     files     settings that name a file, of which the content counts
@@ -200,6 +209,7 @@ class Recipe:
     lent: Callable[[Keys, Values, Mapping[str, Any]], tuple[Keys, dict[str, Any]]] | None = None
     asks: "Asks | None" = None
     evaluates: "Evaluates | None" = None
+    unevaluated: str = "it has no scores to hold against training again"
     summary: Callable[[Any], Sequence[Any]] = no_summary
     packages: tuple[str, ...] = ("torch", "numpy")
     files: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from distinf.tasks.task import SPLITS
 
 MAY_DIFFER = ("seed", "targets", "actions")  # queries and rows are compared for themselves
 ROWS_AT_ONCE = 256
+OF_RUNS = ", mean of {} runs"
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ def with_mean(
 
 def _with(cell: Foretold, totals: Mapping[str, np.ndarray], runs: int) -> Foretold:
     found = {
-        f"{key}, mean of {runs} runs": (cell.scores[key][0], total_QN / runs)
+        f"{key}{OF_RUNS.format(runs)}": (cell.scores[key][0], total_QN / runs)
         for key, total_QN in totals.items()
     }
-    return replace(cell, scores={**cell.scores, **found})
+    costs = {f"{key}{OF_RUNS.format(runs)}": runs * each for key, each in cell.costs.items()}
+    return replace(cell, scores={**cell.scores, **found}, costs={**cell.costs, **costs})
 
 
 def _scaled(scores_QN: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from distinf.numerics.counterfactual import FEWEST, finite_or_0
 from distinf.runtime import Unit
 
 NONE_OUT: dict[str, Any] = {"without": []}
+AGAIN: dict[str, Any] = {"without": [], "again": 1}  # whether it ends at the same losses
 UNROLLED = "unrolled"
 QUERIES_PER_UNIT = 128  # of an unrolled training: each unit does it again
 MOST = 1_000_000  # trainings: each has a name, an entry of the agenda and files of its own
@@ -97,8 +98,10 @@ def unit_of(session: Session, cell: Foretold, what: Mapping[str, Any]) -> Unit:
 
 def every_unit(session: Session, cell: Foretold, design: Design) -> Iterator[Unit]:
     """One by one those that a first look needs most: the whole set, then halves in turn."""
-    if design.ones:
+    if design.ones or fixed(session, design):
         yield unit_of(session, cell, NONE_OUT)
+    if fixed(session, design):
+        yield unit_of(session, cell, AGAIN)
     for repeat in range(design.repeats):
         yield from (unit_of(session, cell, half) for half in halves(design, repeat))
     if design.shares:
@@ -108,6 +111,14 @@ def every_unit(session: Session, cell: Foretold, design: Design) -> Iterator[Uni
     if design.unrolled:
         yield from unrolled_units(session, cell)
     yield from patches(session, cell, design)
+
+
+def fixed(session: Session, design: Design) -> bool:
+    """Whether trainings without few rows are asked for that have the run's own seed and order."""
+    evaluates = session.recipe.evaluates
+    assert evaluates is not None
+    few = design.fraction if design.shares >= FEWEST else 0.0
+    return bool(few or design.ones) and few <= evaluates.aligned > 0
 
 
 def is_training(unit: Unit) -> bool:

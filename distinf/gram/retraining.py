@@ -43,7 +43,16 @@ def foretold(session: Session) -> Iterator[Foretold]:
         estimator, wrong_N = headline(session, cell)[0], flipped_rows(session, cell.name)
         ranking = f"{estimator}/{groups[estimator]}"
         queries = np.arange(cell.rows[QUERY])
-        yield Foretold(cell.name, cell.rows[TRAIN], scores, ranking, queries, wrong_N)
+        costs = {name: _cost(name) * sum(shape_QN) for name in scores}
+        yield Foretold(cell.name, cell.rows[TRAIN], scores, ranking, queries, wrong_N, costs)
+
+
+def _cost(ranking: str) -> float:
+    """Foretold.costs, of one row: one pass of gradients, whatever is made of them; a forward pass,
+    a third of it; or what training noted by the way, and words alone."""
+    if ranking in ("loss over epochs", "bm25"):
+        return 0.0
+    return 1 / 3 if ranking == "own loss" or ranking.startswith("embedding") else 1.0
 
 
 def check(session: Session, draws: Draws) -> None:
@@ -60,6 +69,11 @@ def check(session: Session, draws: Draws) -> None:
                 "twice; take --repeats 1, without a ceiling"
                 + (", and leave out --independent" if draws.own_start else "")
             )
+
+
+def passed(session: Session, cell: str, kept: int) -> float:
+    """Evaluates.passed."""
+    return float(session.settings.train.epochs * kept)
 
 
 def losses(

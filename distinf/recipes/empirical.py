@@ -10,6 +10,7 @@ RECIPE = Recipe(
     stages=(base.STAGE, tuning.STAGE),
     report=write,
     check=tuning.check,
+    unevaluated="its influence is not foretold but measured, by training on one row at a time",
     summary=summary,
     unread=("tune.rows_per_unit", "tune.least_taken"),
 )

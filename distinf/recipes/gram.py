@@ -38,6 +38,7 @@ RECIPE = Recipe(
         retraining.foretold,
         retraining.losses,
         (scores.STAGE,),
+        retraining.passed,
         trained=retraining.trained,
     ),
     summary=summary,

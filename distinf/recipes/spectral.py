@@ -53,6 +53,8 @@ RECIPE = Recipe(
         retraining.foretold,
         retraining.losses,
         (scores.STAGE, trajectory.TRACIN),
+        retraining.passed,
+        retraining.ALIGNED,
         Unrolls(unrolling.check, unrolling.scores),
         retraining.trained,
     ),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from distinf.engine.measures import CEILING_BY, TRAINED
 from distinf.engine.session import Session
 from distinf.numerics.counterfactual import LEAST_CEILING
 from distinf.report.formats import count, number
@@ -62,6 +63,14 @@ def sentence(rows: Sequence[Row]) -> str:
     return f"Held against training again: {'; '.join(parts)}." if parts else ""
 
 
+def remark(rows: Sequence[Row]) -> str:
+    """What to know of one measure's rows beside their numbers: of the ceiling, and their cost."""
+    why, took = (rows[0].get(key) for key in (CEILING_BY, TRAINED))
+    told = [f"What was possible is {why}." if why else "", too_noisy(rows)]
+    told += [f"Trainings and steps behind it: {number(took)} gradients of a row." if took else ""]
+    return " ".join(filter(None, told))
+
+
 def too_noisy(rows: Sequence[Row]) -> str:
     """What to say where the same subsets trained twice hardly agree; "" where they do."""
     tops = [row["ceiling"] for row in rows if row.get("ceiling") is not None]
@@ -83,9 +92,11 @@ def _table(rows: Sequence[Row]) -> Table:
     columns = [stub("cell", "cell")] if len({r["cell"] for r in rows}) > 1 else []
     columns += [stub("ranking", "ranking"), Column("value", _with_interval("value", "low", "high"))]
     columns += [Column("of a possible", _with_interval("ceiling", "ceiling_low", "ceiling_high"))]
+    columns += [Column("share of it", "of_ceiling", number)]
+    columns += [Column("gradients for the scores", "gradients", number)]
     columns += [Column("queries", "queries", count), Column("subsets", "subsets", count)]
     columns += [Column("trainings of each", "repeats", count)]
-    return Table(rows[0]["measure"], rows, columns, "worth", too_noisy(rows))
+    return Table(rows[0]["measure"], rows, columns, "worth", remark(rows))
 
 
 def _with_interval(value: str, low: str, high: str) -> Callable[[Row], Entry]:

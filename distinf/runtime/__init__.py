@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from distinf.runtime.machine import Node, this_machine
     from distinf.runtime.opening import open_runtime
     from distinf.runtime.protocol import Resources, Runtime, RuntimeSettings, Work
-    from distinf.runtime.units import Cost, Lever, Unit
+    from distinf.runtime.units import Cost, Lever, Unit, in_gradients
 
 _HOMES = {
     "Agenda": "agenda",
@@ -27,6 +27,7 @@ _HOMES = {
     "Unit": "units",
     "Work": "protocol",
     "hand_out": "handed",
+    "in_gradients": "units",
     "open_runtime": "opening",
     "this_machine": "machine",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "Work",
     "digest",
     "hand_out",
+    "in_gradients",
     "open_runtime",
     "this_machine",
 ]

@@ -1,6 +1,6 @@
 """Units of work: what a piece computes, named by the hash of it. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,3 +109,11 @@ class Cost:
     levers: tuple[Lever, ...] = ()
     work: Mapping[str, float] = field(default_factory=dict)
     calls: Mapping[str, float] = field(default_factory=dict)
+
+
+IN_GRADIENTS = {"forward": 1 / 3, "train": 1.0, "gradient": 1.0, "product": 3.0}
+
+
+def in_gradients(costs: Iterable[Cost]) -> float:
+    """The passes of these units in gradients of one row each, a forward and a backward pass."""
+    return sum(IN_GRADIENTS.get(name, 0.0) * rows for c in costs for name, rows in c.work.items())

@@ -1,6 +1,6 @@
 """Training again on some of the rows, and what the targets' losses are then."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +16,12 @@ from distinf.errors import InputError
 from distinf.numerics.curvature import dense_embeddings
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.randomness import generator
-from distinf.spectral import baselines
+from distinf.runtime import Cost, Unit, in_gradients
+from distinf.spectral import baselines, curvature, factors, gradients, trajectory
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.scores import stored_scores, stored_variants
 from distinf.spectral.session import Session
+from distinf.spectral.solves import solves
 from distinf.spectral.train import starting_model, take_step, trained_model
 from distinf.tasks.task import build_task, error_context
 
@@ -28,8 +30,9 @@ ALIGNED = 0.1  # share of rows up to which those left out leave a gap in the run
 
 
 def foretold(session: Session) -> Iterator[Foretold]:
-    """Evaluates.foretold: every loss and variant whose scores are stored, and the gradients' plain
-    products and cosines, which need no curvature."""
+    """Evaluates.foretold: every loss and variant whose scores are stored, the gradients' plain
+    products and cosines, which need no curvature, and what says the same of every target: own
+    loss, gradient norm and self-influence."""
     outline = session.outline
     variants = [*stored_variants(outline)]
     variants += ["tracin"] if outline.settings.trajectory.checkpoints else []
@@ -46,7 +49,33 @@ def foretold(session: Session) -> Iterator[Foretold]:
     flipped = getattr(session.task, "flipped", lambda: None)()
     wrong_N = None if flipped is None else np.asarray(flipped)[: outline.training_rows]
     queries = chosen_targets(session).ids
-    yield Foretold("", outline.training_rows, scores, ranking, queries, wrong_N)
+    for name, values_N in baselines.own_columns(session).items():
+        same_QN = np.broadcast_to(-values_N, (len(queries), len(values_N)))
+        scores[name.replace("_", " ")] = (head.loss or first, _padded(session, same_QN))
+    costs = {name: _cost(session, name.rpartition("/")[2]) for name in scores}
+    yield Foretold("", outline.training_rows, scores, ranking, queries, wrong_N, costs)
+
+
+def _cost(session: Session, ranking: str) -> float:
+    """Foretold.costs: of the stages that the ranking comes from, as planned; solves as they were
+    taken."""
+    outline = session.outline
+
+    def of(units: Iterable[tuple[Unit, Cost]]) -> float:
+        return in_gradients(cost for _, cost in units)
+
+    one_pass = of(gradients.units(outline))
+    if ranking == "own loss":
+        return one_pass / 3  # a forward pass
+    if ranking == "tracin":
+        return of(trajectory.units(outline))
+    if ranking in ("dot", "cosine", "gradient norm"):
+        return one_pass
+    if ranking == factors.EKFAC:
+        return one_pass + of(factors.units(outline))
+    solved = sum(record["summary"]["steps"] for record in solves(session).values())
+    product = 3.0 * min(session.settings.curvature.samples, outline.training_rows)
+    return one_pass + of(curvature.units(outline)) + solved * product
 
 
 def _of_every_row(session: Session, loss: str, variant: str) -> np.ndarray:
@@ -67,6 +96,12 @@ def check(session: Session, draws: Draws) -> None:
         raise InputError(
             "evaluate: train.checkpoint is where training starts; leave out --independent"
         )
+
+
+def passed(session: Session, cell: str, kept: int) -> float:
+    """Evaluates.passed."""
+    settings = session.settings.train
+    return settings.steps * settings.batch_size * kept / session.outline.training_rows
 
 
 def losses(

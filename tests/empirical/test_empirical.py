@@ -95,6 +95,13 @@ def test_a_run_that_lost_units_makes_them_again_bit_for_bit(run, tmp_path):
     assert main(["verify", str(folder)]) == 0
 
 
+def test_a_measured_influence_is_not_evaluated(run, capsys):
+    assert main(["evaluate", run.blobs.root]) == 2
+    told = capsys.readouterr().err
+    assert "its influence is not foretold but measured, by training on one row at a time" in told
+    assert "Traceback" not in told
+
+
 def test_tables_are_of_the_matrix(run):
     report = json.loads(run.blobs.get("report/noise.json"))
     found = finite(measured(run))

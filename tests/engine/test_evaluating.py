@@ -21,10 +21,12 @@ from distinf.engine.session import Session
 from distinf.engine.trainings import Design, every_unit, kept_rows
 from distinf.spectral import retraining
 from distinf.spectral.evaluate import chosen_targets
+from distinf.spectral.solves import solves
 from distinf.spectral.train import step_rows, trained_model
 from tests.support.partial import points_config, run_until
 from tests.support.runs import copied, run_points, silent
 
+ONE_OUT = "one row left out, Spearman"
 SMALL = Design(subsets=10, repeats=2, shares=3, ones=4, fraction=0.02)
 
 
@@ -143,6 +145,64 @@ def test_measures_are_those_of_the_trainings(finished):
         spearmanr(kept_MN @ scores_QN[q], -mean_MQ[:, q]).statistic for q in range(len(scores_QN))
     ]
     assert row["value"] == pytest.approx(np.mean(by_query), abs=1e-12)
+    assert row["of_ceiling"] == pytest.approx(row["value"] / row["ceiling"])
+    assert row["ceiling_by"] == "each trained again by another seed"
+    settings = finished.settings.train
+    rows = sum(kept_rows(finished.seed, unit.job).mean() for unit in every.values())
+    taken = settings.steps * settings.batch_size * rows
+    assert row["gradients_trained"] == pytest.approx(taken)
+
+
+def test_scores_cost_the_gradients_of_their_stages(finished):
+    """Written out: a pass over the rows, and products of three gradients a row."""
+    (cell,) = retraining.foretold(finished)
+    settings, rows = finished.settings.curvature, finished.outline.training_rows
+    products = settings.steps + settings.keep + 2 * settings.probes
+    products += sum(record["summary"]["steps"] for record in solves(finished).values())
+    curved = 3 * products * min(settings.samples, rows)
+    assert cell.costs["cross-entropy/dot"] == cell.costs["gradient norm"] == rows
+    assert cell.costs["own loss"] == pytest.approx(rows / 3)
+    looked = min(settings.samples, rows) / 3  # which rows have a finite loss
+    assert cell.costs["cross-entropy/classic"] == pytest.approx(rows + curved + looked)
+
+
+def test_rows_left_out_of_the_runs_own_order_have_a_ceiling_of_1(finished):
+    design = Design(subsets=0, shares=10, ones=4, fraction=0.02, patch=0)
+    rows = evaluate(finished.blobs.root, design, silent).rows
+    found = [row for row in rows if row["measure"] in ("LDS, 2 % left out", ONE_OUT)]
+    assert len(found) == 2 * len(next(iter(retraining.foretold(finished))).scores)
+    for row in found:
+        assert (row["ceiling"], row["of_ceiling"]) == (1.0, row["value"])
+        assert row["ceiling_by"].startswith("1: one seed and order")
+
+
+def test_there_is_no_ceiling_where_training_again_ends_elsewhere(finished, tmp_path, monkeypatch):
+    session = copied(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/ledger/retrain", ignore_errors=True)
+    steady, draws = retraining._target_losses, np.random.default_rng(0)
+
+    def unsteady(*given):
+        return {k: v + 1e-9 * draws.random() for k, v in steady(*given).items()}
+
+    monkeypatch.setattr(retraining, "_target_losses", unsteady)
+    design = Design(subsets=0, shares=10, ones=4, fraction=0.02, patch=0)
+    rows = evaluate(session.blobs.root, design, silent).rows
+    found = [row for row in rows if row["measure"] in ("LDS, 2 % left out", ONE_OUT)]
+    assert found
+    for row in found:
+        assert (row["ceiling"], row["of_ceiling"]) == (None, None)
+        assert row["ceiling_by"] == "unknown: training again on all rows ends at other losses"
+
+
+def test_the_own_loss_is_a_ranking_beside_the_scores(finished):
+    """Minus each row's loss, for every target: high losses are the least helpful."""
+    (cell,) = retraining.foretold(finished)
+    model, rows = trained_model(finished), finished.outline.training_rows
+    loss, scores_QN = cell.scores["own loss"]
+    with torch.no_grad():
+        values = finished.task.losses[loss](model, finished.batch("train", np.arange(rows)))
+    assert np.allclose(scores_QN, -values.numpy(), rtol=1e-5)
+    assert {"gradient norm", "self influence"} < {*cell.scores}
 
 
 @pytest.mark.parametrize("recipe", ["spectral", "gram"])
@@ -208,7 +268,7 @@ def test_the_plan_counts_what_is_left_and_takes_the_runs_own_time(finished, tmp_
     before = len(list((tmp_path / "run/ledger/retrain").iterdir()))
     assert main(["evaluate", root, "--plan", "--subsets", "40"]) == 0
     told = capsys.readouterr().out
-    assert "91 trainings, 20 of them done" in told
+    assert "93 trainings, 20 of them done" in told
     assert "the run's own training took" in told
     assert len(list((tmp_path / "run/ledger/retrain").iterdir())) == before
 
@@ -348,6 +408,11 @@ def test_a_query_without_a_finite_loss_takes_no_measure_from_the_others(tmp_path
     design = Design(subsets=10, repeats=1, shares=10, ones=6, fraction=0.05)
     rows = evaluate(root, design, silent).rows
     assert len({row["measure"] for row in rows}) == 7
+    shares = [row for row in rows if row["measure"] == "LDS, 5 % left out"]
+    assert {row["ceiling"] for row in shares} == {None}  # fit() goes through another order
+    assert all(row["ceiling_by"].startswith("unknown: rows that are left out") for row in shares)
+    costs = {row["ranking"]: row["gradients"] for row in shares}
+    assert costs["tracin/all"] == pytest.approx(3 * costs["own loss"])
     assert all(np.isfinite(row["value"]) for row in rows), rows
 
 

@@ -4,7 +4,7 @@ import io
 
 from distinf.engine.evaluating import Evaluation
 from distinf.progress import evaluation_table
-from distinf.report.worth import sentence, too_noisy
+from distinf.report.worth import remark, sentence, too_noisy
 from distinf.terminal import Terminal
 
 
@@ -27,3 +27,15 @@ def test_trainings_that_hardly_agree_are_told_of():
     out = io.StringIO()
     evaluation_table(Evaluation("root", noisy, 20), Terminal(file=out))
     assert "nothing can be measured" in out.getvalue()
+
+
+def test_a_table_tells_how_its_ceiling_is_known_and_what_it_took():
+    rows = [row("classic", 0.7, 1.0) | {"ceiling_by": "unknown: why", "gradients_trained": 2.5e6}]
+    told = "What was possible is unknown: why. Trainings and steps behind it: 2.5·10⁶ gradients"
+    assert remark(rows).startswith(told)
+    out = io.StringIO()
+    rows[0]["gradients"] = 1200.0
+    evaluation_table(Evaluation("root", rows, 20), Terminal(file=out))
+    assert told in out.getvalue()
+    assert "1,200" in out.getvalue()
+    assert remark([row("classic", 0.7, 0.9)]) == ""

@@ -65,7 +65,10 @@ def test_an_evaluation_has_them_beside_the_stored_scores_and_makes_them_once(fin
     worth = {r["ranking"]: r["value"] for r in found.rows if r["measure"].startswith("LDS, 1 %")}
     assert worth["cross-entropy/unrolled"] > 0.98
     assert worth["cross-entropy/unrolled"] == max(worth.values())
-    assert found.trainings == 21  # the shares, and without the highest scored rows
+    assert found.trainings == 23  # the shares, without the highest scored rows, and twice on all
+    gradients = {r["ranking"]: r["gradients"] for r in found.rows}["cross-entropy/unrolled"]
+    train, queries = finished.settings.train, len(chosen_targets(finished).ids)
+    assert gradients == train.steps * train.batch_size * (2 + 3 * queries)
     ledger = list((finished.ledger("retrain")).committed_ids())
     assert len(ledger) == 22
     again = evaluate(finished.blobs.root, SHARES, silent)
