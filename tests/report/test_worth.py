@@ -31,7 +31,7 @@ def test_trainings_that_hardly_agree_are_told_of():
 
 def test_a_table_tells_how_its_ceiling_is_known_and_what_it_took():
     rows = [row("classic", 0.7, 1.0) | {"ceiling_by": "unknown: why", "gradients_trained": 2.5e6}]
-    told = "What was possible is unknown: why. Trainings and steps behind it: 2.5·10⁶ gradients"
+    told = "What was possible is unknown: why. Trainings and steps behind it: 2.50·10⁶ gradients"
     assert remark(rows).startswith(told)
     out = io.StringIO()
     rows[0]["gradients"] = 1200.0

@@ -70,7 +70,7 @@ def test_an_evaluation_has_them_beside_the_stored_scores_and_makes_them_once(fin
     train, queries = finished.settings.train, len(chosen_targets(finished).ids)
     assert gradients == train.steps * train.batch_size * (2 + 3 * queries)
     ledger = list((finished.ledger("retrain")).committed_ids())
-    assert len(ledger) == 22
+    assert len(ledger) == 24
     again = evaluate(finished.blobs.root, SHARES, silent)
     assert repr(again.rows) == repr(found.rows)
     more = evaluate(finished.blobs.root, replace(SHARES, patch=5), silent).rows
