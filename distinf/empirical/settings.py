@@ -1,10 +1,17 @@
 """Every knob of the empirical recipe, with its default."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from distinf.engine.bounds import at_least, not_negative, positive
+from distinf.naming import refuse_names
 from distinf.numerics.precision import Precision
+
+OfGradients = Literal["tracin", "cosine", "datainf", "fisher", "fisher-joint", "ekfac", "exact"]
+WithoutGradients = Literal["first-step", "prompt", "random", "loss", "length", "bm25", "embeddings"]
+Estimate = Literal[OfGradients, WithoutGradients]
+OF_GRADIENTS: tuple[str, ...] = get_args(OfGradients)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,31 @@ class TuneSettings:
 
 
 @dataclass(frozen=True)
+class EstimateSettings:
+    """What is held against the measured matrix, the yardstick.
+
+    estimators  of gradients: tracin (their product), cosine, datainf and fisher (each parameter by
+                itself, added up), fisher-joint, ekfac, and exact (the damped mean Hessian, of at
+                most 100,000 parameters, where that is positive definite); first-step: what the
+                optimizer's first step would do, were the losses linear; prompt: the row in the
+                prompt; and what needs no gradient: random, loss (the row's own), length and bm25
+                (of texts), embeddings (their cosine). Empty: nothing
+    spaces      by name, a regex on the parameters that estimators of gradients look at; empty: all
+                that are tuned
+    """
+
+    estimators: tuple[Estimate, ...] = ()
+    spaces: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(set(self.estimators)) < len(self.estimators):
+            raise ValueError("estimators: name each once")
+        refuse_names("spaces", self.spaces)
+
+
+@dataclass(frozen=True)
 class StageSettings:
     """A section a field."""
 
     tune: TuneSettings = field(default_factory=TuneSettings)
+    estimates: EstimateSettings = field(default_factory=EstimateSettings)

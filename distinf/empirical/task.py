@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
-from distinf.tasks.task import SPLITS, Task, error_context
+from distinf.tasks.task import SPLITS, Batch, Task, error_context
 
 TRAIN, EVALUATION = SPLITS  # rows that are tuned on, and rows that are evaluated
 CLEAN = ""  # the level of rows that were not disturbed
@@ -61,6 +61,22 @@ class Prompted(Protocol):
     def prompted(self, model: nn.Module, row: int, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """fp64 [n] each: the losses of the evaluation rows `ids` with the training row in the
         prompt, and with something unrelated, as long, in its place."""
+
+
+@runtime_checkable
+class Embedded(Protocol):
+    """A task whose model has a representation of a sample, for cosines to be held against."""
+
+    def embeddings(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[n, D], of each row."""
+
+
+@runtime_checkable
+class Worded(Protocol):
+    """A task of texts, for BM25 and their lengths."""
+
+    def words(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Word numbers of all rows, one after another, and where each row begins [rows + 1]."""
 
 
 def relations(task: Task, split: str) -> dict[str, np.ndarray]:

@@ -72,8 +72,8 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     ]
 
 
-def check(session: Session) -> str:
-    """InputError for what can only fail later -> no method of gradients to choose."""
+def check(session: Session) -> nn.Module:
+    """InputError for what can only fail later -> the rehearsed model."""
     if not has_own_rows(session.task):
         raise InputError("task: the empirical recipe takes tasks whose rows are there, not made")
     model = rehearse(session.task)
@@ -88,7 +88,7 @@ def check(session: Session) -> str:
         matrix, draw = min(mine - others)
         raise InputError(f"task: no evaluation row is of the matrix '{matrix}', draw {draw}")
     _updates(session, model, Layout.of(model, settings.blocks))
-    return ""
+    return model
 
 
 def run(session: Session, runtime: Runtime) -> None:

@@ -7,7 +7,7 @@ M [n, n]: M_ij is what training on sample i does to the loss of sample j; > 0 he
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
 
 LEVEL = 0.95
 Statistic = Callable[[np.ndarray], float]
@@ -82,10 +82,62 @@ def jackknife(matrix: np.ndarray, statistic: Statistic) -> tuple[float, float, f
     if count < 4:
         return value, np.nan, np.nan
     without = [np.delete(np.delete(matrix, k, 0), k, 1) for k in range(count)]
-    found = np.array([statistic(each) for each in without])
-    error = np.sqrt((count - 1) / count * ((found - found.mean()) ** 2).sum())
-    half = norm.ppf((1 + LEVEL) / 2) * error
+    half = _half_interval(np.array([statistic(each) for each in without]))
     return value, max(value - half, 0.0), min(value + half, 1.0)
+
+
+def _half_interval(without: np.ndarray) -> float:
+    """Of the values [n] with each sample left out in turn."""
+    count = len(without)
+    error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
+    return float(norm.ppf((1 + LEVEL) / 2) * error)
+
+
+def rank_correlation(
+    first: np.ndarray, second: np.ndarray, within_columns: bool = False
+) -> tuple[float, float, float]:
+    """(value, low, high) at 95 %: Spearman's between two matrices off the diagonal, or the mean of
+    each column's, columns without any order left out; NaN where nothing has one.
+
+    Jackknife over samples, each with its row and its column; ranks stay those of all samples.
+    """
+    count = len(first)
+    if count < 4:
+        return np.nan, np.nan, np.nan
+    x, y = (_ranks(matrix, within_columns) for matrix in (first, second))
+    parts = np.stack([np.ones_like(x) * _off(x), x, y, x * x, y * y, x * y])
+    whole, without = parts.sum(1), parts.sum(1)[:, None] - parts  # [6, column], [6, k, column]
+    off = _off(x)
+    if not within_columns:
+        whole, without = whole.sum(1), np.where(off, without, 0.0).sum(2)
+    of_all, each = _correlation(whole), _correlation(without)
+    if within_columns:
+        told = np.isfinite(of_all)
+        if told.sum() < 2:
+            return np.nan, np.nan, np.nan
+        of_all = of_all[told].mean()
+        each = np.nanmean(np.where(off, each, np.nan)[:, told], axis=1)
+    half = _half_interval(each)
+    return float(of_all), max(float(of_all) - half, -1.0), min(float(of_all) + half, 1.0)
+
+
+def _ranks(matrix: np.ndarray, within_columns: bool) -> np.ndarray:
+    """Off the diagonal, less their mean; 0 on it."""
+    off, count = _off(matrix), len(matrix)
+    values = matrix.T[off].reshape(count, count - 1) if within_columns else matrix.T[off][None]
+    ranks = rankdata(values, axis=1)
+    placed = np.zeros((count, count))
+    placed[off] = (ranks - ranks.mean(1, keepdims=True)).ravel()
+    return placed.T
+
+
+def _correlation(sums: np.ndarray) -> np.ndarray:
+    """Of the sums 1, x, y, x², y², xy [6, ...]; NaN where one of them does not vary."""
+    count, x, y, xx, yy, xy = sums
+    varying = (xx - x * x / count) * (yy - y * y / count)
+    root = np.sqrt(np.where(varying > 1e-9, varying, np.nan))
+    found: np.ndarray = (xy - x * y / count) / root
+    return found
 
 
 def _off(matrix: np.ndarray) -> np.ndarray:

@@ -1,15 +1,23 @@
 """The empirical recipe: influence measured by fine-tuning on one row at a time."""
 
-from distinf.empirical import base, tuning
+from distinf.empirical import base, estimates, tuning
 from distinf.empirical.settings import StageSettings
 from distinf.engine.recipe import Recipe
+from distinf.engine.session import Session
 from distinf.report.empirical.page import summary, write
+
+
+def check(session: Session) -> str:
+    """InputError for what can only fail later -> no method of gradients to choose."""
+    estimates.check(session, tuning.check(session))
+    return ""
+
 
 RECIPE = Recipe(
     settings=StageSettings,
-    stages=(base.STAGE, tuning.STAGE),
+    stages=(base.STAGE, tuning.STAGE, estimates.STAGE),
     report=write,
-    check=tuning.check,
+    check=check,
     unevaluated="its influence is not foretold but measured, by training on one row at a time",
     summary=summary,
     unread=("tune.rows_per_unit", "tune.least_taken"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm, rankdata, spearmanr
 
 from distinf.numerics.pairwise import (
     MEASURES,
@@ -13,6 +14,7 @@ from distinf.numerics.pairwise import (
     interaction_share,
     jackknife,
     own_share,
+    rank_correlation,
     row_share,
 )
 
@@ -100,3 +102,55 @@ def test_too_few_samples_have_no_interval():
         _, low, high = jackknife(noise(3), statistic)
         assert np.isnan(low)
         assert np.isnan(high)
+
+
+def related(size=9):
+    """Two matrices of which the second is the first with noise, and ties."""
+    first = noise(size)
+    return first, np.round(first + 0.7 * noise(size), 1)
+
+
+def test_rank_correlations_are_spearman_s_off_the_diagonal_and_within_columns():
+    first, second = related()
+    off = ~np.eye(9, dtype=bool)
+    value, low, high = rank_correlation(first, second)
+    assert value == pytest.approx(spearmanr(first[off], second[off]).statistic)
+    ranks = np.zeros((2, 9, 9))
+    ranks[:, off] = rankdata(first[off]), rankdata(second[off])
+    kept = [off & (np.arange(9) != k) & (np.arange(9) != k)[:, None] for k in range(9)]
+    each = np.array([np.corrcoef(*ranks[:, mask])[0, 1] for mask in kept])
+    error = np.sqrt(8 / 9 * ((each - each.mean()) ** 2).sum())
+    assert high - value == pytest.approx(norm.ppf(0.975) * error)
+    assert value - low == pytest.approx(high - value)
+    columns = [spearmanr(*(m[off[:, j], j] for m in (first, second))).statistic for j in range(9)]
+    assert rank_correlation(first, second, within_columns=True)[0] == pytest.approx(
+        np.mean(columns)
+    )
+
+
+def test_a_sample_is_left_out_of_every_column_and_with_its_own():
+    first, second = related()
+    ranks = np.stack([np.full((9, 9), np.nan)] * 2)
+    for j in range(9):
+        rows = np.arange(9) != j
+        ranks[:, rows, j] = rankdata(first[rows, j]), rankdata(second[rows, j])
+    each = []
+    for k in range(9):
+        rest = [(j, (np.arange(9) != j) & (np.arange(9) != k)) for j in range(9) if j != k]
+        each.append(np.mean([np.corrcoef(*ranks[:, rows, j])[0, 1] for j, rows in rest]))
+    value, low, _ = rank_correlation(first, second, within_columns=True)
+    error = np.sqrt(8 / 9 * ((each - np.mean(each)) ** 2).sum())
+    assert value - low == pytest.approx(norm.ppf(0.975) * error)
+
+
+def test_what_has_no_order_has_no_correlation():
+    first, second = related()
+    assert np.isnan(rank_correlation(first, np.ones((9, 9)))).all()
+    assert np.isnan(rank_correlation(first, np.full((9, 9), np.nan))).all()
+    rows = np.tile(second[:, :1], 9)  # the same in every column
+    rows[:, 2] = 1.0
+    kept = [j for j in range(9) if j != 2]
+    off = ~np.eye(9, dtype=bool)
+    wanted = np.mean([spearmanr(first[off[:, j], j], rows[off[:, j], j]).statistic for j in kept])
+    assert rank_correlation(first, rows, within_columns=True)[0] == pytest.approx(wanted)
+    assert np.isnan(rank_correlation(first[:3, :3], second[:3, :3])).all()

@@ -8,8 +8,9 @@ import numpy as np
 
 from distinf.empirical.matrix import Matrix, finite, measured
 from distinf.empirical.task import Contrasting
+from distinf.empirical.yardstick import agreements
 from distinf.engine.session import Session
-from distinf.report.empirical import figures
+from distinf.report.empirical import figures, yardstick
 from distinf.report.empirical.findings import FROM_NOISY, OTHER, tables
 from distinf.report.formats import count, fixed, number, percent
 from distinf.report.provenance import cost_rows, costs, origin, provenance_of, stage_costs
@@ -41,7 +42,8 @@ def found(session: Session) -> tuple[dict[str, Matrix], dict[str, list[Row]]]:
     runs = {name: measured(each) for name, each in every.items()}
     tasks = {name: each.task for name, each in every.items()}
     wanted = {k: t.contrasts() if isinstance(t, Contrasting) else () for k, t in tasks.items()}
-    return runs, tables({name: finite(matrix) for name, matrix in runs.items()}, wanted)
+    rows = tables({name: finite(matrix) for name, matrix in runs.items()}, wanted)
+    return runs, rows | {"yardstick": [*agreements(runs, every)]}
 
 
 def summary(session: Session) -> list[str]:
@@ -150,6 +152,7 @@ def sections(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Iter
     noise = words.figure("noise", partial(figures.contrasts, rows.get("noise", [])))
     yield Section("noise", "Noise", [noise, table("noise")])
     yield Section("relations", "Who helps whom", [table("relations")])
+    yield yardstick.section(words, rows["yardstick"])
     linear = words.table("first_order", [_named(row) for row in rows.get("first_order", [])])
     yield Section("linear", "The kernel view", [linear], words.of("linear"))
     yield Section("cost", "Cost", [costs(rows["costs"])])

@@ -99,6 +99,7 @@ class DigitsOnClothes(TensorTask):
         super().__init__(
             network, data, {"cross-entropy": cross_entropy}, seed=seed, shared_rows=True,
             notes={"digit": np.tile(labels, len(levels)), "noise": self.levels},
+            probabilities=probabilities, labels=np.tile(labels, len(levels)), classes=CLOTHES,
         )  # fmt: skip
         self.wording = replace(self.wording, deviations=DEVIATIONS)
 
@@ -118,6 +119,12 @@ class DigitsOnClothes(TensorTask):
             "group": names[np.tile(self.labels, many)],
             "level": self.levels,
         }
+
+    def embeddings(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the last layer sees."""
+        assert isinstance(model, nn.Sequential)
+        found: Tensor = model[:-1](batch["x"])
+        return found
 
     def base(self, device: torch.device, tell: Callable[[float], None]) -> Mapping[str, np.ndarray]:
         """The network, trained on clothes."""
@@ -143,6 +150,10 @@ class DigitsOnClothes(TensorTask):
 
 def cross_entropy(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch["x"]), batch["label"], reduction="none")
+
+
+def probabilities(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    return model(batch["x"]).softmax(1)
 
 
 def network() -> nn.Module:
