@@ -217,7 +217,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     )
 
 
-def results(session: Session) -> Iterator[tuple[Filtered, Mapping[str, np.ndarray]]]:
+def histories(session: Session) -> Iterator[tuple[Filtered, Mapping[str, np.ndarray]]]:
     """Every configuration of every cell with its history, whichever job it shares."""
     for filtered in filterings(session):
         yield filtered, session.arrays(filtered.job)

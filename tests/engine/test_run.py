@@ -17,7 +17,7 @@ from distinf.engine.session import draw
 from distinf.engine.standing import stages_of
 from distinf.engine.verifying import verify
 from distinf.errors import InputError
-from distinf.report.spectral import results
+from distinf.report.spectral import arm_outcomes
 from distinf.runtime import Unit
 from distinf.spectral import actions, curvature, evaluate, gradients, pools, train
 from distinf.store import open_root
@@ -106,7 +106,7 @@ def test_refined_scores_agree_with_the_dense_solve(tmp_path):
 
 def test_a_positive_score_means_that_training_on_the_row_lowers_the_targets_loss(finished):
     found = {selection: [] for selection in ("helpful", "harmful")}
-    for outcome in results.headline_outcomes(finished):
+    for outcome in arm_outcomes.main_outcomes(finished):
         if outcome.selection in found:
             found[outcome.selection].append(outcome.gap_reduction_pct)
     assert np.mean(found["helpful"]) > 0 > np.mean(found["harmful"])
@@ -170,7 +170,7 @@ def test_a_row_whose_gradient_is_not_finite_is_quarantined_by_id(tmp_path):
         assert 7 not in pools.pool_rows(session, job).rows
         many = {**job.job, "arm": {**job.job["arm"], "retain": 0.9, "steps": 300}}
         assert 7 not in pools.job_rows(session, Unit("actions", "", job=many))
-    assert all(np.isfinite(o.gap_reduction_pct) for o in results.headline_outcomes(session))
+    assert all(np.isfinite(o.gap_reduction_pct) for o in arm_outcomes.main_outcomes(session))
     assert "7" in session.blobs.get("report/index.html").decode()
 
 
@@ -315,7 +315,7 @@ def test_more_seeds_keep_the_jobs_that_are_done(tmp_path):
     more = run_points(tmp_path / "run", accept=["actions.seeds"], actions={"seeds": 3})
     kept = {job.id for job in actions.chosen_jobs(first)}
     assert kept < {job.id for job in actions.chosen_jobs(more)}
-    assert len(results.headline_outcomes(more)) == 18
+    assert len(arm_outcomes.main_outcomes(more)) == 18
 
 
 def test_another_damping_keeps_the_pass_over_the_gradients_where_nothing_is_refined(tmp_path):
@@ -451,7 +451,7 @@ def test_an_evaluation_row_without_a_finite_metric_is_left_out_and_named(tmp_pat
     session = run_points(tmp_path / "run", task="tests.engine.test_run:gapped")
     page = session.blobs.get("report/index.html").decode()
     assert "The metric of 1 of 64 evaluation rows is not finite" in page
-    assert all(o.non_target_change_pct is not None for o in results.headline_outcomes(session))
+    assert all(o.non_target_change_pct is not None for o in arm_outcomes.main_outcomes(session))
 
 
 def gapped(settings: dict, seed: int):
@@ -465,7 +465,7 @@ def gapped(settings: dict, seed: int):
 
 def test_a_kept_optimizer_goes_on_from_the_end_of_training(finished, tmp_path):
     kept = run_points(tmp_path / "kept", actions={"optimizer": "kept"})
-    one, two = results.headline_outcomes(finished), results.headline_outcomes(kept)
+    one, two = arm_outcomes.main_outcomes(finished), arm_outcomes.main_outcomes(kept)
     assert [a.metric_by_step[0] for a in one] == [b.metric_by_step[0] for b in two]
     assert [a.metric_by_step[-1] for a in one] != [b.metric_by_step[-1] for b in two]
     model = train.trained_model(kept)

@@ -57,7 +57,7 @@ def written(run) -> dict[str, list[dict]]:
 def accuracy(run) -> dict[str, np.ndarray]:
     """Configuration -> the largest test accuracy of each seed, in percent."""
     found: dict[str, dict[str, float]] = {}
-    for filtered, stored in actions.results(run):
+    for filtered, stored in actions.histories(run):
         best = 100 * float(np.max(stored["test_accuracy"]))
         found.setdefault(filtered.configuration, {})[filtered.cell] = best
     return {

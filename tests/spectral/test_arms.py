@@ -6,7 +6,7 @@ import torch
 from rich.table import Table
 
 from distinf.errors import InputError
-from distinf.report.spectral import results
+from distinf.report.spectral import arm_outcomes
 from distinf.report.spectral.terminal import summary
 from distinf.report.spectral.warnings import warnings
 from distinf.spectral import actions, evaluate, pools, scores
@@ -113,8 +113,8 @@ def test_the_same_work_in_two_families_is_one_job(finished):
 
 def test_pools_are_what_their_selections_say(finished):
     scores_TN = scores.stored_scores(finished, "cross-entropy", "ell-relative")
-    by_name = {f.name: f for f in results.run_families(finished)}
-    several = results.chosen_jobs(finished, by_name["several"])
+    by_name = {f.name: f for f in arm_outcomes.run_families(finished)}
+    several = arm_outcomes.chosen_jobs(finished, by_name["several"])
     drawn = {arm_of(j).selection: pools.pool_rows(finished, j) for j in several}
     tops = [set(np.argsort(-row)[:30].tolist()) for row in scores_TN]
     assert set(drawn["helpful"].rows.tolist()) == tops[0] | tops[1]
@@ -122,7 +122,7 @@ def test_pools_are_what_their_selections_say(finished):
     joint_N = (scores_TN / np.sqrt((scores_TN**2).mean(1, keepdims=True))).sum(0)
     assert joint_N[drawn["group"].rows].sum() == pytest.approx(np.sort(joint_N)[-60:].sum())
     assert len(drawn["random"].rows) == 240
-    orders = results.chosen_jobs(finished, by_name["orders"])
+    orders = arm_outcomes.chosen_jobs(finished, by_name["orders"])
     rows = {arm_of(j).order: pools.job_rows(finished, j).ravel() for j in orders}
     best = np.argsort(-scores_TN[orders[-1].job["target"]])[:30]
     assert rows["rank"].tolist() == best[:20].tolist()
@@ -134,7 +134,7 @@ def test_second_order_steps_lower_the_loss_from_either_side_and_ascent_raises_it
     """Eq. 11: for helpful and harmful rows alike the target's loss goes down, to first order."""
     ids = evaluate.chosen_targets(finished).ids
     loss = finished.task.losses["cross-entropy"]
-    by_name = {f.name: f for f in results.run_families(finished)}
+    by_name = {f.name: f for f in arm_outcomes.run_families(finished)}
 
     def change(job):
         model = actions.trained_model(finished)
@@ -146,21 +146,21 @@ def test_second_order_steps_lower_the_loss_from_either_side_and_ascent_raises_it
         step(finished.batch("train", rows), rows)
         return float(loss(model, batch).detach()) - before
 
-    for job in results.chosen_jobs(finished, by_name["updates"]):
+    for job in arm_outcomes.chosen_jobs(finished, by_name["updates"]):
         if arm_of(job).update == "second-order":
             assert change(job) < 0, arm_of(job).selection
-    for job in results.chosen_jobs(finished, by_name["ascent"]):
+    for job in arm_outcomes.chosen_jobs(finished, by_name["ascent"]):
         first = next(
-            j for j in results.chosen_jobs(finished, by_name[""])
+            j for j in arm_outcomes.chosen_jobs(finished, by_name[""])
             if arm_of(j).selection == "harmful" and j.job["target"] == job.job["target"]
         )  # fmt: skip
         assert change(job) < change(first)
 
 
 def test_the_second_order_step_is_the_damped_inverse_times_the_signed_mean(finished):
-    by_name = {f.name: f for f in results.run_families(finished)}
+    by_name = {f.name: f for f in arm_outcomes.run_families(finished)}
     job = next(
-        j for j in results.chosen_jobs(finished, by_name["updates"])
+        j for j in arm_outcomes.chosen_jobs(finished, by_name["updates"])
         if arm_of(j).update == "second-order"
     )  # fmt: skip
     pairs, spectrum = actions.stored_pairs(finished), actions.damped_spectrum(finished)
@@ -188,9 +188,9 @@ def test_the_second_order_step_is_the_damped_inverse_times_the_signed_mean(finis
 
 def test_a_second_order_row_takes_the_signs_of_the_targets_it_was_chosen_for(finished):
     """M of Eq. 16; or of all targets, where that is asked for."""
-    by_name = {f.name: f for f in results.run_families(finished)}
+    by_name = {f.name: f for f in arm_outcomes.run_families(finished)}
     jobs_of = {
-        arm_of(j).newton_pairs: j for j in results.chosen_jobs(finished, by_name["together"])
+        arm_of(j).newton_pairs: j for j in arm_outcomes.chosen_jobs(finished, by_name["together"])
     }
     ranked_TN = scores.stored_scores(finished, "cross-entropy", "ell-relative")
     signs_TN = np.sign(scores.stored_scores(finished, "cross-entropy", "classic"))
@@ -206,9 +206,9 @@ def test_a_second_order_row_takes_the_signs_of_the_targets_it_was_chosen_for(fin
 
 @pytest.mark.parametrize("solves", ["fresh", "stored"])
 def test_a_second_order_step_takes_gradients_anew_or_those_of_the_trained_weights(finished, solves):
-    by_name = {f.name: f for f in results.run_families(finished)}
+    by_name = {f.name: f for f in arm_outcomes.run_families(finished)}
     job = next(
-        j for j in results.chosen_jobs(finished, by_name["together"])
+        j for j in arm_outcomes.chosen_jobs(finished, by_name["together"])
         if arm_of(j).newton_solves == solves
     )  # fmt: skip
     loss = finished.task.losses["cross-entropy"]
@@ -232,8 +232,8 @@ def test_a_second_order_step_takes_gradients_anew_or_those_of_the_trained_weight
 
 
 def test_a_share_of_random_rows_takes_the_place_of_rows_of_the_pool(finished):
-    by_name = {f.name: f for f in results.run_families(finished)}
-    kept = {arm_of(j).retain: j for j in results.chosen_jobs(finished, by_name["retaining"])}
+    by_name = {f.name: f for f in arm_outcomes.run_families(finished)}
+    kept = {arm_of(j).retain: j for j in arm_outcomes.chosen_jobs(finished, by_name["retaining"])}
     pool = set(pools.pool_rows(finished, kept[0.0]).rows.tolist())
     assert set(pools.job_rows(finished, kept[0.0]).ravel().tolist()) <= pool
     rows = pools.job_rows(finished, kept[0.5])
@@ -244,13 +244,13 @@ def test_a_share_of_random_rows_takes_the_place_of_rows_of_the_pool(finished):
 
 
 def test_a_step_after_which_others_are_worse_than_allowed_is_taken_back(finished):
-    by_name = {f.name: f for f in results.run_families(finished)}
+    by_name = {f.name: f for f in arm_outcomes.run_families(finished)}
     guard = actions.guard_ids(finished)
     others = [*evaluate.chosen_targets(finished).ids, *actions.non_target_ids(finished)]
     assert len(guard) == 12
     assert not set(guard.tolist()) & set(others)
     metric = evaluate.evaluation(finished)[finished.task.metric]
-    for job in results.chosen_jobs(finished, by_name["stopping"]):
+    for job in arm_outcomes.chosen_jobs(finished, by_name["stopping"]):
         path = finished.arrays(job)["metric_by_step"][:, 0]
         (record,) = finished.done([job]).values()
         taken = record["summary"]["steps"]
@@ -262,7 +262,7 @@ def test_a_step_after_which_others_are_worse_than_allowed_is_taken_back(finished
             )
     steps = [
         finished.done([j])[j.id]["summary"]["steps"]
-        for j in results.chosen_jobs(finished, by_name["stopping"])
+        for j in arm_outcomes.chosen_jobs(finished, by_name["stopping"])
     ]
     assert min(steps) < 40  # one was stopped
     for measured in (0, 62, 64):  # of 64 rows, two of them targets
@@ -273,12 +273,12 @@ def test_a_step_after_which_others_are_worse_than_allowed_is_taken_back(finished
 
 
 def test_outcomes_of_several_targets_are_one_for_each(finished):
-    by_name = {f.name: f for f in results.run_families(finished)}
-    found = results.outcomes(finished, by_name["several"])
+    by_name = {f.name: f for f in arm_outcomes.run_families(finished)}
+    found = arm_outcomes.outcomes(finished, by_name["several"])
     assert len(found) == 3 * 2 * 2  # selections, seeds, targets
     assert {o.aim for o in found} == {"multi-target"}
     assert {o.target for o in found} == set(evaluate.chosen_targets(finished).ids.tolist())
-    job = results.chosen_jobs(finished, by_name["several"])[0]
+    job = arm_outcomes.chosen_jobs(finished, by_name["several"])[0]
     assert job.job["target"] == ALL_TARGETS
     assert finished.arrays(job)["metric_by_step"].shape == (3, 2)
 

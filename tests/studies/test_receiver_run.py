@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distinf.numerics.variants import VARIANTS
-from distinf.report.spectral import page, report, results, tables, terminal
+from distinf.report.spectral import arm_outcomes, page, report, tables, terminal
 from distinf.spectral import actions, baselines, curvature, evaluate, pools
 from distinf.spectral.session import split_units
 from distinf.spectral.train import trained_model
@@ -165,8 +165,8 @@ def test_fresh_draws_are_of_the_target_s_frame_and_of_no_split(finished):
     assert torch.equal(drawn["inputs"], again["inputs"])
     stored = finished.batch("evaluation", np.arange(finished.outline.rows["evaluation"]))["bits"]
     assert not any(torch.equal(one, other) for one in drawn["bits"] for other in stored)
-    outcome = results.headline_outcomes(finished)[0]
-    job = results.chosen_jobs(finished, results.run_families(finished)[0])[0]
+    outcome = arm_outcomes.main_outcomes(finished)[0]
+    job = arm_outcomes.chosen_jobs(finished, arm_outcomes.run_families(finished)[0])[0]
     (before,), (after,) = finished.arrays(job)["fresh"]
     assert outcome.fresh_change_pct == pytest.approx(100 * (after / before - 1))
     model = actions.trained_model(finished)
@@ -182,7 +182,7 @@ def test_siblings_are_the_other_slots_of_the_target_s_frame(finished):
         expected = [i for i in range(first, first + slots) if i not in targets]
         assert actions.sibling_ids(finished, rank).tolist() == expected
         assert not set(expected) & set(actions.guard_ids(finished).tolist())
-    job = results.chosen_jobs(finished, results.run_families(finished)[0])[0]
+    job = arm_outcomes.chosen_jobs(finished, arm_outcomes.run_families(finished)[0])[0]
     columns = evaluate.evaluation(finished)
     expected = columns["ber"][actions.sibling_ids(finished, job.job["target"])].mean()
     assert finished.arrays(job)["siblings"][0, 0] == pytest.approx(float(expected))
@@ -190,7 +190,7 @@ def test_siblings_are_the_other_slots_of_the_target_s_frame(finished):
 
 def test_gap_reduction_is_equation_10(finished):
     columns = evaluate.evaluation(finished)
-    outcome = results.headline_outcomes(finished)[0]
+    outcome = arm_outcomes.main_outcomes(finished)[0]
     genie = float(columns["genie_ber"][outcome.target])
     before, after = outcome.metric_by_step[0], outcome.metric_by_step[-1]
     gap_before, gap_after = (before - genie) / genie, (after - genie) / genie

@@ -53,7 +53,7 @@ def complete(base: Findings, rng: np.random.Generator, worse: float = 1.0) -> Fi
         reference_E=reference_E,
         least_reference=5e-3,
     )
-    head = [o for o in base.headline_outcomes() if o.selection != "harmful"]
+    head = [o for o in base.main_outcomes() if o.selection != "harmful"]
     sizes = 18 * np.exp(-4.5 * (1 - np.exp(-np.arange(60) / 12))) * rng.uniform(0.9, 1.1, 60)
     signs, residuals = rng.choice([1, 1, -1], 60), np.geomspace(1e-9, 1.0, 60)
     ritz = replace(base.ritz, all_values=(sizes * signs).tolist(), all_residuals=residuals.tolist())

@@ -189,7 +189,7 @@ def _retrained(session: Session) -> Iterator[Row]:
     """Each configuration's training on what it left; several may share a job. `test_accuracy`: the
     best over epochs (what Vitel and Chhabra report); `accuracy_at_best`: at the selected epoch (NaN
     where no test rows are)."""
-    for filtered, stored in actions.results(session):
+    for filtered, stored in actions.histories(session):
         noise = flipped_rows(session, filtered.cell)
         accuracy = stored.get("test_accuracy", np.array([np.nan]))
         known = np.isfinite(accuracy).any()

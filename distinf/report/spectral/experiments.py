@@ -20,10 +20,10 @@ from distinf.report.schema import (
     spread,
     stub,
 )
-from distinf.report.spectral import arm_figures, families, headline
+from distinf.report.spectral import answer, arm_figures, families
+from distinf.report.spectral.answer import FEWEST_PAIRS, percent, words_of
 from distinf.report.spectral.families import NAMES, spoken, varied
 from distinf.report.spectral.findings import BASELINES, CONTROL, SELECTED, Family, Findings
-from distinf.report.spectral.headline import FEWEST_PAIRS, percent, words_of
 from distinf.report.spectral.run_tables import versus
 from distinf.report.spectral.tables import Tables, own_tables
 
@@ -203,12 +203,12 @@ def variations_section(findings: Findings, rows: Tables) -> Section:
 def _variation(place: int, name: str, run: Findings, of: Findings) -> Section:
     """A run beside this one: its own answer and tables, and deviations that are not this run's."""
     own = own_tables(run)
-    tables = headline.headline_tables(run, own, "beside_")
-    tables += headline.target_tables(run, own, "beside_")
+    tables = answer.main_tables(run, own, "beside_")
+    tables += answer.target_tables(run, own, "beside_")
     for family in families.experiments(run):
         mine = [r for r in own["arms"] if r["experiment"] == family.name]
         tables.append(_arms_table(run, family, mine, prefix="beside_"))
-    said = headline.answer(run, own)
+    said = answer.answer(run, own)
     apart = Bullets([("", line) for line in run.deviations if line not in of.deviations])
     items: list[Item] = [Text(run.task, "note"), apart, Text(" ".join(said[1:])), *tables]
     title = f"{families.run_label(name, run)}: {said[0]}"

@@ -57,7 +57,7 @@ def rate(family: Family) -> str | None:
 
 def headline(findings: Findings) -> Family:
     """The headline's trials; its name is ""."""
-    trials = findings.headline_outcomes()
+    trials = findings.main_outcomes()
     return Family("", ("selection",), trials, findings.axis_curves)
 
 
@@ -148,7 +148,7 @@ def spoken(name: str, value: Any) -> str:
 
 def fixed(findings: Findings, family: Family) -> dict[str, Any]:
     """What all arms share, where the headline has another value; `targets` is how many."""
-    head = findings.headline_outcomes()
+    head = findings.main_outcomes()
     names = dict.fromkeys([*COMPARED, *(k for o in family.outcomes for k in o.settings)])
     found: dict[str, Any] = {}
     for name in (n for n in names if n not in varied(family)):
@@ -169,7 +169,7 @@ def control_of(findings: Findings, family: Family, arm: Sequence[Outcome]) -> li
     first, names = arm[0], ("update", "aim", "lr", "adapter", "steps")
     if first.selection == CONTROL:
         return []
-    for place in (family.outcomes, findings.headline_outcomes()):
+    for place in (family.outcomes, findings.main_outcomes()):
         random = (o for o in place if o.selection == CONTROL and o.loss in ("", first.loss))
         found = [o for o in random if alike(o, first, names)]
         if found:
@@ -182,7 +182,7 @@ def base_of(findings: Findings, family: Family) -> list[Outcome]:
 
     They are the family's arm with the headline's values, or else the headline's own.
     """
-    head = [o for o in findings.headline_outcomes() if o.selection == findings.guided()]
+    head = [o for o in findings.main_outcomes() if o.selection == findings.guided()]
     if not head:
         return []
     usual = tuple(head[0].value(name) for name in varied(family))

@@ -234,7 +234,7 @@ class Findings:
     quarantined: Mapping[str, Sequence[int]] = field(default_factory=dict)  # split -> sample ids
     provenance: Provenance = field(default_factory=Provenance)
 
-    def headline_outcomes(self) -> list[Outcome]:
+    def main_outcomes(self) -> list[Outcome]:
         """The trials of the headline's loss, variant, update and aim, and their controls."""
         head = self.headline
         return [
@@ -248,7 +248,7 @@ class Findings:
     def by_selection(self) -> dict[str, list[Outcome]]:
         """The headline's trials: helpful, the baselines, harmful, then others as they came."""
         found: dict[str, list[Outcome]] = {s: [] for s in (SELECTED, *BASELINES, OPPOSITE)}
-        for outcome in self.headline_outcomes():
+        for outcome in self.main_outcomes():
             found.setdefault(outcome.selection, []).append(outcome)
         return {selection: mine for selection, mine in found.items() if mine}
 

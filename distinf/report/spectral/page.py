@@ -7,14 +7,14 @@ from distinf.report import provenance
 from distinf.report.formats import count, duration, fixed, identifier, number, size
 from distinf.report.schema import Bullets, Column, Facts, Item, Page, Section, Table, Text
 from distinf.report.spectral import (
+    answer,
     arm_figures,
     axis_figures,
     experiments,
-    headline,
     machine_figures,
 )
+from distinf.report.spectral.answer import further, words_of
 from distinf.report.spectral.findings import Findings
-from distinf.report.spectral.headline import further, words_of
 from distinf.report.spectral.tables import Tables, tables
 
 TOP_SHOWN = 10
@@ -31,11 +31,11 @@ def page(findings: Findings, rows: Tables | None = None) -> Page:
     return Page(
         findings.title,
         findings.task,
-        headline.answer(findings, rows),
+        answer.answer(findings, rows),
         findings.question,
-        headline.verdict(headline.paired(findings, rows)),
-        [*headline.cards(findings, rows)],
-        [*findings.warnings, *headline.caveats(findings, rows)],
+        answer.verdict(answer.paired(findings, rows)),
+        [*answer.cards(findings, rows)],
+        [*findings.warnings, *answer.caveats(findings, rows)],
         [(s.anchor, s.title, s.intro) for s in (beside, *tried) if s.intro],
         [
             Section("effect", "Effect", _effect(findings, rows)),
@@ -65,7 +65,7 @@ def _effect(findings: Findings, rows: Tables) -> list[Item]:
     of = Column("of", lambda r: axis_figures.curve_label(findings, r["role"]), kind="stub")
     return [
         words.figure("gap", gap, failed=failed),
-        *headline.headline_tables(findings, rows),
+        *answer.main_tables(findings, rows),
         words.figure("steps", partial(arm_figures.steps, findings)),
         words.figure("axis", partial(axis, findings), others=count(many), draws=count(draws)),
         words.table("effects", rows.get("effects", []), [*label, of]),
@@ -82,7 +82,7 @@ def _targets(findings: Findings, rows: Tables) -> list[Item]:
         numbers |= {"draws": count(points.draws or many), "rule": points.rule or "any gap"}
     draw = partial(axis_figures.targets, findings)
     figure = words_of(findings).figure("targets", draw, **numbers)
-    return [figure, *headline.target_tables(findings, rows)]
+    return [figure, *answer.target_tables(findings, rows)]
 
 
 def _scores(findings: Findings, rows: Tables) -> list[Item]:

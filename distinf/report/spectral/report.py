@@ -9,8 +9,8 @@ from distinf.numerics.krylov import projected_pairs
 from distinf.report import publishing
 from distinf.report.provenance import provenance_of, stage_costs
 from distinf.report.rows import Row
+from distinf.report.spectral import arm_outcomes, page
 from distinf.report.spectral import findings as of
-from distinf.report.spectral import page, results
 from distinf.report.spectral.tables import tables
 from distinf.report.spectral.warnings import deviations, quarantined, warnings
 from distinf.report.words import Words
@@ -46,11 +46,11 @@ def write(session: Session) -> None:
 
 def findings(session: Session) -> of.Findings:
     """Everything that the page shows, read from committed arrays."""
-    words, settings = results.wording(session), session.settings
-    headline, head = results.run_families(session)[0], settings.actions
+    words, settings = arm_outcomes.wording(session), session.settings
+    headline, head = arm_outcomes.run_families(session)[0], settings.actions
     chosen = {"pool": head.pool, "noun": words.noun, "variant": head.variant}
     told = Words(__package__, chosen)
-    names = {f"non_target_{k}": v for k, v in results.non_target_means(session).items()}
+    names = {f"non_target_{k}": v for k, v in arm_outcomes.non_target_means(session).items()}
     loss = head.loss or session.outline.losses[0]
     varied = session.variations.items()
     more = [f"{name}: {text}" for name, inner in varied for text in warnings(inner)]
@@ -61,12 +61,12 @@ def findings(session: Session) -> of.Findings:
         words.question,
         of.MetricInfo(words.metric, words.reference, label, words.axis, words.log),
         of.Headline(loss, head.variant, head.update, head.aim, words.noun, head.pool, head.steps),
-        outcomes=results.outcomes(session, headline),
-        families=results.page_families(session),
+        outcomes=arm_outcomes.outcomes(session, headline),
+        families=arm_outcomes.page_families(session),
         descriptions={k: told.say("selections", k) for k in told.of("selections")},
         targets=_targets(session, words),
         evaluation=_evaluation_points(session),
-        axis_curves=results.axis_curves(session, headline),
+        axis_curves=arm_outcomes.axis_curves(session, headline),
         scores=_score_sets(session),
         free_scores=_free_scores(session, loss),
         classes=baselines.classes_of_rows(session),
@@ -149,7 +149,7 @@ def _evaluation_points(session: Session) -> of.EvaluationPoints:
     settings, reference = session.settings.targets, columns.get(task.reference or "")
     gap, rule = evaluate.gap(columns, task, settings.criterion), "a gap above 0"
     if task.reference:
-        name = results.wording(session).reference or task.reference
+        name = arm_outcomes.wording(session).reference or task.reference
         rule = f"{name} at least {settings.min_reference:g}, and {rule}"
     axis_E, eligible_E = (
         columns.get(task.axis or ""),

@@ -74,7 +74,7 @@ def tables(findings: Findings) -> Tables:
 
 def own_tables(run: Findings) -> Tables:
     """What every run has, those beside this one too."""
-    groups, cells = run.by_selection(), run.headline_outcomes()
+    groups, cells = run.by_selection(), run.main_outcomes()
     ids = dict.fromkeys([*(t.id for t in run.targets), *(o.target for o in cells)])
     return {
         "summary": [

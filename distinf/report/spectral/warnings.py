@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distinf.report.spectral import results
+from distinf.report.spectral import arm_outcomes
 from distinf.report.words import Words
 from distinf.spectral import curvature, evaluate, gradients, scores, solves, trajectory
 from distinf.spectral.arms import arm_of
@@ -23,13 +23,13 @@ def quarantined(session: Session) -> dict[str, list[int]]:
 
 
 def _words(session: Session) -> Words:
-    return Words(__package__, {"noun": results.wording(session).noun})
+    return Words(__package__, {"noun": arm_outcomes.wording(session).noun})
 
 
 def deviations(session: Session) -> list[str]:
     """From what is published of the methods that were chosen."""
     words, targets, scoring = _words(session), session.settings.targets, session.settings.scores
-    arms = [arm for family in results.run_families(session) for arm, _, _ in family.members]
+    arms = [arm for family in arm_outcomes.run_families(session) for arm, _, _ in family.members]
     damping = damping_of(session, curvature.stored_pairs(session).values)
     report, most = solves.damped_spectrum(session).report, targets.per_condition
     several = not targets.ids and most and getattr(session.task, "conditions", None)
@@ -130,7 +130,11 @@ def _not_positive(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _stopped(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
     """How many fine-tunings actions.stop ended early, by selection."""
-    jobs = {j.id: j for f in results.run_families(session) for j in results.chosen_jobs(session, f)}
+    jobs = {
+        j.id: j
+        for f in arm_outcomes.run_families(session)
+        for j in arm_outcomes.chosen_jobs(session, f)
+    }
     limited = [job for job in jobs.values() if arm_of(job).stop is not None]
     taken = [(arm_of(job), session.record(job)["summary"]["steps"]) for job in limited]
     early = [(arm, steps) for arm, steps in taken if steps < arm.steps]
@@ -144,9 +148,9 @@ def _stopped(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
 def _same_rows(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
     """Arms of one family that chose the same rows for every target: one experiment, not two."""
     found: dict[tuple[Any, ...], None] = {}
-    for family in results.run_families(session):
+    for family in arm_outcomes.run_families(session):
         pools: dict[tuple[str, ...], dict[int, frozenset[int]]] = {}
-        for job in results.chosen_jobs(session, family):
+        for job in arm_outcomes.chosen_jobs(session, family):
             arm = arm_of(job)
             if arm.variant and not job.job["seed"]:
                 key = (arm.selection, str(arm.pool), arm.aim, f"{arm.loss} {arm.variant}")

@@ -158,7 +158,7 @@ def caveats(findings: Findings, rows: Tables) -> list[str]:
     return [words.say("caveats", key, **numbers) for key, said in told.items() if said]
 
 
-def headline_tables(findings: Findings, rows: Tables, prefix: str = "") -> list[Table]:
+def main_tables(findings: Findings, rows: Tables, prefix: str = "") -> list[Table]:
     """What each selection did to its targets and to others; `prefix` of the files."""
     joined: dict[str, Row] = {}
     for r in rows["paired"]:  # the last control of a selection is the one that is told of

@@ -22,7 +22,7 @@ def wording(session: Session) -> Wording:
     return given if isinstance(given, Wording) else Wording(metric=session.task.metric)
 
 
-def headline_outcomes(session: Session) -> list[Outcome]:
+def main_outcomes(session: Session) -> list[Outcome]:
     """Of the headline's family."""
     return outcomes(session, run_families(session)[0])
 
