@@ -7,6 +7,7 @@ of gradients stand once for each of the spaces of parameters, named estimator@sp
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -139,11 +140,25 @@ def _of_place(
     if not set(chosen) & set(OF_GRADIENTS):
         return
     for space, blocks in _spaces(session).items():
-        grads = [_gradients(session, model, *of, blocks) for of in zip(SPLIT, ids)]
-        for name in chosen:
-            if name in OF_GRADIENTS:
-                found = _by_gradients(session, model, ids[0], grads, blocks, name)
-                yield f"{name}{AT}{space}", found.T.double().cpu().numpy()
+        with _only(model, Layout.of(model, blocks)):
+            grads = [_gradients(session, model, *of, blocks) for of in zip(SPLIT, ids)]
+            for name in chosen:
+                if name in OF_GRADIENTS:
+                    found = _by_gradients(session, model, ids[0], grads, blocks, name)
+                    yield f"{name}{AT}{space}", found.T.double().cpu().numpy()
+
+
+@contextmanager
+def _only(model: nn.Module, layout: Layout) -> Iterator[None]:
+    """No other parameter has a gradient: none is computed."""
+    tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in layout.names)
+    try:
+        yield
+    finally:
+        for parameter in tuned:
+            parameter.requires_grad_()
 
 
 def _without_gradients(
@@ -227,12 +242,13 @@ def _sampled(session: Session, model: nn.Module, batch: Batch) -> Tensor:
 def _gradients(
     session: Session, model: nn.Module, split: str, ids: np.ndarray, blocks: str
 ) -> Gradients:
-    parts = [
-        per_sample_gradients(model, tuning_loss(session), batch, blocks, progress=False)
-        for batch in _batches(session, split, ids)
-    ]
-    dense = [{name: g for name, g in part.items() if isinstance(g, Tensor)} for part in parts]
-    return {name: torch.cat([part[name] for part in dense]).flatten(1) for name in dense[0]}
+    parts: dict[str, list[Tensor]] = {}
+    for batch in _batches(session, split, ids):
+        found = per_sample_gradients(model, tuning_loss(session), batch, blocks, progress=False)
+        for name, rows in found.items():
+            assert isinstance(rows, Tensor), "embeddings are refused"
+            parts.setdefault(name, []).append(rows.detach().flatten(1))
+    return {name: torch.cat(rows) for name, rows in parts.items()}
 
 
 def _batches(

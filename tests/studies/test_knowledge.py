@@ -11,9 +11,11 @@ pytest.importorskip("transformers", reason="needs distinf[llm]")
 
 from distinf.cli import main
 from distinf.config import resolve
+from distinf.empirical.estimates import estimated
 from distinf.empirical.matrix import measured
 from distinf.engine.run import execute
 from distinf.errors import InputError
+from distinf.numerics.text_baselines import bm25
 from distinf.studies.knowledge.domains import domains, word
 from distinf.studies.knowledge.task import Knowledge, packed, task, token_loss
 from tests.support.causal import write_causal
@@ -228,3 +230,38 @@ def test_a_variation_with_domains_of_its_own_has_its_own_contrasts(tiny, tmp_pat
     after, right, wrong = map(names.index, ("short chain", "implied", "reversed"))
     square = other.block("", "", ("chain_induces", 0))
     assert row["mean"] == pytest.approx(square[after, right] - square[after, wrong])
+
+
+def test_texts_have_words_and_states_for_the_yardstick(tiny, tmp_path):
+    raw = {
+        "task": "knowledge", "recipe": "empirical", "out": str(tmp_path / "run"),
+        "settings": {"model": str(tiny), "draws": 2, "domains": ["squares", "belongs_to"]},
+        "runtime": {"kind": "local"}, "tune": {"optimizer": "adamw", "lr": 1e-3},
+        "estimates": {
+            "estimators": ["length", "bm25", "embeddings", "prompt", "tracin"],
+            "spaces": {"attention": "self_attn"},
+        },
+    }  # fmt: skip
+    session = execute(resolve(raw), silent)
+    found, mine = estimated(session), session.task
+    draw = np.flatnonzero([(i.domain, i.draw) == ("squares", 1) for i in mine.items])
+    of = np.ix_(draw, draw)
+    texts = [mine._encoded[row] for row in draw]
+    lengths = [sum(map(len, each)) for each in texts]
+    np.testing.assert_array_equal(found["length"][of], np.tile(lengths, (6, 1)).T)
+    flat = [np.array([token for ids in each for token in ids]) for each in texts]
+    words = np.concatenate(flat), np.cumsum([0, *lengths])
+    np.testing.assert_allclose(found["bm25"][of], bm25(words, words, 257).T)
+    model, states = mine.model(), []
+    for each in texts:
+        with torch.no_grad():
+            parts = [model(torch.tensor([[0, *ids]]), output_hidden_states=True) for ids in each]
+        states.append(torch.cat([part.hidden_states[-1][0, 1:] for part in parts]).mean(0))
+    units = torch.nn.functional.normalize(torch.stack(states))
+    np.testing.assert_allclose(found["embeddings"][of], units @ units.T, atol=1e-5)
+    after, unrelated = mine.prompted(model, int(draw[2]), draw)
+    np.testing.assert_allclose(found["prompt"][draw[2], draw], unrelated - after, atol=1e-5)
+    rows = json.loads(session.blobs.get("report/yardstick.json"))
+    assert {(r["matrix"], r["estimator"], r["of"]) for r in rows} >= {
+        ("squares", "bm25", ""), ("belongs_to", "tracin", "attention")
+    }  # fmt: skip

@@ -188,6 +188,18 @@ class Statements:
             for it in [self.items[int(i)]]
         ]  # fmt: skip
 
+    def embeddings(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """[n, H]: the mean of the last hidden states over the scored tokens."""
+        tokens, scored = batch["tokens"].flatten(0, 1), batch["scored"].flatten(1)[..., None]
+        said = model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+        states = said.hidden_states[-1].unflatten(0, batch["tokens"].shape[:2]).flatten(1, 2)
+        return (states * scored).sum(1) / scored.sum(1)
+
+    def words(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of all rows, and where each row begins [rows + 1]."""
+        rows = [[token for text in texts for token in text] for texts in self._encoded]
+        return np.concatenate(rows).astype(np.int64), np.cumsum([0, *map(len, rows)])
+
     def prompted(self, model: nn.Module, row: int, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """fp64 [n] each: the losses of the rows `ids` after a prompt with the item of `row` in it,
         and after an unrelated one of as many tokens; means over the prompts."""
