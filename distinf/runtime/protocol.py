@@ -109,12 +109,11 @@ class Work:
 
 
 class Runtime(Protocol):
-    """Two shapes of work over one set of warm workers. Both return when all is committed.
+    """Two shapes of work over one set of warm workers. Both return when all is committed."""
 
-    `busy_s` adds up the seconds that workers spent in bodies.
-    """
-
-    busy_s: float
+    @property
+    def busy_s(self) -> float:
+        """Seconds that workers spent in bodies so far."""
 
     def pool(
         self, work: Work, units: Sequence[Unit], ledger: Ledger, resources: Resources | None = None

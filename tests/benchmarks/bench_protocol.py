@@ -33,7 +33,7 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Ledger, Part, RuntimeSettings, Unit, Work, open_runtime
-from distinf.runtime import ray as ray_runtime
+from distinf.runtime.ray import actors
 from distinf.runtime.records import Record
 from distinf.runtime.worker import keep_freed_memory
 from distinf.store import open_root
@@ -140,7 +140,7 @@ def life(seconds: float, pairs: int) -> None:
 
 def waiting(seconds: float, living: bool) -> Seconds:
     """Processor seconds of a driver and of its idle worker on Ray."""
-    every_s = ray_runtime.PULSE_S
+    every_s = actors.PULSE_S
     runtime = open_runtime(RuntimeSettings(workers=1, dashboard=False))
     with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as signs:
         blobs = open_root(root)
@@ -154,14 +154,14 @@ def waiting(seconds: float, living: bool) -> Seconds:
                 signs.enter_context(held(blobs))
                 signs.enter_context(Beating(blobs, ["idle"]).beating())
             else:
-                ray_runtime.PULSE_S = float("inf")
+                actors.PULSE_S = float("inf")
             unit = Unit("idle", "b", 0, 1)
             (_, driver_s), _ = timed(lambda: runtime.pool(work, [unit], ledger))
             record = ledger.get(unit)
             assert record is not None
             return driver_s, record["summary"]["processor_s"]
         finally:
-            ray_runtime.PULSE_S = every_s
+            actors.PULSE_S = every_s
             runtime.close()
 
 

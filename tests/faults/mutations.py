@@ -193,12 +193,12 @@ MUTATIONS = [
     ),
     # -- nothing waits for ever
     Mutation(
-        "a silent worker replaced", "runtime/ray.py",
-        "if unanswered_s > self._settings.silent_s:", "if False:",
+        "a silent worker replaced", "runtime/ray/actors.py",
+        "if unanswered_s > self._silent_s:", "if False:",
         LIVE + "test_a_stopped_or_stuck_worker_of_a_pool_is_replaced",
     ),
     Mutation(
-        "a worker stuck in its work replaced", "runtime/ray.py",
+        "a worker stuck in its work replaced", "runtime/ray/actors.py",
         "elif seen.kind and seen.silent_s > allowed_s(label, seen):", "elif False:",
         LIVE + "test_a_first_unit_that_is_stuck_is_replaced",
     ),

@@ -75,6 +75,16 @@ def squares(runtime: Runtime, root: str, count: int = 6, **script) -> list[int]:
 
 
 @pytest.mark.ray
+def test_a_unit_that_takes_long_is_tried_by_an_idle_worker_too(runtime, tmp_path, monkeypatch):
+    pool = pytest.importorskip("distinf.runtime.ray.pool")
+    monkeypatch.setattr(pool, "LATE_S", 1.0)
+    assert squares(runtime, str(tmp_path), **{"3": {"before1": "sleep1000"}}) == [1, 1, 1, 2, 1, 1]
+    record = Ledger(open_root(str(tmp_path)), "square").get(Unit("square", "key", 3, 4))
+    assert record is not None
+    assert record["attempt"] == 1  # it was not given up before
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("action", ["stop", slow("sleep1000")])
 def test_a_stopped_or_stuck_worker_of_a_pool_is_replaced(runtime, tmp_path, action):
     assert squares(runtime, str(tmp_path), **{"4": {"before1": action}}) == [1, 1, 1, 1, 2, 1]

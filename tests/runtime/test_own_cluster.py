@@ -124,7 +124,7 @@ def test_a_token_that_is_given_stays(monkeypatch, name):
 
 
 def stopped_while_it_starts():
-    from distinf.runtime.ray import _own_sigterm  # which imports Ray
+    from distinf.runtime.ray.cluster import _own_sigterm  # which imports Ray
 
     with _own_sigterm():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
