@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 CONFIG = {
     **POINTS,
     "runtime": {"kind": "ray", "workers": 1, "dashboard": False},
-    "train": {**POINTS["train"], "steps": 3000, "checkpoint_every": 100},
+    "train": {**POINTS["train"], "steps": 1500, "checkpoint_every": 50},
 }
 
 
