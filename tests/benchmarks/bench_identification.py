@@ -7,7 +7,8 @@ Fine-tunes on the first ROWS rows of each kind (identification.py), then scores 
 for every query by each estimator and by what needs no gradient. OUT keeps the adapters, the
 gradients and the scores, so that a killed run begins where it was. Prints for each ranking the mean
 AUC and the mean recall over queries, own kind against others, and the difference of its AUC to the
-best ranking without gradients with a 95 % interval over kinds and queries.
+best ranking without gradients with a 95 % interval over kinds and queries. With --run RUN the
+model and the estimators are those of a finished run of the task sft on these rows.
 """
 
 import argparse
@@ -23,12 +24,18 @@ import torch
 from torch import Tensor, nn
 
 import distinf
+from distinf.config import load
+from distinf.engine.run import execute
+from distinf.gram.asking import query_scores
+from distinf.gram.retraining import trained
+from distinf.gram.session import Session
 from distinf.numerics.bootstrap import differences, estimate
 from distinf.numerics.randomness import generator
 from distinf.numerics.text_baselines import bm25, of_norm_1
 from distinf.studies.language.causal import CausalModel
 from distinf.studies.language.settings import Pretrained
 from tests.benchmarks.identification import SETS, Row, rows
+from tests.support.runs import silent
 
 RANK, ALPHA, RATE, BATCH = 8, 16, 1e-3, 10
 FACTOR_ROWS = 180  # of EK-FAC's two passes, as many of each kind
@@ -202,6 +209,13 @@ def by_gradients(
     return found
 
 
+def of_run(session: Session) -> dict[str, Tensor]:
+    """By each estimator of a Gram run, over all its layers."""
+    (cell,) = session.outline.cells.values()
+    names = session.settings.scores.estimators
+    return {name: torch.from_numpy(query_scores(session, cell, name, "all")) for name in names}
+
+
 def _summed(blocks: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([*blocks.values()]).sum(0)
 
@@ -246,13 +260,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=90)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", default="")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     train, query = rows(given.set, given.seed)
     train = [row for k, row in enumerate(train) if k % 90 < given.rows]
     language = CausalModel(Pretrained("smollm2"))
     both = [Rows(language, mine) for mine in (train, query)]
-    model = adapted(language, given.seed)
+    session = execute(load(given.run), silent) if given.run else None
+    model = trained(session, "").model if session else adapted(language, given.seed)
 
     def kept(name: str, make: Callable[[], Any]) -> Any:
         file = given.out / f"{name}.pt"
@@ -262,17 +278,20 @@ def main() -> None:
             print(f"{name}: {time.time() - begun:.0f} s", flush=True)
         return torch.load(file)
 
-    def trained() -> dict[str, Tensor]:
+    def tuned() -> dict[str, Tensor]:
         fine_tune(model, both[0], given.epochs, given.seed)
         return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
 
-    model.load_state_dict(kept("adapters", trained), strict=False)
+    if not session:
+        model.load_state_dict(kept("adapters", tuned), strict=False)
     texts = [[text(row) for row in mine] for mine in (train, query)]
     free = kept("free", lambda: without_gradients(model, both, texts, given.seed))
     table(free, train, query)
+    if session:
+        table(free | of_run(session), train, query)
+        return
     grads = kept("gradients", lambda: [gradients(model, mine) for mine in both])
-    scores = kept("scores", lambda: by_gradients(model, both[0], grads))
-    table(free | scores, train, query)
+    table(free | kept("scores", lambda: by_gradients(model, both[0], grads)), train, query)
 
 
 if __name__ == "__main__":
