@@ -40,15 +40,20 @@ def _entry(line: Row, run: str, part: str) -> Entry:
 
 def draw(rows: Sequence[Row], canvas: Canvas) -> bool | None:
     """A panel for each run."""
+    finite = [row for row in rows if math.isfinite(row["off"])]
+    names = {_label(row): None for row in finite}  # the same in every panel
+    places = {name: place for place, name in enumerate(names)}
     panels = []
-    for run in dict.fromkeys(row["run"] for row in rows):
-        mine = [row for row in rows if row["run"] == run and math.isfinite(row["off"])]
-        labels = [" ".join(filter(None, (r["matrix"], r["estimator"], r["of"]))) for r in mine]
+    for run in dict.fromkeys(row["run"] for row in finite):
         dots = [
-            Dot(k, r[part], r[f"{part}_low"], r[f"{part}_high"], hollow=part == "within")
-            for part in PARTS.values()
-            for k, r in enumerate(mine)
+            Dot(places[_label(r)], r[part], r[f"{part}_low"], r[f"{part}_high"], hollow=hollow)
+            for part, hollow in (("off", False), ("within", True))
+            for r in finite
+            if r["run"] == run
         ]
-        panels.append(Panel(run or "this run", labels, dots))
-    most = max((len(panel.labels) for panel in panels), default=0)
-    return bool(most) and rows_of_dots(canvas, 0.9 + 0.3 * most, *panels)
+        panels.append(Panel(run or "this run", [*names], dots))
+    return bool(panels) and rows_of_dots(canvas, 0.9 + 0.3 * len(names), *panels)
+
+
+def _label(row: Row) -> str:
+    return " ".join(filter(None, (row["matrix"], row["estimator"], row["of"])))
