@@ -18,6 +18,7 @@ Policy = Literal["refuse", "keep", "absolute", "drop"]
 Variant = Literal["classic", "theta-relative", "ell-relative", "newfluence"]
 Scaling = Literal["mean", "paper"]
 Complement = Literal["none", "damping", "mean", "gradients"]
+Filter = Literal["damped", "unrolled"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
 
 # A denominator below this fraction of the damping amplifies a pair beyond what its accuracy allows.
@@ -145,6 +146,32 @@ def spectrum(
     )
     made = Spectrum(final_K, damping, 0.0, kept, report)
     return _with_complement(made, outside(kept), dim, floor, policy)
+
+
+def unrolled(damped: Spectrum, decay: float = 0.0) -> Spectrum:
+    """The same pairs and complement under the filter (1 - exp(-T theta)) / theta, what gradient
+    descent of that length does to a direction (SOURCE: Bae, Lin, Lorraine and Grosse 2024, Training
+    Data Attribution via Approximate Unrolled Differentiation), with 1 / T = damping - decay and
+    theta = value + decay.
+
+    A theta below 0, which the policy kept, counts as 0: no direction has more than T. As values by
+    which 1 / (value + damping) is the filter.
+    """
+    if not 0 <= decay < damped.damping:
+        raise InputError(f"decay {decay} must lie in [0, damping = {damped.damping})")
+    length = 1.0 / (damped.damping - decay)
+
+    def denominators(values_K: Tensor) -> Tensor:
+        theta_K = values_K + decay
+        inverse_K = -torch.expm1(-length * theta_K) / theta_K
+        return torch.where(theta_K > 0, 1.0 / inverse_K, 1.0 / length)
+
+    outside = damped.complement
+    if outside is not None:
+        whole = denominators(torch.tensor([outside], dtype=torch.float64))
+        outside = float(whole) - damped.damping
+    values_K = denominators(damped.values_K) - damped.damping
+    return replace(damped, values_K=values_K, complement=outside)
 
 
 def safe_floor(values_K: Tensor, damping: float) -> float:

@@ -7,6 +7,7 @@ from distinf.spectral import (
     actions,
     attribution,
     curvature,
+    damping,
     evaluate,
     factors,
     gradients,
@@ -33,6 +34,7 @@ def check(session: Session) -> str:
         _rehearse_made(session)
     evaluate.check(session)
     queries.check(session.outline)
+    damping.check(session)
     factors.check(session)
     trajectory.check(session.outline)
     actions.check(session)

@@ -16,10 +16,12 @@ from distinf.spectral.session import Session
 
 @dataclass(frozen=True)
 class Damping:
-    """value: lambda. source: where it comes from, in words; "" where it was set."""
+    """value: lambda. source: where it comes from, in words; "" where it was set. decay: the part
+    of it that is SGD's weight decay."""
 
     value: float
     source: str = ""
+    decay: float = 0.0
 
 
 def damping_of(session: Session, values_K: torch.Tensor) -> Damping:
@@ -39,6 +41,26 @@ def damping_of(session: Session, values_K: torch.Tensor) -> Damping:
         return found if found.value >= least else Damping(least, raised)
     largest = f"{100 * DEFAULT_DAMPING_FRACTION:g} % of the largest Ritz value's size"
     return Damping(default_damping(values_K), f"{largest}: {found}")
+
+
+def check(session: Session) -> None:
+    """InputError for scores.filter: unrolled where training took no steps that it is of."""
+    settings = session.settings
+    if settings.scores.filter == "damped":
+        return
+    why = _by_training(session)
+    if isinstance(why, str):
+        raise InputError(
+            f"scores.filter: unrolled is what steps of SGD do to a direction, and {why}; "
+            "set scores.filter to damped"
+        )
+    if settings.scores.damping == 0:
+        raise InputError("scores.filter: unrolled takes 1 / scores.damping, which is 0; set null")
+    if settings.curvature.refine:
+        raise InputError(
+            "curvature.refine: a refined target is one of the damped inverse, not of scores.filter "
+            "unrolled; leave curvature.refine null, or set scores.filter to damped"
+        )
 
 
 def refuse_negative(session: Session, values_K: torch.Tensor) -> None:
@@ -81,4 +103,4 @@ def _by_training(session: Session) -> Damping | str:
     momentum = f", momentum {own['momentum']:g}" if own["momentum"] else ""
     decay = f" and the weight decay {own['weight_decay']:g}" if own["weight_decay"] else ""
     length = f"1 / the sum of the learning rates of {train.steps:,} steps of SGD{momentum}"
-    return Damping(value, f"{length}{decay}")
+    return Damping(value, f"{length}{decay}", own["weight_decay"])

@@ -133,8 +133,8 @@ def query_gradients(session: Session) -> dict[str, Tensor]:
 def _reads(values: Values) -> Names:
     """With solves, the operator that they invert."""
     passes = ("gradients.method", "gradients.precision")
-    wanted, complement = values["curvature"]["refine"], values["scores"]["complement"]
-    if not solves.is_asked(wanted, complement):
+    scores = values["scores"]
+    if not solves.is_asked(values["curvature"]["refine"], scores["complement"], scores["filter"]):
         return passes
     refinement = tuple(f"curvature.{name}" for name in REFINEMENT)
     return (*passes, *refinement, "scores.damping", "scores.negative", "scores.complement")

@@ -12,7 +12,7 @@ from distinf.naming import refuse_names
 from distinf.numerics.capture import Method
 from distinf.numerics.curvature import Kind
 from distinf.numerics.precision import Precision
-from distinf.numerics.variants import Complement, Policy
+from distinf.numerics.variants import Complement, Filter, Policy
 
 MOST_UNITS = 1_000_000  # of one stage; a ledger of more would be no use to anyone
 
@@ -247,6 +247,9 @@ class ScoreSettings:
     """damping   lambda, added to every eigenvalue; null: what the run's steps of SGD stand for (1 /
               the sum of their learning rates, times 1 - momentum, and the weight decay), with
               another optimizer 1 % of the largest Ritz value's size
+    filter    of the eigenvalues: damped (1 / (theta + lambda)), or unrolled, what training by SGD
+              did to a direction: (1 - exp(-T theta)) / theta, T the sum of its learning rates (Bae
+              et al. 2024, SOURCE), or 1 / damping where that is set; no target is refined then
     complement  what the curvature is outside the Ritz pairs: none (the inverse is truncated to the
               pairs, Eq. 7 of Tuononen, Penttinen and Hautamäki; damping may be 0), damping (that
               alone), mean (the mean eigenvalue there, by curvature.probes, and the damping), or
@@ -260,6 +263,7 @@ class ScoreSettings:
     """
 
     damping: float | None = None
+    filter: Filter = "damped"
     complement: Complement = "gradients"
     negative: Policy | None = None
     scaling: Literal["mean", "paper"] = "mean"

@@ -20,7 +20,7 @@ from distinf.numerics.krylov import Matvec
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.solve import USABLE, Directions, RefineSettings, Sampled, Solution, refine
-from distinf.numerics.variants import Spectrum, safe_floor, spectrum
+from distinf.numerics.variants import Spectrum, safe_floor, spectrum, unrolled
 from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import (
@@ -45,8 +45,16 @@ SAMPLED = 64  # training gradients whose ranking tells whether a solve may end
 
 
 def damped_spectrum(session: Session, factor: float = 1.0) -> Spectrum:
-    """The run's Ritz values under its policy and `factor` times its damping; InputError if they are
-    refused."""
+    """The run's Ritz values under its policy, `factor` times its damping and its filter; InputError
+    if they are refused."""
+    made = unfiltered_spectrum(session, factor)
+    if session.settings.scores.filter == "damped":
+        return made
+    return unrolled(made, factor * damping_of(session, stored_pairs(session).values).decay)
+
+
+def unfiltered_spectrum(session: Session, factor: float = 1.0) -> Spectrum:
+    """As `damped_spectrum`, before the filter."""
     settings = session.settings.scores
     pairs = stored_pairs(session)
     # Without probes every direction has its pair (`check`), but those of the Krylov space's null.
@@ -63,13 +71,15 @@ def damped_spectrum(session: Session, factor: float = 1.0) -> Spectrum:
         )
 
 
-def is_asked(wanted: int | None, complement: str) -> bool:
-    """Whether any target may be refined, by curvature.refine and scores.complement."""
-    return complement != "none" if wanted is None else wanted > 0
+def is_asked(wanted: int | None, complement: str, filtered: str) -> bool:
+    """Whether any target may be refined, by curvature.refine, scores.complement and .filter."""
+    damped = complement != "none" and filtered == "damped"
+    return damped if wanted is None else wanted > 0
 
 
 def _is_asked(settings: StageSettings) -> bool:
-    return is_asked(settings.curvature.refine, settings.scores.complement)
+    scores = settings.scores
+    return is_asked(settings.curvature.refine, scores.complement, scores.filter)
 
 
 def curvature_products(outline: Outline) -> int:
@@ -142,8 +152,11 @@ def unrefined(session: Session) -> str:
     """
     settings = session.settings
     if not _is_asked(settings):
-        none = settings.curvature.refine == 0
-        return "curvature.refine is 0" if none else "the inverse is truncated to the Ritz pairs"
+        if settings.curvature.refine == 0:
+            return "curvature.refine is 0"
+        if settings.scores.filter != "damped":
+            return "scores.filter is unrolled"
+        return "the inverse is truncated to the Ritz pairs"
     if settings.curvature.refine and settings.scores.negative == "keep":
         return ""
     return session.cached("not positive", lambda: _not_positive(session))
@@ -331,7 +344,8 @@ def told(session: Session) -> str:
     """How many targets were refined and what that took, or why none was; what the others are."""
     if session.settings.scores.complement == "none":
         return ""
-    rest = "the Ritz pairs and one constant outside them, an approximation of (H + damping)⁻¹"
+    whole = "(H + damping)⁻¹" if session.settings.scores.filter == "damped" else "training's steps"
+    rest = f"the Ritz pairs and one constant outside them, an approximation of {whole}"
     why = unrefined(session)
     if why:
         return f"No target is refined, since {why}: all are ranked by {rest}."

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import nan
 
 import pytest
@@ -15,6 +16,7 @@ from distinf.numerics.variants import (
     scores,
     spectrum,
     split_dots,
+    unrolled,
 )
 from tests.numerics.cases import symmetric
 
@@ -247,3 +249,37 @@ def test_a_truncated_inverse_without_damping_stays_in_the_span_of_the_pairs():
 def test_an_operator_of_which_nothing_is_left_is_refused():
     with pytest.raises(InputError, match=r"drops all 2 Ritz values .*leaves no operator"):
         spectrum(torch.tensor([-1.0, -2.0]), 0.0, dim=9, policy="drop", complement="none")
+
+
+@pytest.mark.parametrize("keep", [0, 5, DIM])
+@pytest.mark.parametrize("decay", [0.0, 0.4])
+def test_the_filter_is_what_small_steps_of_gradient_descent_have_done(case, keep, decay):
+    """Dense: (I - (I - rate (H + decay))^steps) (H + decay)^-1, as the steps sum up."""
+    train, query, matrix = case
+    coordinates, damped, _ = placed(case, keep)
+    found = unrolled(damped, decay)
+    values, vectors = torch.linalg.eigh(matrix)
+    basis = vectors[:, values.argsort(descending=True)[:keep]].T
+    outside = torch.eye(DIM).double() - basis.T @ basis
+    operator = (basis.T * damped.values_K) @ basis + (damped.complement + decay) * outside
+    operator += decay * basis.T @ basis
+    steps, length = 2**22, 1 / (DAMPING - decay)
+    kept = torch.linalg.matrix_power(torch.eye(DIM).double() - length / steps * operator, steps)
+    inverse = torch.linalg.solve(operator, torch.eye(DIM).double() - kept)
+    torch.testing.assert_close(damped_dots(coordinates, found), query @ inverse @ train.T,
+                               rtol=1e-4, atol=1e-5)  # fmt: skip
+    for variant, dense in dense_variants(train, query, inverse).items():
+        told = scores(coordinates, found, variant, count=1000).scores_QN
+        torch.testing.assert_close(told, dense, rtol=1e-4, atol=1e-5)
+
+
+def test_no_direction_has_more_of_the_filter_than_training_was_long():
+    made = spectrum(torch.tensor([5.0, 0.0, -3.0]), DAMPING, dim=4, policy="keep")
+    found = unrolled(replace(made, complement=-2.0))
+    inverse_K = 1 / (found.values_K + found.damping)
+    assert inverse_K.tolist() == pytest.approx([(1 - 2.718281828**(-5 / DAMPING)) / 5,
+                                                1 / DAMPING, 1 / DAMPING])  # fmt: skip
+    assert found.outside == pytest.approx(1 / DAMPING)
+    assert unrolled(replace(made, complement=None)).outside == 0
+    with pytest.raises(InputError, match=r"decay 0\.7 must lie in"):
+        unrolled(made, DAMPING)

@@ -12,9 +12,10 @@ from distinf.engine.run import open_session
 from distinf.errors import InputError
 from distinf.numerics.variants import spectrum
 from distinf.report.spectral.terminal import summary
-from distinf.spectral import curvature, gradients
+from distinf.spectral import curvature, gradients, solves
 from distinf.spectral.damping import damping_of
 from distinf.spectral.queries import query_gradients
+from distinf.spectral.scores import stored_scores
 from distinf.spectral.sensitivity import damping_sensitivity
 from distinf.spectral.solves import damped_spectrum
 from distinf.tasks.tensor_task import TensorTask
@@ -168,3 +169,50 @@ def test_without_a_damping_there_is_no_ranking_at_a_tenth_of_it(tmp_path):
     none = {"damping": 0.0, "complement": "none", "negative": "absolute"}
     session = run_points(tmp_path / "run", scores=none)
     assert damping_sensitivity(session) == []
+
+
+UNROLLED = {"damping": None, "negative": None, "filter": "unrolled"}
+SGD = {"task": "tests.spectral.test_damping:sgd", "settings": {}}
+
+
+def test_the_filter_of_training_by_sgd_is_in_every_score(tmp_path):
+    """Written out in float64: 12 steps of 0.25, a decay of 0.1, mu as gradients see it."""
+    train = {**RATE, "weight_decay": 0.1}
+    session = run_points(tmp_path / "run", **SGD, train=train, scores=UNROLLED)
+    pairs = curvature.stored_pairs(session)
+    columns = gradients.projected(session, 0, session.outline.training_rows)
+    train_NK, first_P = columns["ritz"].astype(float), query_gradients(session)["cross-entropy"][0]
+    query_K = (pairs.vectors.double() @ first_P.double()).numpy()
+
+    def filtered(theta):
+        theta = abs(theta) + 0.1
+        return (1 - np.exp(-3.0 * theta)) / theta
+
+    rest_N = columns["query.cross-entropy"][:, 0] - train_NK @ query_K
+    found_N = train_NK @ (filtered(pairs.values.numpy()) * query_K)
+    found_N += rest_N * filtered(pairs.seen.mean(pairs.values))
+    assert stored_scores(session, variant="classic")[0] == pytest.approx(found_N, rel=1e-5)
+    assert not solves.solves(session)
+    assert "since scores.filter is unrolled" in solves.told(session)
+    told = json.loads(session.blobs.get("report/findings.json"))["deviations"]
+    assert any("counts as (1 − exp(−T θ)) / θ" in line for line in told)
+    assert not any("Every eigenvalue is raised" in line for line in told)
+    assert "(1 − exp(−T θ)) / θ, with 1 / T" in session.blobs.get("report/index.html").decode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "scores.filter: unrolled is what steps of SGD do to a direction, and the steps of "
+             "AdamW give no rule; set scores.filter to damped"),
+        ({**SGD, "train": {"steps": 0}}, "and no step was trained here"),
+        ({**SGD, "curvature": {"refine": 1}}, "curvature.refine: a refined target is one of the"),
+        ({**SGD, "scores": {"damping": 0.0}}, "scores.filter: unrolled takes 1 / scores.damping"),
+    ],
+)  # fmt: skip
+def test_a_filter_that_training_has_not_is_refused_before_any_of_it(tmp_path, changes, why):
+    changes = {**changes, "scores": {**UNROLLED, **changes.get("scores", {})}}
+    with pytest.raises(InputError) as refused:
+        run_points(tmp_path / "run", **changes)
+    assert why in str(refused.value)
+    assert not (tmp_path / "run/ledger/train").exists()

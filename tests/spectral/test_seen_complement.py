@@ -10,6 +10,7 @@ from distinf.engine.run import open_session
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.curvature import hessian_product
 from distinf.numerics.parameters import Layout
+from distinf.report.formats import number
 from distinf.spectral import curvature, solves, train
 from tests.support.partial import points_config, run_until
 from tests.support.runs import run_points
@@ -99,3 +100,16 @@ def test_a_row_without_a_finite_gradient_counts_for_nothing(tmp_path):
     ).seen
     assert len(seen.products_R) == 240
     assert np.isfinite(seen.products_R.numpy()).all()
+
+
+def test_the_page_has_its_error_and_what_single_gradients_see(tmp_path):
+    """From the committed products, written out: a ratio's standard error, and each quotient."""
+    session = run_points(tmp_path / "run", **MANY)
+    stored = [session.arrays(unit) for unit in curvature.seen_units(session.outline)]
+    products_R, squares_R = (np.array([one[k] for one in stored]) for k in ("product", "sqnorm"))
+    each = np.sort(products_R / squares_R)
+    left_R = products_R - products_R.sum() / squares_R.sum() * squares_R
+    error = np.sqrt(7 * left_R.var(ddof=1)) / squares_R.sum()
+    said = f"{number(error)}; 7 gradients: least, median and most {number(each[0])}, "
+    said += f"{number(each[3])}, {number(each[6])}"
+    assert said in session.blobs.get("report/index.html").decode()

@@ -6,7 +6,7 @@ Shape legend: Q queries, N training samples, P parameters, K Ritz pairs.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from distinf.numerics.sparse import SparseRows
 from distinf.numerics.variants import (
     Complement,
     Coordinates,
+    Filter,
     Policy,
     Scaling,
     Spectrum,
@@ -35,17 +36,21 @@ class ArnoldiScoreSettings:
     """damping: lambda itself; None takes 1 % of the largest Ritz value's magnitude.
     complement: what the operator is outside the pairs, as in variants.spectrum; None takes
     gradients where the pairs know what those see there, else mean.
-    variant: denominator. scaling: of newfluence. policy: for negative and tiny Ritz values."""
+    variant: denominator. scaling: of newfluence. policy: for negative and tiny Ritz values.
+    filter: damped, or variants.unrolled with T = 1 / damping."""
 
     damping: float | None = None
     variant: Variant = "classic"
     scaling: Scaling = "mean"
     policy: Policy = "refuse"
     complement: Complement | None = None
+    filter: Filter = "damped"
 
     def __post_init__(self) -> None:
         if self.damping is not None and not (isfinite(self.damping) and self.damping >= 0):
             raise ValueError(f"damping={self.damping} must be a finite number >= 0, or null")
+        if self.filter not in get_args(Filter):
+            raise ValueError(f"filter={self.filter!r} is unknown; use damped or unrolled")
 
 
 def default_damping(values_K: Tensor) -> float:
@@ -56,7 +61,7 @@ def default_damping(values_K: Tensor) -> float:
 def spectrum_of(pairs: RitzPairs, settings: ArnoldiScoreSettings) -> Spectrum:
     """The pairs' damped spectrum after the settings' policy (InputError where it refuses)."""
     damping = settings.damping if settings.damping is not None else default_damping(pairs.values)
-    return variants.spectrum(
+    made = variants.spectrum(
         pairs.values,
         damping,
         dim=pairs.vectors.shape[1],
@@ -65,6 +70,7 @@ def spectrum_of(pairs: RitzPairs, settings: ArnoldiScoreSettings) -> Spectrum:
         complement=settings.complement or ("mean" if pairs.seen is None else "gradients"),
         seen=pairs.seen,
     )
+    return variants.unrolled(made) if settings.filter == "unrolled" else made
 
 
 def scores(

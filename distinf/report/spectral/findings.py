@@ -169,6 +169,9 @@ class Ritz:
     damping: float
     complement: str = ""  # what the operator is outside the pairs: "none", "damping", "mean"
     complement_mean: float | None = None
+    complement_error: float | None = None  # standard, of the mean over training gradients
+    quotients_R: Sequence[float] = ()  # what each of these sees by itself
+    filter: str = ""  # of the eigenvalues: "damped", "unrolled"
     trace: float | None = None
     policy: str = ""  # what happens to pairs with value + damping <= 0
     dropped: int = 0  # pairs that the policy acted on

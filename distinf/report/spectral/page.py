@@ -14,7 +14,7 @@ from distinf.report.spectral import (
     machine_figures,
 )
 from distinf.report.spectral.answer import further, words_of
-from distinf.report.spectral.findings import Findings
+from distinf.report.spectral.findings import Findings, Ritz
 from distinf.report.spectral.tables import Tables, tables
 
 TOP_SHOWN = 10
@@ -131,6 +131,16 @@ def _attribution(findings: Findings, rows: Tables) -> list[Item]:
     return found
 
 
+def _scatter(pairs: Ritz) -> str:
+    """Of the complement as training gradients see it."""
+    each = sorted(pairs.quotients_R)
+    if not each:
+        return ""
+    middle = ", ".join(number(each[round(share * (len(each) - 1))]) for share in (0, 0.5, 1))
+    least = f"{count(len(each))} gradients: least, median and most {middle}"
+    return f"{number(pairs.complement_error)}; {least}"
+
+
 def _curvature(findings: Findings, rows: Tables) -> list[Item]:
     words, pairs, terms = words_of(findings), findings.ritz, rows.get("truncation", [])
     if pairs is None:
@@ -145,8 +155,10 @@ def _curvature(findings: Findings, rows: Tables) -> list[Item]:
         ("pairs converged", f"{count(every - len(out))} of {count(every)}"),
         ("kept pairs below 0", count(negative)),
         ("damping λ", f"{pairs.damping:g}"),
+        ("filter", words.of("filter").get(pairs.filter, "")),
         ("outside the pairs", words.of("outside").get(pairs.complement, "")),
         ("mean eigenvalue of the rest μ", number(pairs.complement_mean)),
+        ("standard error of μ, and what single gradients see", _scatter(pairs)),
         ("classic scores' variance from there", share),
         ("trace (estimated)", number(pairs.trace)),
         ("where θ + λ ≤ 0", pairs.policy),

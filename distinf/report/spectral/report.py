@@ -206,6 +206,7 @@ def _top_samples(session: Session, words: Wording) -> list[Row]:
 
 def _ritz(session: Session) -> of.Ritz:
     pairs, spectrum = curvature.stored_pairs(session), solves.damped_spectrum(session)
+    before, seen = solves.unfiltered_spectrum(session), pairs.seen
     values_M, _, residuals_M = projected_pairs(pairs.hessenberg)
     places, count = spectrum.kept, len(pairs.values)
     return of.Ritz(
@@ -215,7 +216,10 @@ def _ritz(session: Session) -> of.Ritz:
         kept_K=[places is None or place in places for place in range(count)],
         damping=spectrum.damping,
         complement=session.settings.scores.complement,
-        complement_mean=spectrum.complement,
+        complement_mean=before.complement,
+        complement_error=None if seen is None else seen.error,
+        quotients_R=() if seen is None else seen.quotients_R.tolist(),
+        filter=session.settings.scores.filter,
         trace=pairs.trace,
         policy=spectrum.report.policy,
         dropped=spectrum.report.dropped + spectrum.report.changed,
