@@ -17,6 +17,7 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.variants import Coordinates
 
 DAMPING = 1e-2
+RATE, EPOCHS = 0.5, 600
 
 
 class CrossEntropy:
@@ -44,14 +45,14 @@ class Problem:
     query_QP: Tensor
     matvec: Matvec
 
-    def exact_scores(self) -> Tensor:
+    def exact_scores(self, damping: float = DAMPING) -> Tensor:
         """[Q, N]: g_q . (H + damping)^-1 g_i by a dense solve."""
-        damped = self.hessian_PP + DAMPING * torch.eye(len(self.hessian_PP)).double()
+        damped = self.hessian_PP + damping * torch.eye(len(self.hessian_PP)).double()
         return self.query_QP @ torch.linalg.solve(damped, self.train_NP.T)
 
 
 @cache
-def problem(samples: int = 120, queries: int = 20, epochs: int = 600) -> Problem:
+def problem(samples: int = 120, queries: int = 20, epochs: int = EPOCHS) -> Problem:
     """Three noisy classes in ten dimensions, and a while of full-batch gradient descent."""
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 3)).double()
@@ -62,7 +63,7 @@ def problem(samples: int = 120, queries: int = 20, epochs: int = 600) -> Problem
     train = {"x": x[:samples], "y": y[:samples]}
     query = {"x": x[samples:], "y": y[samples:]}
     loss = CrossEntropy()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     for _ in range(epochs):
         optimizer.zero_grad()
         loss(model, train).mean().backward()
