@@ -6,6 +6,7 @@ What is stored is the loss itself; influence is before minus after (see matrix.p
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from distinf.empirical.base import (
     peak_bytes,
     tuning_loss,
 )  # fmt: skip
+from distinf.empirical.settings import TuneSettings
 from distinf.empirical.task import EVALUATION, TRAIN, Place, Prompted, places, relations
 from distinf.engine.session import Outline, Session, row_ranges
 from distinf.engine.stage import Stage
@@ -30,13 +32,11 @@ from distinf.numerics.randomness import generator
 from distinf.numerics.tuning import (
     Losses,
     Tuned,
-    Updates,
+    Tuning,
     first_order,
     losses_of,
     parameters_of,
-    tuned,
 )  # fmt: skip
-from distinf.numerics.updates import updates_of
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.identity import has_own_rows
@@ -87,7 +87,7 @@ def check(session: Session) -> nn.Module:
     if mine - others:
         matrix, draw = min(mine - others)
         raise InputError(f"task: no evaluation row is of the matrix '{matrix}', draw {draw}")
-    _updates(session, model, Layout.of(model, settings.blocks))
+    Layout.of(model, settings.blocks)
     return model
 
 
@@ -184,15 +184,16 @@ def start_of(session: Session, model: nn.Module) -> Parameters:
 
 
 def tuned_on(session: Session, model: nn.Module, rows: Sequence[int]) -> Tuned:
-    """A step on each of these rows."""
-    settings, layout = session.settings.tune, Layout.of(model, session.settings.tune.blocks)
+    """A step on each of these rows; the parameters are overwritten by the next call."""
 
     def losses(row: int) -> Losses:
         batch = session.read(session.task, TRAIN, np.array([row]))
         return losses_of(model, tuning_loss(session), [batch])
 
-    updates = _updates(session, model, layout)
-    return tuned(map(losses, rows), start_of(session, model), updates, settings.lr)
+    def made() -> Tuning:
+        return Tuning(start_of(session, model), partial(_optimizer, session.settings.tune))
+
+    return session.latest("tuning", model, made).on(map(losses, rows))
 
 
 def _refuse_lost_steps(session: Session, model: nn.Module) -> None:
@@ -211,17 +212,11 @@ def _refuse_lost_steps(session: Session, model: nn.Module) -> None:
         )
 
 
-def _updates(session: Session, model: nn.Module, layout: Layout) -> Updates:
-    """The optimizer's, of every parameter that is tuned."""
-    settings = session.settings.tune
-    parameters = {name: model.get_parameter(name) for name in layout.names}
-    common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    made: torch.optim.Optimizer = (
-        torch.optim.AdamW(parameters.values(), **common)
-        if settings.optimizer == "adamw"
-        else torch.optim.SGD(parameters.values(), momentum=settings.momentum, **common)
-    )
-    return updates_of(made, parameters)
+def _optimizer(settings: TuneSettings, parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+    lr, decay, momentum = settings.lr, settings.weight_decay, settings.momentum
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+    return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=momentum, fused=True)
 
 
 STAGE = Stage(

@@ -7,29 +7,29 @@ Shape legend: E rows that are evaluated.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, jvp
+from torch.func import jvp
 
 from distinf.numerics.batches import Batch
 from distinf.numerics.curvature import Loss, Parameters, applied, per_sample
 from distinf.numerics.parameters import Layout
-from distinf.numerics.updates import State, Update
+from distinf.numerics.updates import State, updates_of
 
-Updates = Mapping[str, tuple[Update, int]]
+FOLLOWED = 1_000_000  # entries whose steps are made in float64 too, about: all of a small model's
 Losses = Callable[[Parameters], Tensor]  # of the parameters that are tuned -> fp64 [E]
+Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]  # with one rate for all of them
 
 
 @dataclass(frozen=True)
 class Tuned:
     """What fine-tuning came to.
 
-    parameters  after it
-    asked       |step|^2 of the step that was asked for, in float64
+    parameters  after it; the next fine-tuning is in the same memory
+    asked       |step|^2 of the step that was asked for, in float64, over the entries followed
     along       its product with the step that was taken
     """
 
@@ -54,33 +54,83 @@ def losses_of(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> Losses:
     return losses
 
 
-def tuned(each: Iterable[Losses], start: Parameters, updates: Updates, rate: float) -> Tuned:
-    """An optimizer (updates.py) from `start`, which stays: a step on the mean of `each` losses."""
-    now = start
-    state: dict[str, State] = {k: (torch.zeros_like(v),) * updates[k][1] for k, v in start.items()}
-    asked = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in start.items()}
-    for number, losses in enumerate(each):
-        grads = grad(partial(_mean, losses))(now)
-        after = {}
-        for name, (update, _) in updates.items():
-            before = (now[name], grads[name], state[name])
-            after[name], state[name] = update(*before, rate, number)
-            wide = now[name].double()
-            exact, _ = update(
-                wide, grads[name].double(), tuple(s.double() for s in before[2]), rate, number
+class Tuning:
+    """Fine-tuning, again and again from the same `start`, which stays."""
+
+    def __init__(self, start: Parameters, optimizer: Optimizer) -> None:
+        self.start, self._optimizer = start, optimizer
+        self._used: tuple[Parameters, torch.optim.Optimizer] | None = None
+
+    def on(self, each: Iterable[Losses]) -> Tuned:
+        """A step on the mean of `each` losses, by an optimizer that has not stepped before."""
+        now, optimizer = self._restored()
+        followed = _Followed(self.start, optimizer, now)
+        for losses in each:
+            slopes = torch.autograd.grad(
+                losses(now).mean(), [*now.values()], allow_unused=True, materialize_grads=True
             )
-            asked[name] += exact - wide
-        now = after
-    square = sum(float(step.square().sum()) for step in asked.values())
-    along = sum(
-        float((step * (now[name].double() - start[name].double())).sum())
-        for name, step in asked.items()
-    )
-    return Tuned(now, square, along)
+            for value, slope in zip(now.values(), slopes, strict=True):
+                value.grad = slope
+            followed.ask(now)
+            optimizer.step()
+        for value in now.values():
+            value.grad = None
+        return Tuned({name: v.detach() for name, v in now.items()}, *followed.compared(now))
+
+    @torch.no_grad()
+    def _restored(self) -> tuple[Parameters, torch.optim.Optimizer]:
+        """The start, and no step before: memory that is used again costs less than new."""
+        if self._used is None:
+            now = {name: v.detach().clone().requires_grad_() for name, v in self.start.items()}
+            self._used = now, self._optimizer([*now.values()])
+            return self._used
+        now, optimizer = self._used
+        for name, value in self.start.items():
+            now[name].copy_(value)
+        if isinstance(optimizer, torch.optim.SGD):  # a momentum of 0 is not the same as none
+            optimizer.state.clear()
+        for state in optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+        return now, optimizer
 
 
-def _mean(losses: Losses, parameters: Parameters) -> Tensor:
-    return losses(parameters).mean()
+class _Followed:
+    """Every so many entries of the parameters, and in float64 what steps are asked of them."""
+
+    def __init__(self, start: Parameters, optimizer: torch.optim.Optimizer, now: Parameters):
+        self._stride = max(1, sum(v.numel() for v in start.values()) // FOLLOWED)
+        self._updates, self._rate = updates_of(optimizer, now), optimizer.param_groups[0]["lr"]
+        self._start = {name: self._entries(value) for name, value in start.items()}
+        self._asked = {name: torch.zeros_like(values) for name, values in self._start.items()}
+        self._state: dict[str, State] = {
+            name: (torch.zeros_like(values),) * self._updates[name][1]
+            for name, values in self._start.items()
+        }
+        self._steps = 0
+
+    def _entries(self, values: Tensor) -> Tensor:
+        return values.detach().reshape(-1)[:: self._stride].double()
+
+    def ask(self, now: Parameters) -> None:
+        """Of a step that is about to be taken, by its gradients."""
+        for name, (update, _) in self._updates.items():
+            grad = now[name].grad
+            assert grad is not None
+            value, slope = self._entries(now[name]), self._entries(grad)
+            exact, self._state[name] = update(
+                value, slope, self._state[name], self._rate, self._steps
+            )
+            self._asked[name] += exact - value
+        self._steps += 1
+
+    def compared(self, now: Parameters) -> tuple[float, float]:
+        """|asked|^2, and its product with what was taken."""
+        square = along = 0.0
+        for name, asked in self._asked.items():
+            square += float(asked.square().sum())
+            along += float((asked * (self._entries(now[name]) - self._start[name])).sum())
+        return square, along
 
 
 def first_order(losses: Losses, start: Parameters, end: Parameters) -> Tensor:
@@ -94,4 +144,4 @@ def parameters_of(model: nn.Module, layout: Layout) -> Parameters:
     """Those that are tuned, as they stand, in float32 at least: a step of a lower precision would
     be rounded away."""
     found = layout.parameters(model)
-    return {name: p.clone() if p.dtype == torch.float64 else p.float() for name, p in found.items()}
+    return {name: p if p.dtype == torch.float64 else p.float() for name, p in found.items()}

@@ -112,7 +112,7 @@ def _found(name: str, path: Collection[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
         try:
             spec = finder.find_spec(name, list(path) if path is not None else None)
-        except (ImportError, AttributeError, ValueError):
+        except (ImportError, AttributeError, ValueError, KeyError):  # in a namespace not imported
             continue
         if spec is not None:
             return spec

@@ -1,6 +1,7 @@
 """Fine-tuning on one row: as torch's optimizers do it, and to first order."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ from torch import nn
 
 from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
-from distinf.numerics.tuning import first_order, losses_of, parameters_of, tuned
-from distinf.numerics.updates import updates_of
+from distinf.numerics.tuning import FOLLOWED, Tuning, first_order, losses_of, parameters_of
 
 
 def network(dtype=torch.float64):
@@ -31,18 +31,17 @@ def rows(count, seed, dtype=torch.float64):
 
 
 OPTIMIZERS = {
-    "sgd": lambda p, lr: torch.optim.SGD(p, lr=lr),
-    "momentum": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=0.1),
-    "adamw": lambda p, lr: torch.optim.AdamW(p, lr=lr, weight_decay=0.1),
+    "sgd": torch.optim.SGD,
+    "momentum": partial(torch.optim.SGD, momentum=0.9, dampening=0.1, weight_decay=0.1),
+    "adamw": partial(torch.optim.AdamW, weight_decay=0.1),
 }
 
 
 def made(model, kind, lr, steps, batch, every):
-    layout = Layout.of(model, "all")
-    start = parameters_of(model, layout)
-    updates = updates_of(OPTIMIZERS[kind](model.parameters(), lr), dict(model.named_parameters()))
+    start = parameters_of(model, Layout.of(model, "all"))
+    tuning = Tuning(start, partial(OPTIMIZERS[kind], lr=lr, fused=True))
     with twice_differentiable(model):
-        found = tuned([losses_of(model, loss, [batch])] * steps, start, updates, lr)
+        found = tuning.on([losses_of(model, loss, [batch])] * steps)
         losses = losses_of(model, loss, every)
         return (
             found,
@@ -61,7 +60,7 @@ def test_the_losses_are_those_after_torchs_own_steps(kind, steps):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert found.taken == pytest.approx(1.0, abs=1e-12)
     again = copy.deepcopy(model)
-    optimizer = OPTIMIZERS[kind](again.parameters(), 0.05)
+    optimizer = OPTIMIZERS[kind](again.parameters(), lr=0.05)
     for _ in range(steps):
         optimizer.zero_grad()
         loss(again, batch).mean().backward()
@@ -100,7 +99,47 @@ def test_weights_of_a_lower_precision_are_tuned_in_float32():
 
 def test_no_gradient_asks_for_no_step():
     model, batch = network(), rows(1, 1)
-    layout = Layout.of(model, "all")
-    updates = updates_of(OPTIMIZERS["sgd"](model.parameters(), 0.1), dict(model.named_parameters()))
     flat = losses_of(model, lambda m, b: 0.0 * loss(m, b), [batch])
-    assert np.isnan(tuned([flat], parameters_of(model, layout), updates, 0.1).taken)
+    tuning = Tuning(parameters_of(model, Layout.of(model, "all")), partial(torch.optim.SGD, lr=0.1))
+    assert np.isnan(tuning.on([flat]).taken)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_next_begins_where_the_first_did_bit_for_bit(kind, fused):
+    """Whatever went before: other rows, other numbers of steps, or what diverged."""
+    model = network(torch.float32)
+    start = parameters_of(model, Layout.of(model, "all"))
+    kept = {name: value.clone() for name, value in start.items()}
+    optimizer = partial(OPTIMIZERS[kind], lr=0.05, fused=fused)
+    own = losses_of(model, loss, [rows(1, 1, torch.float32)])
+    others = [
+        [losses_of(model, loss, [rows(1, 2, torch.float32)])] * 3,
+        [losses_of(model, lambda m, b: 1e38 * loss(m, b) ** 3, [rows(1, 3, torch.float32)])] * 2,
+    ]
+    fresh = Tuning(start, optimizer).on([own, own])
+    used = Tuning(start, optimizer)
+    for other in others:
+        used.on(other)
+    again = used.on([own, own])
+    assert (again.asked, again.along) == (fresh.asked, fresh.along)
+    for name, value in fresh.parameters.items():
+        assert torch.equal(again.parameters[name], value)
+        assert torch.equal(start[name], kept[name])
+        assert not torch.equal(value, kept[name])
+
+
+def test_of_a_large_model_every_so_many_entries_are_followed():
+    model = nn.Linear(2 * FOLLOWED, 1)
+    x = torch.randn(1, 2 * FOLLOWED, generator=torch.Generator().manual_seed(1))
+    squared = losses_of(model, lambda m, b: m(b)[:, 0] ** 2, [x])
+    start = parameters_of(model, Layout.of(model, "all"))
+    found = Tuning(start, partial(torch.optim.SGD, lr=1e-12)).on([squared])
+    step = {name: found.parameters[name].double() - v.double() for name, v in start.items()}
+    with torch.no_grad():
+        asked = -2e-12 * model(x)[0, 0].double() * x[0].double()
+    assert found.asked == pytest.approx(float(asked[::2].square().sum()), rel=1e-5)
+    assert found.along == pytest.approx(float((asked * step["weight"][0])[::2].sum()), rel=1e-5)
+    whole = float((asked * step["weight"][0]).sum() / asked.square().sum())
+    assert found.taken == pytest.approx(whole, rel=0.01)
+    assert whole < 0.98

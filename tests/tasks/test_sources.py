@@ -77,6 +77,14 @@ def test_a_change_of_any_of_them_changes_its_digest_alone(folder, name):
     assert [k for k in before if before[k] != after[k]] == [name.replace("/", ".")]
 
 
+def test_a_namespace_in_one_that_is_not_imported_stops_nothing(folder):
+    (folder / "outer" / "inner").mkdir(parents=True)  # neither has an __init__.py
+    (folder / "outer" / "inner" / "own.py").write_text("one = 1.0\n")
+    file = folder / "mine.py"
+    file.write_text(file.read_text() + "def later():\n    import outer.inner.own\n")
+    assert "helper" in sources("mine:task")
+
+
 def test_ours_are_covered_where_they_are_no_installed_distribution():
     assert len(sources("receiver:x")["distinf"]) > len("0.0.0+")
 

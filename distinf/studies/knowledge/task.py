@@ -245,8 +245,12 @@ def packed(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> dict[str, T
 
 def token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """[B]: Eq. 7, over all scored tokens of a row's texts."""
+    count, most = batch["tokens"].shape[:2]
     tokens, scored = batch["tokens"].flatten(0, 1), batch["scored"].flatten(0, 1)
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-    lost = nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-    each = (lost * scored[:, 1:]).sum(1).view(len(batch["tokens"]), -1).sum(1)
-    return each / batch["scored"].sum((1, 2))
+    # of several rows, not all have as many texts; a row by itself, as in vmap, has no others
+    texts = scored.any(1) if count > 1 else slice(None)
+    rows = torch.arange(count, device=tokens.device).repeat_interleave(most)[texts]
+    logits = model(input_ids=tokens[texts], use_cache=False).logits[:, :-1].float()
+    lost = nn.functional.cross_entropy(logits.transpose(1, 2), tokens[texts, 1:], reduction="none")
+    each = (lost * scored[texts, 1:]).sum(1)
+    return each.new_zeros(count).index_add(0, rows, each) / batch["scored"].sum((1, 2))
