@@ -276,5 +276,5 @@ def _words(session: Session, split: str, ids: np.ndarray) -> Words:
 STAGE = Stage(
     NAME, "estimates of influence", needs=(base.NAME,), units=units, run=run,
     reads=("estimates", "tune", "-tune.rows_per_unit", "-tune.least_taken", "-tune.leave_one_out",
-           "-tune.first_order", "-tune.steps"),
+           "-tune.first_order", "-tune.steps", "-tune.sweep"),
 )  # fmt: skip

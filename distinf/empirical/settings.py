@@ -33,6 +33,9 @@ class TuneSettings:
                       al.), at the price of two evaluations more
     least_taken       of the steps of a few rows together this share has to be taken, or the run is
                       refused: rounding the weights would swallow them
+    sweep             doublings of lr tried above it, and as many halvings below it, on a few rows:
+                      the page says where the matrix hardly depends on the rate, and warns of an lr
+                      that is not there
     rows_per_unit     rows that one unit fine-tunes on, one after the other
     evaluation_batch  rows evaluated at once
     """
@@ -47,6 +50,7 @@ class TuneSettings:
     precision: Precision = "float32"
     first_order: bool = False
     least_taken: float = 0.9
+    sweep: int = 0
     rows_per_unit: int = 10
     evaluation_batch: int = 256
 
@@ -54,6 +58,7 @@ class TuneSettings:
         positive("lr", self.lr)
         not_negative("weight_decay", self.weight_decay)
         not_negative("momentum", self.momentum)
+        not_negative("sweep", self.sweep)
         for name in ("steps", "rows_per_unit", "evaluation_batch"):
             at_least(name, getattr(self, name), 1)
         if not 0 <= self.least_taken <= 1:

@@ -6,6 +6,7 @@ What is stored is the loss itself; influence is before minus after (see matrix.p
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -183,25 +184,35 @@ def start_of(session: Session, model: nn.Module) -> Parameters:
     return parameters_of(model, Layout.of(model, session.settings.tune.blocks))
 
 
-def tuned_on(session: Session, model: nn.Module, rows: Sequence[int]) -> Tuned:
-    """A step on each of these rows; the parameters are overwritten by the next call."""
+def tuned_on(
+    session: Session, model: nn.Module, rows: Sequence[int], rate: float | None = None
+) -> Tuned:
+    """A step on each of these rows, at another rate if it is given; the next call overwrites the
+    parameters."""
+    settings = session.settings.tune
+    rate = settings.lr if rate is None else rate
 
     def losses(row: int) -> Losses:
         batch = session.read(session.task, TRAIN, np.array([row]))
         return losses_of(model, tuning_loss(session), [batch])
 
     def made() -> Tuning:
-        return Tuning(start_of(session, model), partial(_optimizer, session.settings.tune))
+        return Tuning(start_of(session, model), partial(_optimizer, replace(settings, lr=rate)))
 
-    return session.latest("tuning", model, made).on(map(losses, rows))
+    return session.latest("tuning", (model, rate), made).on(map(losses, rows))
+
+
+def tried(session: Session) -> list[int]:
+    """A few rows from all over the task."""
+    spread = np.linspace(0, session.outline.rows[TRAIN] - 1, TRIED)
+    return [int(row) for row in np.unique(spread.astype(int))]
 
 
 def _refuse_lost_steps(session: Session, model: nn.Module) -> None:
     """InputError where rounding swallows the steps of some rows, taken together: of a row that the
     model knows already the step is small, and nothing is lost with it."""
-    settings, rows = session.settings.tune, session.outline.rows[TRAIN]
-    tried = np.unique(np.linspace(0, rows - 1, TRIED).astype(int))
-    every = [tuned_on(session, model, [int(row)] * settings.steps) for row in tried]
+    settings = session.settings.tune
+    every = [tuned_on(session, model, [row] * settings.steps) for row in tried(session)]
     made = [m for m in every if math.isfinite(m.asked) and math.isfinite(m.along)]
     asked, along = sum(m.asked for m in made), sum(m.along for m in made)
     if along < settings.least_taken * asked:
@@ -221,6 +232,6 @@ def _optimizer(settings: TuneSettings, parameters: list[torch.Tensor]) -> torch.
 
 STAGE = Stage(
     NAME, "fine-tuning on each row", needs=(base.NAME,), units=units, run=run,
-    reads=("tune", "-tune.rows_per_unit", "-tune.least_taken"),
+    reads=("tune", "-tune.rows_per_unit", "-tune.least_taken", "-tune.sweep"),
     uncounted=("tune.rows_per_unit", "tune.least_taken"),
 )  # fmt: skip

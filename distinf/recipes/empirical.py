@@ -1,6 +1,6 @@
 """The empirical recipe: influence measured by fine-tuning on one row at a time."""
 
-from distinf.empirical import base, estimates, tuning
+from distinf.empirical import base, estimates, rates, tuning
 from distinf.empirical.settings import StageSettings
 from distinf.engine.recipe import Recipe
 from distinf.engine.session import Session
@@ -15,7 +15,7 @@ def check(session: Session) -> str:
 
 RECIPE = Recipe(
     settings=StageSettings,
-    stages=(base.STAGE, tuning.STAGE, estimates.STAGE),
+    stages=(base.STAGE, rates.STAGE, tuning.STAGE, estimates.STAGE),
     report=write,
     check=check,
     unevaluated="its influence is not foretold but measured, by training on one row at a time",

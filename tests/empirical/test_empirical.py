@@ -15,6 +15,7 @@ from distinf.cli import main
 from distinf.config import load, resolve
 from distinf.empirical.base import based_model
 from distinf.empirical.matrix import finite, measured
+from distinf.empirical.rates import _lowest
 from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.numerics.randomness import generator
@@ -380,3 +381,37 @@ def test_leaving_one_out_is_training_on_all_rows_with_and_without_it(tmp_path, o
     wanted = np.stack([after(row) for row in range(8)]) - after(None)
     np.testing.assert_allclose(measured(session).influence_NE, wanted, atol=3e-6)
     assert np.abs(wanted).max() > 0.01
+
+
+def test_the_plateau_is_where_the_matrix_hardly_depends_on_the_rate(tmp_path):
+    TASKS["plain"] = lambda: related({"sample": range(8)})
+
+    def ran(name, **tune):
+        return execute(resolve(raw_told("plain", tmp_path / name, **tune)), silent)
+
+    session, off = ran("swept", lr=2.0**-10, sweep=14), ~np.eye(8, dtype=bool)
+    rows = json.loads(session.blobs.get("report/rates.json"))
+    assert [row["rate"] for row in rows] == [2.0 ** (k - 24) for k in range(29)]
+    for k in (10, 20, 24):  # all eight rows are tried
+        one, other = (measured(ran(f"{k}.{up}", lr=2.0 ** (k - 24 + up))) for up in (0, 1))
+        wanted = np.corrcoef(one.influence_NE[off], other.influence_NE[off])[0, 1]
+        assert rows[k]["correlation"] == pytest.approx(wanted, abs=1e-9)
+        assert rows[k]["taken"] == pytest.approx(np.average(one.taken_N), abs=1e-4)
+    on = [row["plateau"] for row in rows]
+    start, stop = on.index(True), len(on) - on[::-1].index(True)
+    assert all(on[start:stop])
+    assert 0 < start < stop < len(on) - 1
+    assert rows[stop]["correlation"] < 0.99
+    edge = rows[start - 1]
+    assert edge["correlation"] < 0.99 or edge["taken"] < 0.9
+    assert start < 14 < stop  # so that there is nothing to warn of
+    page, warned = session.blobs.get("report/index.html").decode(), "tune.lr is not where"
+    assert "Rates around it" in page
+    assert warned not in page
+    assert warned in ran("high", lr=1.0, sweep=2).blobs.get("report/index.html").decode()
+
+
+def test_of_stretches_of_good_rates_the_lowest_is_the_plateau():
+    assert _lowest([True, False, True, True, False, True, True, True]) == (2, 4)
+    assert _lowest([False, True, True]) == (1, 3)
+    assert _lowest([False, True]) == (0, 0)

@@ -1,6 +1,7 @@
 """The language study: domains, tokens, prompts, and a whole run of a tiny model."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,13 +10,18 @@ import yaml
 
 pytest.importorskip("transformers", reason="needs distinf[llm]")
 
+from transformers import GPT2Config, GPT2LMHeadModel
+
 from distinf.cli import main
 from distinf.config import resolve
 from distinf.empirical.estimates import estimated
 from distinf.empirical.matrix import measured
 from distinf.engine.run import execute
 from distinf.errors import InputError
+from distinf.numerics.curvature import twice_differentiable
+from distinf.numerics.parameters import Layout
 from distinf.numerics.text_baselines import bm25
+from distinf.numerics.tuning import Tuning, first_order, losses_of, parameters_of
 from distinf.studies.knowledge.domains import domains, word
 from distinf.studies.knowledge.task import Knowledge, packed, task, token_loss
 from tests.support.causal import write_causal
@@ -98,6 +104,32 @@ def test_a_prompt_scores_the_same_tokens_in_both_conditions(tiny):
         len(language.encoded(mine.items[4].texts[0])) == len(context) - 1
     )
     assert not torch.allclose(with_it, unrelated)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_error_of_the_first_order_falls_as_the_rate_does(tiny, optimizer):
+    """Eq. 2 and 3 of a language model in float64 (Llama's norms would be in float32): relative to
+    the influence, a log-log slope of 1."""
+    mine = statements(tiny, domains=("belongs_to",))
+    torch.manual_seed(0)
+    model = (
+        GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4)).double().eval()
+    )
+    start = parameters_of(model, Layout.of(model, "all"))
+    own, every = (
+        losses_of(model, token_loss, [mine.batch("train", np.array(ids))])
+        for ids in ([7], range(10))
+    )
+    rates, errors = np.array([1e-6, 3e-6, 1e-5, 3e-5]), []
+    with twice_differentiable(model):
+        for rate in rates:
+            end = Tuning(start, partial(optimizer, lr=rate, weight_decay=0.0)).on([own]).parameters
+            with torch.no_grad():
+                influence_E = every(start) - every(end)
+            error_E = influence_E - first_order(every, start, end)
+            errors.append(float(error_E.norm() / influence_E.norm()))
+    assert errors[-1] > 1e-9
+    assert np.polyfit(np.log(rates), np.log(errors), 1)[0] == pytest.approx(1.0, abs=0.05)
 
 
 def test_padding_on_the_right_is_not_seen(tiny):

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from distinf.empirical.matrix import Matrix, finite, measured
+from distinf.empirical.rates import plateau
 from distinf.empirical.task import Contrasting
 from distinf.empirical.yardstick import agreements
 from distinf.engine.session import Session
@@ -29,7 +30,7 @@ def write(session: Session) -> None:
     main, buffer = runs[""], io.BytesIO()
     np.save(buffer, main.influence_NE, allow_pickle=False)
     findings = {"rows": main.influence_NE.shape[0], "columns": main.influence_NE.shape[1]}
-    findings |= {"answer": answer(runs, rows), "warnings": list(warnings(runs))}
+    findings |= {"answer": answer(runs, rows), "warnings": list(warnings(runs, rows))}
     publish(
         session, findings, rows, page(session, runs, rows),
         more={"influence.npy": buffer.getvalue()},
@@ -43,17 +44,18 @@ def found(session: Session) -> tuple[dict[str, Matrix], dict[str, list[Row]]]:
     tasks = {name: each.task for name, each in every.items()}
     wanted = {k: t.contrasts() if isinstance(t, Contrasting) else () for k, t in tasks.items()}
     rows = tables({name: finite(matrix) for name, matrix in runs.items()}, wanted)
-    return runs, rows | {"yardstick": [*agreements(runs, every)]}
+    swept = [{"run": name} | row for name, each in every.items() for row in plateau(each)]
+    return runs, rows | {"yardstick": [*agreements(runs, every)], "rates": swept}
 
 
 def summary(session: Session) -> list[str]:
     """The page's answer, and what is to be warned of."""
     runs, rows = found(session)
-    told = [f"warning: {line}" for line in warnings(runs)]
+    told = [f"warning: {line}" for line in warnings(runs, rows)]
     return [*told, *answer(runs, rows), f"the matrix: {session.blobs.root}/report/influence.npy"]
 
 
-def warnings(runs: Mapping[str, Matrix]) -> Iterator[str]:
+def warnings(runs: Mapping[str, Matrix], rows: Tables) -> Iterator[str]:
     for name, matrix in runs.items():
         bad = int(matrix.diverged_N.sum())
         of = f"{name}: " if name else ""
@@ -64,6 +66,11 @@ def warnings(runs: Mapping[str, Matrix]) -> Iterator[str]:
             )
         elif not np.any(np.nan_to_num(matrix.influence_NE)):
             yield f"{of}no loss changed at all; raise tune.lr"
+        swept = [row for row in rows.get("rates", []) if row["run"] == name]
+        good = [row["rate"] for row in swept if row["plateau"]]
+        if any(row["own"] and not row["plateau"] for row in swept):
+            where = f"take one from {min(good):g} to {max(good):g}" if good else "no rate swept is"
+            yield f"{of}tune.lr is not where the matrix hardly depends on it; {where}"
 
 
 def answer(runs: Mapping[str, Matrix], rows: Tables) -> list[str]:
@@ -124,7 +131,7 @@ def page(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Page:
         session.context["task"],
         answer=(first, *rest) if rest else (first,),
         question="What does training on one sample do to every other?",
-        warnings=list(warnings(runs)),
+        warnings=list(warnings(runs, rows)),
         sections=list(sections(session, runs, rows)),
     )
 
@@ -154,6 +161,8 @@ def sections(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Iter
     yield Section("relations", "Who helps whom", [table("relations")])
     yield yardstick.section(words, rows["yardstick"])
     linear = words.table("first_order", [_named(row) for row in rows.get("first_order", [])])
+    swept = words.table("rates", [_named(row) for row in rows.get("rates", [])])
+    yield Section("rates", "The learning rate", [swept], words.of("rates"))
     yield Section("linear", "The kernel view", [linear], words.of("linear"))
     yield Section("cost", "Cost", [costs(rows["costs"])])
     deviations = [("", line) for line in (*_own(session), *words.of("deviations"))]

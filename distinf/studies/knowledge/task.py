@@ -250,7 +250,8 @@ def token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     # of several rows, not all have as many texts; a row by itself, as in vmap, has no others
     texts = scored.any(1) if count > 1 else slice(None)
     rows = torch.arange(count, device=tokens.device).repeat_interleave(most)[texts]
-    logits = model(input_ids=tokens[texts], use_cache=False).logits[:, :-1].float()
+    logits = model(input_ids=tokens[texts], use_cache=False).logits[:, :-1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     lost = nn.functional.cross_entropy(logits.transpose(1, 2), tokens[texts, 1:], reduction="none")
     each = (lost * scored[texts, 1:]).sum(1)
     return each.new_zeros(count).index_add(0, rows, each) / batch["scored"].sum((1, 2))
