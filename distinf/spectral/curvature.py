@@ -61,8 +61,10 @@ def pairs_unit(outline: Outline) -> Unit:
 
 
 def probe_units(outline: Outline) -> list[Unit]:
-    probes = outline.settings.curvature.probes
-    return [Unit(NAME, outline.keys[NAME], i, i + 1, {"trace_probe": i}) for i in range(probes)]
+    """Of the trace, where scores do not take what gradients see instead."""
+    settings = outline.settings
+    wanted = range(settings.curvature.probes if settings.scores.complement != "gradients" else 0)
+    return [Unit(NAME, outline.keys[NAME], i, i + 1, {"trace_probe": i}) for i in wanted]
 
 
 def seen_units(outline: Outline) -> list[Unit]:
@@ -74,7 +76,7 @@ def seen_units(outline: Outline) -> list[Unit]:
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
-    """Krylov steps, the Ritz pairs, the trace probes, those of training gradients."""
+    """Krylov steps, the Ritz pairs, the probes of what is outside them."""
     settings, shapes = outline.settings.curvature, outline.shapes
     samples = min(settings.samples, outline.training_rows)
     product = PRODUCT * shapes.flops_per_sample * samples

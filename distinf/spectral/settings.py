@@ -151,8 +151,8 @@ class CurvatureSettings:
     shards        logical pieces of a product; fixed, so that the ranks do not change a bit
     reduction     ordered (bitwise the same on any ranks) or allreduce (the fast path)
     memory_mb     of activations of one microbatch, and of the directions that refined solves share
-    probes        products for the trace, hence the complement's mean eigenvalue; 0: none. As many
-                  more, of training gradients, for scores.complement gradients
+    probes        products that tell what the operator is outside the pairs: of training gradients
+                  for scores.complement gradients, else for the trace; 0: none
     residuals     products (true ones, a product per pair) or relation (from the Arnoldi relation)
     blocks        which parameters: all, lora, or a regex on their names
     refine        how many of the targets to refine by a preconditioned solve under each loss; null:

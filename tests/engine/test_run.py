@@ -261,7 +261,7 @@ def test_not_enough_disk_is_refused_before_anything_is_written(tmp_path, monkeyp
 
 def test_units_are_planned_without_data(finished):
     planned = {s.name: s.units(finished.outline) for s in finished.recipe.working}
-    assert [len(planned[s]) for s in ("train", "curvature", "gradients")] == [4, 8 + 1 + 2 + 2, 4]
+    assert [len(planned[s]) for s in ("train", "curvature", "gradients")] == [4, 8 + 1 + 2, 4]
     assert all(cost.flops > 0 for _, cost in planned["train"])
     assert sum(cost.bytes for _, cost in planned["gradients"]) < 1e6
 
@@ -272,7 +272,8 @@ def test_stored_pairs_are_ritz_pairs_of_the_dense_hessian(finished):
     vectors_KP = pairs.vectors.double()
     residuals = (vectors_KP @ hessian_PP - pairs.values[:, None] * vectors_KP).norm(dim=1)
     np.testing.assert_allclose(residuals.numpy(), pairs.residuals.numpy(), atol=1e-5)
-    assert math.isfinite(pairs.trace)
+    assert pairs.seen is not None
+    assert math.isnan(pairs.trace)  # which nobody asks for
 
 
 def test_step_rows_cover_an_epoch_once(finished):

@@ -126,7 +126,7 @@ def test_what_is_refused_is_refused_before_the_probes(tmp_path, scores):
     session = open_session(config)
     done = session.ledger("curvature").committed_ids()
     assert curvature.pairs_unit(session.outline).id in done
-    assert not {unit.id for unit in curvature.probe_units(session.outline)} & done
+    assert not {unit.id for unit in curvature.seen_units(session.outline)} & done
 
 
 def test_a_rule_below_what_float32_can_tell_is_raised(tmp_path):
