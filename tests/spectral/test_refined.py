@@ -54,7 +54,7 @@ def flat_of(session):
 
 
 def test_as_many_as_a_quarter_of_the_curvatures_products_do_for_are_refined(finished):
-    assert solves.curvature_products(finished.outline) == 40 + 4 + 6 + 6
+    assert solves.curvature_products(finished.outline) == 40 + 4 + 6
     assert solves.most_products(finished.outline) == 14
     taken = steps_of(finished)
     assert 1 < len(taken) <= 12
@@ -85,7 +85,7 @@ def test_the_cost_and_what_the_others_are_is_said(finished):
     assert told.startswith(
         f"{done} of 12 rankings by target and loss are refined ({products} products"
     )
-    assert "beside the curvature's 56" in told
+    assert "beside the curvature's 50" in told
     assert ("an approximation of (H + damping)⁻¹" in told) == (done < 12)
     assert told in summary(finished)
     assert told.split(", beside")[0] in finished.blobs.get("report/index.html").decode()
