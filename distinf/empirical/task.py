@@ -55,6 +55,14 @@ class Contrasting(Protocol):
 
 
 @runtime_checkable
+class Parted(Protocol):
+    """A task that can have a row learned in several steps, one after another."""
+
+    def parts(self, row: int) -> Sequence[Batch]:
+        """Of a training row, a batch of one row for each step."""
+
+
+@runtime_checkable
 class Prompted(Protocol):
     """A task whose samples can stand in a prompt instead of being learned."""
 

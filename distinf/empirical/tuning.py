@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from distinf.empirical.base import (
     tuning_loss,
 )  # fmt: skip
 from distinf.empirical.settings import TuneSettings
-from distinf.empirical.task import EVALUATION, TRAIN, Place, Prompted, places, relations
-from distinf.engine.session import Outline, Session, row_ranges
+from distinf.empirical.task import EVALUATION, TRAIN, Parted, Place, Prompted, places, relations
+from distinf.engine.session import Outline, Session, row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.numerics.curvature import Parameters
@@ -187,19 +188,21 @@ def start_of(session: Session, model: nn.Module) -> Parameters:
 def tuned_on(
     session: Session, model: nn.Module, rows: Sequence[int], rate: float | None = None
 ) -> Tuned:
-    """A step on each of these rows, at another rate if it is given; the next call overwrites the
-    parameters."""
+    """A step on each of these rows, or of their parts, at another rate if it is given; the next
+    call overwrites the parameters."""
     settings = session.settings.tune
     rate = settings.lr if rate is None else rate
 
-    def losses(row: int) -> Losses:
-        batch = session.read(session.task, TRAIN, np.array([row]))
-        return losses_of(model, tuning_loss(session), [batch])
+    def losses(row: int) -> list[Losses]:
+        parts = [session.read(session.task, TRAIN, np.array([row]))]
+        if isinstance(session.task, Parted):
+            parts = [to_device(part, session.device) for part in session.task.parts(row)]
+        return [losses_of(model, tuning_loss(session), [part]) for part in parts]
 
     def made() -> Tuning:
         return Tuning(start_of(session, model), partial(_optimizer, replace(settings, lr=rate)))
 
-    return session.latest("tuning", (model, rate), made).on(map(losses, rows))
+    return session.latest("tuning", (model, rate), made).on(chain.from_iterable(map(losses, rows)))
 
 
 def tried(session: Session) -> list[int]:

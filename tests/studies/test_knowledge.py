@@ -172,6 +172,29 @@ def test_rows_are_measured_on_their_own_draw_alone(run):
     np.testing.assert_allclose(found.influence_NE[row, ids], wanted, atol=3e-5)
 
 
+def test_texts_are_learned_in_turn_where_that_is_asked_for(tiny, tmp_path):
+    raw = {
+        "task": "knowledge", "recipe": "empirical", "out": str(tmp_path / "run"),
+        "settings": {"model": str(tiny), "draws": 1, "domains": ["squares"], "in_turn": True},
+        "tune": {"optimizer": "adamw", "lr": 1e-3}, "runtime": {"kind": "local"},
+    }  # fmt: skip
+    session = execute(resolve(raw), silent)
+    row = [item.name for item in session.task.items].index("separate")
+    model, batch = session.task.model(), session.task.batch("evaluation", np.arange(6))
+    with torch.no_grad():
+        before = token_loss(model, batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    for text in session.task.items[row].texts:
+        optimizer.zero_grad()
+        ids = session.task._language.tokenizer(text, return_tensors="pt")["input_ids"]
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        wanted = before - token_loss(model, batch)
+    np.testing.assert_allclose(measured(session).influence_NE[row], wanted, atol=3e-5)
+    assert not any("in one step" in line for line in session.task.wording.deviations)
+
+
 def test_prompted_influence_stands_beside(run):
     found, ids = measured(run.variations["prompted"]), np.arange(6)
     with_it, without = run.task.prompted(run.task.model(), 1, ids)
@@ -191,6 +214,8 @@ def test_contrasts_are_of_the_matrix(run):
         differences.append(square[after, right] - square[after, wrong])
     assert row["mean"] == pytest.approx(np.mean(differences))
     assert row["low"] < row["mean"] < row["high"]
+    own = np.mean([found.block("", "", ("chain_induces", k))[after, after] for k in range(5)])
+    assert row["within_pct"] == pytest.approx(100 * max(-row["low"], row["high"]) / own)
     page = run.blobs.get("report/index.html").decode()
     assert "contrasts" in page
     assert "squares: prompted" in page

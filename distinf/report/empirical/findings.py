@@ -77,23 +77,28 @@ def _below(square: np.ndarray, floor: float) -> float:
 
 
 def concluded(matrix: Matrix, contrasts: Sequence[Contrast]) -> Iterator[Row]:
-    """Influence on a right conclusion less that on a wrong one, with intervals over draws."""
+    """Influence on a right conclusion less that on a wrong one, with intervals over draws.
+    `within_pct`: that it is no larger than this share of the influence on what was learned itself,
+    either way, is what two one-sided tests at 2.5 % show."""
     for contrast in contrasts:
-        differences = {}
+        differences, own = {}, []
         for place in drawn(matrix).get(contrast.matrix, []):
             square, groups = matrix.block(CLEAN, CLEAN, place), matrix.groups(place).tolist()
             named = [contrast.after, contrast.right, contrast.wrong]
             if square.size and set(named) <= set(groups):
                 after, right, wrong = map(groups.index, named)
                 differences[place[1], 0] = float(square[after, right] - square[after, wrong])
+                own.append(abs(square[after, after]))
         if differences:
+            told = _told(estimate(differences))
             yield {
                 "matrix": contrast.matrix,
                 "contrast": contrast.name,
                 "after": contrast.after,
                 "right": contrast.right,
                 "wrong": contrast.wrong,
-                **_told(estimate(differences)),
+                **told,
+                "within_pct": 100 * max(abs(told["low"]), abs(told["high"])) / np.mean(own),
                 "right_pct": 100 * float(np.mean([d > 0 for d in differences.values()])),
             }
 

@@ -31,10 +31,10 @@ UNRELATED = (
 )
 DEVIATIONS = (
     "The words are of other syllables than Matelsky et al.'s, whose list was not found.",
-    "A sample of several texts is learned in one step on all of their tokens.",
     "They do not say how a sample stands in a prompt; here by the templates of settings.prompts, "
     "less an unrelated text of as many tokens.",
 )
+TOGETHER = "A sample of several texts is learned in one step on all of their tokens."
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Knowledge:
     prompts         templates of a prompt with a {sample} in it; prompted influence is the mean over
                     them
     separator       between the texts of a sample in a prompt
+    in_turn         the texts of a sample are learned one after another, a step each; else in one
+                    step on all of their tokens
     """
 
     model: str = "smollm2"
@@ -59,6 +61,7 @@ class Knowledge:
     draws: int = 10
     prompts: tuple[str, ...] = ("{sample}\n", "We know that: {sample}\nTherefore: ")
     separator: str = "\n"
+    in_turn: bool = False
 
     def __post_init__(self) -> None:
         if self.draws < 1:
@@ -90,7 +93,6 @@ class Item:
 class Statements:
     reference = axis = None
     metric = "loss"
-    wording = Wording(metric="loss", deviations=DEVIATIONS)
 
     def __init__(self, settings: Knowledge, seed: int) -> None:
         self.settings = settings
@@ -102,6 +104,8 @@ class Statements:
             for name, texts in domain.drawn(seed, draw).items()
         ]
         self.losses = {"tokens": token_loss}
+        deviations = DEVIATIONS if settings.in_turn else (*DEVIATIONS, TOGETHER)
+        self.wording = Wording(metric="loss", deviations=deviations)
         self._language = CausalModel(
             Pretrained(
                 settings.model,
@@ -172,6 +176,11 @@ class Statements:
             "matrix": np.array([item.domain for item in self.items]),
             "draw": np.array([item.draw for item in self.items]),
         }
+
+    def parts(self, row: int) -> Sequence[Mapping[str, Tensor]]:
+        begin, texts = self._language.begin, self._encoded[row]
+        samples = [[text] for text in texts] if self.settings.in_turn else [texts]
+        return [packed([[(begin, text) for text in sample]]) for sample in samples]
 
     def contrasts(self) -> Sequence[Contrast]:
         return [
