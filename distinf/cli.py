@@ -106,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
         help="rank a task's training rows, most detrimental first; none is left out",
     )
     _configurable(score)
+    score.add_argument(
+        "--query", "--queries", dest="queries", metavar="FILE",
+        help="rows to ask about, as the task reads them: shows each one's most helpful and most "
+        "harmful training rows",
+    )  # fmt: skip
+    score.add_argument(
+        "--top", type=int, default=5, metavar="K", help="of each, so many rows (default 5)"
+    )
     score.add_argument("--accept", action="append", default=[], metavar="KEY", help="as in run")
     score.set_defaults(call=_score)
 
@@ -211,7 +219,8 @@ def _configurable(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",
         metavar="CONFIG",
-        help="a YAML file, a run's folder to replay, or a task's module:function",
+        help="a YAML file, a run's folder to replay, a task's module:function, or JSON lines to "
+        "fine-tune a language model on",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -312,6 +321,8 @@ def _score(options: argparse.Namespace) -> None:
     if recipe_in(raw, options.config) != "gram":
         raise InputError(f"{options.config}: score is the Gram recipe; use distinf run for it")
     assign(raw, "actions.configurations", [], options.config)
+    if options.queries is not None:
+        _ask_about(raw, options)
     try:
         config = resolve(raw, options.config)
     except InputError:
@@ -321,6 +332,23 @@ def _score(options: argparse.Namespace) -> None:
         way = f"; rank its task by: distinf score {task}" if ":" in task else ""
         raise InputError(f"{options.config}: is for distinf run{way}") from None
     _carry_out(config, options.accept, began, options.voice)
+
+
+def _ask_about(raw: dict[str, Any], options: argparse.Namespace) -> None:
+    """The task's queries come from --query FILE, and the report has each one's rows."""
+    from distinf.config_file import assign
+    from distinf.tasks.task import setting_of_file
+
+    if options.top < 1:
+        raise InputError(f"--top {options.top}: give at least 1")
+    setting = setting_of_file(raw["task"], "queries")
+    if not setting:
+        raise InputError(
+            f"--query {options.queries}: the task {raw['task']} reads none from a file"
+        )
+    own = "" if setting.partition(".")[0] in raw else "settings."  # as the configuration has it
+    assign(raw, f"{own}{setting}", options.queries, "--query")
+    assign(raw, "report.per_query", options.top, "--query")
 
 
 def _task_of_another_recipe(options: argparse.Namespace) -> str | None:

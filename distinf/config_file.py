@@ -27,7 +27,8 @@ def read(
     """The keys of a configuration, `out` among them, overridden (`a.b=value`, the value as YAML).
 
     path   a YAML file; or the folder or URL of a run, or the config.yaml in it, to replay that
-           run: its `out` is where it lies; or a task's module:function, with every default
+           run: its `out` is where it lies; or a task's module:function, with every default; or JSON
+           lines to fine-tune a language model on (the task sft)
     verb   run, or score: each command has folders of its own, and `score` takes the Gram recipe
            where none is named
     out    in place of what is said anywhere else
@@ -81,6 +82,8 @@ def _given(path: str) -> tuple[dict[str, Any], str]:
     if _task_of(path) is not None:
         return {"task": path}, "."
     file = Path(path)
+    if path.removesuffix(".gz").endswith(".jsonl"):
+        return {"task": "sft", "settings": {"data": {"path": path}}}, "."
     if not file.suffix and not file.exists():
         raise InputError(
             f"{path}: No such file or directory; give the path of a YAML file, a run's folder, or "

@@ -19,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from distinf.engine.evaluating import Evaluation
-from distinf.engine.query import extremes
 from distinf.engine.recipe import Answer
 from distinf.engine.run import page_path
 from distinf.engine.session import Session
@@ -29,7 +28,7 @@ from distinf.report.formats import number
 from distinf.report.worth import remark
 from distinf.runtime import Part, Unit
 from distinf.saying import own_stderr
-from distinf.terminal import Terminal, fitted, rows_table
+from distinf.terminal import Terminal, by_query_table, fitted
 
 POLL_S = 0.5
 SOON_S = 2.0  # the first plain line of a stage that takes longer
@@ -122,12 +121,8 @@ def query_table(answer: Answer, top: int, console: Terminal | None = None) -> No
     """The first queries' most helpful and most harmful training rows, or candidates."""
     out, count = console or Terminal(), len(answer.queries)
     shown = replace(answer, scores_QN=answer.scores_QN[:QUERIES], queries=answer.queries[:QUERIES])
-    rows = list(extremes(shown, top))
-    keys = ["query_text", "place", "score", "row", "label", "text"]
-    if not any("query_text" in row for row in rows):
-        keys = ["query_row", *keys]
-    table = rows_table(f"{answer.scored} by query {answer.cell}".strip(), rows, keys)
-    out.print(table, soft_wrap=True)
+    title = f"{answer.scored} by query {answer.cell}".strip()
+    out.print(by_query_table(title, list(shown.extremes(top))), soft_wrap=True)
     if count > QUERIES:
         out.print(f"the first {QUERIES} of {count} queries; the others are in the tables")
 

@@ -48,3 +48,11 @@ def rows_table(title: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[str
     for row in rows:
         table.add_row(*(fitted(row.get(key, "")) for key in kept))
     return table
+
+
+def by_query_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of `Answer.extremes`, each with its query's text, or number where there is no text."""
+    keys = ["query_text", "place", "score", "row", "label", "text"]
+    if not any("query_text" in row for row in rows):
+        keys = ["query_row", *keys]
+    return rows_table(title, rows, keys)

@@ -238,22 +238,10 @@ def _files(root: str, answers: Sequence[Answer], top: int) -> Iterator[tuple[str
         whole = io.BytesIO()
         np.save(whole, answer.scores_QN, allow_pickle=False)
         yield f"{root}/scores{of}.npy", whole.getvalue()
-        rows = list(extremes(answer, top))
+        rows = list(answer.extremes(top))
         table = io.StringIO()
         writer = csv.DictWriter(table, list(dict.fromkeys(k for row in rows for k in row)))
         writer.writeheader()
         writer.writerows(rows)
         yield f"{root}/top{of}.csv", table.getvalue().encode()
         yield f"{root}/top{of}.json", json.dumps(rows, indent=1).encode()
-
-
-def extremes(answer: Answer, top: int) -> Iterator[dict[str, Any]]:
-    """Of each query the most helpful rows (place 1, 2, …) and the most harmful (-1, -2, …)."""
-    for query, scores_N in zip(answer.queries, answer.scores_QN, strict=True):
-        order = np.argsort(-scores_N, kind="stable")[: int(np.isfinite(scores_N).sum())]
-        count = min(top, len(order))
-        places = [*range(1, count + 1), *range(-1, -count - 1, -1)]
-        rows = np.concatenate([order[:count], order[::-1][:count]])
-        about = {f"query_{key}": value for key, value in query.items()}
-        for place, row, known in zip(places, rows.tolist(), answer.rows(rows), strict=True):
-            yield {**about, "place": place, "score": float(scores_N[row]), **known}

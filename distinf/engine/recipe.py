@@ -1,6 +1,6 @@
 """Recipes: the kinds of run there are, each an object that says all that is its own."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,17 @@ class Answer:
     rows: Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
     note: str = ""  # what a reader has to know of the scores
     scored: str = "Training rows"
+
+    def extremes(self, top: int) -> Iterator[dict[str, Any]]:
+        """Of each query the most helpful rows (place 1, 2, …) and the most harmful (-1, -2, …)."""
+        for query, scores_N in zip(self.queries, self.scores_QN, strict=True):
+            order = np.argsort(-scores_N, kind="stable")[: int(np.isfinite(scores_N).sum())]
+            count = min(top, len(order))
+            places = [*range(1, count + 1), *range(-1, -count - 1, -1)]
+            rows = np.concatenate([order[:count], order[::-1][:count]])
+            about = {f"query_{key}": value for key, value in query.items()}
+            for place, row, known in zip(places, rows.tolist(), self.rows(rows), strict=True):
+                yield {**about, "place": place, "score": float(scores_N[row]), **known}
 
 
 @dataclass(frozen=True)

@@ -39,20 +39,23 @@ def ranking(
 
 def answers(session: Session, name: str) -> Iterator[Answer]:
     """Asks.answers: each cell's."""
-    estimator, group = name.split("/", 1)
     for cell in session.asked.outline.cells.values():
-        task, ids = session.asked.task(cell.name), np.arange(cell.rows[QUERY])
-        queries = [{"row": row} for row in ids.tolist()]
-        if isinstance(task, AskedAbout):
-            with error_context("describe_queries()"):
-                queries = [dict(each) for each in task.describe_queries(ids)]
-        rows = partial(described_rows, session.task(cell.name))
-        if session.of_candidates:
-            scores_QM = candidate_scores(session, session.cell(cell.name))
-            yield Answer(cell.name, scores_QM, queries, rows, *AS_IF_ADDED)
-        else:
-            scores_QN = query_scores(session, cell, estimator, group)
-            yield Answer(cell.name, scores_QN, queries, rows)
+        yield answer(session, cell, name)
+
+
+def answer(session: Session, cell: Cell, name: str) -> Answer:
+    """A cell's; `name` is estimator/group."""
+    task, ids = session.asked.task(cell.name), np.arange(cell.rows[QUERY])
+    queries = [{"row": row} for row in ids.tolist()]
+    if isinstance(task, AskedAbout):
+        with error_context("describe_queries()"):
+            queries = [dict(each) for each in task.describe_queries(ids)]
+    rows = partial(described_rows, session.task(cell.name))
+    if session.of_candidates:
+        scores_QM = candidate_scores(session, session.cell(cell.name))
+        return Answer(cell.name, scores_QM, queries, rows, *AS_IF_ADDED)
+    scores_QN = query_scores(session, cell, *name.split("/", 1))
+    return Answer(cell.name, scores_QN, queries, rows)
 
 
 def query_scores(session: Session, cell: Cell, estimator: str, group: str) -> np.ndarray:

@@ -195,14 +195,17 @@ class ActionSettings:
 @dataclass(frozen=True)
 class ReportSettings:
     """title: of the page. ranking: whose scores rank the rows ("": the best of what there is:
-    datainf/all/vote, or the first estimator's). rows: lowest ones shown."""
+    datainf/all/vote, or the first estimator's). rows: lowest ones shown. per_query: of each query,
+    so many most helpful rows and so many most harmful (0: none)."""
 
     title: str = ""
     ranking: str = ""
     rows: int = 25
+    per_query: int = 0
 
     def __post_init__(self) -> None:
         at_least("rows", self.rows, 1)
+        at_least("per_query", self.per_query, 0)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Supervised fine-tuning as a task: which tokens are scored, by what loss, and what is refused."""
 
+import csv
 import json
 
 import numpy as np
@@ -8,12 +9,15 @@ import torch
 
 pytest.importorskip("peft", reason="needs distinf[llm]")
 
+from distinf.cli import main
 from distinf.config import resolve
 from distinf.engine.run import execute
+from distinf.errors import InputError
 from distinf.gram.asking import query_scores
 from distinf.gram.train import trained_model
 from distinf.studies.sft.settings import CausalSettings, DataSettings, SftSettings
 from distinf.studies.sft.task import task
+from tests.support.causal import write_causal
 from tests.support.chats import write_chatting, write_rows
 from tests.support.runs import silent
 
@@ -121,3 +125,139 @@ def test_a_run_tunes_the_adapters_and_scores_rows_as_autograd_does(tiny, tmp_pat
     )
     rows = json.loads(session.blobs.get("report/ranked_rows.json"))
     assert {row["text"] for row in rows} == {p["prompt"] + p["completion"] for p in PAIRS}
+
+
+# -- a file, a question --------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "train.jsonl", PAIRS)
+    write_rows(tmp_path / "asked.jsonl", [PAIRS[4], {**PAIRS[1], "completion": "ba"}])
+    return tmp_path
+
+
+def score(tiny, *more, rows="train.jsonl", asked="asked.jsonl"):
+    given = ["--set", f"model.name={tiny}", "--set", "runtime.kind=local", *more]
+    return main(["score", rows, "--query", asked, "--set", "train.epochs=1", *given])
+
+
+def test_a_file_is_scored_for_each_query(tiny, folder, capsys):
+    assert score(tiny, "--top", "3") == 0
+    told = capsys.readouterr().out
+    assert "Training rows by query" in told
+    assert "4 and abab" in told
+    rows = json.loads((folder / "runs/train-score/report/by_query.json").read_text())
+    assert [row["place"] for row in rows] == [1, 2, 3, -1, -2, -3] * 2
+    assert [row["query_text"] for row in rows] == ["4 and abab"] * 6 + ["1 and ba"] * 6
+    assert rows[0]["text"] == "4 and abab"  # the query is itself a training row
+    assert rows[0]["score"] > rows[1]["score"] > rows[3]["score"]
+    with open(folder / "runs/train-score/report/by_query.csv", newline="") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == [row["text"] for row in rows]
+    assert "1 and ba" in (folder / "runs/train-score/report/index.html").read_text()
+
+
+def test_scores_by_query_are_those_of_a_later_question(tiny, folder):
+    assert score(tiny, "--set", "train.selected_epoch=last") == 0
+    (folder / "later.jsonl").write_text((folder / "asked.jsonl").read_text().splitlines()[1] + "\n")
+    run = str(folder / "runs/train-score")
+    assert main(["query", run, "--queries", "later.jsonl", "--top", "5"]) == 0
+    (later,) = (folder / "runs/train-score/queries").glob("*/top.json")
+    rows = json.loads((folder / "runs/train-score/report/by_query.json").read_text())
+    mine = [row for row in rows if row["query_row"] == 1]
+    for one, two in zip(json.loads(later.read_text()), mine, strict=True):
+        assert (one["row"], one["place"]) == (two["row"], two["place"])
+        assert one["score"] == pytest.approx(two["score"], rel=1e-3)
+
+
+LONG = {"prompt": "x" * 40, "completion": "y", "kind": 0}
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+BAD = {
+    "not JSON": (['{"text": "a"}', "", '{"text": '], "row 1 (line 3) is not JSON"),
+    "no object": (['{"text": "a"}', "3"], "row 1 (line 2) must be an object"),
+    "mixed": ([PAIRS[0], {"text": "a"}], "row 1 (line 2) must be an object with the keys of the"),
+    "two forms": ([{**PAIRS[0], "text": "a"}], "rows need text, or prompt and completion, or mess"),
+    "no form": ([{"question": "a"}], "one form in a file; it has question"),
+    "half a form": ([{"prompt": "a"}], "one form in a file; it has prompt"),
+    "empty": ([], "has no rows"),
+    "a number": ([{"text": "a"}, {"text": 3}], "row 1: text is int, not text"),
+    "no text": ([{"text": None}], "row 0: text is NoneType, not text"),
+    "empty completion": ([{**PAIRS[0], "completion": " "}], "row 0: completion is empty; leave"),
+    "no list": ([{"messages": "a"}], "row 0: messages is no list of {role, content}"),
+    "no role": (
+        [{"messages": [{"content": "a"}]}],
+        "a message's role is NoneType, not text",
+    ),
+    "no assistant": ([{"messages": CHAT["messages"][:1]}], "row 0: no assistant says anything"),
+    "too long": ([PAIRS[0], LONG], "row 1: has 43 tokens, more than model.max_length, 20"),
+}
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_one_line_before_any_work(tiny, folder, capsys, case, asked):
+    rows, told = BAD[case]
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "bad.jsonl").write_text("\n".join(lines))
+    files = {"asked": "bad.jsonl"} if asked else {"rows": "bad.jsonl"}
+    assert score(tiny, "--set", "model.max_length=20", **files) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert told in line
+    assert f"error: data.{'queries' if asked else 'path'}: {folder / 'bad.jsonl'}" in line
+    assert not list(folder.glob("runs/*/*"))
+
+
+def refused(tiny, tmp_path, rows, told, **more):
+    mine = made(tiny, tmp_path, rows, **more)
+    with pytest.raises(InputError, match=told):
+        mine.batch("train", np.array([0]))
+
+
+def test_rows_may_be_cut_and_a_cut_completion_is_refused(tiny, tmp_path):
+    cut = {"max_length": 12, "too_long": "truncate"}
+    mine = made(tiny, tmp_path, [{"prompt": "0123456", "completion": "abcdefgh"}] * 2, model=cut)
+    assert scored(mine) == ("abcd", "<s>0123456abcd")
+    assert mine.summary()["truncated"] == {"train": 2, "evaluation": 0}
+    told = r"row 0: has no token to score in the first 12 of its 42; leave it out, or raise"
+    refused(tiny, tmp_path, [LONG], told, model=cut)
+
+
+def test_no_row_is_longer_than_the_context(tmp_path):
+    short = write_chatting(tmp_path / "short", positions=30)
+    told = r"row 0: has 42 tokens, more than the positions of .*short, 30; shorten it, or set model"
+    refused(short, tmp_path, [LONG], told)
+
+
+def test_a_chat_needs_a_template_that_fits_it(tiny, tmp_path):
+    refused(write_causal(tmp_path / "plain"), tmp_path, [CHAT], "row 0: has messages, and the tok")
+    strict = write_chatting(tmp_path / "strict", "{{ raise_exception('no user here') }}")
+    refused(strict, tmp_path, [CHAT], "the chat template of .*strict refuses it: no user here")
+    last = "{% for m in messages %}{% if loop.last %}{{ m['content'] }}{% endif %}{% endfor %}"
+    turns = {"messages": [*CHAT["messages"], *CHAT["messages"]]}
+    told = "writes message 1 otherwise when others follow; give prompt and completion"
+    refused(write_chatting(tmp_path / "last", last), tmp_path, [turns], told)
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = write_chatting(tmp_path / "added")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(folder)
+    made(folder, tmp_path, [{"text": "no such token"}] * 2).batch("train", np.array([0]))
+    told = "gives row 0 of .* the token '<extra>', number 257, and the model has rows for 257"
+    refused(folder, tmp_path, [{"text": "a <extra> b"}], told)
+
+
+def test_queries_must_be_named(tiny, folder, capsys):
+    assert main(["score", "train.jsonl", "--set", f"model.name={tiny}"]) == 2
+    assert "data.queries: name the file of the outputs that are asked about (--query FILE)" in (
+        capsys.readouterr().err
+    )
+    (folder / "own.yaml").write_text("task: tests.support.blobs_task:task\n")
+    assert main(["score", "own.yaml", "--query", "asked.jsonl"]) == 2
+    assert "--query asked.jsonl: the task tests.support.blobs_task:task reads none" in (
+        capsys.readouterr().err
+    )

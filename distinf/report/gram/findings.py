@@ -14,6 +14,7 @@ import torch
 
 from distinf.gram import actions, factors, gradients, scores, tiles
 from distinf.gram.actions import flipped_rows
+from distinf.gram.asking import answer
 from distinf.gram.blocks import ALL, SPARSE
 from distinf.gram.configurations import BETWEEN, all_scores, headline, in_order
 from distinf.gram.paired import Separated, separated
@@ -63,6 +64,7 @@ class Findings:
     joint: Row | None = None
     retrained: Sequence[Row] = ()
     ranking: Sequence[Row] = ()
+    by_query: Sequence[Row] = ()
     conditioning: Sequence[Row] = ()
     estimator_times: Sequence[Row] = ()
     methods_published: Sequence[Row] = ()
@@ -215,6 +217,14 @@ def _lowest(session: Session, cell: Cell) -> Iterator[Row]:
         yield with_notes(told, row)
 
 
+def _by_query(session: Session, cell: Cell) -> Iterator[Row]:
+    """Each query's most helpful and most harmful rows, by the headline's estimator and layers."""
+    top = session.settings.report.per_query
+    if top:
+        name = BETWEEN.join(headline(session, cell)[:2])
+        yield from ({"cell": cell.name, **r} for r in answer(session, cell, name).extremes(top))
+
+
 def _conditioning(session: Session, cell: Cell) -> Iterator[Row]:
     """Of the damped Fisher matrix of a block or group: an upper bound of (largest eigenvalue + λ)
     / λ, and so of its condition number."""
@@ -259,5 +269,6 @@ EACH = {
     "cells": cells.cell, "scored": cells.scored, "free": cells.free,
     "compared": cells.compared, "blocks": cells.blocks,
     "cancellation": _cancelled, "separated": _separated, "ranking": _lowest,
+    "by_query": _by_query,
     "conditioning": _conditioning, "estimator_times": estimator_times,
 }  # fmt: skip

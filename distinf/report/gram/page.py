@@ -210,6 +210,8 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     yield Section("detection", "Wrong labels found", [*found, *of("deciles")], short="Detection")
     intro = words.say("notes", "rows")
     yield Section("rows", "Ranked rows", list(views.rankings(words, rows)), intro)
+    asked = list(views.by_query(words, rows))
+    yield Section("queries", "By query", asked, words.say("notes", "by_query") if asked else "")
     again = [] if tested else [table("query_loss", views.QUERY_LOSS)]
     again += of("accuracy", "trends")
     again += [Text(notes["one trial"] if tested and len(findings.cells) == 1 else "", "note")]

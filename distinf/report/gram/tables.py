@@ -40,6 +40,7 @@ def tables(findings: Findings) -> Tables:
     made = {
         "cells": [_cell(c) for c in findings.cells],
         "ranking": list(findings.ranking),
+        "by_query": list(findings.by_query),
         "detection": rates(findings, findings.scored, **{name: name for name in named}),
         "free_rankings": rates(findings, findings.free, ranking="configuration"),
         "against_baselines": against(findings),

@@ -9,9 +9,10 @@ from distinf.report.gram.findings import EPOCHS, Findings, findings
 from distinf.report.gram.page import answer
 from distinf.report.gram.tables import Tables, tables
 from distinf.report.gram.views import ranking_name
-from distinf.terminal import rows_table
+from distinf.terminal import by_query_table, rows_table
 
 WORST, MOST_WARNINGS = 10, 8
+QUERIES = 5  # whose rows are shown; the table has all
 
 
 def summary(session: Session) -> list[Table | str]:
@@ -21,7 +22,15 @@ def summary(session: Session) -> list[Table | str]:
     where = f"{session.blobs.root}/report/{ranking_name(first['name'])}.csv"
     told = f"the {first['rows']:,} training rows ranked, most detrimental first: {where}"
     told += f" and {len(more)} more" if more else ""
-    return [*filtered(found, rows), worst_table(session), *answer_lines(found, rows), told]
+    lines = [*filtered(found, rows), worst_table(session)]
+    asked = rows.get("by_query", [])
+    if asked:
+        own = [row for row in asked if row["cell"] == first["name"]]
+        shown = [*dict.fromkeys(row["query_row"] for row in own)][:QUERIES]
+        few = [row for row in own if row["query_row"] in shown]
+        lines.append(by_query_table("Training rows by query", few))
+        told += f"; by query: {session.blobs.root}/report/by_query.csv"
+    return [*lines, *answer_lines(found, rows), told]
 
 
 def answer_lines(found: Findings, rows: Tables) -> list[str]:

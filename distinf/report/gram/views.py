@@ -202,6 +202,22 @@ def rankings(told: Words, rows: Tables) -> Iterator[Table]:
         yield told.table("rows", mine, columns, ranking_name(cell), folded=k > 0, **title)
 
 
+def by_query(told: Words, rows: Tables) -> Iterator[Table]:
+    """Of the first cells, the rows that each query asks for."""
+    columns = [
+        Column("query", "query_row", str),
+        text("of", lambda row: shortened(str(row.get("query_text", "")), MOST_LETTERS)),
+        Column("place", "place", str),
+        *numbers(number, "score"),
+        Column("row", "row", str),
+        text("text", lambda row: shortened(str(row.get("text", "")), MOST_LETTERS)),
+    ]
+    found = grouped(rows.get("by_query", []), "cell")
+    for k, ((cell,), mine) in enumerate(list(found.items())[:CELLS_LISTED]):
+        of = f" of {cell}" if cell else ""
+        yield told.table("by_query", mine, columns, "by_query", folded=k > 0, cell=of)
+
+
 def methods(told: Words, findings: Findings, rows: Tables) -> Iterator[Table]:
     """The best by front, then all of them: below each the published row, and last those of the
     run's estimators and datasets that it did not train again."""

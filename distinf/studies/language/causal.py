@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -42,15 +42,13 @@ class CausalModel:
                 config, trust_remote_code=options["trust_remote_code"]
             )
 
-    @cached_property
+    @property
     def config(self) -> Any:
-        with loading(self.settings) as (transformers, where, options):
-            return transformers.AutoConfig.from_pretrained(where, **options)
+        return _config(self.settings)
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
-        with loading(self.settings) as (transformers, where, options):
-            return transformers.AutoTokenizer.from_pretrained(where, **options)
+        return _tokenizer(self.settings)
 
     @property
     def begin(self) -> list[int]:
@@ -84,13 +82,27 @@ class CausalModel:
 
 
 def _loaded(settings: Pretrained) -> nn.Module:
+    kind, config = getattr(torch, settings.dtype), copy.deepcopy(_config(settings))
     with loading(settings) as (transformers, where, options):
         found = transformers.AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, settings.dtype), **quantisation(settings), **options
+            where, config=config, dtype=kind, **quantisation(settings), **options
         )
     stay_differentiable(found)
     made: nn.Module = found.eval()
     return made
 
 
-_loaded_once = lru_cache(maxsize=1)(_loaded)  # seconds, and a run builds a task several times
+# Each takes seconds, of a GGUF file more, and a run builds a task several times.
+_loaded_once = lru_cache(maxsize=1)(_loaded)
+
+
+@lru_cache(maxsize=4)
+def _config(settings: Pretrained) -> Any:
+    with loading(settings) as (transformers, where, options):
+        return transformers.AutoConfig.from_pretrained(where, **options)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(settings: Pretrained) -> Any:
+    with loading(settings) as (transformers, where, options):
+        return transformers.AutoTokenizer.from_pretrained(where, **options)

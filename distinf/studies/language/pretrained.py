@@ -1,12 +1,13 @@
 """Pretrained models and their tokenizers: from a folder, a hub, or a package that has one."""
 
+import importlib
 import importlib.util
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -136,7 +137,7 @@ def loading(settings: Pretrained) -> Iterator[tuple[Any, str, dict[str, Any]]]:
         options["revision"] = settings.revision
         options["local_files_only"] = not _reachable()
     try:
-        with _quiet(transformers.utils.logging):
+        with _quiet(transformers.utils.logging), _no_bar("gguf_file" in options):
             yield transformers, where, options
     except InputError:
         raise
@@ -162,6 +163,20 @@ def _reachable() -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def _no_bar(wanted: bool) -> Iterator[None]:
+    """The one progress bar that transformers does not switch off, of reading a GGUF file."""
+    if not wanted:
+        yield
+        return
+    module: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    bar, module.tqdm = module.tqdm, partial(module.tqdm, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = bar
 
 
 @contextmanager

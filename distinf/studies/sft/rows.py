@@ -57,7 +57,7 @@ def rows_of_file(path: str, setting: str, digest: str) -> tuple[tuple[str, ...],
 
 def _check_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        return f"{name} is a {type(value).__name__}; make it text"
+        return f"{name} is {type(value).__name__}, not text"
     if name != "prompt" and not value.strip():
         return f"{name} is empty; leave the row out"
     return ""
@@ -69,7 +69,7 @@ def _check_messages(name: str, value: Any) -> str:
     for each in value:
         for key in ("role", "content"):
             if not isinstance(each.get(key), str):
-                return f"a message's {key} is {type(each.get(key)).__name__}; make it text"
+                return f"a message's {key} is {type(each.get(key)).__name__}, not text"
     answers = [each["content"] for each in value if each["role"] == "assistant"]
     if not any(answer.strip() for answer in answers):
         return "no assistant says anything, so there is nothing to learn; leave the row out"

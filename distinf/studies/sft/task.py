@@ -60,7 +60,8 @@ class Scored:
         for name in ("path", "queries"):
             if not getattr(data, name):
                 told = "the training rows" if name == "path" else "the outputs that are asked about"
-                raise InputError(f"data.{name}: name the file of {told}")
+                way = " (--query FILE)" if name == "queries" else ""
+                raise InputError(f"data.{name}: name the file of {told}{way}")
         self.starting_seed = self.training_seed = seed
         self.language = CausalModel(settings.model)
         self.losses = {"tokens": self.loss}
