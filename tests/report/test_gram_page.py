@@ -201,7 +201,7 @@ def test_printed_tables_equal_the_rows(document, rows):
 def test_scores_of_a_users_own_rows_make_a_page():
     document = Document(render(plain_scores()))
     text, ids = said(document), set(document.values("id"))
-    assert "The 5 rows that training on helps the queries least are listed; whether" in text
+    assert "The 5 rows that training on helps the queries least are listed; what" in text
     assert "By datainf / all / vote, lowest score first" in text
     assert "text of row 40" in text
     assert {"rows", "agreement", "model", "cost"} <= ids
