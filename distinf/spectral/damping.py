@@ -43,13 +43,6 @@ def damping_of(session: Session, values_K: torch.Tensor) -> Damping:
     return Damping(default_damping(values_K), f"{largest}: {found}")
 
 
-def ekfac_damping(session: Session) -> float | None:
-    """scores.ekfac_damping; where it is null, what the training steps of SGD stand for, and None,
-    each layer's own default, where they stand for nothing."""
-    given, found = session.settings.scores.ekfac_damping, _by_training(session)
-    return found.value if given is None and isinstance(found, Damping) else given
-
-
 def check(session: Session) -> None:
     """InputError for scores.filter: unrolled where training took no steps that it is of."""
     settings = session.settings

@@ -20,7 +20,6 @@ from distinf.numerics.parameters import Layout
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import drawn_rows, left_out_rows
-from distinf.spectral.damping import ekfac_damping
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.train import trained_model
@@ -154,7 +153,7 @@ def _queries(session: Session, _: Unit) -> dict[str, np.ndarray]:
     """By loss: fp32 [targets, P]."""
     model = session.cached("trained", lambda: trained_model(session))
     layout = Layout.of(model, session.settings.curvature.blocks)
-    curvature, damping = _curvature(session), ekfac_damping(session)
+    curvature, damping = _curvature(session), session.settings.scores.ekfac_damping
     found = {}
     for loss, grads_TP in query_gradients(session).items():
         blocks = {name: grads_TP[:, span] for name, span in layout.spans.items()}

@@ -259,8 +259,7 @@ class ScoreSettings:
     scaling   of Newfluence: mean (the leave-one-out factor of a mean Hessian) or paper (Eq. 6)
     ekfac     EK-FAC's scores beside, as the variant ekfac: in two passes more over the rows of
               curvature.samples, with targets sampled from the model (Grosse et al. 2023)
-    ekfac_damping  its lambda (null: what the run's steps of SGD stand for, as in damping; with
-                   another optimizer a tenth of each layer's mean eigenvalue)
+    ekfac_damping  its lambda (null: a tenth of each layer's mean eigenvalue)
     """
 
     damping: float | None = None

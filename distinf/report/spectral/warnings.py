@@ -10,7 +10,7 @@ from distinf.report.spectral import arm_outcomes
 from distinf.report.words import Words
 from distinf.spectral import curvature, evaluate, gradients, scores, solves, trajectory
 from distinf.spectral.arms import arm_of
-from distinf.spectral.damping import damping_of, ekfac_damping
+from distinf.spectral.damping import damping_of
 from distinf.spectral.pools import pool_rows
 from distinf.spectral.session import Session
 
@@ -38,7 +38,6 @@ def deviations(session: Session) -> list[str]:
         "conditions": several,
         "complement": scoring.complement != "none",
         "damping" if scoring.filter == "damped" else "unrolled": damping.value,
-        "ekfac": scoring.ekfac,
         "ritz": report.changed or report.dropped,
         "seen": report.complement,
         "newfluence": scoring.scaling != "paper" and "newfluence" in variants,
@@ -50,8 +49,6 @@ def deviations(session: Session) -> list[str]:
     if not scoring.negative:
         numbers["policy"] = f"{report.policy}, since no scores.damping is set"
     numbers["source"] = damping.source or "scores.damping"
-    by_rule = ekfac_damping(session)
-    numbers["ekfac"] = "a tenth of its mean eigenvalue" if by_rule is None else f"{by_rule:.3g}"
     numbers["seen_as"] = "by its size" if report.policy == "absolute" else "as 0"
     numbers["seen"] = f"{report.complement or 0.0:.3g}"
     found = [words.say("deviations", key, **numbers) for key, said in told.items() if said]
