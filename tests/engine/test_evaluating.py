@@ -157,7 +157,7 @@ def test_scores_cost_the_gradients_of_their_stages(finished):
     """Written out: a pass over the rows, and products of three gradients a row."""
     (cell,) = retraining.foretold(finished)
     settings, rows = finished.settings.curvature, finished.outline.training_rows
-    products = settings.steps + settings.keep + 2 * settings.probes
+    products = settings.steps + settings.keep + settings.probes
     products += sum(record["summary"]["steps"] for record in solves(finished).values())
     curved = 3 * products * min(settings.samples, rows)
     assert cell.costs["cross-entropy/dot"] == cell.costs["gradient norm"] == rows
