@@ -91,16 +91,7 @@ def spectrum(
     absolute: negative values become their magnitude. drop: negative or unsafe pairs join the
     complement. A complement that gradients see is held to the same; drop takes it as 0 if negative.
     """
-    for name, value, kind in (("policy", policy, Policy), ("complement", complement, Complement)):
-        if value not in get_args(kind):
-            raise InputError(f"{name} {value!r} is unknown; use one of {', '.join(get_args(kind))}")
-    if not (isfinite(damping) and damping >= 0):
-        raise InputError(f"damping {damping} must be a finite number >= 0")
-    if complement == "gradients" and seen is None:
-        raise InputError(
-            "complement 'gradients' needs what training gradients see outside the pairs: "
-            "distinf.arnoldi(..., gradients=...) with probes of 1 or more"
-        )
+    _check(policy, complement, damping, seen)
     if complement == "damping":
         trace = nan
     values_K = values_K.detach().to("cpu", torch.float64)
@@ -115,20 +106,12 @@ def spectrum(
 
     if not len(values_K):
         return _with_complement(Spectrum(values_K, damping), outside(()), dim, 0.0, policy)
-    smallest, largest = float(values_K.min()), float(values_K.abs().max())
     floor = safe_floor(values_K, damping)
     negative_K = values_K < 0
     changed_K = values_K.abs() if policy == "absolute" else values_K
     unsafe_K = changed_K + damping <= floor
     if bool(unsafe_K.any()) and policy in ("refuse", "absolute"):
-        least = float(changed_K.min())
-        # A little more than `floor` asks for, so that two digits of it are enough.
-        needed = max(-least / (1 - 2 * SAFE_FRACTION), 1.2 * (RITZ_PRECISION * largest - least))
-        raise InputError(
-            f"{int(unsafe_K.sum())} of {len(values_K)} Ritz values are too negative or too small "
-            f"for damping {damping:.3g} (smallest {smallest:.3g}); set damping to {needed:.2g} or "
-            "more, or policy to 'drop'" + (" or 'absolute'" if policy == "refuse" else "")
-        )
+        raise _unsafe(values_K, changed_K, int(unsafe_K.sum()), damping, policy)
     dropped_K = (unsafe_K | negative_K) & (policy == "drop")
     kept = tuple(torch.nonzero(~dropped_K).view(-1).tolist())
     if not kept and complement == "none":
@@ -172,6 +155,35 @@ def unrolled(damped: Spectrum, decay: float = 0.0) -> Spectrum:
         outside = float(whole) - damped.damping
     values_K = denominators(damped.values_K) - damped.damping
     return replace(damped, values_K=values_K, complement=outside)
+
+
+def _check(
+    policy: Policy, complement: Complement, damping: float, seen: SeenComplement | None
+) -> None:
+    for name, value, kind in (("policy", policy, Policy), ("complement", complement, Complement)):
+        if value not in get_args(kind):
+            raise InputError(f"{name} {value!r} is unknown; use one of {', '.join(get_args(kind))}")
+    if not (isfinite(damping) and damping >= 0):
+        raise InputError(f"damping {damping} must be a finite number >= 0")
+    if complement == "gradients" and seen is None:
+        raise InputError(
+            "complement 'gradients' needs what training gradients see outside the pairs: "
+            "distinf.arnoldi(..., gradients=...) with probes of 1 or more"
+        )
+
+
+def _unsafe(
+    values_K: Tensor, changed_K: Tensor, count: int, damping: float, policy: Policy
+) -> InputError:
+    """What damping would make the values, as the policy changed them, safely positive."""
+    least, largest = float(changed_K.min()), float(values_K.abs().max())
+    # A little more than `safe_floor` asks for, so that two digits of it are enough.
+    needed = max(-least / (1 - 2 * SAFE_FRACTION), 1.2 * (RITZ_PRECISION * largest - least))
+    return InputError(
+        f"{count} of {len(values_K)} Ritz values are too negative or too small for damping "
+        f"{damping:.3g} (smallest {float(values_K.min()):.3g}); set damping to {needed:.2g} or "
+        "more, or policy to 'drop'" + (" or 'absolute'" if policy == "refuse" else "")
+    )
 
 
 def safe_floor(values_K: Tensor, damping: float) -> float:
