@@ -127,14 +127,18 @@ def query_table(answer: Answer, top: int, console: Terminal | None = None) -> No
         out.print(f"the first {QUERIES} of {count} queries; the others are in the tables")
 
 
+WITH_COST = 90  # columns of a terminal from which on an evaluation's table has its scores' cost
+
+
 def evaluation_table(found: Evaluation, console: Terminal | None = None) -> None:
     """A table for each measure: every ranking's value and interval, the best first."""
     out = console or Terminal()
+    roomy = out.width >= WITH_COST
     for measure in dict.fromkeys(row["measure"] for row in found.rows):
         rows = [row for row in found.rows if row["measure"] == measure]
         rows.sort(key=lambda row: (row["cell"], -row["value"]))
         with_top = any(_known(row.get("ceiling")) for row in rows)
-        with_cost = any(row.get("gradients") is not None for row in rows)
+        with_cost = roomy and any(row.get("gradients") is not None for row in rows)
         table = Table(title=measure, title_justify="left", box=None)
         table.add_column("ranking", overflow="fold")
         for key in ("value", "95 % interval", *(("of a possible",) if with_top else ()),

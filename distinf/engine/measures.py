@@ -44,10 +44,11 @@ COST = "gradients"  # that the scores took, beyond training
 TRAINED = "gradients_trained"  # that the trainings and steps took which they are held against
 CEILING, OF_CEILING = "ceiling", "of_ceiling"
 CEILING_BY = "ceiling_by"  # how it is known, or why it is not
-TWICE, ONCE = "each trained again by another seed", "unknown: each was trained once"
-FIXED = "1: one seed and order, and training again ends at the same bits"
-UNREPEATED = "unknown: training again on all rows ends at other losses"
-OWN_ORDER = "unknown: rows that are left out change the order of all others"
+TWICE = "by how far trainings under other seeds agree"
+ONCE = "unknown, since each was trained once"
+FIXED = "1, since seed and order are held and training again ends at the same bits"
+UNREPEATED = "unknown, since training again on all rows ends at other losses"
+OWN_ORDER = "unknown, since rows that are left out change the order of all others"
 
 
 def measured(session: Session, cell: Foretold, design: Design) -> Iterator[Row]:

@@ -66,7 +66,7 @@ def sentence(rows: Sequence[Row]) -> str:
 def remark(rows: Sequence[Row]) -> str:
     """What to know of one measure's rows beside their numbers: of the ceiling, and their cost."""
     why, took = (rows[0].get(key) for key in (CEILING_BY, TRAINED))
-    told = [f"What was possible is {why}." if why else "", too_noisy(rows)]
+    told = [f"What was possible: {why}." if why else "", too_noisy(rows)]
     told += [f"Trainings and steps behind it: {number(took)} gradients of a row." if took else ""]
     return " ".join(filter(None, told))
 

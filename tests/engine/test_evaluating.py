@@ -146,7 +146,7 @@ def test_measures_are_those_of_the_trainings(finished):
     ]
     assert row["value"] == pytest.approx(np.mean(by_query), abs=1e-12)
     assert row["of_ceiling"] == pytest.approx(row["value"] / row["ceiling"])
-    assert row["ceiling_by"] == "each trained again by another seed"
+    assert row["ceiling_by"] == "by how far trainings under other seeds agree"
     settings = finished.settings.train
     rows = sum(kept_rows(finished.seed, unit.job).mean() for unit in every.values())
     taken = settings.steps * settings.batch_size * rows
@@ -173,7 +173,7 @@ def test_rows_left_out_of_the_runs_own_order_have_a_ceiling_of_1(finished):
     assert len(found) == 2 * len(next(iter(retraining.foretold(finished))).scores)
     for row in found:
         assert (row["ceiling"], row["of_ceiling"]) == (1.0, row["value"])
-        assert row["ceiling_by"].startswith("1: one seed and order")
+        assert row["ceiling_by"].startswith("1, since seed and order are held")
 
 
 def test_there_is_no_ceiling_where_training_again_ends_elsewhere(finished, tmp_path, monkeypatch):
@@ -191,7 +191,7 @@ def test_there_is_no_ceiling_where_training_again_ends_elsewhere(finished, tmp_p
     assert found
     for row in found:
         assert (row["ceiling"], row["of_ceiling"]) == (None, None)
-        assert row["ceiling_by"] == "unknown: training again on all rows ends at other losses"
+        assert row["ceiling_by"] == "unknown, since training again on all rows ends at other losses"
 
 
 def test_the_own_loss_is_a_ranking_beside_the_scores(finished):
@@ -410,7 +410,9 @@ def test_a_query_without_a_finite_loss_takes_no_measure_from_the_others(tmp_path
     assert len({row["measure"] for row in rows}) == 7
     shares = [row for row in rows if row["measure"] == "LDS, 5 % left out"]
     assert {row["ceiling"] for row in shares} == {None}  # fit() goes through another order
-    assert all(row["ceiling_by"].startswith("unknown: rows that are left out") for row in shares)
+    assert all(
+        row["ceiling_by"].startswith("unknown, since rows that are left out") for row in shares
+    )
     costs = {row["ranking"]: row["gradients"] for row in shares}
     assert costs["tracin/all"] == pytest.approx(3 * costs["own loss"])
     assert all(np.isfinite(row["value"]) for row in rows), rows
