@@ -31,12 +31,9 @@ def test_trainings_that_hardly_agree_are_told_of():
 
 def test_a_table_tells_how_its_ceiling_is_known_and_what_it_took():
     rows = [
-        row("classic", 0.7, 1.0)
-        | {"ceiling_by": "unknown, since it is", "gradients_trained": 2.5e6}
+        row("classic", 0.7, 1.0) | {"ceiling_by": "unknown, since so", "gradients_trained": 2.5e6}
     ]
-    told = (
-        "What was possible: unknown, since it is. Trainings and steps behind it: 2.50·10⁶ gradients"
-    )
+    told = "What was possible: unknown, since so. Trainings and steps behind it: 2.50·10⁶ gradients"
     assert remark(rows).startswith(told)
     rows[0]["gradients"] = 1200.0
     for width in (80, 100):  # a narrow terminal has room for the rankings' names alone
