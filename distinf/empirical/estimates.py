@@ -56,11 +56,13 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     if not outline.settings.estimates.estimators:
         return []
     shapes, rows = outline.shapes, sum(outline.rows.values())
-    spaces = max(len(outline.settings.estimates.spaces), 1)
+    given = outline.settings.estimates.spaces or {"tuned": outline.settings.tune.blocks}
+    spaces = len(given)
+    whole = "all" in given.values() and set(outline.settings.estimates.estimators) & {*OF_GRADIENTS}
     cost = Cost(
         flops=3.0 * shapes.flops_per_sample * rows * spaces,
         bytes=8.0 * outline.rows[TRAIN] * outline.rows[EVALUATION],
-        memory=8.0 * shapes.parameters * rows,
+        memory=shapes.parameters * (4.0 + (8.0 * rows if whole else 0.0)),
         device=base.peak_bytes(outline),
         staged=4.0 * shapes.parameters,
         work={"forward": 3.0 * rows * spaces},

@@ -1,7 +1,7 @@
 """What estimators say of a measured matrix, against dense float64 algebra on a tiny net."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,8 +14,9 @@ from distinf import ekfac, influence, per_sample_gradients, sampled_labels
 from distinf.cli import main
 from distinf.config import resolve
 from distinf.empirical.base import based_model
-from distinf.empirical.estimates import estimated
+from distinf.empirical.estimates import estimated, units
 from distinf.empirical.matrix import measured
+from distinf.empirical.settings import EstimateSettings
 from distinf.engine.run import execute
 from distinf.numerics.pairwise import rank_correlation
 from distinf.numerics.text_baselines import bm25
@@ -220,6 +221,19 @@ def test_the_page_holds_every_estimate_against_both_truths(run):
     page = run.blobs.get("report/index.html").decode()
     assert "The yardstick" in page
     assert "by construction" in page
+
+
+def test_only_gradients_of_all_parameters_ask_for_their_memory(run):
+    outline, parameters = run.outline, 4 * 5 + 5 + 5 * 3 + 3
+
+    def memory(*names, **spaces):
+        settings = replace(outline.settings, estimates=EstimateSettings(names, spaces))
+        ((_, cost),) = units(replace(outline, settings=settings))
+        return cost.memory
+
+    assert memory("tracin", all="all") == parameters * (4 + 8 * 2 * ROWS)
+    assert memory("tracin") == memory("tracin", all="all")  # all are tuned
+    assert memory("tracin", last=LAST) == memory("random") == 4 * parameters
 
 
 @pytest.mark.parametrize(
