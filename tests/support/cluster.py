@@ -89,11 +89,12 @@ class LocalNodes:
 
 
 @contextlib.contextmanager
-def started(nodes: int = 2, *options: str) -> Iterator[LocalNodes]:
-    """A cluster with fast failure detection and no dashboard, ended afterwards."""
+def started(nodes: int = 2, *options: str, dashboard: bool = False) -> Iterator[LocalNodes]:
+    """A cluster with fast failure detection, ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as name:  # short: Ray's sockets
         folder = Path(name)
-        words = ("--nodes", str(nodes), "--fast-failure", "--no-dashboard", *options)
+        more = [] if dashboard else ["--no-dashboard"]
+        words = ("--nodes", str(nodes), "--fast-failure", *more, *options)
         _succeed(local_nodes("up", "--dir", folder, *words))
         try:
             record = json.loads((folder / "cluster.json").read_text())
