@@ -87,6 +87,30 @@ def by_kronecker(
         yield f"EK-FAC {value:.3g}", (turned_QP / (values_CD.flatten() + value)) @ turned_NP.T
 
 
+def sensitivity(train_NP: Tensor, query_QP: Tensor, rule: float) -> None:
+    """How far rankings hang on a factor of ten: the mean over queries of Spearman's correlation."""
+    gram_NN, cross_QN, count = train_NP @ train_NP.T, query_QP @ train_NP.T, len(train_NP)
+    factor, square_N = fisher.factorise(gram_NN), gram_NN.diagonal()
+
+    def by_datainf(value: float) -> np.ndarray:
+        correction_QN = datainf.weights(cross_QN, square_N, value) @ gram_NN
+        return datainf.scores(cross_QN, correction_QN, value, count).numpy()
+
+    def by_fisher(value: float) -> np.ndarray:
+        return fisher.classic(factor, cross_QN, value).numpy()
+
+    default = datainf.default_damping(float(square_N.sum()), count, train_NP.shape[1])
+    for name, scores, value in (
+        ("Fisher", by_fisher, fisher.default_damping(factor)),
+        ("Fisher", by_fisher, rule),
+        ("DataInf", by_datainf, default),
+        ("DataInf", by_datainf, rule),
+    ):
+        own_QN = scores(value)
+        told = [agreement(scores(by * value), own_QN) for by in (0.1, 10.0)]
+        print(f"{name} {value:.3g}: {told[0]:.3f} at a tenth, {told[1]:.3f} at ten times")
+
+
 def main(folder: str) -> None:
     torch.set_num_threads(2)
     session = reopen(folder)
@@ -117,6 +141,7 @@ def main(folder: str) -> None:
         lines.append(datamodeling(found, fewer_MN, fewer_MQ))
         told = [f"{m.value:.3f} ({m.low:.3f} to {m.high:.3f})" for m in lines]
         print(f"{name:26}", *told, f"{agreement(found, exact_QN):.3f}", flush=True)
+    sensitivity(train_NP, query_QP, rule)
 
 
 if __name__ == "__main__":
