@@ -5,7 +5,9 @@ of what follows. Such letters are shown as Python writes them (\\x1b, \\u202e); 
 whatever script, stay.
 """
 
+import contextlib
 import re
+from typing import TextIO
 
 OBEYED = re.compile(
     "\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # controls, but for tabs and ends of lines
@@ -29,3 +31,9 @@ def shortened(text: str, most: int = 2_000) -> str:
     """The same, its middle left out where it is longer: both ends say what to do."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
+
+
+def show(line: str, file: TextIO | None = None) -> None:
+    """One line of text, whatever names and paths are in it, if there is a terminal to read it."""
+    with contextlib.suppress(OSError):
+        print(one_line(line), file=file, flush=True)

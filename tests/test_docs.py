@@ -9,7 +9,7 @@ import tomllib
 import pytest
 import yaml
 
-from distinf.cli import _parser
+from distinf.cli.arguments import parser
 from distinf.config import load, resolve
 from tests.support.pages import PAGES, Block, blocks, play
 from tests.support.runs import ROOT
@@ -60,7 +60,7 @@ def check_command(command: str, folder, monkeypatch) -> None:
     if words[:2] == ["pip", "install"]:
         check_install(words[2:])
     elif words[0] == "distinf":
-        options = _parser().parse_args(words[1:])
+        options = parser().parse_args(words[1:])
         config = getattr(options, "config", "")
         if config.endswith(".yaml") and "/" in config and hasattr(options, "overrides"):
             (folder / "reviews.csv").write_text("text,label\na,0\nb,1\n")

@@ -151,7 +151,7 @@ def test_the_readmes_table_is_in_this_order():
     levels = [{_level(part) for part in parts} for parts in named]
     assert all(max(below) <= min(above) for above, below in pairwise(levels))
     folders = {path.split("/")[1] for path in package() if path.count("/") > 1}
-    files, former = {"cli", "config", "keys"}, {"stages"}  # names that tasks of 0.1 import
+    files, former = {"config", "keys"}, {"stages"}  # names that tasks of 0.1 import
     assert folders - former == {part for parts in named for part in parts} - files
 
 
@@ -197,7 +197,7 @@ def test_every_module_can_be_imported():
         ("distinf/tasks/task.py", "from distinf import influence", "tasks imports distinf"),
         ("distinf/runtime/worker.py", "import ray", "imports ray outside"),
         ("distinf/runtime/local.py", "from ray.util import placement_group", "ray outside"),
-        ("distinf/cli.py", "import ray", "imports ray outside"),
+        ("distinf/cli/runs.py", "import ray", "imports ray outside"),
         ("distinf/numerics/krylov.py", "import zarr", "numerics imports zarr"),
         ("distinf/numerics/krylov.py", "from pydantic import BaseModel", "numerics imports"),
         ("distinf/numerics/krylov.py", "import yaml", "numerics imports yaml"),
@@ -223,7 +223,7 @@ def test_a_violation_is_caught(path, source, why):
         ("distinf/runtime/ray/pool.py", "import ray\nfrom ray.exceptions import RayError"),
         ("distinf/spectral/data.py", "from ..store import rows\nfrom . import train"),
         ("distinf/studies/receiver/task.py", "from ...tasks import task"),
-        ("distinf/cli.py", "from distinf.config import RunConfig"),
+        ("distinf/cli/runs.py", "from distinf.config import RunConfig"),
         ("distinf/config.py", "from distinf import __version__"),
         ("distinf/__init__.py", "from distinf.numerics.krylov import arnoldi"),
     ],

@@ -21,7 +21,7 @@ from packaging.version import Version
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from distinf import __version__
-from distinf.cli import _parser
+from distinf.cli.arguments import parser
 from distinf.config import load
 from tests.support.kuberay import wrong
 from tests.support.runs import ROOT
@@ -138,7 +138,7 @@ def test_a_job_starts_a_run_that_there_is_and_again_after_a_failure():
     assert job["shutdownAfterJobFinishes"]
     command, *words = shlex.split(job["entrypoint"])
     assert command == "distinf"
-    options = _parser().parse_args(words)
+    options = parser().parse_args(words)
     config = options.config.removeprefix("/opt/distinf/")
     assert load(str(ROOT / config), options.overrides).runtime.address == "auto"
     (head,) = pods(job["rayClusterSpec"])[0]["containers"]
