@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +262,13 @@ def test_queries_must_be_named(tiny, folder, capsys):
     assert "--query asked.jsonl: the task tests.support.blobs_task:task reads none" in (
         capsys.readouterr().err
     )
+
+
+def test_the_configuration_can_be_planned(tiny, folder, capsys):
+    config = str(Path(__file__).parents[2] / "configs/sft/smollm.yaml")
+    more = [f"model.name={tiny}", "data.path=train.jsonl", "data.queries=asked.jsonl"]
+    sets = [word for each in more for word in ("--set", each)]
+    assert main(["plan", config, *sets, "--gflops", "1", "--json"]) == 0
+    stages = {each["stage"]: each for each in json.loads(capsys.readouterr().out)["stages"]}
+    assert stages["train"]["units"] == 1
+    assert stages["gradients"]["flops"] > 0
