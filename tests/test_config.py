@@ -170,7 +170,11 @@ def test_every_config_we_ship_is_valid(path, tmp_path):
         own.append("settings.per_class=1")
     if path.name == "smollm.yaml":
         causal = pytest.importorskip("tests.support.causal", reason="needs distinf[llm]")
-        own = [f"settings.model={causal.write_causal(tmp_path / 'model')}"]
+        place = "model.name" if path.parent.name == "sft" else "settings.model"
+        own = [f"{place}={causal.write_causal(tmp_path / 'model')}"]
+        if path.parent.name == "sft":
+            (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+            own += [f"data.{name}={tmp_path / 'rows.jsonl'}" for name in ("path", "queries")]
     config = load(str(path), own)
     keys = config.context("memory://x")["keys"]
     assert "report" in keys[""]
