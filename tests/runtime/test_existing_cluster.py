@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from distinf import __version__
 from distinf.engine.run import reopen
 from distinf.runtime import Ledger, RuntimeSettings, Unit, open_runtime
 from distinf.runtime.machine import memory_here
@@ -215,6 +216,26 @@ def test_a_folder_that_one_node_does_not_see_is_refused(cluster, config, tmp_pat
     assert f"is not seen by node-{number}; put it on a folder that all nodes share" in errors
     assert errors.count("\n") == 1
     assert {path.name for path in folder.rglob("*")} <= {"run", "config.yaml"}
+
+
+@pytest.mark.slow
+def test_nodes_without_distinf_or_with_another_are_named_in_one_line(cluster, config, tmp_path):
+    for name, text in {"without": "raise ImportError", "other": "__version__ = '0.0.1'"}.items():
+        (tmp_path / name / "distinf").mkdir(parents=True)
+        (tmp_path / name / "distinf" / "__init__.py").write_text(text)
+    (tmp_path / "empty").mkdir()
+    without, other = (f"PYTHONPATH={tmp_path / name}" for name in ("without", "other"))
+    with another_node(cluster, "env", without) as one, another_node(cluster, "env", other) as two:
+        nowhere = f"runtime.working_dir={tmp_path / 'empty'}"  # or Ray adds the driver's folder
+        words = ("--out", str(tmp_path / "run"), "--set", nowhere)
+        process = cluster.distinf("run", config, *words)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2, errors
+    assert f"node-{one} has no distinf" in errors.splitlines()[-1]
+    assert f"node-{two} has distinf 0.0.1 where the driver has {__version__}" in errors
+    assert "Traceback" not in errors
+    assert "node-0" not in errors
+    assert not (tmp_path / "run" / "ledger").exists()
 
 
 # -- what is lost on the way -------------------------------------------------------------------

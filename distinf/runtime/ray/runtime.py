@@ -9,7 +9,7 @@ from distinf.runtime.activity import Seen
 from distinf.runtime.ledger import Ledger
 from distinf.runtime.machine import Node
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
-from distinf.runtime.ray import cluster
+from distinf.runtime.ray import cluster, preflight
 from distinf.runtime.ray.actors import LOG, Actors, Calls
 from distinf.runtime.ray.pool import Pool, none_started
 from distinf.runtime.units import Unit
@@ -86,8 +86,10 @@ class RayRuntime:
     def _start(self) -> None:
         if not self._started:
             cluster.connect(self._settings)
-            LOG.info("starting workers")
             self._started = True
+            if not self._settings.starts_cluster:
+                preflight.refuse_unlike()
+            LOG.info("starting workers")
 
     def _room(self, resources: Resources) -> int:
         """How many workers of this shape there can be, at most `workers` of them."""
