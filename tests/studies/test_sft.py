@@ -16,6 +16,8 @@ from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.gram.asking import query_scores
 from distinf.gram.train import trained_model
+from distinf.numerics.elements import element_shares
+from distinf.numerics.parameters import Layout
 from distinf.studies.sft.settings import CausalSettings, DataSettings, SftSettings
 from distinf.studies.sft.task import task
 from tests.support.causal import write_causal
@@ -272,3 +274,40 @@ def test_the_configuration_can_be_planned(tiny, folder, capsys):
     stages = {each["stage"]: each for each in json.loads(capsys.readouterr().out)["stages"]}
     assert stages["train"]["units"] == 1
     assert stages["gradients"]["flops"] > 0
+
+
+@pytest.mark.parametrize("loss", ["mean", "sum"])
+def test_a_rows_score_for_a_query_is_split_over_its_tokens(tmp_path, loss):
+    """Each token's share is the product with its own gradient, one token at a time by autograd, in
+    float64: by a GPT-2, since Llama's norms work in float32 whatever they are given."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = write_chatting(tmp_path / "gpt2")
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 257}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
+    mine = made(folder, tmp_path, PAIRS, loss=loss)
+    model = mine.model().double()
+    wanted = {n: p for n, p in model.named_parameters() if ".lora_" in n}
+    with torch.no_grad():
+        for parameter in wanted.values():  # adapters that are nothing yet have no gradient in A
+            parameter.add_(0.1)
+    layout = Layout.of(model, "all")
+
+    def gradient(value):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, [*wanted.values()])])
+
+    query = gradient(mine.loss(model, mine.batch("evaluation", np.array([0]))).sum())
+    batch = mine.batch("train", np.array([2, 3]))
+    shares = element_shares(model, mine.parts, batch, layout, query)
+    scored = batch["labels"][:, 1:] >= 0
+    assert torch.equal(torch.isnan(shares), ~scored)
+    for row in (0, 1):
+        alone = {name: values[row : row + 1] for name, values in batch.items()}
+        whole = query @ gradient(mine.loss(model, alone).sum())
+        assert float(shares[row].nansum()) == pytest.approx(float(whole), rel=1e-10)
+        for place in scored[row].nonzero().flatten().tolist():
+            one = alone | {"labels": torch.full_like(alone["labels"], -100)}
+            one["labels"][0, place + 1] = alone["labels"][0, place + 1]
+            many = int(scored[row].sum()) if loss == "mean" else 1
+            found = query @ gradient(mine.loss(model, one).sum()) / many
+            assert float(shares[row, place]) == pytest.approx(float(found), rel=1e-9, abs=1e-14)

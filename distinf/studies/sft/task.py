@@ -20,6 +20,7 @@ from distinf.digest import digest, sha256
 from distinf.errors import InputError
 from distinf.gram.settings import TrainSettings
 from distinf.gram.task import Fit, Tell, no_one
+from distinf.numerics.layer_gradients import wide
 from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.causal import CausalModel
 from distinf.studies.language.identity import file_digest, model_digests
@@ -160,6 +161,13 @@ class Scored:
         total = losses.sum(1)
         return total / scored.sum(1) if self.settings.loss == "mean" else total
 
+    def parts(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[n, L - 1]: what each token adds to its row's loss; NaN where it is not scored."""
+        losses, scored = token_losses(model, batch)
+        if self.settings.loss == "mean":
+            losses = losses / scored.sum(1, keepdim=True)
+        return torch.where(scored, losses, torch.nan)
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """loss. The model's mode is kept."""
@@ -223,7 +231,7 @@ class Tuned(Scored):
 def token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """([n, L - 1] minus log-probability of every token but the first, 0 where it is not scored;
     which are scored). Causal models look at no padding on the right, so there is no mask."""
-    logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1].float()
+    logits = wide(model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1])
     labels = batch["labels"][:, 1:]
     losses = nn.functional.cross_entropy(
         logits.transpose(1, 2), labels, ignore_index=UNSCORED, reduction="none"
