@@ -281,8 +281,8 @@ MUTATIONS = [
         "test_a_cluster_of_our_own_asks_for_a_token_and_listens_on_loopback_alone",
     ),
     Mutation(
-        "SIGHUP is SIGTERM", "cli/__init__.py", "        signal.signal(signal.SIGHUP, _terminate)\n",
-        "        pass\n",
+        "SIGHUP is SIGTERM", "cli/__init__.py",
+        "        signal.signal(signal.SIGHUP, _terminate)\n", "        pass\n",
         "test_error_classes.py::test_a_closed_terminal_stops_a_run_as_a_kill_does",
     ),
     # -- what is computed
