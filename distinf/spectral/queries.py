@@ -137,7 +137,8 @@ def _reads(values: Values) -> Names:
     if not solves.is_asked(values["curvature"]["refine"], scores["complement"], scores["filter"]):
         return passes
     refinement = tuple(f"curvature.{name}" for name in REFINEMENT)
-    return (*passes, *refinement, "scores.damping", "scores.negative", "scores.complement")
+    operator = (f"scores.{name}" for name in ("damping", "negative", "complement", "filter"))
+    return (*passes, *refinement, *operator)
 
 
 STAGE = Stage(

@@ -169,9 +169,6 @@ class Ritz:
     damping: float
     complement: str = ""  # what the operator is outside the pairs: "none", "damping", "mean"
     complement_mean: float | None = None
-    complement_error: float | None = None  # standard, of the mean over training gradients
-    quotients_R: Sequence[float] = ()  # what each of these sees by itself
-    filter: str = ""  # of the eigenvalues: "damped", "unrolled"
     trace: float | None = None
     policy: str = ""  # what happens to pairs with value + damping <= 0
     dropped: int = 0  # pairs that the policy acted on
@@ -181,6 +178,9 @@ class Ritz:
     kept_K: Sequence[bool] = ()  # which are kept, where it is not the first `kept`
     all_values: Sequence[float] = ()  # of every Krylov step, largest magnitude first
     all_residuals: Sequence[float] = ()  # theirs
+    complement_error: float | None = None  # standard, of the mean over training gradients
+    quotients_R: Sequence[float] = ()  # what each of these sees by itself
+    filter: str = ""  # of the eigenvalues: "damped", "unrolled"
 
     def is_kept(self, place: int) -> bool:
         """Whether the pair at `place`, from 0, is among those that scores use."""
