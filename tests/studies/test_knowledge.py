@@ -75,6 +75,18 @@ def test_the_loss_is_that_of_each_text_by_itself(tiny):
         assert float(value) == pytest.approx(total / many, rel=1e-5)
 
 
+def test_tokens_drawn_from_the_model_hang_on_no_other_row(tiny):
+    mine = statements(tiny)
+    model, ids = mine.model(), np.arange(mine.rows("train"))
+    together = mine.sampled_loss(model, mine.batch("train", ids), ids, 5)
+    assert together.requires_grad
+    for row in ids:
+        alone = mine.sampled_loss(model, mine.batch("train", ids[[row]]), ids[[row]], 5)
+        torch.testing.assert_close(alone[0], together[row])
+    other = mine.sampled_loss(model, mine.batch("train", ids), ids, 6)
+    assert (other != together).all()
+
+
 def test_without_a_token_to_begin_with_the_first_is_not_scored(tmp_path):
     bare = write_causal(tmp_path / "bare", begins=False)
     mine = statements(bare, domains=("squares",))

@@ -311,3 +311,32 @@ def test_a_rows_score_for_a_query_is_split_over_its_tokens(tmp_path, loss):
             many = int(scored[row].sum()) if loss == "mean" else 1
             found = query @ gradient(mine.loss(model, one).sum()) / many
             assert float(shares[row, place]) == pytest.approx(float(found), rel=1e-9, abs=1e-14)
+
+
+@pytest.mark.parametrize("loss", ["mean", "sum"])
+def test_sampled_tokens_are_the_models_own_and_a_rows_by_itself(tiny, tmp_path, loss):
+    mine = made(tiny, tmp_path, PAIRS, loss=loss)
+    model = mine.model()
+    ids = np.array([2, 0, 1])
+    batch = mine.batch("train", ids)
+    together = mine.sampled_loss(model, batch, ids, 7)
+    assert together.requires_grad
+    for place in range(len(ids)):
+        alone = mine.sampled_loss(model, mine.batch("train", ids[[place]]), ids[[place]], 7)
+        torch.testing.assert_close(alone[0], together[place])
+    with torch.no_grad():
+        many = torch.stack([mine.sampled_loss(model, batch, ids, seed) for seed in range(400)])
+        logs = model(input_ids=batch["input_ids"]).logits[:, :-1].log_softmax(-1)
+    counted = batch["labels"][:, 1:] >= 0
+    entropy = -(logs.exp() * logs).sum(-1)
+    expected = (entropy * counted).sum(1) / (counted.sum(1) if loss == "mean" else 1)
+    error = many.std(0) / len(many) ** 0.5
+    assert ((many.mean(0) - expected).abs() < 4.5 * error).all()
+
+
+def test_ekfac_scores_rows_by_tokens_drawn_from_the_model(tiny, tmp_path):
+    session = run_of(tiny, tmp_path, scores={"estimators": ["ekfac"]})
+    found = query_scores(session, session.cell(""), "ekfac", "all")
+    assert found.shape == (2, 8)
+    assert np.isfinite(found).all()
+    assert (found.std(1) > 0).all()

@@ -7,7 +7,7 @@ Rows, the same in both splits: every item of every domain in every draw of words
 item is minus the mean log-probability of its tokens (Eq. 7), over all of its texts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from distinf.digest import sha256
 from distinf.empirical.task import Contrast
 from distinf.errors import InputError
+from distinf.numerics.ekfac import sampled_labels
 from distinf.studies.knowledge.domains import domains, fits
 from distinf.studies.language.causal import CausalModel
 from distinf.studies.language.identity import model_digests
 from distinf.studies.language.settings import Pretrained
 from distinf.tasks.task import Shapes, Wording
 
+TEXTS = 1_000  # of an item, fewer: each has a number of its own
 UNRELATED = (
     "The ferry leaves the harbour at nine and comes back in the evening. On the way it stops at "
     "two small islands, where people sell bread and fruit. "
@@ -209,6 +211,19 @@ class Statements:
         rows = [[token for text in texts for token in text] for texts in self._encoded]
         return np.concatenate(rows).astype(np.int64), np.cumsum([0, *map(len, rows)])
 
+    def sampled_loss(
+        self, model: nn.Module, batch: Mapping[str, Tensor], rows: np.ndarray, seed: int
+    ) -> Tensor:
+        """[B]: the loss of tokens drawn from what the model says of the texts' own before them
+        (Grosse et al. 2023)."""
+        numbers = torch.from_numpy(np.add.outer(rows * TEXTS, np.arange(batch["tokens"].shape[1])))
+
+        def drawn(logits: Tensor, texts: Tensor | slice) -> Tensor:
+            mine = numbers.flatten().to(logits.device)[texts]
+            return sampled_labels(logits, mine, seed).to(logits.device)
+
+        return token_loss(model, batch, drawn)
+
     def prompted(self, model: nn.Module, row: int, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """fp64 [n] each: the losses of the rows `ids` after a prompt with the item of `row` in it,
         and after an unrelated one of as many tokens; means over the prompts."""
@@ -252,8 +267,13 @@ def packed(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> dict[str, T
     return {"tokens": tokens, "scored": scored}
 
 
-def token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """[B]: Eq. 7, over all scored tokens of a row's texts."""
+def token_loss(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    drawn: Callable[[Tensor, Tensor | slice], Tensor] | None = None,
+) -> Tensor:
+    """[B]: Eq. 7, over all scored tokens of a row's texts; or of tokens that are drawn in their
+    places, by logits [T, L - 1, V] and which T of the B * K texts they are of."""
     count, most = batch["tokens"].shape[:2]
     tokens, scored = batch["tokens"].flatten(0, 1), batch["scored"].flatten(0, 1)
     # of several rows, not all have as many texts; a row by itself, as in vmap, has no others
@@ -261,6 +281,7 @@ def token_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     rows = torch.arange(count, device=tokens.device).repeat_interleave(most)[texts]
     logits = model(input_ids=tokens[texts], use_cache=False).logits[:, :-1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    lost = nn.functional.cross_entropy(logits.transpose(1, 2), tokens[texts, 1:], reduction="none")
+    foretold = tokens[texts, 1:] if drawn is None else drawn(logits, texts)
+    lost = nn.functional.cross_entropy(logits.transpose(1, 2), foretold, reduction="none")
     each = (lost * scored[texts, 1:]).sum(1)
     return each.new_zeros(count).index_add(0, rows, each) / batch["scored"].sum((1, 2))

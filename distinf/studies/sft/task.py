@@ -20,6 +20,7 @@ from distinf.digest import digest, sha256
 from distinf.errors import InputError
 from distinf.gram.settings import TrainSettings
 from distinf.gram.task import Fit, Tell, no_one
+from distinf.numerics.ekfac import sampled_labels
 from distinf.numerics.layer_gradients import wide
 from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.causal import CausalModel
@@ -157,9 +158,19 @@ class Scored:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """[n]: Eq. 7."""
-        losses, scored = token_losses(model, batch)
+        return self._of_rows(*token_losses(model, batch))
+
+    def _of_rows(self, losses: Tensor, scored: Tensor) -> Tensor:
         total = losses.sum(1)
         return total / scored.sum(1) if self.settings.loss == "mean" else total
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, rows: np.ndarray, seed: int) -> Tensor:
+        """[n]: the same, each scored token drawn from what the model says there of the row's own
+        tokens before it (Grosse et al. 2023)."""
+        logits, labels = _foretold(model, batch)
+        drawn = sampled_labels(logits, torch.from_numpy(rows), seed)
+        labels = torch.where(labels == UNSCORED, UNSCORED, drawn.to(labels.device))
+        return self._of_rows(*_losses(logits, labels))
 
     def parts(self, model: nn.Module, batch: Batch) -> Tensor:
         """[n, L - 1]: what each token adds to its row's loss; NaN where it is not scored."""
@@ -230,9 +241,18 @@ class Tuned(Scored):
 
 def token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """([n, L - 1] minus log-probability of every token but the first, 0 where it is not scored;
-    which are scored). Causal models look at no padding on the right, so there is no mask."""
-    logits = wide(model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1])
-    labels = batch["labels"][:, 1:]
+    which are scored)."""
+    return _losses(*_foretold(model, batch))
+
+
+def _foretold(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(logits [n, L - 1, V] of every token but the first, their labels). Causal models look at no
+    padding on the right, so there is no mask."""
+    logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
+    return wide(logits), batch["labels"][:, 1:]
+
+
+def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     losses = nn.functional.cross_entropy(
         logits.transpose(1, 2), labels, ignore_index=UNSCORED, reduction="none"
     )
