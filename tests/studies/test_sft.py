@@ -254,6 +254,13 @@ def test_a_token_that_the_model_has_no_row_for_is_refused(tmp_path):
     refused(folder, tmp_path, [{"text": "a <extra> b"}], told)
 
 
+def test_a_plan_counts_what_the_vocabulary_takes(tiny, tmp_path):
+    mine = made(tiny, tmp_path, PAIRS)
+    vocabulary = mine.model().config.vocab_size
+    tokens = mine.lengths("train").mean()
+    assert mine.shapes().activation_bytes_per_sample > 3 * 4 * tokens * vocabulary
+
+
 def test_queries_must_be_named(tiny, folder, capsys):
     assert main(["score", "train.jsonl", "--set", f"model.name={tiny}"]) == 2
     assert "data.queries: name the file of the outputs that are asked about (--query FILE)" in (

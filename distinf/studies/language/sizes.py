@@ -15,13 +15,16 @@ SCALARS = 64  # bytes of labels, numbers and offsets of a row
 
 
 def shapes_of(
-    model: Any, tokens: float, settings: Pretrained, stored: Sequence[str] = ()
-) -> Shapes:
-    """Of a model on any device, also meta; `stored`: splits whose rows the run stores.
+    model: Any, tokens: float, settings: Pretrained, stored: Sequence[str] = (),
+    vocabulary: int = 0,
+) -> Shapes:  # fmt: skip
+    """Of a model on any device, also meta; `stored`: splits whose rows the run stores;
+    `vocabulary`: of which a loss foretells every token, 0 for none.
 
     A row of T tokens: 2 T FLOPs per weight of its linear layers and 4 T^2 H per layer for the
     attention; kept for a backward pass are the inputs and outputs of linear layers and norms and
-    the attention's weights.
+    the attention's weights. Of a token that is foretold three numbers in 32 bits for each of the
+    vocabulary (measured: 3.0): its logits, their logarithmic softmax and a gradient.
     """
     config = model.config.get_text_config()
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.dim() == 2]
@@ -33,11 +36,12 @@ def shapes_of(
     itemsize = 2 if settings.dtype == "bfloat16" else 4
     attention = 4.0 * tokens**2 * config.hidden_size * layers
     kept = tokens * widths + 2.0 * layers * heads * tokens**2
+    beyond = 3.0 if itemsize == 2 else 2.0  # logits in 32 bits are among the outputs
     row = tokens * (8 + BYTES_PER_TOKEN) + SCALARS
     return Shapes(
         parameters=sum(p.numel() for p in model.parameters()),
         flops_per_sample=2.0 * tokens * weights + attention,
-        activation_bytes_per_sample=itemsize * kept,
+        activation_bytes_per_sample=itemsize * kept + 4.0 * beyond * tokens * vocabulary,
         row_bytes=dict.fromkeys(stored, row),
         weight_bytes=sum(_weight_bytes(m, settings) for m in model.modules()),
         tokens_per_row=tokens,

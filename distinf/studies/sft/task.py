@@ -212,7 +212,8 @@ class Scored:
     def shapes(self) -> Shapes:
         """From the model's configuration and the rows' lengths."""
         tokens = float(self.lengths("train").mean())
-        return shapes_of(self.skeleton(), tokens, self.settings.model)
+        vocabulary = self.language.config.get_text_config().vocab_size
+        return shapes_of(self.skeleton(), tokens, self.settings.model, vocabulary=vocabulary)
 
 
 class Tuned(Scored):
