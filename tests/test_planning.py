@@ -106,7 +106,7 @@ def test_a_gang_is_as_fast_as_the_rank_with_most_shards(tmp_path):
     for workers, train, curvature in ((1, 1.0, 1.0), (2, 0.5, 0.5), (3, 0.5, 0.5), (64, 0.5, 0.25)):
         found = staged(staging.stage_plans(session, workers, lambda _: FLAT))
         assert found["train"].seconds == pytest.approx(288 * train + 100.5, rel=1e-3)
-        products, forward = 40 * (8 + 4 + 2 + 2), 40
+        products, forward = 40 * (8 + 4 + 2), 40
         share = curvature * (products + forward)
         assert found["curvature"].seconds == pytest.approx(share + 0.5, rel=1e-3)
         assert found["train"].workers == min(workers, 2)
