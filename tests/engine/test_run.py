@@ -145,7 +145,10 @@ def test_chunks_and_units_change_scores_by_rounding_alone(finished, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.smoke)])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.smoke)],
+)
 def test_ray_gives_the_same_bits_at_any_number_of_ranks(finished, tmp_path, workers, caplog):
     runtime = {"kind": "ray", "workers": workers, "dashboard": False}
     with caplog.at_level("INFO", "distinf"):

@@ -8,9 +8,13 @@ from tests.faults.kinds import DAMAGES, FAULTS
 from tests.faults.trials import results, trial
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
-SHORT = ("driver: SIGKILL in a stage", "driver: SIGKILL three times", "driver: SIGTERM",
-         "folder moved away",
-         "clock set back by an hour")  # fmt: skip
+SHORT = (
+    "driver: SIGKILL in a stage",
+    pytest.param("driver: SIGKILL three times", marks=pytest.mark.slow),
+    "driver: SIGTERM",
+    "folder moved away",
+    "clock set back by an hour",
+)
 
 
 @pytest.fixture(scope="module")
