@@ -7,6 +7,7 @@ import numpy as np
 
 from distinf.errors import InputError
 from distinf.studies.language.tokens import Ragged, ragged
+from distinf.studies.language.tokens import packed_texts as packed_texts
 from distinf.studies.noisy_labels.settings import ModelSettings
 
 
