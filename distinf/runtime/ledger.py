@@ -39,6 +39,9 @@ class Examined:
     problems: dict[str, str] = field(default_factory=dict)
 
 
+Segment = tuple[int, list[Record]]  # its number and its records
+
+
 class Ledger:
     """The commit records of one stage, under `ledger/<stage>/`."""
 
@@ -46,8 +49,7 @@ class Ledger:
         self.stage = stage
         self._blobs = blobs
         self._prefix = f"ledger/{stage}"
-        self._segments: dict[str, list[Record]] = {}
-        self._numbers: dict[str, tuple[int, str]] = {}  # the order of the segments, by name
+        self._segments: dict[str, Segment] = {}  # by name
         self._sealed: dict[str, Record] = {}  # what they say, by unit id
         self._loose: dict[str, Record] = {}  # what stands beside them
 
@@ -86,22 +88,22 @@ class Ledger:
 
     def examine(self) -> Examined:
         """Every record and segment, read anew; what cannot be believed is told, not raised."""
-        found, loose = Examined(), {}
-        fresh = Ledger(self._blobs, self.stage)
+        found, loose = Examined(), dict[str, Record]()
+        segments: dict[str, Segment] = {}
         names, seen = self._names(), set[str]()
         while names:
             name = names.pop(0)
             seen.add(name)
             try:
                 if _is_segment(name):
-                    fresh._read_segment(name)
+                    segments[name] = self._segment(name)
                 else:
                     loose[name] = self._loose_record(name)
             except KeyError:  # sealed meanwhile, into a segment that was not there
                 names = [later for later in self._names() if later not in seen]
             except (CorruptionError, OSError) as error:
                 found.problems[name] = in_one_line(error, name)
-        parts = [(name, fresh._segments[name]) for name in fresh._order()]
+        parts = [(name, segments[name][1]) for name in _in_order(segments)]
         for name, records in [*parts, *((name, [record]) for name, record in loose.items())]:
             for record in records:
                 found.records.setdefault(record["unit"], record)
@@ -139,7 +141,7 @@ class Ledger:
         self._read_segments(names)
         self._read_loose({unit_id})
         record = self._sealed.get(unit_id) or self._loose.get(unit_id)
-        for name, records in self._segments.items():
+        for name, (_, records) in self._segments.items():
             if any(each["unit"] == unit_id for each in records):
                 for each in records:
                     if each["unit"] != unit_id:
@@ -151,7 +153,7 @@ class Ledger:
     def _seal(self, unit_ids: Collection[str]) -> None:
         self._read_loose(unit_ids)
         records = [self._loose[u] for u in unit_ids if u in self._loose]
-        number = max((number for number, _ in self._numbers.values()), default=0) + 1
+        number = max((number for number, _ in self._segments.values()), default=0) + 1
         data = seal({"stage": self.stage, "number": number, "records": records})
         name = self._segment_of(data)
         self._blobs.put_if_absent(name, data)
@@ -174,31 +176,22 @@ class Ledger:
 
     def _read_segments(self, names: Iterable[str]) -> None:
         new = [name for name in names if _is_segment(name) and name not in self._segments]
-        with _no_collecting():
-            for name in new:
-                self._read_segment(name)
-        late = self._order()[-len(new) :] if new else []
+        with _no_collecting():  # known all together: one that cannot be read hides none of them
+            self._segments |= {name: self._segment(name) for name in new}
+        late = _in_order(self._segments)[-len(new) :] if new else []
         if {*late} != {*new}:  # one comes before those that were known
-            self._sealed, late = {}, self._order()
+            self._sealed, late = {}, _in_order(self._segments)
         for name in late:
-            self._add(name)
+            for record in self._segments[name][1]:
+                self._sealed.setdefault(record["unit"], record)
 
-    def _read_segment(self, name: str) -> None:
+    def _segment(self, name: str) -> Segment:
         data = self._blobs.get(name, most=SEGMENT_BYTES)
         content = unseal(data, name, is_intact=name == self._segment_of(data))
         number, records = content.get("number", 0), content.get("records")
         if type(number) is not int or not isinstance(records, list):
             raise CorruptionError(f"{name} is no segment of commit records; {SEE}")
-        self._segments[name] = [believed(record, self.stage, name) for record in records]
-        self._numbers[name] = number, name
-
-    def _order(self) -> list[str]:
-        """The segments as they were sealed. What the first says of a unit stands."""
-        return sorted(self._segments, key=lambda name: self._numbers[name])
-
-    def _add(self, segment: str) -> None:
-        for record in self._segments[segment]:
-            self._sealed.setdefault(record["unit"], record)
+        return number, [believed(record, self.stage, name) for record in records]
 
     def _read_loose(self, unit_ids: Iterable[str]) -> None:
         """Read those of the records that are not known yet.
@@ -233,6 +226,11 @@ def _no_collecting() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def _in_order(segments: Mapping[str, Segment]) -> list[str]:
+    """As they were sealed. What the first says of a unit stands."""
+    return sorted(segments, key=lambda name: (segments[name][0], name))
 
 
 def _is_segment(name: str) -> bool:

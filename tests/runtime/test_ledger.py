@@ -171,6 +171,27 @@ def test_of_segments_the_first_stands_in_whatever_order_they_are_seen(blobs, mon
     assert ledger.get(unit)["word"] == "sealed"
 
 
+def test_a_segment_that_could_not_be_read_once_hides_no_other(blobs, monkeypatch):
+    monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
+    ledger = Ledger(blobs, "s")
+    for unit in units(4):
+        ledger.commit(unit, 1, {})
+    assert ledger.seal_full_segments() == 2
+    get, last = type(blobs).get, blobs.names("ledger/s")[-1]
+
+    def broken(self, key, most=None):
+        if key == last:
+            raise OSError("the network is away")
+        return get(self, key, most)
+
+    fresh = Ledger(blobs, "s")
+    monkeypatch.setattr(type(blobs), "get", broken)
+    with pytest.raises(OSError, match="network"):
+        fresh.read()
+    monkeypatch.setattr(type(blobs), "get", get)
+    assert fresh.read().keys() == {unit.id for unit in units(4)}
+
+
 def test_an_altered_segment_is_refused(blobs, monkeypatch):
     monkeypatch.setattr(module, "SEGMENT_RECORDS", 2)
     ledger = Ledger(blobs, "s")
