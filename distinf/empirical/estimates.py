@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distinf.empirical import base, tuning
 from distinf.empirical.base import based_model, evaluation, measuring, tuning_loss
-from distinf.empirical.settings import OF_GRADIENTS
+from distinf.empirical.settings import OF_GRADIENTS, StageSettings
 from distinf.empirical.task import (
     EVALUATION,
     TRAIN,
@@ -56,7 +56,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     if not outline.settings.estimates.estimators:
         return []
     shapes, rows = outline.shapes, sum(outline.rows.values())
-    given = outline.settings.estimates.spaces or {"tuned": outline.settings.tune.blocks}
+    given = _spaces(outline.settings)
     spaces = len(given)
     whole = "all" in given.values() and set(outline.settings.estimates.estimators) & {*OF_GRADIENTS}
     cost = Cost(
@@ -85,7 +85,7 @@ def check(session: Session, model: nn.Module) -> None:
     if "ekfac" in settings.estimators:
         check_sampling(task)
     if set(settings.estimators) & set(OF_GRADIENTS):
-        for space, blocks in _spaces(session).items():
+        for space, blocks in _spaces(session.settings).items():
             _refuse_embedding(model, space, Layout.of(model, blocks))
 
 
@@ -127,8 +127,8 @@ def estimated(session: Session) -> Found:
     return session.arrays(wanted[0]) if wanted else {}
 
 
-def _spaces(session: Session) -> Mapping[str, str]:
-    return session.settings.estimates.spaces or {"tuned": session.settings.tune.blocks}
+def _spaces(settings: StageSettings) -> Mapping[str, str]:
+    return settings.estimates.spaces or {"tuned": settings.tune.blocks}
 
 
 def _of_place(
@@ -141,7 +141,7 @@ def _of_place(
             yield name, _without_gradients(session, model, place, ids, name)
     if not set(chosen) & set(OF_GRADIENTS):
         return
-    for space, blocks in _spaces(session).items():
+    for space, blocks in _spaces(session.settings).items():
         with _only(model, Layout.of(model, blocks)):
             grads = [_gradients(session, model, *of, blocks) for of in zip(SPLIT, ids)]
             for name in chosen:

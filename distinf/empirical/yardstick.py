@@ -1,21 +1,17 @@
 """The yardstick: how well estimates, and what other runs measured, tell what a run measured."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from distinf.empirical.estimates import AT, estimated
 from distinf.empirical.matrix import Matrix, finite
+from distinf.empirical.measures import Row, interval
 from distinf.empirical.task import CLEAN
 from distinf.engine.session import Session
 from distinf.numerics.bootstrap import estimate
 from distinf.numerics.pairwise import rank_correlation
-
-FEWEST = 5  # draws from which on there is an interval over them
-Row = dict[str, Any]
 
 
 def agreements(runs: Mapping[str, Matrix], sessions: Mapping[str, Session]) -> Iterator[Row]:
@@ -47,7 +43,6 @@ def _by_matrix(measured: Matrix, told: Matrix) -> Iterator[Row]:
             value, low, high = every[0]
             if len(every) > 1:
                 found = estimate({(k, 0): each[0] for k, each in enumerate(every)})
-                ends = (found.low, found.high) if found.targets >= FEWEST else (math.nan,) * 2
-                value, low, high = (found.mean, *ends)
+                value, (low, high) = found.mean, interval(found)
             row |= {part: value, f"{part}_low": low, f"{part}_high": high}
         yield row

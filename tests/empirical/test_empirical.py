@@ -15,11 +15,11 @@ from distinf.cli import main
 from distinf.config import load, resolve
 from distinf.empirical.base import based_model
 from distinf.empirical.matrix import finite, measured
+from distinf.empirical.measures import noise, relations
 from distinf.empirical.rates import _lowest
 from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.numerics.randomness import generator
-from distinf.report.empirical.findings import noise, relations
 from distinf.studies.fashion_digits.task import cross_entropy
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.runs import silent

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from distinf.empirical.matrix import Matrix, finite
+from distinf.empirical.measures import ANY, OWN, SAME, drawn, level_name
 from distinf.empirical.task import CLEAN
 from distinf.report import maps, svg
-from distinf.report.empirical.findings import ANY, OWN, SAME, drawn, level_name
 from distinf.report.plots import Dot, Panel, rows_of_dots
 from distinf.report.rows import Row
 

@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 
 from distinf.empirical.matrix import Matrix, finite, measured
+from distinf.empirical.measures import FROM_NOISY, OTHER, tables
 from distinf.empirical.rates import plateau
 from distinf.empirical.task import Contrasting
 from distinf.empirical.yardstick import agreements
 from distinf.engine.session import Session
 from distinf.report.empirical import figures, yardstick
-from distinf.report.empirical.findings import FROM_NOISY, OTHER, tables
 from distinf.report.formats import count, fixed, number, percent
 from distinf.report.provenance import cost_rows, costs, origin, provenance_of, stage_costs
 from distinf.report.publishing import publish

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -60,3 +60,23 @@ class Pretrained:
             raise ValueError("name: must be a folder, a hub id or the name of a packaged model")
         if os.path.isdir(self.name):
             object.__setattr__(self, "name", os.path.abspath(self.name))
+
+
+@dataclass(frozen=True)
+class PretrainedOnTexts(Pretrained):
+    """With rows of no more tokens than it takes.
+
+    max_length  tokens per row, special ones included; never more than the model has positions
+    too_long    longer rows are refused, or cut at their end
+    """
+
+    max_length: int = 1024
+    too_long: Literal["refuse", "truncate"] = "refuse"
+    LEAST: ClassVar[int] = 2  # tokens of a row that can be anything
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.too_long not in ("refuse", "truncate"):
+            raise ValueError(f"too_long: {self.too_long!r} must be one of refuse, truncate")
+        if self.max_length < self.LEAST:
+            raise ValueError(f"max_length: {self.max_length} must be at least {self.LEAST}")

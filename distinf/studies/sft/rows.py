@@ -121,11 +121,8 @@ class _Coder:
         whole = len(ids)
         if whole > self.longest:
             self._refuse_long(where, whole)
-            ids, scored, self.truncated = (
-                ids[: self.longest],
-                scored[: self.longest],
-                self.truncated + 1,
-            )
+            ids, scored = ids[: self.longest], scored[: self.longest]
+            self.truncated += 1
         tokens, kept = np.array(ids, dtype=np.int64), np.array(scored, dtype=bool)
         kept[:1] = False
         if not kept.any():

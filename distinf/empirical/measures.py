@@ -1,4 +1,4 @@
-"""The numbers of an empirical run, as rows of its tables."""
+"""What a measured matrix says: symmetry, relations, noise, conclusions, as rows of tables."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,10 +12,10 @@ from distinf.empirical.matrix import Matrix
 from distinf.empirical.task import CLEAN, Contrast, Place
 from distinf.numerics.bootstrap import Estimate, estimate
 from distinf.numerics.pairwise import MEASURES, Statistic, jackknife
-from distinf.report.rows import Row
 
 ANY, SAME, OTHER, OWN = "any pair", "same class", "other classes", "itself"
 FROM_NOISY, CLEAN_ON_NOISY = "from noisy less from clean", "clean on noisy less reverse"
+Row = dict[str, Any]
 FEWEST = 5  # draws, or samples, from which on there is an interval over them
 FLOOR = 4.0  # of a loss's float32 rounding errors: below it a difference is none
 
@@ -66,7 +66,7 @@ def measures(matrix: Matrix) -> Iterator[Row]:
                 value, low, high = jackknife(squares[0], statistic)
             else:
                 over = estimate({(k, 0): statistic(square) for k, square in enumerate(squares)})
-                value, (low, high) = over.mean, (_told(over)[k] for k in ("low", "high"))
+                value, (low, high) = over.mean, interval(over)
             yield own | {"measure": measure, "value": value, "low": low, "high": high}
 
 
@@ -186,11 +186,11 @@ def _by_sample(values: np.ndarray, chosen: np.ndarray) -> Estimate:
     return estimate({(k, 0): float(m) for k, m in enumerate(means) if math.isfinite(m)})
 
 
+def interval(found: Estimate) -> tuple[float, float]:
+    """NaN where too few draws, or samples, give none."""
+    return (found.low, found.high) if found.targets >= FEWEST else (math.nan, math.nan)
+
+
 def _told(found: Estimate) -> dict[str, Any]:
-    enough = found.targets >= FEWEST
-    return {
-        "mean": found.mean,
-        "low": found.low if enough else math.nan,
-        "high": found.high if enough else math.nan,
-        "samples": found.targets,
-    }
+    low, high = interval(found)
+    return {"mean": found.mean, "low": low, "high": high, "samples": found.targets}
