@@ -98,7 +98,7 @@ def _sentence(session: Session, words: Wording) -> str:
     criterion, most = settings.targets.criterion, settings.targets.per_condition
     chosen = "with the largest gap" + (f" ({criterion})" if criterion != "relative" else "")
     if most and hasattr(session.task, "conditions"):
-        chosen += f", at most {most} under the same conditions"
+        chosen += f" (at most {most} under the same conditions)"
     if session.name and session.context["chosen_in"]["evaluate"] != session.keys["evaluate"]:
         chosen = "that the run improves"
     if settings.targets.ids:
