@@ -38,6 +38,7 @@ def test_damage_is_found_and_made_again(damage, whole, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_on_ray_outlives_its_workers(whole, tmp_path):
     _, fault = FAULTS["all workers: SIGKILL"]
     assert trial(fault, "Ray", 7, tmp_path / "trial", results(whole.out)).same
