@@ -193,7 +193,16 @@ def refuse_without_gradient(
 
 
 def refuse_unusable(model: nn.Module, layout: Layout) -> None:
-    """InputError for a parameter of the layout that has no values, or can have no gradient."""
+    """InputError for a parameter of the layout that has no values, or can have no gradient, and
+    for weights that none passes."""
+    for path, module in model.named_modules():
+        state = getattr(module._parameters.get("weight"), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise InputError(
+                f"no gradient passes the 4-bit weights of {path!r}, which were repacked for "
+                "inference: set support_avx512bf16_for_cpu = False on its layers before the "
+                "model is first evaluated, and load it anew"
+            )
     for name in layout.names:
         parameter = model.get_parameter(name)
         if parameter.is_meta:

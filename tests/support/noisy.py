@@ -13,9 +13,14 @@ CONFIGS = {
     "bert": ("BertConfig", {**TINY, "intermediate_size": 24}),
     "roberta": ("RobertaConfig", {**TINY, "intermediate_size": 24, "pad_token_id": 1}),
     "llama": ("LlamaConfig", {**TINY, "intermediate_size": 24, "num_key_value_heads": 1}),
+    "mistral": (  # Mistral-7B's shape, 1/64 as wide and with an eighth of its layers
+        "MistralConfig",
+        {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 124,
+         "num_key_value_heads": 1, "intermediate_size": 224, "sliding_window": None},
+    ),
     "phi3": ("Phi3Config", {**TINY, "intermediate_size": 24, "pad_token_id": 1}),
     "gpt2": ("GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 124}),
-}
+}  # fmt: skip
 LONGEST = 40
 
 
@@ -28,9 +33,8 @@ def tiny_model(folder: Path, kind: str = "bert", wide: int = 1, **tokens: str | 
 
     name, sizes = CONFIGS[kind]
     longest = {"n_positions": LONGEST} if kind == "gpt2" else {"max_position_embeddings": LONGEST}
-    sizes = {
-        key: n * (wide if "size" in key and "vocab" not in key else 1) for key, n in sizes.items()
-    }
+    for key in [key for key in sizes if "size" in key and "vocab" not in key]:
+        sizes = {**sizes, key: sizes[key] * wide}
     config = getattr(transformers, name)(**sizes, **longest)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -10,12 +10,8 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError
-from distinf.studies.language.pretrained import (
-    loading,
-    positions,
-    quantisation,
-    stay_differentiable,
-)
+from distinf.studies.language.pretrained import loading, positions
+from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import Pretrained
 
 
@@ -102,7 +98,7 @@ def _loaded(settings: Pretrained) -> nn.Module:
         found = transformers.AutoModelForCausalLM.from_pretrained(
             where, config=config, dtype=kind, **quantisation(settings), **options
         )
-    stay_differentiable(found)
+    stay_differentiable(found, settings)
     made: nn.Module = found.eval()
     return made
 

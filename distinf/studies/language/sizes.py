@@ -10,7 +10,8 @@ from distinf.studies.language.settings import Pretrained
 from distinf.tasks.task import Shapes
 
 BYTES_PER_TOKEN = 5  # of text, for what is stored beside its tokens
-QUANTISED = {"8bit": 1.0, "4bit": 0.5625}  # of bitsandbytes: 4 bits, and a scale for 64 of them
+# Of bitsandbytes: 4 bits, and a scale for 64 of them, which double quantisation has in 8 bits.
+QUANTISED = {"8bit": 1.0, "4bit": 0.5625, "double": 0.516}
 SCALARS = 64  # bytes of labels, numbers and offsets of a row
 
 
@@ -53,4 +54,5 @@ def _weight_bytes(module: nn.Module, settings: Pretrained) -> float:
     own = sum(p.numel() for p in module.parameters(recurse=False))
     plain = 2.0 if settings.dtype == "bfloat16" else 4.0
     base = getattr(module, "base_layer", None) is None and isinstance(module, nn.Linear)
-    return own * (QUANTISED.get(settings.quantise, plain) if base else plain)
+    kind = "double" if settings.double_quantise else settings.quantise
+    return own * (QUANTISED.get(kind, plain) if base else plain)

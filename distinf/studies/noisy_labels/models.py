@@ -12,12 +12,8 @@ from distinf.errors import InputError
 from distinf.gram.blocks import HEAD_NAMES
 from distinf.numerics.randomness import number
 from distinf.studies.language.adapters import adapt, initialise
-from distinf.studies.language.pretrained import (
-    loading,
-    positions,
-    quantisation,
-    stay_differentiable,
-)
+from distinf.studies.language.pretrained import loading, positions
+from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import LoraSettings
 from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.known import KNOWN
@@ -73,7 +69,7 @@ def load_model(
                 **options,
             )
         _refuse_other_sizes(settings, told)
-        stay_differentiable(model)
+        stay_differentiable(model, settings)
         if kept is not None:
             compress(model, kept)
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad
