@@ -43,6 +43,7 @@ class Stage:
     wanted     session -> its units, where what they are hangs on the stages before
     done       session -> whether nothing is left, where fewer units than planned may do
     shards     settings -> ranks that can share a unit, in a gang; without it units are spread whole
+    ranks      settings -> ranks that share each unit, in a gang, no fewer; None: each its own
     resources  settings -> what its jobs take, where that is not what the run's workers have
     is_jobs    each unit is a job with a folder of its own under jobs/
     """
@@ -59,6 +60,7 @@ class Stage:
     shards: Callable[[Any], int] | None = None
     resources: Callable[[Any], Resources | None] | None = None
     is_jobs: bool = False
+    ranks: Callable[[Any], int | None] | None = None
 
     def read(self, values: Values) -> Names:
         """The names of what it reads under these values."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from distinf.collective import Collective
 from distinf.digest import sha256
 from distinf.engine.session import draw
 from distinf.engine.stage import Stage
@@ -23,8 +24,16 @@ from distinf.gram.configurations import (
 from distinf.gram.scores import cell_units
 from distinf.gram.session import TRAIN, Cell, Outline, Session
 from distinf.gram.settings import BASELINES, GRID, StageSettings
-from distinf.gram.task import METRICS, Labelled
-from distinf.gram.train import fit_cost, fit_summary, fitted, history_arrays
+from distinf.gram.task import METRICS, Fit, Labelled
+from distinf.gram.train import (
+    fit_cost,
+    fit_summary,
+    fitted,
+    fitted_together,
+    gang_size,
+    history_arrays,
+    train,
+)
 from distinf.numerics.metrics import ndr, removed
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
@@ -102,14 +111,23 @@ def run(session: Session, runtime: Runtime) -> None:
     wanted = jobs(session)
     if not wanted:
         return
-    resources = job_resources(session.settings)
-    work = session.work("distinf.gram.actions:body")
-    runtime.pool(work, wanted, session.ledger(NAME), resources)
+    train(session, runtime, NAME, wanted, job_resources(session.settings))
+
+
+def gang(session: Session, collective: Collective, attempt: str) -> None:
+    rows = {f.job.id: f.kept for f in filterings(session)}
+    for unit, fit in fitted_together(session, collective, jobs(session), lambda u: rows[u.id]):
+        _commit(session, unit, attempt, fit, rows[unit.id])
 
 
 def check(session: Session) -> None:
     """InputError for configurations that can be nothing, before anything is computed."""
     outline = session.outline
+    if outline.settings.actions.resources_gpus and outline.settings.train.deepspeed:
+        raise InputError(
+            "actions.resources_gpus: with train.deepspeed the ranks of a job are the run's workers "
+            "(runtime.num_gpus); leave it out"
+        )
     for cell in outline.cells.values():
         known = configurations(outline, cell)
         for name in outline.settings.actions.configurations:
@@ -210,7 +228,10 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     cell = session.cell(unit.job["cell"])
     found = session.cached(("filtered", cell.name), lambda: _of_cell(session, cell))
     rows = next(f.kept for f in found.values() if f.job.id == unit.id)
-    fit = fitted(session, unit, rows)
+    return _commit(session, unit, attempt, fitted(session, unit, rows), rows)
+
+
+def _commit(session: Session, unit: Unit, attempt: str, fit: Fit, rows: np.ndarray) -> Record:
     arrays = {**history_arrays(fit), "kept": rows}
     return session.commit(
         unit, attempt, arrays, summary=fit_summary(fit), may_hold_nan=list(METRICS)
@@ -226,4 +247,5 @@ def histories(session: Session) -> Iterator[tuple[Filtered, Mapping[str, np.ndar
 STAGE = Stage(  # a job is named by the rows that it keeps
     NAME, "fine-tune", needs=("train",), uncounted=("actions", "scores"),
     units=units, run=run, wanted=wanted_units, done=is_done, resources=job_resources, is_jobs=True,
+    ranks=gang_size,
 )  # fmt: skip

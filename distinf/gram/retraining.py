@@ -57,6 +57,11 @@ def _cost(ranking: str) -> float:
 
 def check(session: Session, draws: Draws) -> None:
     """InputError for a cell that cannot be trained, or not by other draws."""
+    if session.settings.train.deepspeed:
+        raise InputError(
+            "evaluate: it trains on one device, and this run trained on several (train.deepspeed); "
+            "evaluate a run without it"
+        )
     for name, cell in session.outline.cells.items():
         if not cell.trained:
             raise InputError(

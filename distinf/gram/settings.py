@@ -4,9 +4,10 @@ of a run's fingerprint (NOT_FINGERPRINTED in distinf/engine/fingerprint.py names
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from distinf.engine.bounds import at_least, not_negative, positive
+from distinf.gram import deepspeed
 from distinf.naming import refuse_names
 from distinf.numerics.capture import Method
 from distinf.numerics.estimators import ESTIMATORS
@@ -48,6 +49,10 @@ class TrainSettings:
                         test rows never choose
     precision           of the passes: float32, tf32 (CUDA) or bfloat16 (autocast)
     evaluation_batch    rows evaluated at once
+    deepspeed           a DeepSpeed file (JSON), such as configs/deepspeed/zero2.json: each training
+                        is then of a gang; its content is kept here ({}: one device, no DeepSpeed)
+    devices             workers that share one training
+    checkpoint_every    steps of such a training after which it is saved
     """
 
     epochs: int = 10
@@ -61,9 +66,12 @@ class TrainSettings:
     selected_epoch: Epoch = "least_query_loss"
     precision: Precision = "float32"
     evaluation_batch: int = 64
+    deepspeed: Mapping[str, Any] | str = field(default_factory=dict)
+    devices: int = 1
+    checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluation_batch"):
+        for name in ("epochs", "batch_size", "evaluation_batch", "devices", "checkpoint_every"):
             at_least(name, getattr(self, name), 1)
         for name, rate in {
             "lr": self.lr,
@@ -74,6 +82,13 @@ class TrainSettings:
         not_negative("clip", self.clip)
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: {self.warmup} is a share of the steps, from 0 to below 1")
+        if isinstance(self.deepspeed, str):  # workers may not see the file
+            found = deepspeed.read(self.deepspeed) if self.deepspeed else {}
+            object.__setattr__(self, "deepspeed", found)
+        if self.deepspeed:
+            deepspeed.refuse_contradictions(self.deepspeed, self)
+        elif self.devices > 1:
+            raise ValueError("devices: several share a training by train.deepspeed; name its file")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distinf.blobs import Blobs
+from distinf.collective import Collective
 from distinf.errors import InputError
 from distinf.gram.settings import Epoch, StageSettings, TrainSettings
 from distinf.naming import refuse_names
@@ -92,6 +94,25 @@ class Trainable(Protocol):
 
         The weights to return are those of recipe.selected_epoch.
         """
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The ranks that share a training, and where it is saved on its way: `folder` of `blobs`."""
+
+    collective: Collective
+    blobs: Blobs
+    folder: str
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A cell whose training several devices can share, by DeepSpeed."""
+
+    def fit_together(
+        self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell, gang: Gang
+    ) -> Fit:
+        """As `fit`, on every rank alike, going on from what was saved; the weights are rank 0's."""
 
 
 @runtime_checkable

@@ -1,10 +1,11 @@
 """Stage train: one fine-tuning per cell, on its rows with whatever labels they have.
 
+With train.deepspeed each is a gang's, saved on its way under checkpoints/ in the run's folder.
 The weights of the selected epoch (train.selected_epoch: by default that of least loss on the
 queries) are what everything after is about. A task that cannot be trained is taken as it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,18 +13,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from distinf.collective import Collective
+from distinf.engine.session import done_for_all
 from distinf.engine.stage import Stage
-from distinf.errors import InputError
+from distinf.errors import InputError, Interrupted
+from distinf.gram.deepspeed import refuse_missing, rows_at_once, shared_bytes
 from distinf.gram.session import DATA, QUERY, TRAIN, Cell, Outline, Session
-from distinf.gram.settings import Epoch, TrainSettings
-from distinf.gram.task import METRICS, Fit, Trainable, selected_epoch
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.gram.settings import Epoch, StageSettings, TrainSettings
+from distinf.gram.task import METRICS, Fit, Gang, Shared, Trainable, selected_epoch
+from distinf.runtime import Cost, Lever, Resources, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.culprit import InHand
 
 NAME = "train"
 WEIGHT = "weight."
 ROW_LOSSES = "row_losses"
+CHECKPOINTS = "checkpoints"  # of trainings by gangs on their way, a folder for each unit
 BACKWARD = 1.0  # a forward pass again: gradients of activations, the base's weights are frozen
 STATE_BYTES = 16.0  # a trained parameter, its gradient, two moments
 
@@ -43,12 +48,16 @@ def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     trained = sum(block.entries for block in cell.blocks.dense)
     forward = shapes.flops_per_sample
     steps = recipe.epochs * (rows * (1 + BACKWARD) + 2 * cell.rows[QUERY])
-    passed = recipe.batch_size * shapes.activation_bytes_per_sample
+    at_once = rows_at_once(recipe.deepspeed, recipe) if recipe.deepspeed else recipe.batch_size
+    passed = at_once * shapes.activation_bytes_per_sample
+    on_host, on_device = 0.0, shapes.model_bytes + STATE_BYTES * trained
+    if recipe.deepspeed:
+        on_host, on_device = shared_bytes(recipe, shapes.model_bytes, trained)
     return Cost(
         flops=forward * steps,
         bytes=4.0 * trained,
-        memory=4.0 * trained,  # the best epoch's weights
-        device=passed + shapes.model_bytes + STATE_BYTES * trained,
+        memory=4.0 * trained + on_host,  # the best epoch's weights
+        device=passed + on_device,
         staged=shapes.model_bytes,
         levers=(Lever("train.batch_size", recipe.batch_size, passed),),
         work={"train": recipe.epochs * rows, "forward": 2 * recipe.epochs * cell.rows[QUERY]},
@@ -63,21 +72,60 @@ def check(session: Session) -> None:
             "train: this task cannot be trained (it has no fit), and is scored as model() returns "
             "it; leave train out"
         )
+    if not session.settings.train.deepspeed:
+        return
+    refuse_missing()
+    for name in session.tasks:
+        if not isinstance(session.task(name), Shared):
+            raise InputError(
+                "train.deepspeed: this task's fit() is for one device; leave it out, or give the "
+                "task a fit_together()"
+            )
 
 
 def run(session: Session, runtime: Runtime) -> None:
     wanted = [unit for unit, _ in units(session.outline)]
     if wanted:
-        runtime.pool(session.work("distinf.gram.train:body"), wanted, session.ledger(NAME))
+        train(session, runtime, NAME, wanted)
+
+
+def train(
+    session: Session, runtime: Runtime, stage: str, wanted: Sequence[Unit],
+    resources: Resources | None = None,
+) -> None:  # fmt: skip
+    """Each training on a worker of its own, or, with DeepSpeed, one after the other by a gang."""
+    work = partial(session.work, f"distinf.gram.{stage}:body")
+    if not session.settings.train.deepspeed:
+        runtime.pool(work(), wanted, session.ledger(stage), resources)
+    elif len(session.done(wanted)) < len(wanted):
+        together = session.work(f"distinf.gram.{stage}:gang")
+        runtime.gang(together, session.settings.train.devices, session.ledger(stage))
+
+
+def gang_size(settings: StageSettings) -> int | None:
+    """Workers of one training; None where each has its own."""
+    return settings.train.devices if settings.train.deepspeed else None
+
+
+def gang(session: Session, collective: Collective, attempt: str) -> None:
+    wanted = [unit for unit, _ in units(session.outline)]
+    for unit, fit in fitted_together(session, collective, wanted, partial(_rows, session)):
+        _commit(session, unit, attempt, fit)
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Arrays: METRICS by epoch [epochs], best [], weight.<name> of the best epoch, and row_losses
     [epochs, N] where the task notes them."""
+    return _commit(session, unit, attempt, fitted(session, unit, _rows(session, unit)))
+
+
+def _rows(session: Session, unit: Unit) -> np.ndarray:
+    return np.arange(session.cell(unit.job["cell"]).rows[TRAIN])
+
+
+def _commit(session: Session, unit: Unit, attempt: str, fit: Fit) -> Record:
     name = unit.job["cell"]
-    rows = np.arange(session.cell(name).rows[TRAIN])
-    fit = fitted(session, unit, rows)
-    task = session.task(name)
+    task, rows = session.task(name), _rows(session, unit)
     load_weights(getattr(task, "skeleton", task.model)(), fit.weights)  # or it is refused now
     weights = {f"{WEIGHT}{key}": np.asarray(values) for key, values in fit.weights.items()}
     arrays = {**history_arrays(fit), **weights}
@@ -98,8 +146,32 @@ def _checked_row_losses(losses: Any, rows: int) -> np.ndarray:
     return found
 
 
-def fitted(session: Session, unit: Unit, rows: np.ndarray) -> Fit:
-    """Train the unit's cell on `rows`."""
+def fitted_together(
+    session: Session,
+    collective: Collective,
+    wanted: Sequence[Unit],
+    rows_of: Callable[[Unit], np.ndarray],
+) -> Iterator[tuple[Unit, Fit]]:
+    """On every rank: train those that are not committed, in order, and give each to rank 0."""
+    devices = session.settings.train.devices
+    if collective.size != devices:
+        raise Interrupted(
+            f"train.devices: {devices} workers share a training and {collective.size} are there; "
+            "run the same command when the others are back, or begin a run with fewer"
+        )
+    for unit, is_done in zip(wanted, done_for_all(session, collective, wanted), strict=True):
+        folder = f"{CHECKPOINTS}/{unit.id}"
+        if not is_done:
+            fit = fitted(session, unit, rows_of(unit), Gang(collective, session.blobs, folder))
+            if collective.rank == 0:
+                yield unit, fit
+        if collective.rank == 0:
+            for name in session.blobs.names(folder):
+                session.blobs.delete(name)
+
+
+def fitted(session: Session, unit: Unit, rows: np.ndarray, gang: Gang | None = None) -> Fit:
+    """Train the unit's cell on `rows`; of a gang, rank 0 has the weights."""
     name = unit.job["cell"]
     task = session.task(name)
     if not isinstance(task, Trainable):
@@ -107,7 +179,12 @@ def fitted(session: Session, unit: Unit, rows: np.ndarray) -> Fit:
     session.tell(unit, 0.0)
     queries = np.arange(session.cell(name).rows[QUERY])
     session.in_hand = [InHand(task, TRAIN, rows), InHand(task, QUERY, queries)]
-    fit = task.fit(rows, session.settings.train, session.device, partial(session.tell, unit))
+    recipe, tell = session.settings.train, partial(session.tell, unit)
+    if gang is None:
+        fit = task.fit(rows, recipe, session.device, tell)
+    else:
+        assert isinstance(task, Shared)  # see check
+        fit = task.fit_together(rows, recipe, session.device, tell, gang)
     checked_fit(fit, session.settings.train.selected_epoch)
     if not np.isfinite(fit.history["query_loss"][fit.best]):
         raise InputError(f"train: the queries' loss of cell '{name}' is not finite; lower train.lr")
@@ -216,5 +293,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
 
 
 STAGE = Stage(
-    NAME, "train", needs=(DATA,), reads=("train", "-train.evaluation_batch"), units=units, run=run
-)
+    NAME, "train", needs=(DATA,),
+    reads=("train", "-train.evaluation_batch", "-train.checkpoint_every"),
+    uncounted=("train.checkpoint_every",), units=units, run=run, ranks=gang_size,
+)  # fmt: skip

@@ -12,7 +12,7 @@ from distinf.config import RunConfig
 from distinf.errors import InputError
 from distinf.gram.session import Session as GramSession
 from distinf.planning import calibration, devices, passes
-from distinf.planning.room import refuse_overfull, refuse_roomless, room
+from distinf.planning.room import refuse_few, refuse_overfull, refuse_roomless, room
 from distinf.planning.speeds import (
     Speeds,
     batches,
@@ -268,6 +268,8 @@ def refuse_what_cannot_fit(
         nodes = [replace(here, cpus=max(here.cpus, runtime.workers * runtime.num_cpus))]
         if not runtime.num_gpus:
             refuse_roomless([s for s in stages if s.resources.num_gpus], runtime, nodes)
+    if nodes:
+        refuse_few(stages, runtime, nodes)
     return refuse_overfull(stages, runtime, nodes)
 
 

@@ -40,6 +40,7 @@ class Asked:
     most       how many workers can share it, at most
     resources  of each of them, and the setting that its part of a GPU comes from
     demands    of its units, each kind once
+    least      how many workers have to share it
     """
 
     stage: str
@@ -47,6 +48,7 @@ class Asked:
     resources: Resources
     gpu_setting: str
     demands: tuple[Demand, ...]
+    least: int = 1
 
     @property
     def host(self) -> float:
@@ -80,6 +82,20 @@ def refuse_roomless(
             raise InputError(
                 f"{stage.stage}: no node has {wanted.num_cpus:g} CPUs and {wanted.num_gpus:g} "
                 f"GPUs for one worker; {way} or name another cluster (runtime.address)"
+            )
+
+
+def refuse_few(stages: Sequence[Asked], runtime: RuntimeSettings, nodes: Sequence[Node]) -> None:
+    """InputError for a stage that more workers have to share than there is room for."""
+    for stage in (stage for stage in stages if stage.least > 1):
+        found = sum(room(node, stage.resources) for node in nodes)
+        found = 1 if runtime.kind == "local" else min(found, runtime.workers or found)
+        if found < stage.least:
+            raise InputError(
+                f"{stage.stage}: train.devices={stage.least} workers share a training, and there "
+                f"is room for {found} (runtime.workers={runtime.workers}, of "
+                f"{stage.resources.num_cpus:g} CPUs and {stage.resources.num_gpus:g} GPUs each); "
+                "lower train.devices or name a larger cluster (runtime.address)"
             )
 
 

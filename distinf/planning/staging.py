@@ -67,12 +67,14 @@ def _asked(
     resources = jobs or runtime.resources
     on_gpu = on_gpus(runtime) or (resources.num_gpus > 0 and runtime.kind == "ray")
     demands = dict.fromkeys(demand(cost, base, session.kept_rows(), on_gpu) for cost in costs)
+    ranks = stage.ranks(session.settings) if stage.ranks else None
     return Asked(
         stage=running.part_of(session, stage).title,
-        most=stage.shards(session.settings) if stage.shards else len(costs),
+        most=ranks or (stage.shards(session.settings) if stage.shards else len(costs)),
         resources=resources,
         gpu_setting="actions.resources_gpus" if jobs else "runtime.num_gpus",
         demands=tuple(demands),
+        least=ranks or 1,
     )
 
 
@@ -87,6 +89,7 @@ def _stage_plan(
 ) -> StagePlan:
     costs = [cost for _, cost in units]
     shards = stage.shards(session.settings) if stage.shards else None
+    shards = stage.ranks(session.settings) if stage.ranks else shards
     useful = max(1, min(workers, len(costs) if shards is None else shards))
     if stage.name == REPORT:
         seconds = REPORT_S

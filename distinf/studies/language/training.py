@@ -93,7 +93,7 @@ def _fine_tune(
     steps = math.ceil(len(rows["train"].ids) / recipe.batch_size) * recipe.epochs
     watch = _watch(tell, recipe.selected_epoch)
     seen = RowLosses(rows["train"].ids, recipe.epochs)
-    with tempfile.TemporaryDirectory() as folder, _own_randomness(device), _on(device):
+    with tempfile.TemporaryDirectory() as folder, own_randomness(device), _on(device):
         arguments = _arguments(recipe, lr, task.training_seed, steps, folder, device)
         trainer = _trainer(task, seen)(
             model=model,
@@ -143,6 +143,10 @@ class RowLosses:
         places = np.searchsorted(self._ids, rows.cpu().numpy())
         self.losses[self._seen[places], places] = losses.detach().float().cpu().numpy()
         self._seen[places] += 1
+
+    def resume(self, losses: np.ndarray) -> None:
+        """With what another one had noted."""
+        self.losses, self._seen = losses.copy(), np.isfinite(losses).sum(0)
 
 
 def _numbered(rows: Rows) -> Rows:
@@ -248,13 +252,16 @@ def _watch(tell: Tell, rule: Epoch) -> Any:
         def _note(self, name: str, value: float) -> None:
             self.history.setdefault(name, []).append(float(value))
             if not math.isfinite(value):
-                epoch = len(self.history[name])
-                raise InputError(
-                    f"train: the {name.replace('_', ' ')} is {value} in epoch {epoch}; lower "
-                    "train.lr (or train.lr_of for this dataset), or raise train.warmup"
-                )
+                raise not_finite(name, value, len(self.history[name]))
 
     return Watch()
+
+
+def not_finite(name: str, value: float, epoch: int) -> InputError:
+    return InputError(
+        f"train: the {name.replace('_', ' ')} is {value} in epoch {epoch}; lower train.lr (or "
+        "train.lr_of for this dataset), or raise train.warmup"
+    )
 
 
 def _arguments(
@@ -270,7 +277,7 @@ def _arguments(
         learning_rate=lr,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
-        lr_scheduler_type=_schedule(recipe),
+        lr_scheduler_type=schedule_name(recipe),
         warmup_steps=math.ceil(recipe.warmup * steps),
         optim="adamw_torch",
         bf16=recipe.precision == "bfloat16",
@@ -293,7 +300,7 @@ def _arguments(
     return arguments
 
 
-def _schedule(recipe: TrainSettings) -> str:
+def schedule_name(recipe: TrainSettings) -> str:
     return "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
 
 
@@ -304,7 +311,7 @@ def _be_quiet(trainer: Any) -> None:
 
 
 @contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
+def own_randomness(device: torch.device) -> Iterator[None]:
     """The Trainer seeds every generator there is; they are as before afterwards."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from distinf.digest import digest, sha256
 from distinf.errors import InputError
 from distinf.gram.settings import StageSettings, TrainSettings
-from distinf.gram.task import Fit, Tell, no_one
+from distinf.gram.task import Fit, Gang, Tell, no_one
+from distinf.studies.language import together
 from distinf.studies.language.identity import file_digest, model_digests
 from distinf.studies.language.sizes import shapes_of
 from distinf.studies.language.tokens import padded, text_at
@@ -259,6 +260,13 @@ class NoisyCell:
         """Fine-tune from the initial state on the training rows `kept` [n]."""
         lr = recipe.lr_of.get(self.cell.dataset, recipe.lr)
         return fit(self, kept, recipe, lr, device, tell, measured=PARTS[1:])
+
+    def fit_together(
+        self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell, gang: Gang
+    ) -> Fit:
+        """As `fit`, by a gang with DeepSpeed."""
+        lr = recipe.lr_of.get(self.cell.dataset, recipe.lr)
+        return together.fit(self, kept, recipe, lr, device, tell, gang, measured=PARTS[1:])
 
     def reseeded(self, seed: int, own_start: bool = False) -> "NoisyCell":
         """The same rows; the order of rows and dropout are another training's, and, where asked

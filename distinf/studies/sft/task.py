@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from distinf.digest import digest, sha256
 from distinf.errors import InputError
 from distinf.gram.settings import TrainSettings
-from distinf.gram.task import Fit, Tell, no_one
+from distinf.gram.task import Fit, Gang, Tell, no_one
 from distinf.numerics.ekfac import sampled_labels
 from distinf.numerics.layer_gradients import wide
+from distinf.studies.language import together
 from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.causal import CausalModel
 from distinf.studies.language.identity import file_digest, model_digests
@@ -223,12 +224,15 @@ class Tuned(Scored):
         self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell = no_one
     ) -> Fit:
         """Fine-tune from the initial state on the training rows `kept` [n]."""
-        if recipe.selected_epoch == "best_query_accuracy":
-            raise InputError(
-                "train.selected_epoch: best_query_accuracy is for classes; take least_query_loss "
-                "or last"
-            )
+        _refuse_accuracy(recipe)
         return fit(self, kept, recipe, recipe.lr, device, tell)
+
+    def fit_together(
+        self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell, gang: Gang
+    ) -> Fit:
+        """As `fit`, by a gang with DeepSpeed."""
+        _refuse_accuracy(recipe)
+        return together.fit(self, kept, recipe, recipe.lr, device, tell, gang)
 
     def reseeded(self, seed: int, own_start: bool = False) -> "Tuned":
         """The same rows in another order, with other dropout and, where asked for, other adapters
@@ -238,6 +242,14 @@ class Tuned(Scored):
         other.training_seed = int(digest([self.training_seed, "training", seed])[:7], 16)
         other.starting_seed = other.training_seed if own_start else self.starting_seed
         return other
+
+
+def _refuse_accuracy(recipe: TrainSettings) -> None:
+    if recipe.selected_epoch == "best_query_accuracy":
+        raise InputError(
+            "train.selected_epoch: best_query_accuracy is for classes; take least_query_loss or "
+            "last"
+        )
 
 
 def token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

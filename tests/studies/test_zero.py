@@ -1,0 +1,247 @@
+"""Trainings by gangs with DeepSpeed: what is refused, what is saved, and which weights come out."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distinf.config import resolve
+from distinf.engine.run import open_session
+from distinf.errors import CorruptionError, InputError
+from distinf.gram import deepspeed, train
+from distinf.gram.settings import StageSettings, TrainSettings
+from distinf.planning.room import Asked, refuse_few
+from distinf.runtime import Node, Resources, RuntimeSettings, open_runtime
+from distinf.store import open_root
+from distinf.studies.language.saving import Saved
+from tests.support.runs import ROOT, workers_of
+
+FILES = ROOT / "configs" / "deepspeed"
+ZERO2 = {"zero_optimization": {"stage": 2}}
+NVME = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}
+
+
+def settings(config, **more):
+    return TrainSettings(**{"batch_size": 8, "devices": 2, "deepspeed": config, **more})
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({}, "devices: several share a training by train.deepspeed; name its file"),
+        ({"zero_optimization": {}}, "zero_optimization.stage must be 1, 2 or 3"),
+        (
+            {**ZERO2, "train_batch_size": 32},
+            "train_batch_size is 32 where train.batch_size gives 8",
+        ),
+        ({**ZERO2, deepspeed.MICRO: 5}, "is 5 where train.batch_size / train.devices gives 4"),
+        ({**ZERO2, deepspeed.MICRO: 2, deepspeed.ACCUMULATED: 4}, "steps is 4 where"),
+        ({**ZERO2, "optimizer": {"type": "Lamb"}}, 'type is "Lamb" where the run\'s AdamW gives'),
+        ({**ZERO2, "optimizer": {"params": {"lr": 1.0}}}, "lr is 1.0 where train.lr gives 0.0003"),
+        (
+            {**ZERO2, "gradient_clipping": 5.0},
+            "gradient_clipping is 5.0 where train.clip gives 1.0",
+        ),
+        ({**ZERO2, "bf16": {"enabled": True}}, "where train.precision=float32 gives false"),
+        ({**ZERO2, "scheduler": {"type": "WarmupLR"}}, "scheduler is set by train.schedule"),
+        (NVME, "zero_optimization.offload_param.device must be cpu or none"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "needs zero_opt"),
+    ],
+)
+def test_a_file_that_contradicts_the_settings_is_refused_in_one_line(config, told):
+    with pytest.raises(ValueError) as refused:
+        settings(config)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_values_that_agree_and_those_left_to_us_are_taken():
+    config = {
+        **ZERO2, "train_batch_size": 8, deepspeed.MICRO: 2, deepspeed.ACCUMULATED: 2,
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "weight_decay": 0.0}},
+        "gradient_clipping": "auto", "reduce": {"bucket": "auto", "kept": 1},
+    }  # fmt: skip
+    made = settings(config)
+    assert deepspeed.rows_at_once(config, made) == 2
+    given = deepspeed.for_engine(config, made)
+    assert given["gradient_clipping"] == 1.0
+    assert given["reduce"] == {"kept": 1}
+    assert "optimizer" not in given
+
+
+def test_a_file_is_read_once_and_its_content_kept(tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(ZERO2))
+    assert settings(str(path)).deepspeed == ZERO2
+    for content, told in (("{", "is not JSON"), ("[]", "holds no JSON object")):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=told):
+            settings(str(path))
+    with pytest.raises(ValueError, match="No such file or directory; name a JSON file"):
+        settings(str(tmp_path / "none.json"))
+    for each in FILES.glob("*.json"):
+        settings(str(each))
+
+
+def test_who_has_no_deepspeed_is_told_what_installs_it(monkeypatch):
+    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'not installed here: pip install "deepspeed') as refused:
+        deepspeed.refuse_missing()
+    assert "\n" not in str(refused.value)
+
+
+def test_more_ranks_than_there_is_room_for_are_refused():
+    nodes = [Node("a", 2.0, 1e9, ()), Node("b", 1.0, 1e9, ())]
+    asked = Asked("train", 4, Resources(1.0), "runtime.num_gpus", (), least=4)
+    with pytest.raises(InputError, match=r"train.devices=4 workers .* there is room for 3 "):
+        refuse_few([asked], RuntimeSettings(), nodes)
+    with pytest.raises(InputError, match="there is room for 1 "):
+        refuse_few([asked], RuntimeSettings(kind="local"), nodes)
+    with pytest.raises(InputError, match="there is room for 2 "):
+        refuse_few([asked], RuntimeSettings(workers=2), nodes)
+    refuse_few([asked], RuntimeSettings(), [*nodes, nodes[0]])
+    made = StageSettings(train=settings(ZERO2))
+    assert [stage.ranks(made) for stage in (train.STAGE,)] == [2]
+    assert train.STAGE.ranks(StageSettings()) is None
+
+
+def test_parts_of_a_rank_are_those_of_the_stage():
+    whole = [deepspeed.shared_bytes(settings(c, devices=1), 40.0, 10.0)
+             for c in (ZERO2, {"zero_optimization": {"stage": 3}})]  # fmt: skip
+    assert whole == [(0.0, 40.0 + 160.0)] * 2
+    assert deepspeed.shared_bytes(settings(ZERO2), 40.0, 10.0) == (0.0, 40.0 + 80.0)
+    offload = str(FILES / "zero3-offload.json")
+    assert deepspeed.shared_bytes(settings(offload), 40.0, 10.0) == (20.0 + 60.0, 20.0)
+
+
+def test_what_is_saved_comes_back_and_damage_is_told_with_a_remedy_that_helps(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("distinf.studies.language.saving.FILE_BYTES", 100)
+    tensors = [(f"t{k}", torch.full((5, 5), float(k))) for k in range(3)]
+    saved = Saved(open_root(str(tmp_path)), "checkpoints/unit")
+    assert saved.index() == (0, {})
+    saved.put(3, iter(tensors[:1]), {})
+    saved.put(6, iter(tensors), {"history": [1.5]})
+    assert saved.index() == (6, {"history": [1.5]})
+    for (name, values), (wanted, expected) in zip(saved.tensors(), tensors, strict=True):
+        assert name == wanted
+        assert torch.equal(values, expected)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    kinds = [path.suffix for path in files]
+    assert kinds == [".safetensors"] * 3 + [".json"]
+    files[1].write_bytes(files[1].read_bytes()[:-1])
+    with pytest.raises(CorruptionError, match=r"delete checkpoints/unit there"):
+        list(saved.tensors())
+    saved.clear()  # what deleting the folder does
+    assert saved.index() == (0, {})
+
+
+# -- with DeepSpeed ----------------------------------------------------------------------------
+
+ROWS = [{"prompt": f"{k} and ", "completion": "ab" * (1 + k % 3)} for k in range(21)]
+ASKED = [{"text": "abab"}, {"text": "2 and ab"}, {"text": "cd"}]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    from tests.support.causal import write_causal
+    from tests.support.chats import write_rows
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_causal(folder / "model")
+    write_rows(folder / "train.jsonl", ROWS)
+    write_rows(folder / "asked.jsonl", ASKED)
+    return folder
+
+
+def config(tiny, out, stage, **more):
+    """21 rows by 4: a last batch of one row leaves a rank without any."""
+    by_gang = {"deepspeed": str(FILES / f"{stage}.json"), "devices": 2, "checkpoint_every": 2}
+    return resolve({
+        "task": "sft", "trained": "all", "out": str(out),
+        "data": {"path": str(tiny / "train.jsonl"), "queries": str(tiny / "asked.jsonl")},
+        "model": {"name": str(tiny / "model")},
+        "runtime": {"kind": "ray", "workers": 2, "dashboard": False, "timeout_s": 600},
+        "train": {"epochs": 3, "batch_size": 4, "lr": 1e-3, "weight_decay": 0.01,
+                  "selected_epoch": "last", **(by_gang if stage else {}), **more},
+    })  # fmt: skip
+
+
+def trained(configuration, killed_after=None):
+    """The stage train on Ray -> its arrays, and how often a rank was killed."""
+    session, kills = open_session(configuration), []
+    runtime = open_runtime(configuration.runtime)
+    stop = threading.Event()
+    killer = threading.Thread(
+        target=lambda: kills.append(_kill(session, killed_after, stop)), daemon=True
+    )
+    if killed_after is not None:
+        killer.start()
+    try:
+        train.run(session, runtime)
+    finally:
+        stop.set()
+        runtime.close()
+    unit = train.units(session.outline)[0][0]
+    if killed_after is not None:
+        killer.join()
+    assert not session.blobs.names(train.CHECKPOINTS)
+    return session.arrays(unit), kills
+
+
+def _kill(session, step, stop):
+    """A SIGKILL for the last rank, once `step` is saved, -> the step that was."""
+    while not stop.is_set():
+        for path in Path(session.blobs.root, train.CHECKPOINTS).glob("*/index.json"):
+            try:
+                found = json.loads(path.read_text())["step"]
+            except (OSError, ValueError):
+                continue
+            if found >= step:
+                os.kill(workers_of(os.getpid())[-1], signal.SIGKILL)
+                return found
+        time.sleep(0.01)
+    return None
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, tmp_path_factory):
+    return trained(config(tiny, tmp_path_factory.mktemp("alone") / "run", ""))[0]
+
+
+def relative(found, wanted):
+    names = [name for name in wanted if name.startswith("weight.")]
+    assert names
+    assert set(found) == set(wanted)
+    change = sum(float(np.square(found[n] - wanted[n]).sum()) for n in names)
+    return (change / sum(float(np.square(wanted[n]).sum()) for n in names)) ** 0.5
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs distinf[deepspeed], ninja and a C++ compiler"
+)
+@pytest.mark.parametrize("stage", ["zero2", "zero3", "zero3-offload"])
+def test_a_gang_killed_at_a_random_step_ends_in_the_bits_of_one_that_was_not(
+    tiny, alone, tmp_path, stage
+):
+    whole, _ = trained(config(tiny, tmp_path / "whole", stage))
+    step = random.SystemRandom().randrange(2, 14)
+    killed, kills = trained(config(tiny, tmp_path / "killed", stage), killed_after=step)
+    print(f"{stage}: killed at step {kills}; from one process {relative(whole, alone):.1e}")
+    assert kills[0] is not None
+    assert all(np.array_equal(killed[n], whole[n], equal_nan=True) for n in whole)
+    assert relative(whole, alone) < 1e-5
+    assert np.allclose(whole["query_loss"], alone["query_loss"], rtol=1e-5)
+    assert np.allclose(whole["row_losses"], alone["row_losses"], rtol=1e-4)
