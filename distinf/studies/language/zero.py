@@ -90,6 +90,7 @@ class Zero:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         yield from self.weights()
+        self._link()
         for moment in MOMENTS:
             for name, parameter in self.trained.items():
                 found = safe_get_full_optimizer_state(parameter, moment)
@@ -104,6 +105,7 @@ class Zero:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         self.step(0.0, [None], lambda _: loss() * 0.0)
+        self._link()
         device = next(iter(self.trained.values())).device
         for name, values in state:
             moment, _, own = name.rpartition("/")
@@ -114,6 +116,14 @@ class Zero:
         for each in self.engine.basic_optimizer.state.values():
             counted = each["step"]
             each["step"] = counted.fill_(steps) if isinstance(counted, Tensor) else steps
+
+    def _link(self) -> None:
+        """Stages 1 and 2 link the moments to the parameters in the first step of the first group,
+        when other groups have none yet (DeepSpeed 0.19): they could not be gathered."""
+        zero = self.engine.optimizer
+        if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
 
     def close(self) -> None:
         """Give back what the engine holds; the gang may train another model."""
