@@ -37,8 +37,8 @@ def read(path: str) -> dict[str, Any]:
 def refuse_contradictions(config: Config, train: Any) -> None:
     """ValueError for a value that the settings `train` set otherwise, or that cannot be had."""
     zero = config.get("zero_optimization")
-    if not isinstance(zero, Mapping) or zero.get("stage") not in (1, 2, 3):
-        raise ValueError("deepspeed: zero_optimization.stage must be 1, 2 or 3")
+    if not isinstance(zero, Mapping) or zero.get("stage") not in (2, 3):
+        raise ValueError("deepspeed: zero_optimization.stage must be 2 or 3")
     for name in ("offload_optimizer", "offload_param"):
         if offloaded(config, name) not in (None, "cpu"):
             raise ValueError(f"deepspeed: zero_optimization.{name}.device must be cpu or none")
@@ -94,8 +94,7 @@ def shared_bytes(train: Any, model: float, trained: float) -> tuple[float, float
     gradients, a copy in fp32 and two moments (Rajbhandari et al. 2020, section 3.1, in fp32)."""
     stage, ranks = train.deepspeed["zero_optimization"]["stage"], train.devices
     weights = model / ranks if stage == 3 else model
-    gradients = 4.0 * trained / (ranks if stage > 1 else 1)
-    state = 12.0 * trained / ranks
+    gradients, state = 4.0 * trained / ranks, 12.0 * trained / ranks
     parts = {"offload_param": weights, "offload_optimizer": state}
     host = sum(size for name, size in parts.items() if offloaded(train.deepspeed, name))
     return host, weights + gradients + state - host

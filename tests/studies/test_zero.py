@@ -37,7 +37,7 @@ def settings(config, **more):
     ("config", "told"),
     [
         ({}, "devices: several share a training by train.deepspeed; name its file"),
-        ({"zero_optimization": {}}, "zero_optimization.stage must be 1, 2 or 3"),
+        ({"zero_optimization": {}}, "zero_optimization.stage must be 2 or 3"),
         (
             {**ZERO2, "train_batch_size": 32},
             "train_batch_size is 32 where train.batch_size gives 8",
@@ -176,31 +176,34 @@ def config(tiny, out, stage, **more):
     })  # fmt: skip
 
 
-def trained(configuration, killed_after=None):
-    """The stage train on Ray -> its arrays, and how often a rank was killed."""
-    session, kills = open_session(configuration), []
-    runtime = open_runtime(configuration.runtime)
-    stop = threading.Event()
-    killer = threading.Thread(
-        target=lambda: kills.append(_kill(session, killed_after, stop)), daemon=True
-    )
-    if killed_after is not None:
-        killer.start()
+@pytest.fixture(scope="module")
+def cluster():
+    """One for all: its workers train one model after another."""
+    runtime = open_runtime(RuntimeSettings(workers=2, dashboard=False, timeout_s=900, silent_s=900))
     try:
-        train.run(session, runtime)
+        yield runtime
+    finally:
+        runtime.close()
+
+
+def trained(cluster, configuration, killed_after=None):
+    """The stage train -> its arrays, and the step that was saved when a rank was killed."""
+    session, killed_at = open_session(configuration), []
+    stop = threading.Event()
+    killer = threading.Thread(target=lambda: killed_at.append(_kill(session, killed_after, stop)))
+    killer.start()
+    try:
+        train.run(session, cluster)
     finally:
         stop.set()
-        runtime.close()
-    unit = train.units(session.outline)[0][0]
-    if killed_after is not None:
         killer.join()
     assert not session.blobs.names(train.CHECKPOINTS)
-    return session.arrays(unit), kills
+    return session.arrays(train.units(session.outline)[0][0]), killed_at[0]
 
 
 def _kill(session, step, stop):
     """A SIGKILL for the last rank, once `step` is saved, -> the step that was."""
-    while not stop.is_set():
+    while step is not None and not stop.is_set():
         for path in Path(session.blobs.root, train.CHECKPOINTS).glob("*/index.json"):
             try:
                 found = json.loads(path.read_text())["step"]
@@ -215,13 +218,16 @@ def _kill(session, step, stop):
 
 @pytest.fixture(scope="module")
 def alone(tiny, tmp_path_factory):
-    return trained(config(tiny, tmp_path_factory.mktemp("alone") / "run", ""))[0]
+    """What one process makes of it, without DeepSpeed."""
+    configuration = config(tiny, tmp_path_factory.mktemp("alone"), "")
+    fit = configuration.identity.fit(np.arange(21), configuration.train, torch.device("cpu"))
+    weights = {f"weight.{name}": values for name, values in fit.weights.items()}
+    return {**weights, "query_loss": np.array(fit.history["query_loss"]), "rows": fit.row_losses}
 
 
 def relative(found, wanted):
     names = [name for name in wanted if name.startswith("weight.")]
     assert names
-    assert set(found) == set(wanted)
     change = sum(float(np.square(found[n] - wanted[n]).sum()) for n in names)
     return (change / sum(float(np.square(wanted[n]).sum()) for n in names)) ** 0.5
 
@@ -234,14 +240,14 @@ def relative(found, wanted):
 )
 @pytest.mark.parametrize("stage", ["zero2", "zero3", "zero3-offload"])
 def test_a_gang_killed_at_a_random_step_ends_in_the_bits_of_one_that_was_not(
-    tiny, alone, tmp_path, stage
+    tiny, alone, cluster, tmp_path, stage
 ):
-    whole, _ = trained(config(tiny, tmp_path / "whole", stage))
+    whole, _ = trained(cluster, config(tiny, tmp_path / "whole", stage))
     step = random.SystemRandom().randrange(2, 14)
-    killed, kills = trained(config(tiny, tmp_path / "killed", stage), killed_after=step)
-    print(f"{stage}: killed at step {kills}; from one process {relative(whole, alone):.1e}")
-    assert kills[0] is not None
+    killed, step = trained(cluster, config(tiny, tmp_path / "killed", stage), step)
+    print(f"{stage}: killed after step {step}; from one process {relative(whole, alone):.1e}")
+    assert step is not None
     assert all(np.array_equal(killed[n], whole[n], equal_nan=True) for n in whole)
     assert relative(whole, alone) < 1e-5
     assert np.allclose(whole["query_loss"], alone["query_loss"], rtol=1e-5)
-    assert np.allclose(whole["row_losses"], alone["row_losses"], rtol=1e-4)
+    assert np.allclose(whole["row_losses"], alone["rows"], rtol=1e-4)
