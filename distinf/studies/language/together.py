@@ -29,7 +29,7 @@ from distinf.studies.language.training import (
     own_randomness,
     schedule_name,
 )
-from distinf.studies.language.zero import Zero
+from distinf.studies.language.zero import Zero, environment
 from distinf.tasks.task import Batch
 
 BEST = "best/"
@@ -48,6 +48,7 @@ def fit(
     """As `training.fit`, on every rank; resumed from what was saved. The weights are rank 0's."""
     with (
         own_randomness(device),
+        environment(gang.collective),
         precision("tf32" if recipe.precision == "tf32" else "float32", device),
     ):
         training = _Training(task, kept, recipe, lr, device, gang, measured)

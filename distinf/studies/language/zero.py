@@ -28,7 +28,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Zero:
     """`model` (an nn.Module on the CPU, or its device), trained by AdamW on all ranks at once.
 
-    Every rank calls the same methods in the same order. `engine` is called as the model is.
+    Every rank calls the same methods in the same order, in its `environment`. `engine` is called
+    as the model is.
     """
 
     def __init__(
@@ -49,14 +50,13 @@ class Zero:
         optimizer = _adamw(deepspeed, recipe.deepspeed)(
             [group for group in groups if group["params"]], lr=recipe.lr
         )
-        with _environment(collective):
-            self.engine, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=optimizer,
-                model_parameters=[*named.values()],
-                config=for_engine(recipe.deepspeed, recipe),
-                dist_init_required=False,
-            )
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            model_parameters=[*named.values()],
+            config=for_engine(recipe.deepspeed, recipe),
+            dist_init_required=False,
+        )
         self.trained = {n: p for n, p in self.engine.module.named_parameters() if n in named}
 
     @staticmethod
@@ -170,16 +170,16 @@ def _join(deepspeed: Any, collective: Collective, device: torch.device) -> None:
         deepspeed.utils.groups._release_process_group_references(group=None)
         deepspeed.comm.comm.cdb = None
     _joined[:] = [dist.group.WORLD]
-    with _environment(collective):
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
 _joined: list[Any] = []  # the process group that DeepSpeed knows
 
 
 @contextmanager
-def _environment(collective: Collective) -> Iterator[None]:
-    """What DeepSpeed reads there, and others would misread later; a worker sees one GPU."""
+def environment(collective: Collective) -> Iterator[None]:
+    """What a `Zero` reads there as long as it is used, and others would misread later; a worker
+    sees one GPU."""
     own = {"RANK": collective.rank, "WORLD_SIZE": collective.size, "LOCAL_RANK": 0}
     before = {name: os.environ.get(name) for name in own}
     os.environ.update({name: str(value) for name, value in own.items()})
