@@ -34,8 +34,10 @@ def read(path: str) -> dict[str, Any]:
     return found
 
 
-def refuse_contradictions(config: Config, train: Any) -> None:
-    """ValueError for a value that the settings `train` set otherwise, or that cannot be had."""
+def refuse_contradictions(train: Any) -> None:
+    """ValueError for a value of the file that the settings `train` set otherwise, or that cannot
+    be had."""
+    config = train.deepspeed
     zero = config.get("zero_optimization")
     if not isinstance(zero, Mapping) or zero.get("stage") not in (2, 3):
         raise ValueError("deepspeed: zero_optimization.stage must be 2 or 3")
@@ -61,7 +63,7 @@ def refuse_contradictions(config: Config, train: Any) -> None:
 
 def _set_by_us(config: Config, train: Any) -> Iterator[tuple[str, Any, str]]:
     """(key in the file, our value, the setting that it comes from)."""
-    micro = rows_at_once(config, train)
+    micro = rows_at_once(train)
     yield "train_batch_size", train.batch_size, "train.batch_size"
     yield MICRO, micro, "train.batch_size / train.devices"
     steps = -(-train.batch_size // (micro * train.devices))
@@ -75,10 +77,10 @@ def _set_by_us(config: Config, train: Any) -> Iterator[tuple[str, Any, str]]:
         yield f"optimizer.{key}", value, "the run's AdamW"
 
 
-def rows_at_once(config: Config, train: Any) -> int:
+def rows_at_once(train: Any) -> int:
     """Rows of one pass on one device: the file's, or a device's whole share of a batch."""
     share: int = -(-train.batch_size // train.devices)
-    micro = config.get(MICRO)
+    micro = train.deepspeed.get(MICRO)
     return micro if isinstance(micro, int) and 0 < micro <= share else share
 
 
@@ -108,9 +110,9 @@ def refuse_missing() -> None:
         )
 
 
-def for_engine(config: Config, train: Any) -> dict[str, Any]:
+def for_engine(train: Any) -> dict[str, Any]:
     """What `deepspeed.initialize` takes: the file's, with what is ours in it."""
-    own = _without_auto({key: value for key, value in config.items() if key not in OURS})
+    own = _without_auto({key: value for key, value in train.deepspeed.items() if key not in OURS})
     return {
         **own,
         MICRO: 1,  # nothing but its loader, which is not used, goes by these two

@@ -86,7 +86,7 @@ class TrainSettings:
             found = deepspeed.read(self.deepspeed) if self.deepspeed else {}
             object.__setattr__(self, "deepspeed", found)
         if self.deepspeed:
-            deepspeed.refuse_contradictions(self.deepspeed, self)
+            deepspeed.refuse_contradictions(self)
         elif self.devices > 1:
             raise ValueError("devices: several share a training by train.deepspeed; name its file")
 

@@ -48,7 +48,7 @@ def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     trained = sum(block.entries for block in cell.blocks.dense)
     forward = shapes.flops_per_sample
     steps = recipe.epochs * (rows * (1 + BACKWARD) + 2 * cell.rows[QUERY])
-    at_once = rows_at_once(recipe.deepspeed, recipe) if recipe.deepspeed else recipe.batch_size
+    at_once = rows_at_once(recipe) if recipe.deepspeed else recipe.batch_size
     passed = at_once * shapes.activation_bytes_per_sample
     on_host, on_device = 0.0, shapes.model_bytes + STATE_BYTES * trained
     if recipe.deepspeed:

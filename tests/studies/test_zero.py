@@ -70,8 +70,8 @@ def test_values_that_agree_and_those_left_to_us_are_taken():
         "gradient_clipping": "auto", "reduce": {"bucket": "auto", "kept": 1},
     }  # fmt: skip
     made = settings(config)
-    assert deepspeed.rows_at_once(config, made) == 2
-    given = deepspeed.for_engine(config, made)
+    assert deepspeed.rows_at_once(made) == 2
+    given = deepspeed.for_engine(made)
     assert given["gradient_clipping"] == 1.0
     assert given["reduce"] == {"kept": 1}
     assert "optimizer" not in given

@@ -100,7 +100,7 @@ class _Training:
         epoch, place = divmod(step, self.per_epoch)
         size = self.recipe.batch_size
         rows = self.kept[self._order(epoch)[place * size : (place + 1) * size]]
-        at_once = rows_at_once(self.recipe.deepspeed, self.recipe)  # type: ignore[arg-type]
+        at_once = rows_at_once(self.recipe)
         noted: list[Tensor] = []
         self.zero.engine.train()
         torch.manual_seed(number(self.task.training_seed, f"step {step} of {self.collective.rank}"))

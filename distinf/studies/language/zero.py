@@ -54,7 +54,7 @@ class Zero:
             model=model,
             optimizer=optimizer,
             model_parameters=[*named.values()],
-            config=for_engine(recipe.deepspeed, recipe),
+            config=for_engine(recipe),
             dist_init_required=False,
         )
         self.trained = {n: p for n, p in self.engine.module.named_parameters() if n in named}
