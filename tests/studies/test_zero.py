@@ -141,6 +141,9 @@ def test_what_is_saved_comes_back_and_damage_is_told_with_a_remedy_that_helps(
     files[1].write_bytes(files[1].read_bytes()[:-1])
     with pytest.raises(CorruptionError, match=r"delete checkpoints/unit there"):
         list(saved.tensors())
+    files[-1].write_text("{")
+    with pytest.raises(CorruptionError, match=r"index.json is not what was saved; delete"):
+        saved.index()
     saved.clear()  # what deleting the folder does
     assert saved.index() == (0, {})
 

@@ -51,10 +51,7 @@ class Saved:
             except KeyError:
                 data = b""
             if sha256(data) != wanted:
-                raise CorruptionError(
-                    f"{self._blobs.root}/{self._folder}/{name} is not what was saved; delete "
-                    f"{self._folder} there, and this training starts from its beginning"
-                )
+                raise self._damaged(name)
             yield from load(data).items()
 
     def clear(self) -> None:
@@ -65,7 +62,15 @@ class Saved:
             found: dict[str, Any] = json.loads(self._blobs.get(f"{self._folder}/{INDEX}"))
         except KeyError:
             return {}
+        except ValueError:
+            raise self._damaged(INDEX) from None
         return found
+
+    def _damaged(self, name: str) -> CorruptionError:
+        return CorruptionError(
+            f"{self._blobs.root}/{self._folder}/{name} is not what was saved; delete "
+            f"{self._folder} there, and this training starts from its beginning"
+        )
 
     def _delete(self, kept: set[str]) -> None:
         for name in self._blobs.names(self._folder):

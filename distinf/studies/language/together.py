@@ -150,8 +150,8 @@ class _Training:
                     self._note(f"{name}_{'accuracy' if column == 'correct' else column}", value)
         last = len(self.history["query_loss"]) - 1
         if selected_epoch(self.history, self.recipe.selected_epoch) == last:
-            found = dict(self.zero.weights())
-            self.best_weights = found if self.collective.rank == 0 else {}
+            keeps = self.collective.rank == 0  # all gather, tensor by tensor
+            self.best_weights = {n: v for n, v in self.zero.weights() if keeps}
 
     def _note(self, name: str, value: float) -> None:
         self.history.setdefault(name, []).append(value)

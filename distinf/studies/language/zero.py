@@ -83,7 +83,7 @@ class Zero:
         from deepspeed.utils import safe_get_full_fp32_param
 
         for name, parameter in self.trained.items():
-            yield name, safe_get_full_fp32_param(parameter).detach().cpu()
+            yield name, safe_get_full_fp32_param(parameter).detach().to("cpu", copy=True)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """`weights` and the optimizer's moments, as "<name>" and "<moment>/<name>"."""
@@ -94,7 +94,7 @@ class Zero:
         for moment in MOMENTS:
             for name, parameter in self.trained.items():
                 found = safe_get_full_optimizer_state(parameter, moment)
-                yield f"{moment}/{name}", found.detach().cpu()
+                yield f"{moment}/{name}", found.detach().to("cpu", copy=True)
 
     def restore(
         self, state: Iterable[tuple[str, Tensor]], steps: int, loss: Callable[[], Tensor]
