@@ -1,4 +1,4 @@
-"""A package's names, imported when they are first used, so that the package itself stays cheap."""
+"""What is imported when it is first used, so that what names it stays cheap."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -17,3 +17,9 @@ def from_homes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return value
 
     return found
+
+
+def later(path: str) -> Callable[..., Any]:
+    """The function at "module:name", imported when it is called."""
+    module, _, name = path.partition(":")
+    return lambda *arguments: getattr(import_module(module), name)(*arguments)

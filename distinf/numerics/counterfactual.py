@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from distinf.errors import InputError
 
@@ -109,6 +108,8 @@ def wrong_labels_auc(scores_QN: np.ndarray, wrong_N: np.ndarray) -> Measure:
     bad, good = int(wrong.sum()), int((~wrong).sum())
     if not bad or not good:
         return Measure(math.nan)
+    from scipy.stats import rankdata  # here, as it takes a second of every worker's start
+
     above = rankdata(-scores)[wrong].sum() - bad * (bad + 1) / 2
     auc = float(above) / (bad * good)
     both_bad, both_good = auc / (2 - auc), 2 * auc**2 / (1 + auc)
@@ -128,6 +129,8 @@ def mean_over(values_M: np.ndarray) -> Measure:
 
 def rank_correlations(first_MQ: np.ndarray, second_MQ: np.ndarray) -> np.ndarray:
     """fp64 [Q]: Spearman's correlation of each column; NaN where one side is constant or NaN."""
+    from scipy.stats import rankdata
+
     found = []
     for values_MQ in (first_MQ, second_MQ):
         ranks_MQ = rankdata(values_MQ, axis=0)

@@ -7,7 +7,6 @@ M [n, n]: M_ij is what training on sample i does to the loss of sample j; > 0 he
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import norm, rankdata
 
 LEVEL = 0.95
 Statistic = Callable[[np.ndarray], float]
@@ -88,6 +87,8 @@ def jackknife(matrix: np.ndarray, statistic: Statistic) -> tuple[float, float, f
 
 def _half_interval(without: np.ndarray) -> float:
     """Of the values [n] with each sample left out in turn."""
+    from scipy.stats import norm  # here, as it takes a second of every worker's start
+
     count = len(without)
     error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
     return float(norm.ppf((1 + LEVEL) / 2) * error)
@@ -123,6 +124,8 @@ def rank_correlation(
 
 def _ranks(matrix: np.ndarray, within_columns: bool) -> np.ndarray:
     """Off the diagonal, less their mean; 0 on it."""
+    from scipy.stats import rankdata
+
     off, count = _off(matrix), len(matrix)
     values = matrix.T[off].reshape(count, count - 1) if within_columns else matrix.T[off][None]
     ranks = rankdata(values, axis=1)

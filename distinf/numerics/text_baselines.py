@@ -5,9 +5,10 @@ Shape legend: N training rows, M rows that are asked about, Q queries, D embeddi
 classes, V words.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from distinf.errors import InputError
@@ -99,6 +100,8 @@ def bm25(texts: Words, queries: Words, vocabulary: int) -> np.ndarray:
     """fp64 [Q, N]: BM25 of every text for every query (Robertson and Zaragoza, *The Probabilistic
     Relevance Framework: BM25 and Beyond*, Eq. 3.15), idf = ln(1 + (N - n + .5) / (n + .5)), so
     that no word counts against a text; a word that a query has twice counts twice."""
+    from scipy import sparse  # here, as few runs need it
+
     counts_NV, asked_QV = _counts(texts, vocabulary), _counts(queries, vocabulary)
     number, (rows, words) = counts_NV.shape[0], counts_NV.nonzero()
     texts_V = np.bincount(words, minlength=vocabulary)
@@ -112,8 +115,10 @@ def bm25(texts: Words, queries: Words, vocabulary: int) -> np.ndarray:
     return found
 
 
-def _counts(words: Words, vocabulary: int) -> sparse.csr_array:
-    """fp64 [texts, V]: how often each text has each word."""
+def _counts(words: Words, vocabulary: int) -> Any:
+    """Sparse fp64 [texts, V]: how often each text has each word."""
+    from scipy import sparse
+
     ids, offsets = words
     rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     shape = (len(offsets) - 1, vocabulary)

@@ -4,7 +4,7 @@ from distinf.empirical import base, estimates, rates, tuning
 from distinf.empirical.settings import StageSettings
 from distinf.engine.recipe import Recipe
 from distinf.engine.session import Session
-from distinf.report.empirical.page import summary, write
+from distinf.lazily import later
 
 
 def check(session: Session) -> str:
@@ -16,9 +16,9 @@ def check(session: Session) -> str:
 RECIPE = Recipe(
     settings=StageSettings,
     stages=(base.STAGE, rates.STAGE, tuning.STAGE, estimates.STAGE),
-    report=write,
+    report=later("distinf.report.empirical.page:write"),
     check=check,
     unevaluated="its influence is not foretold but measured, by training on one row at a time",
-    summary=summary,
+    summary=later("distinf.report.empirical.page:summary"),
     unread=("tune.rows_per_unit", "tune.least_taken"),
 )

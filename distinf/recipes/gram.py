@@ -18,8 +18,7 @@ from distinf.gram.checks import check
 from distinf.gram.session import Session
 from distinf.gram.settings import StageSettings
 from distinf.gram.task import cells_of
-from distinf.report.gram.page import write
-from distinf.report.gram.terminal import summary
+from distinf.lazily import later
 
 RECIPE = Recipe(
     settings=StageSettings,
@@ -27,7 +26,7 @@ RECIPE = Recipe(
         data.STAGE, train.STAGE, gradients.STAGE, factors.STAGE, gram.STAGE, scores.STAGE,
         baselines.STAGE, actions.STAGE, retraining.STAGE,
     ),
-    report=write,
+    report=later("distinf.report.gram.page:write"),
     session=Session,
     cells=cells_of,
     check=check,
@@ -41,7 +40,7 @@ RECIPE = Recipe(
         retraining.passed,
         trained=retraining.trained,
     ),
-    summary=summary,
+    summary=later("distinf.report.gram.terminal:summary"),
     packages=("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),
     unread=("train.evaluation_batch", "gradients.check", "actions.resources_gpus"),
 )  # fmt: skip

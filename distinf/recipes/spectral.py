@@ -1,8 +1,7 @@
 """The spectral recipe: curvature first, then projections of gradients on its Ritz vectors."""
 
 from distinf.engine.recipe import Asks, Evaluates, Recipe, Unrolls
-from distinf.report.spectral.report import write
-from distinf.report.spectral.terminal import summary
+from distinf.lazily import later
 from distinf.spectral import (
     actions,
     attribution,
@@ -41,7 +40,7 @@ RECIPE = Recipe(
         actions.STAGE,
         retraining.STAGE,
     ),
-    report=write,
+    report=later("distinf.report.spectral.report:write"),
     session=Session,
     check=check,
     decided=curvature.decided,
@@ -58,7 +57,7 @@ RECIPE = Recipe(
         Unrolls(unrolling.check, unrolling.scores),
         retraining.trained,
     ),
-    summary=summary,
+    summary=later("distinf.report.spectral.terminal:summary"),
     packages=("torch", "numpy", "sionna-no-rt", "sionna"),
     files=("train.checkpoint",),
     unread=("data.cache_mb", "gradients.check"),

@@ -27,14 +27,15 @@ inches and draws with the colours of svg.py. Texts are escaped; the same page gi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from matplotlib.figure import Figure as Canvas
+from typing import TYPE_CHECKING, Any, Literal
 
 from distinf.report.formats import MISSING, SPACE, fixed, missing, number, signed
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
 Row = dict[str, Any]
-Draw = Callable[[Canvas], bool | None]
+Draw = Callable[["Canvas"], bool | None]
 LARGE = 200.0  # percent or points, from which decimals say nothing
 
 
