@@ -53,6 +53,7 @@ LEVELS = {
     "digest": 0,
     "errors": 0,
     "lazily": 0,
+    "microbatch": 0,
 }
 FACADE = 10  # distinf/__init__.py: the Python surface, which no module inside may use,
 VERSION = "distinf.__version__"  # but for this constant

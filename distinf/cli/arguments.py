@@ -150,6 +150,10 @@ def _looking(commands: Commands) -> None:
         command.set_defaults(call=call)
         if name == "status":
             command.add_argument("--json", action="store_true", help="print JSON, not a table")
+            command.add_argument(
+                "--watch", type=float, nargs="?", const=5.0, metavar="SECONDS",
+                help="again every so often (default 5), until the run ends",
+            )  # fmt: skip
         if name == "verify":
             command.add_argument(
                 "--repair", action="store_true",

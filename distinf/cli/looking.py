@@ -1,6 +1,7 @@
 """Commands that look at a run: how far it is, its report, whether its bytes are what they were."""
 
 import argparse
+import contextlib
 import json
 import shlex
 import sys
@@ -21,11 +22,46 @@ def status(options: argparse.Namespace) -> None:
     from distinf.engine.standing import status_of, status_table
     from distinf.store import open_root
 
+    if options.watch is not None:
+        watch(options)
+        return
     found = status_of(options.run, open_root(options.run))
     if options.json:
         print(json.dumps(found.as_json(), indent=1))
     else:
         status_table(found)
+
+
+def watch(options: argparse.Namespace) -> None:
+    """The status every so often, until the run's driver says that it ended, or Ctrl-C.
+
+    Where no driver is alive that said so, another may come: it is told, and waited for.
+    """
+    from rich.live import Live
+
+    from distinf.engine.standing import RUNNING, Ledgers, status_of, status_view
+    from distinf.store import open_root
+    from distinf.terminal import Terminal
+
+    if not 0 < options.watch < 1e6:
+        raise InputError(f"--watch: {options.watch:g} seconds must be above 0")
+    options.voice.rest()
+    blobs, out, ledgers = open_root(options.run), Terminal(), Ledgers()
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        live = None
+        if out.is_terminal and not options.json:
+            live = stack.enter_context(Live(console=out, auto_refresh=False))
+        while True:
+            found = status_of(options.run, blobs, ledgers)
+            if live is not None:
+                live.update(status_view(found), refresh=True)
+            elif options.json:
+                print(json.dumps(found.as_json()), flush=True)
+            else:
+                show(found.words)
+            if found.state != RUNNING and not found.is_orphaned:
+                return
+            time.sleep(options.watch)
 
 
 def report(options: argparse.Namespace) -> None:

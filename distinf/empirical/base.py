@@ -13,6 +13,7 @@ from distinf.empirical.task import EVALUATION, Based, Place, places, relations
 from distinf.engine.session import Outline, Session, row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
@@ -23,6 +24,7 @@ from distinf.tasks.task import error_context
 
 NAME = "base"
 WEIGHT = "weight."
+BATCH = "tune.evaluation_batch"
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -71,10 +73,13 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     model = _ready(session, model)
     layout = Layout.of(model, session.settings.tune.blocks)
     losses_E = torch.empty(session.outline.rows[EVALUATION], dtype=torch.float64)
+
+    def before(place: Place) -> torch.Tensor:
+        return evaluation(session, model, place)[0](parameters_of(model, layout)).cpu()
+
     with measuring(session, model), torch.no_grad():
         for place in _columns(session):
-            losses, ids = evaluation(session, model, place)
-            losses_E[ids] = losses(parameters_of(model, layout)).cpu()
+            losses_E[_columns(session)[place]] = from_the_start(partial(before, place), BATCH)
     if not torch.isfinite(losses_E).all():
         bad = int((~torch.isfinite(losses_E)).sum())
         raise InputError(f"base: {bad} of {len(losses_E)} evaluation losses are not finite")
@@ -134,13 +139,16 @@ def evaluation(session: Session, model: nn.Module, place: Place) -> tuple[Losses
     and after."""
     ids = _columns(session)[place]
 
+    size = rows_at_once(BATCH, session.settings.tune.evaluation_batch)
+
     def batches() -> list[Any]:
-        ranges = row_ranges(len(ids), session.settings.tune.evaluation_batch)
         return [
-            to_device(session.task.batch(EVALUATION, ids[a:b]), session.device) for a, b in ranges
+            to_device(session.task.batch(EVALUATION, ids[a:b]), session.device)
+            for a, b in row_ranges(len(ids), size)
         ]
 
-    return losses_of(model, tuning_loss(session), session.latest("batches", place, batches)), ids
+    held = session.latest("batches", (place, size), batches)
+    return losses_of(model, tuning_loss(session), held), ids
 
 
 def _columns(session: Session) -> dict[Place, np.ndarray]:

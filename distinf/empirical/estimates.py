@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.empirical import base, tuning
-from distinf.empirical.base import based_model, evaluation, measuring, tuning_loss
+from distinf.empirical.base import BATCH, based_model, evaluation, measuring, tuning_loss
 from distinf.empirical.settings import OF_GRADIENTS, StageSettings
 from distinf.empirical.task import (
     EVALUATION,
@@ -30,6 +30,7 @@ from distinf.empirical.task import (
 from distinf.engine.session import Outline, Session, row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.batches import Batch
 from distinf.numerics.capture import per_sample_gradients
 from distinf.numerics.curvature import hessian_product
@@ -138,16 +139,19 @@ def _of_place(
     chosen = session.settings.estimates.estimators
     for name in chosen:
         if name not in OF_GRADIENTS:
-            yield name, _without_gradients(session, model, place, ids, name)
+            found = partial(_without_gradients, session, model, place, ids, name)
+            yield name, from_the_start(found, BATCH)
     if not set(chosen) & set(OF_GRADIENTS):
         return
     for space, blocks in _spaces(session.settings).items():
         with _only(model, Layout.of(model, blocks)):
-            grads = [_gradients(session, model, *of, blocks) for of in zip(SPLIT, ids)]
+            each = [partial(_gradients, session, model, *of, blocks) for of in zip(SPLIT, ids)]
+            grads = [from_the_start(made, BATCH) for made in each]
             for name in chosen:
                 if name in OF_GRADIENTS:
-                    found = _by_gradients(session, model, ids[0], grads, blocks, name)
-                    yield f"{name}{AT}{space}", found.T.double().cpu().numpy()
+                    scores = partial(_by_gradients, session, model, ids[0], grads, blocks, name)
+                    found_EN = from_the_start(scores, BATCH)
+                    yield f"{name}{AT}{space}", found_EN.T.double().cpu().numpy()
 
 
 @contextmanager
@@ -256,7 +260,8 @@ def _gradients(
 def _batches(
     session: Session, split: str, ids: np.ndarray, numbered: bool = False
 ) -> Iterator[Batch]:
-    for start, stop in row_ranges(len(ids), session.settings.tune.evaluation_batch):
+    size = rows_at_once(BATCH, session.settings.tune.evaluation_batch)
+    for start, stop in row_ranges(len(ids), size):
         batch = to_device(session.task.batch(split, ids[start:stop]), session.device)
         numbers = torch.from_numpy(ids[start:stop])
         yield {"rows": batch, "numbers": numbers} if numbered else batch

@@ -5,6 +5,7 @@ too high a one measures noise; between them the matrix hardly depends on it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 
 from distinf.empirical import base, tuning
-from distinf.empirical.base import based_model, evaluation, measuring, peak_bytes
+from distinf.empirical.base import BATCH, based_model, evaluation, measuring, peak_bytes
 from distinf.empirical.settings import TuneSettings
 from distinf.empirical.task import EVALUATION, TRAIN, places, relations
 from distinf.engine.session import Outline, Session
 from distinf.engine.stage import Stage
+from distinf.microbatch import from_the_start
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 
@@ -53,13 +55,17 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     rate = swept(settings)[unit.start]
     losses_RE = np.full((len(tried), session.outline.rows[EVALUATION]), np.nan)
     steps = np.full((2, len(tried)), np.nan)
+
+    def measured(k: int, row: int) -> None:
+        losses, ids = evaluation(session, model, of_rows[row])
+        made = tuning.tuned_on(session, model, [row] * settings.steps, rate)
+        with torch.no_grad():
+            losses_RE[k, ids] = losses(made.parameters).cpu().numpy()
+        steps[:, k] = made.asked, made.along
+
     with measuring(session, model):
         for k, row in enumerate(tried):
-            losses, ids = evaluation(session, model, of_rows[row])
-            made = tuning.tuned_on(session, model, [row] * settings.steps, rate)
-            with torch.no_grad():
-                losses_RE[k, ids] = losses(made.parameters).cpu().numpy()
-            steps[:, k] = made.asked, made.along
+            from_the_start(partial(measured, k, row), BATCH)
             session.tell(unit, (k + 1) / len(tried))
     arrays = {"losses": losses_RE[None], "asked": steps[:1], "along": steps[1:]}
     return session.commit(unit, attempt, arrays, may_hold_nan=[*arrays])

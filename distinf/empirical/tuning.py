@@ -16,6 +16,7 @@ from torch import nn
 
 from distinf.empirical import base
 from distinf.empirical.base import (
+    BATCH,
     based_model,
     batch_lever,
     evaluation,
@@ -28,6 +29,7 @@ from distinf.empirical.task import EVALUATION, TRAIN, Parted, Place, Prompted, p
 from distinf.engine.session import Outline, Session, row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.microbatch import from_the_start
 from distinf.numerics.curvature import Parameters
 from distinf.numerics.parameters import Layout
 from distinf.numerics.randomness import generator
@@ -109,10 +111,14 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     arrays: dict[str, np.ndarray] = {"taken": np.full(count, np.nan)}
     step = _measure(session)
     of_rows = session.cached(TRAIN, lambda: places(relations(session.task, TRAIN)))
+
+    def measured(row: int) -> tuple[np.ndarray, float, dict[str, torch.Tensor]]:
+        losses, ids = evaluation(session, model, of_rows[row])
+        return ids, *step(session, model, row, losses, ids)
+
     with measuring(session, model):
         for k, row in enumerate(range(unit.start, unit.stop)):
-            losses, ids = evaluation(session, model, of_rows[row])
-            taken, found = step(session, model, row, losses, ids)
+            ids, taken, found = from_the_start(partial(measured, row), BATCH)
             arrays["taken"][k] = taken
             for name, values in found.items():
                 whole = arrays.setdefault(name, np.full((count, columns), np.nan))

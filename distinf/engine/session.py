@@ -24,6 +24,7 @@ from distinf.collective import Collective
 from distinf.engine.recipe import Recipe, recipe_named
 from distinf.engine.stage import WHOLE, Keys
 from distinf.errors import SEE, CorruptionError, InputError
+from distinf.microbatch import MICROBATCHES
 from distinf.naming import CONFIG, refuse_names
 from distinf.numerics.batches import mapped
 from distinf.numerics.curvature import dense_embeddings
@@ -179,6 +180,14 @@ class Session:
         """The trained model, if this process has it."""
         return None
 
+    def memory_settings(self, stage: str) -> list[str]:
+        """What a stage's memory goes by, what saves most first."""
+        costs = (cost for each in self.recipe.every if each.name == stage
+                 for _, cost in each.units(self.outline))  # fmt: skip
+        most = max(costs, key=lambda cost: sum(lever.bytes for lever in cost.levers))
+        levers = sorted(most.levers, key=lambda lever: -lever.bytes)
+        return list(dict.fromkeys(lever.setting for lever in levers))
+
     @cached_property
     def blobs(self) -> Any:
         return open_root(self.context["root"])
@@ -211,7 +220,14 @@ class Session:
             self.blobs, f"{folder}/{attempt}", arrays,
             chunk_rows=chunk_rows, may_hold_nan=may_hold_nan,
         )  # fmt: skip
-        content = {"manifest": manifest, "summary": dict(summary or {}), "name": attempt}
+        content: dict[str, Any] = {
+            "manifest": manifest,
+            "summary": dict(summary or {}),
+            "name": attempt,
+        }
+        content |= HERE.spent(unit.stage)
+        if MICROBATCHES.lowered:
+            content["microbatch"] = MICROBATCHES.lowered
         record = self.ledger(unit.stage).commit(unit, _number(attempt), content)
         self._refuse_swept(unit, record)
         if self._told.pop(unit.id, None) is not None:

@@ -3,19 +3,22 @@ it works while the run works and when its cluster is gone."""
 
 import shlex
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
 from distinf.engine.heartbeat import FINISHED, RUNNING, STOPPED, last_heartbeat
 from distinf.errors import InputError
 from distinf.runtime import Agenda, Ledger, Part
+from distinf.runtime.records import Lowered, amount, lowered_in
 from distinf.store import Blobs
 from distinf.terminal import Terminal
 
+Ledgers = dict[str, Ledger]  # by stage
 PAGE = "report/index.html"
 
 
@@ -24,6 +27,10 @@ class StageStatus:
     """How far one stage is; `left_s` is None until there is a rate to go by.
 
     is_planned  `total` is what was planned at the start: how many there are hangs on stages before
+    rate        units a second, pauses between a kill and a resume left out
+    quarantined rows that have no score, as their loss or gradient is not finite
+    hours       of workers (in a gang, of all its ranks), and of GPUs that they held
+    lowered     where memory ran out, and what was done about it
     """
 
     stage: str
@@ -33,6 +40,11 @@ class StageStatus:
     retries: int
     left_s: float | None
     is_planned: bool = False
+    rate: float | None = None
+    quarantined: int = 0
+    worker_hours: float = 0.0
+    gpu_hours: float = 0.0
+    lowered: Sequence[Lowered] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -46,6 +58,7 @@ class RunStatus:
     state   finished, running, or stopped
     report  where its page is, None where there is none yet
     words   the same in a sentence, with what to do next
+    is_orphaned  stopped without a word: its driver was killed, and another may take its place
     """
 
     run: str
@@ -53,17 +66,18 @@ class RunStatus:
     words: str
     report: str | None
     stages: Sequence[StageStatus]
+    is_orphaned: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def status_of(folder: str, blobs: Blobs) -> RunStatus:
+def status_of(folder: str, blobs: Blobs, ledgers: Ledgers | None = None) -> RunStatus:
     """By the ledger what is done, by the driver's last word who works on it.
 
-    folder: the run's, as its user names it.
+    folder: the run's, as its user names it. ledgers: for who asks again, what was read before
     """
-    stages = stages_of(blobs)
+    stages = stages_of(blobs, ledgers)
     page = f"{blobs.root}/{PAGE}" if PAGE in blobs.names("report") else None
     last = last_heartbeat(blobs.root)
     named = shlex.quote(folder)
@@ -76,12 +90,19 @@ def status_of(folder: str, blobs: Blobs) -> RunStatus:
         who = f"process {last.process} on {last.host}, seen {time.time() - last.at:.0f} s ago"
         words = f"running: {place}; {so_far} ({who})"
         return RunStatus(folder, RUNNING, words, page, stages)
+    if last is not None and last.state == RUNNING:
+        words = f"no driver is alive, {place}; {so_far} ({last.process} on {last.host} is gone)"
+        return RunStatus(folder, STOPPED, f"{words}; {_go_on(named)}", page, stages, True)
     why = f" ({last.why})" if last is not None and last.why else ""
-    words = f"stopped {place}; {so_far}{why}; to go on: distinf run {named}"
+    words = f"stopped {place}; {so_far}{why}; {_go_on(named)}"
     return RunStatus(folder, STOPPED, words, page, stages)
 
 
-def stages_of(blobs: Blobs) -> list[StageStatus]:
+def _go_on(named: str) -> str:
+    return f"to go on: distinf run {named}"
+
+
+def stages_of(blobs: Blobs, ledgers: Ledgers | None = None) -> list[StageStatus]:
     """Every stage of the run and its variations, in order."""
     try:
         parts = Agenda(blobs).parts()
@@ -90,7 +111,9 @@ def stages_of(blobs: Blobs) -> list[StageStatus]:
             f"{blobs.root}: does not say what the run has to do (it was begun by an earlier "
             f"version, or agenda/ was deleted); distinf run {shlex.quote(blobs.root)} says it anew"
         ) from None
-    ledgers = {part.stage: Ledger(blobs, part.stage) for part in parts}
+    ledgers = {} if ledgers is None else ledgers
+    for part in parts:
+        ledgers.setdefault(part.stage, Ledger(blobs, part.stage))
     return [_stage_status(part, ledgers[part.stage]) for part in parts]
 
 
@@ -100,18 +123,33 @@ def _stage_status(part: Part, ledger: Ledger) -> StageStatus:
     mine = set(part.units)
     records = [record for unit, record in ledger.read().items() if unit in mine]
     retries = sum(int(record["attempt"]) - 1 for record in records)
-    left = None if part.is_over else _left(records, len(part.units))
-    return StageStatus(part.title, part.words, len(records), len(part.units), retries, left)
+    rate, total = _rate(records), len(part.units)
+    left = None if part.is_over or rate is None else (total - len(records)) / rate
+    summaries = [record.get("summary", {}) for record in records]
+    gone = [summary.get("quarantined") for summary in summaries]
+    hours = [
+        amount(record.get("seconds")) * max(1.0, amount(summary.get("ranks"))) / 3600
+        for record, summary in zip(records, summaries, strict=True)
+    ]
+    gpus = [amount(record.get("gpus")) for record in records]
+    return StageStatus(
+        part.title, part.words, len(records), total, retries, left,
+        rate=rate,
+        quarantined=sum(len(rows) for rows in gone if isinstance(rows, list)),
+        worker_hours=sum(hours),
+        gpu_hours=sum(each * held for each, held in zip(hours, gpus, strict=True)),
+        lowered=lowered_in(records),
+    )  # fmt: skip
 
 
-def _left(records: Collection[Mapping[str, Any]], total: int) -> float | None:
-    """Seconds until `total` units are done, pauses between a kill and a resume left out."""
+def _rate(records: Collection[Mapping[str, Any]]) -> float | None:
+    """Units a second, pauses between a kill and a resume left out."""
     times = sorted(record["committed"] for record in records)
     gaps = sorted(later - earlier for earlier, later in pairwise(times))
     if not gaps:
         return None
     usual = [gap for gap in gaps if gap <= 10 * (gaps[len(gaps) // 2] + 1.0)]
-    return (total - len(times)) * sum(usual) / len(usual)  # type: ignore[no-any-return]
+    return len(usual) / max(sum(usual), 1e-9)  # type: ignore[no-any-return]
 
 
 def _place(stages: Sequence[StageStatus]) -> str:
@@ -121,17 +159,32 @@ def _place(stages: Sequence[StageStatus]) -> str:
     return f"at {at.words}, {units}{' planned' if at.is_planned else ''}"
 
 
+CELLS: Mapping[str, Callable[[StageStatus], str]] = {
+    "done": lambda s: str(s.done),
+    "of": lambda s: f"{s.total} planned" if s.is_planned else str(s.total),
+    "retries": lambda s: str(s.retries),
+    "quarantined": lambda s: str(s.quarantined or ""),
+    "units/s": lambda s: "" if s.rate is None else f"{s.rate:.3g}",
+    "left": lambda s: "" if s.left_s is None else f"{s.left_s:.0f} s",
+    "worker h": lambda s: f"{s.worker_hours:.3f}" if s.worker_hours else "",
+    "GPU h": lambda s: f"{s.gpu_hours:.3f}" if s.gpu_hours else "",
+}
+TELLING = ("quarantined", "GPU h")  # columns that are left out where they say nothing
+
+
 def status_table(found: RunStatus, console: Terminal | None = None) -> None:
+    (console or Terminal()).print(status_view(found), soft_wrap=True)
+
+
+def status_view(found: RunStatus) -> Group:
     """How far each stage is, and what follows from it."""
-    out = console or Terminal()
     table = Table("stage", title="Status", title_justify="left")
-    for name in ("done", "of", "retries", "left"):
+    shown = [s for s in found.stages if s.total or s.is_planned]  # else nothing to do, by settings
+    columns = {name: [cell(s) for s in shown] for name, cell in CELLS.items()}
+    kept = [name for name in CELLS if name not in TELLING or any(columns[name])]
+    for name in kept:
         table.add_column(name, justify="right")
-    for s in found.stages:
-        if not (s.total or s.is_planned):
-            continue  # nothing to do, by the settings
-        left = "" if s.left_s is None else f"{s.left_s:.0f} s"
-        total = f"{s.total} planned" if s.is_planned else str(s.total)
-        table.add_row(s.stage, str(s.done), total, str(s.retries), left)
-    out.print(table)
-    out.print(found.words, soft_wrap=True)
+    for place, stage in enumerate(shown):
+        table.add_row(stage.stage, *(columns[name][place] for name in kept))
+    memory = [f"out of memory: {s.stage}: {each}" for s in shown for each in s.lowered]
+    return Group(table, *memory, found.words)

@@ -22,7 +22,7 @@ from distinf.engine.session import draw
 from distinf.engine.stage import Stage
 from distinf.gram.blocks import SPARSE
 from distinf.gram.gradients import columns as gradient_columns
-from distinf.gram.gradients import dense_rows, finite_rows, row_batches, says_right
+from distinf.gram.gradients import dense_rows, each_row_batch, finite_rows, says_right
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, units_of_cells
 from distinf.gram.settings import JOINT, StageSettings
 from distinf.gram.solved import solving
@@ -172,14 +172,16 @@ def _embedded(session: Session, cell: Cell, split: str) -> Tensor:
     assert isinstance(task, OfTexts)
     model = session.latest("untrained", cell.name, lambda: with_weights(session, cell.name, {}))
     whole = Unit(NAME, "", 0, cell.rows[split])
-    for places in row_batches(session, cell.name, split, whole):
-        batch = session.batch(cell.name, split, places)
-        settings = session.settings.gradients
-        with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
-            parts.append(task.embeddings(model, batch).double().cpu())
+
+    def embedded(places: np.ndarray) -> Tensor:
+        batch, kind = session.batch(cell.name, split, places), session.settings.gradients.precision
+        with torch.no_grad(), precision(kind, session.device), float_edges(model):
+            return task.embeddings(model, batch).double().cpu()
+
+    for places, found in each_row_batch(session, cell.name, split, whole, embedded):
+        parts.append(found)
         order += places.tolist()
-    found = torch.cat(parts)[torch.tensor(order).argsort()]
-    return found.nan_to_num(0.0, 0.0, 0.0)
+    return torch.cat(parts)[torch.tensor(order).argsort()].nan_to_num(0.0, 0.0, 0.0)
 
 
 # -- of products ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import nn
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
-from distinf.gram.gradients import finite_rows, pass_cost, row_batches
+from distinf.gram.gradients import batch_setting, finite_rows, pass_cost, row_batches
 from distinf.gram.session import (
     TRAIN,
     Cell,
@@ -25,6 +25,7 @@ from distinf.gram.session import (
 from distinf.gram.settings import EKFAC, StageSettings
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.train import trained_model
+from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.ekfac import EkFac
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Cost, Lever, Runtime, Unit
@@ -125,7 +126,10 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
 def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     model, layout = _model(session, unit)
     task, kind = session.task(unit.job["cell"]), session.settings.gradients.precision
-    return stored_sums(model, layout, task, session.seed, _batches(session, unit), kind)
+    return from_the_start(
+        lambda: stored_sums(model, layout, task, session.seed, _batches(session, unit), kind),
+        batch_setting(session, unit.job["cell"]),
+    )
 
 
 def _bases(session: Session, unit: Unit) -> dict[str, np.ndarray]:
@@ -143,7 +147,12 @@ def _values(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     task, kind = session.task(unit.job["cell"]), session.settings.gradients.precision
     (of,) = phase_units(session.settings, session.cell(unit.job["cell"]), "bases")
     bases = session.latest("bases", of.id, lambda: session.arrays(of))
-    return stored_values(model, layout, task, session.seed, _batches(session, unit), kind, bases)
+
+    def values() -> dict[str, np.ndarray]:
+        batches = _batches(session, unit)
+        return stored_values(model, layout, task, session.seed, batches, kind, bases)
+
+    return from_the_start(values, batch_setting(session, unit.job["cell"]))
 
 
 def _batches(session: Session, unit: Unit) -> Batches:
@@ -151,9 +160,9 @@ def _batches(session: Session, unit: Unit) -> Batches:
     finite_N = finite_rows(session, name, TRAIN)
     for places in row_batches(session, name, TRAIN, unit):
         ids = unit.start + places
-        if finite_N[ids].any():
-            ids = ids[finite_N[ids]]
-            yield ids, session.batch(name, TRAIN, ids)
+        ids = ids[finite_N[ids]]
+        for a, b in row_ranges(len(ids), rows_at_once(batch_setting(session, name), len(ids))):
+            yield ids[a:b], session.batch(name, TRAIN, ids[a:b])
 
 
 def _model(session: Session, unit: Unit) -> tuple[nn.Module, Layout]:

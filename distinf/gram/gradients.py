@@ -7,8 +7,8 @@ whose loss or gradient is not finite is stored as zeros, marked, and scored as n
 Shape legend: n rows of a unit, P entries of a slab.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, layout_of
 from distinf.gram.settings import GradientSettings, StageSettings
 from distinf.gram.task import Measured, Predicting
 from distinf.gram.train import trained_model
+from distinf.microbatch import each_part
 from distinf.numerics.batches import rows as rows_in
 from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
 from distinf.numerics.curvature import noting
@@ -38,6 +39,7 @@ NAME = "gradients"
 WORDS = ("words.offsets", "words.ids", "words.rows")
 SAYS_RIGHT = "says_right"
 PREDICTED = "probabilities"
+Found = TypeVar("Found")
 WORDS_PER_ROW = 64.0  # distinct tokens of a row, for what the embedding's rows will take
 
 
@@ -126,8 +128,9 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     words: list[SparseRows] = []
     order: list[int] = []
     finite, losses = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.float64)
-    for places in row_batches(session, name, split, unit):
-        found, losses_m = _gradients(session, name, split, unit.start + places)
+    for places, (found, losses_m) in each_row_batch(
+        session, name, split, unit, lambda p: _gradients(session, name, split, unit.start + p)
+    ):
         losses[places] = losses_m
         finite[places] = keep = _finite(found) & torch.isfinite(losses_m)
         for block in cell.blocks.every:
@@ -174,6 +177,20 @@ def row_batches(session: Session, name: str, split: str, unit: Unit) -> Iterator
         batch.append(place)
     if batch:
         yield np.array(batch)
+
+
+def batch_setting(session: Session, name: str) -> str:
+    """What the sizes of row_batches go by."""
+    measured = isinstance(session.task(name), Measured)
+    return f"gradients.{'tokens' if measured else 'rows'}_per_batch"
+
+
+def each_row_batch(
+    session: Session, name: str, split: str, unit: Unit, compute: Callable[[np.ndarray], Found]
+) -> Iterator[tuple[np.ndarray, Found]]:
+    """(places, compute(places)) of row_batches, in parts where memory runs out."""
+    for batch in row_batches(session, name, split, unit):
+        yield from each_part(batch, compute, batch_setting(session, name))
 
 
 def _gradients(
@@ -242,24 +259,34 @@ def _predicted(session: Session, name: str, unit: Unit) -> np.ndarray | None:
         return None
     model, settings = trained_model(session, name), session.settings.gradients
     found = np.zeros((unit.stop - unit.start, len(names)), dtype=np.float32)
-    for places in row_batches(session, name, TRAIN, unit):
+
+    def probabilities(places: np.ndarray) -> np.ndarray:
         batch = session.batch(name, TRAIN, unit.start + places)
         with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
-            found[places] = task.probabilities(model, batch).float().cpu().numpy()
+            return task.probabilities(model, batch).float().cpu().numpy()
+
+    for places, values in each_row_batch(session, name, TRAIN, unit, probabilities):
+        found[places] = values
     return found
 
 
 def _correct(session: Session, name: str, unit: Unit) -> np.ndarray | None:
     """bool [n]: which queries the model gets right; None where the task cannot say."""
     model, settings = trained_model(session, name), session.settings.gradients
-    parts: list[np.ndarray] = []
-    for a, b in row_ranges(unit.stop - unit.start, settings.rows_per_batch):
-        batch = session.batch(name, QUERY, np.arange(unit.start + a, unit.start + b))
+
+    def correct(ids: np.ndarray) -> np.ndarray | None:
+        batch = session.batch(name, QUERY, ids)
         with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
             columns = session.task(name).evaluate(model, batch)
-        if "correct" not in columns:
-            return None
-        parts.append(columns["correct"].cpu().numpy() > 0)
+        return columns["correct"].cpu().numpy() > 0 if "correct" in columns else None
+
+    parts: list[np.ndarray] = []
+    for a, b in row_ranges(unit.stop - unit.start, settings.rows_per_batch):
+        ids = np.arange(unit.start + a, unit.start + b)
+        for _, told in each_part(ids, correct, "gradients.rows_per_batch"):
+            if told is None:
+                return None
+            parts.append(told)
     return np.concatenate(parts)
 
 

@@ -18,6 +18,7 @@ from distinf.gram.ranking import free_rankings
 from distinf.gram.session import QUERY, TRAIN, Session
 from distinf.gram.task import Reseeded
 from distinf.gram.train import checked_fit, trained_model, with_weights
+from distinf.microbatch import each_part
 from distinf.numerics.precision import float_edges, precision
 
 NAME = "retrain"
@@ -93,12 +94,16 @@ def losses(
     checked_fit(fit, settings.selected_epoch)
     model = with_weights(session, cell, fit.weights)
     found: dict[str, list[np.ndarray]] = {name: [] for name in task.losses}
+
+    def measured(ids: np.ndarray) -> dict[str, np.ndarray]:
+        batch = session.batch(cell, QUERY, ids)
+        with torch.no_grad(), precision("float32", session.device), float_edges(model):
+            return {n: loss(model, batch).double().cpu().numpy() for n, loss in task.losses.items()}
+
     for a, b in row_ranges(session.cell(cell).rows[QUERY], settings.evaluation_batch):
-        batch = session.batch(cell, QUERY, np.arange(a, b))
-        for name, loss in task.losses.items():
-            with torch.no_grad(), precision("float32", session.device), float_edges(model):
-                values = loss(model, batch)
-            found[name].append(values.double().cpu().numpy())
+        for _, values in each_part(np.arange(a, b), measured, "train.evaluation_batch"):
+            for name in found:
+                found[name].append(values[name])
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError, OtherMethod
+from distinf.microbatch import is_out_of_memory
 from distinf.numerics.batches import Batch, copied, rows, take
 from distinf.numerics.batches import leaves as leaves_of
 from distinf.numerics.curvature import Loss, applied, evaluating, per_sample
@@ -178,9 +179,11 @@ def _told_alone(subject: Subject) -> list[Alone]:
     for place in _telling_rows(subject):
         try:
             found.append(_alone(subject, place))
-        except (InputError, torch.OutOfMemoryError):
+        except InputError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             _refuse_failing_alone(subject, place, error)
             raise
     return found
@@ -392,9 +395,11 @@ def _beyond_rounding(
 def _taken(subject: Subject, method: str, group: Sequence[int]) -> Taken:
     try:
         return subject.gradients(method, subject.group(group))
-    except (InputError, torch.OutOfMemoryError):
+    except InputError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise OtherMethod(
             f"per-sample gradients by {method} failed ({_line(error)})", OTHERS[method]
         ) from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from distinf.errors import InputError, OtherMethod
+from distinf.microbatch import is_out_of_memory
 from distinf.numerics.agreement import Subject, agreed_method, passing_method
 from distinf.numerics.batches import Batch, as_tensors, copied, rows, split, take
 from distinf.numerics.curvature import (
@@ -89,6 +90,8 @@ def per_sample_gradients(
             for part in told([*_chunks(batch, chunk)] or [batch], rows(batch), progress)
         ]
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if not isinstance(error, InputError) or error.__cause__:  # none of our own refusals
             refuse_failing_row(model, loss, batch, error)
         raise
@@ -216,6 +219,8 @@ def _vectorised(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> T
         try:
             grads = vmap(grad(sample_loss), in_dims=(None, 0))(parameters, tensors)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise OtherMethod(
                 f"vectorised per-sample gradients failed ({str(error).splitlines()[0]})", ("loop",)
             ) from error

@@ -24,6 +24,7 @@ from distinf.report.schema import (
     text,
 )
 from distinf.runtime import Agenda
+from distinf.runtime.records import lowered_in
 from distinf.tasks.task import STUDIES
 
 
@@ -69,6 +70,7 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
+    memory: Sequence[str] = ()  # where it ran out, and what was lowered
 
 
 def provenance_of(session: Session) -> Provenance:
@@ -87,7 +89,16 @@ def provenance_of(session: Session) -> Provenance:
         versions=record.get("versions") or {},
         machine={**machine, "processor": platform.machine()},
         seeds={"run": session.seed},
+        memory=_lowered(session),
     )
+
+
+def _lowered(session: Session) -> list[str]:
+    found = []
+    for stage in session.recipe.working:
+        records = session.done(stage.wanted_units(session)).values()
+        found += [f"{stage.name}: {each}" for each in lowered_in(records)]
+    return found
 
 
 def _configuration(session: Session) -> str:
@@ -113,6 +124,7 @@ def _replay(session: Session) -> str:
 def origin(source: Provenance) -> Section:
     """The page's last section."""
     facts = [("fingerprint", source.fingerprint), *source.machine.items()]
+    facts += [("out of memory", line) for line in source.memory]
     facts += [(f"{name} version", str(found)) for name, found in source.versions.items()]
     facts += [(f"{name} seed", str(found)) for name, found in source.seeds.items()]
     again = "Carry this run out again, in a folder beside it:" if source.command else ""

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from distinf.microbatch import is_out_of_memory
 from distinf.printable import printable
 
 Whose = Literal["user", "ours", "passing"]
@@ -25,12 +26,12 @@ GANG = str(Path(__file__).with_name("process_group.py"))
 NEVER_THERE = (
     FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
 )  # fmt: skip
-PASSING = (OSError, MemoryError, torch.OutOfMemoryError)
+PASSING = (OSError,)
 # Of packages that speak with other machines, whose errors have no class in common.
 REMOTE = ("aiohttp", "botocore", "fsspec", "httpcore", "httpx", "obstore", "requests", "urllib3")
 PASSING_WORDS = re.compile(
     r"CUDA error(?!: device-side assert)|CUBLAS_STATUS|CUDNN_STATUS|NCCL error|gloo"
-    r"|out of memory|can't allocate memory|[Cc]onnection (closed|reset|refused|timed out)",
+    r"|[Cc]onnection (closed|reset|refused|timed out)",
 )
 MOST = 300  # characters of an error's own words
 _packages: set[str] = set()
@@ -49,6 +50,8 @@ def whose(error: BaseException) -> Whose:
 
 
 def _passes(error: BaseException, of_user: bool) -> bool:
+    if is_out_of_memory(error):
+        return True
     seen: BaseException | None = error
     while seen is not None:
         missing = isinstance(seen, NEVER_THERE) and of_user

@@ -7,7 +7,7 @@ from distinf.runtime.ledger import Ledger
 from distinf.runtime.machine import Node, this_machine
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
 from distinf.runtime.units import Unit
-from distinf.runtime.worker import Outcome, Worker, raise_if_final
+from distinf.runtime.worker import Outcome, Worker, raise_if_final, tell_lowered
 
 
 class LocalRuntime:
@@ -16,6 +16,7 @@ class LocalRuntime:
     def __init__(self, settings: RuntimeSettings):
         self._settings = settings
         self._worker: Worker | None = None
+        self._told: set[str] = set()
         self.busy_s = 0.0
 
     def pool(
@@ -52,6 +53,7 @@ class LocalRuntime:
         for attempt in range(1, self._settings.attempts + 1):
             outcome: Outcome = call(attempt)
             self.busy_s += outcome.seconds
+            tell_lowered(outcome, self._told)
             if outcome.error is None:
                 return outcome
             raise_if_final(what, outcome, before, attempt, self._settings.attempts)

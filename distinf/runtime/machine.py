@@ -40,6 +40,16 @@ def this_machine() -> Node:
     return Node("this machine", cpus_here(), memory_here(), gpus)
 
 
+def processes_killed_for_memory(counts: str = "/proc/vmstat") -> int | None:
+    """How many the kernel of this machine has killed so far; None where it does not say."""
+    try:
+        with open(counts) as file:
+            found = dict(line.split() for line in file)
+        return int(found["oom_kill"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
 def cpus_here() -> int:
     """CPUs that this process may use: of the machine, of its affinity, of its container's quota."""
     found = [float(os.cpu_count() or 1)]

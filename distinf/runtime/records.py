@@ -6,7 +6,8 @@ id, and names files in that unit's own folder.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from distinf.digest import sha256
@@ -56,6 +57,39 @@ def believed(record: Any, stage: str, name: str) -> Record:
     if "manifest" in record:
         _check_manifest(record["manifest"], stage, record["unit"], name)
     return record
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Rows at once that did not fit in memory: as set, the fewest taken, and on how many units."""
+
+    setting: str
+    rows: int
+    to: int
+    units: int
+
+    def __str__(self) -> str:
+        units = f"{self.units} unit{'s' if self.units != 1 else ''}"
+        return f"{self.setting} lowered from {self.rows} to {self.to} rows at once on {units}"
+
+
+def lowered_in(records: Iterable[Record]) -> list[Lowered]:
+    """By setting, what memory did not hold; what is no such note is none."""
+    found: dict[str, Lowered] = {}
+    for record in records:
+        noted = record.get("microbatch")
+        for setting, pair in noted.items() if isinstance(noted, dict) else ():
+            if isinstance(pair, list) and [*map(type, pair)] == [int, int]:
+                old = found.get(setting, Lowered(setting, pair[0], pair[1], 0))
+                rows, to = max(old.rows, pair[0]), min(old.to, pair[1])
+                found[setting] = Lowered(setting, rows, to, old.units + 1)
+    return [found[setting] for setting in sorted(found)]
+
+
+def amount(value: Any) -> float:
+    """A number of a record that is only told of; 0 for what is none."""
+    is_number = type(value) in (int, float) and 0 <= value < 1e12
+    return float(value) if is_number else 0.0
 
 
 def _is_of_a_unit(record: Mapping[str, Any], stage: str) -> bool:

@@ -3,13 +3,14 @@
 import contextlib
 import ctypes
 import importlib
+import logging
 import os
 import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,12 +23,15 @@ from distinf.errors import (
     InternalError,
     Interrupted,
 )
+from distinf.microbatch import MICROBATCHES, is_out_of_memory
 from distinf.runtime import faults
 from distinf.runtime.activity import HERE, UNIT
 from distinf.runtime.process_group import join_group, leave_group
 from distinf.runtime.protocol import Work
 from distinf.runtime.units import Unit
 
+LOG = logging.getLogger("distinf")  # the command line shows what is said here
+HALF = "it is tried again with half as many rows at once"
 DEVICE_LOST = "CUDA error"  # after one, a process gets nothing else from its device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -39,6 +43,7 @@ class Outcome:
     message  what happened and where in the code, alike if it happens again
     whose    of an error of no such class: the user's, ours, or one that may pass
     tried    where the worker tried once more, row by row, and found the row: what failed on it
+    lowered  microbatches that did not fit its memory: rows at once as set, and as taken
     """
 
     value: Any = None
@@ -49,6 +54,8 @@ class Outcome:
     trace: str = ""
     where: str = ""
     seconds: float = 0.0
+    is_killed_for_memory: bool = False
+    lowered: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 RAISABLE: dict[str, type[DistinfError]] = {
@@ -94,7 +101,8 @@ class Worker:
     """One warm worker. Keeps the state of the last context it prepared.
 
     A state may have `culprit(error) -> str`: what of its last work fails with such an error when
-    it is tried row by row ("loss 'a' failed on training row 77 at …"), or "".
+    it is tried row by row ("loss 'a' failed on training row 77 at …"), or "". And
+    `memory_settings(stage) -> [setting]`: what may be lowered where memory runs out in a stage.
     """
 
     STOPS: tuple[type[BaseException], ...] = (KeyboardInterrupt,)  # they end this process too
@@ -110,6 +118,7 @@ class Worker:
         """Set up this process -> the name of the host."""
         torch.set_num_threads(self._threads)
         keep_freed_memory()
+        HERE.gpus = self._gpus
         # The same bytes on the same hardware, and products to float32's precision on CUDA too.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -122,13 +131,24 @@ class Worker:
             return torch.device("cuda", 0)  # the runtime shows a worker only its own devices
         return torch.device("cpu")
 
-    def run(self, work: Work, unit: Unit, attempt: int) -> Outcome:
-        """The body on one unit, in a pool."""
-        name = f"{attempt}-{uuid.uuid4().hex[:8]}"
-        with HERE.doing(UNIT):
-            return self._guard(lambda: resolve(work.body)(self._prepared(work), unit, name))
+    def run(self, work: Work, unit: Unit, attempt: int, halvings: int = 0) -> Outcome:
+        """The body on one unit, in a pool.
 
-    def run_rank(self, work: Work, rank: int, size: int, address: str, timeout_s: float) -> Outcome:
+        halvings  how many workers that were at it were killed for memory
+        """
+        name = f"{attempt}-{uuid.uuid4().hex[:8]}"
+
+        def call() -> Any:
+            state = self._prepared(work)
+            MICROBATCHES.begin(halvings)
+            return resolve(work.body)(state, unit, name)
+
+        with HERE.doing(UNIT):
+            return self._guard(call, work.title)
+
+    def run_rank(
+        self, work: Work, rank: int, size: int, address: str, timeout_s: float, halvings: int = 0
+    ) -> Outcome:
         """The body as one rank of a gang."""
 
         def call() -> Any:
@@ -136,36 +156,39 @@ class Worker:
             backend = "gloo" if shared else "nccl"
             collective = join_group(rank, size, address, backend=backend, timeout_s=timeout_s)
             try:
-                name = f"g-{uuid.uuid4().hex[:8]}"
-                return resolve(work.body)(self._prepared(work), collective, name)
+                name, state = f"g-{uuid.uuid4().hex[:8]}", self._prepared(work)
+                MICROBATCHES.begin(halvings)
+                return resolve(work.body)(state, collective, name)
             finally:
                 leave_group()
 
         HERE.forget()
         with HERE.doing(UNIT):
-            return self._guard(call)
+            return self._guard(call, work.title)
 
     def _prepared(self, work: Work) -> Any:
         key = digest([work.prepare, dict(work.context)])
         if key != self._key:
             self._key, self._state = "", None
+            MICROBATCHES.forget()
             self._state = resolve(work.prepare)(work.context, self.device())
             self._key = key
         return self._state
 
-    def _guard(self, call: Callable[[], Any]) -> Outcome:
+    def _guard(self, call: Callable[[], Any], stage: str) -> Outcome:
         """Whatever the call raises is an outcome: `sys.exit` in a task is no end of a worker."""
         where = f"{socket.gethostname()} (pid {os.getpid()})"
         began = time.perf_counter()
         try:
-            value = call()
-            return Outcome(value=value, where=where, seconds=time.perf_counter() - began)
+            value, seconds = call(), time.perf_counter() - began
+            lowered = MICROBATCHES.lowered
+            return Outcome(value=value, where=where, seconds=seconds, lowered=lowered)
         except self.STOPS:
             raise
         except BaseException as error:
-            return self._failed(error, where)
+            return self._failed(error, where, stage)
 
-    def _failed(self, error: BaseException, where: str) -> Outcome:
+    def _failed(self, error: BaseException, where: str, stage: str) -> Outcome:
         trace = faults.full_trace(error)
         kind = next((n for n, cls in RAISABLE.items() if isinstance(error, cls)), None)
         if kind is not None:
@@ -175,13 +198,34 @@ class Worker:
             return Outcome(error=kind, message=message, trace=trace, where=where)
         whose = faults.whose(error)
         message = faults.told(error)
+        if is_out_of_memory(error):
+            message += self._memory_advice(stage)
         tried = self._culprit(error) if whose == "user" and DEVICE_LOST not in message else ""
         return Outcome(None, "Exception", message, whose, tried, trace, where)
+
+    def _memory_advice(self, stage: str) -> str:
+        """; lower train.batch_size, or runtime.workers"""
+        alone = MICROBATCHES.alone
+        told = f" with one row at once (as {alone} was lowered to)" if alone else ""
+        names: list[str] = []
+        with contextlib.suppress(Exception):
+            asked = self._state.memory_settings(stage)
+            names = [name for name in asked if name != alone]
+        return f"{told}; lower {', '.join([*names, 'runtime.workers'])}"
 
     def _culprit(self, error: BaseException) -> str:
         with contextlib.suppress(Exception, SystemExit):
             return str(getattr(self._state, "culprit", lambda _: "")(error))
         return ""
+
+
+def tell_lowered(outcome: Outcome, told: set[str]) -> None:
+    """Say of each setting and size once that memory ran out on a worker; `told` remembers."""
+    for setting, (asked, taken) in outcome.lowered.items():
+        line = f"out of memory: {asked} rows at once by {setting} are {taken}"
+        if line not in told:
+            told.add(line)
+            LOG.warning("warning: %s on %s; the results agree", line, outcome.where)
 
 
 def raise_if_final(

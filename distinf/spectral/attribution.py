@@ -16,6 +16,7 @@ from torch import Tensor
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.microbatch import each_part
 from distinf.numerics.elements import element_shares
 from distinf.numerics.parameters import Layout
 from distinf.numerics.variants import damped_inverse
@@ -126,12 +127,15 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     ids, ranks = extreme_rows(session, rank)
     task = session.task
     assert isinstance(task, ElementTask)
-    found = []
+
+    def shares(mine: np.ndarray) -> np.ndarray:
+        batch = session.batch("train", mine)
+        return element_shares(model, task.parts, batch, layout, direction_P).cpu().numpy()
+
+    found: list[np.ndarray] = []
     for a, b in row_ranges(len(ids), session.settings.gradients.chunk):
         _refuse_other_sum(session, ids[a:b], model)
-        batch = session.batch("train", ids[a:b])
-        shares = element_shares(model, task.parts, batch, layout, direction_P)
-        found.append(shares.cpu().numpy())
+        found += [part for _, part in each_part(ids[a:b], shares, "gradients.chunk")]
     parts = np.concatenate(found)
     classic_N = stored_scores(session, session.settings.actions.loss, "classic")[rank]
     arrays = {"ids": ids, "ranks": ranks, "scores": classic_N[ids]}

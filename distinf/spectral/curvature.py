@@ -7,6 +7,7 @@ Krylov step is committed: a killed run repeats at most the product it was in.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from distinf.collective import Collective
 from distinf.engine.session import done_for_all, draw, row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.microbatch import each_part, from_the_start, rows_at_once
 from distinf.numerics.complement import SeenComplement, complement_probe, seen_by
 from distinf.numerics.curvature import (
     Kind,
@@ -45,7 +47,7 @@ from distinf.spectral.train import trained_model
 from distinf.tasks.identity import has_own_rows
 from distinf.tasks.task import STUDIES, Batch, Task
 
-NAME = "curvature"
+NAME, MEMORY = "curvature", "curvature.memory_mb"
 SEEN = ("product", "sqnorm", "coordinates")  # of a training gradient, as seen_by gives them
 PRODUCT = 9.0  # an exact Hessian product costs nine forward passes (jvp over grad)
 
@@ -286,17 +288,19 @@ def mean_product(
 ) -> Matvec:
     """v -> mean curvature over the training rows `ids`, times v."""
     settings = session.settings.curvature
-    rows = microbatch(session.outline)
+    most = microbatch(session.outline)
     loss = next(iter(session.task.losses.values()))
     pieces = np.array_split(ids, settings.shards)
 
     def product(shard: int) -> Matvec:
-        batches = _Microbatches(session, pieces[shard], rows)
-        exact = hessian_product(model, loss, batches, layout, settings.kind)
+        def exact(vector_P: Tensor) -> Tensor:
+            rows = rows_at_once(MEMORY, min(most, len(pieces[shard])))
+            batches = _Microbatches(session, pieces[shard], rows)
+            return hessian_product(model, loss, batches, layout, settings.kind)(vector_P)
 
         def matvec(vector_P: Tensor) -> Tensor:
             with HERE.doing(SHARD), precision(settings.precision, session.device):
-                return exact(vector_P)
+                return from_the_start(partial(exact, vector_P), MEMORY)
 
         return matvec
 
@@ -331,10 +335,15 @@ def product_rows(
     loss = next(iter(session.task.losses.values()))
     pieces = np.array_split(ids, settings.shards)
     flags = [torch.zeros(0, dtype=torch.int32, device=session.device)]
+
+    def finite_of(mine: np.ndarray) -> Tensor:
+        with precision(settings.precision, session.device), float_edges(model):
+            return torch.isfinite(loss(model, session.batch("train", mine))).int()
+
     for shard in collective.owned(settings.shards):
-        for batch in _Microbatches(session, pieces[shard], microbatch(session.outline)):
-            with precision(settings.precision, session.device), float_edges(model):
-                flags.append(torch.isfinite(loss(model, batch)).int())
+        for a, b in row_ranges(len(pieces[shard]), microbatch(session.outline)):
+            made = each_part(pieces[shard][a:b], finite_of, MEMORY)
+            flags += [part for _, part in made]
     finite = collective.all_gather(torch.cat(flags)).cpu().numpy().astype(bool)
     if not finite.any():
         raise InputError(f"curvature: the loss of none of {len(ids)} training rows is finite")

@@ -16,6 +16,7 @@ from distinf.digest import digest
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Keys, Stage, Values
 from distinf.errors import InputError
+from distinf.microbatch import each_part
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.session import Outline, Session
@@ -78,17 +79,21 @@ def columns(session: Session, model: nn.Module, ids: np.ndarray) -> dict[str, np
     """The task's columns [len(ids)] for evaluation rows, in the order of ids."""
     size = session.settings.evaluate.batch_size
     parts: list[dict[str, np.ndarray]] = []
+
+    @torch.no_grad()
+    def evaluated_on(mine: np.ndarray) -> dict[str, np.ndarray]:
+        found = session.task.evaluate(model.eval(), session.batch("evaluation", mine))
+        return {name: values.detach().cpu().numpy() for name, values in found.items()}
+
     for a, b in row_ranges(len(ids), size):
-        with torch.no_grad():
-            batch = session.batch("evaluation", ids[a:b])
-            found = session.task.evaluate(model.eval(), batch)
-        if parts and found.keys() != parts[0].keys():
-            odd = ", ".join(sorted(found.keys() ^ parts[0].keys()))
-            raise InputError(
-                f"task: evaluate() returned '{odd}' for some evaluation rows only (not alike "
-                f"before row {ids[a]} and from it on); return every column for every row"
-            )
-        parts.append({name: values.detach().cpu().numpy() for name, values in found.items()})
+        for mine, found in each_part(ids[a:b], evaluated_on, "evaluate.batch_size"):
+            if parts and found.keys() != parts[0].keys():
+                odd = ", ".join(sorted(found.keys() ^ parts[0].keys()))
+                raise InputError(
+                    f"task: evaluate() returned '{odd}' for some evaluation rows only (not alike "
+                    f"before row {mine[0]} and from it on); return every column for every row"
+                )
+            parts.append(found)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -15,6 +15,7 @@ import torch
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
+from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.ekfac import EkFac
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Cost, Lever, Runtime, Unit
@@ -120,7 +121,12 @@ def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     model = session.cached("trained", lambda: trained_model(session))
     layout = Layout.of(model, session.settings.curvature.blocks)
     kind = session.settings.gradients.precision
-    return stored_sums(model, layout, session.task, session.seed, _batches(session, unit), kind)
+
+    def sums() -> dict[str, np.ndarray]:
+        batches = _batches(session, unit)
+        return stored_sums(model, layout, session.task, session.seed, batches, kind)
+
+    return from_the_start(sums, "gradients.chunk")
 
 
 def _bases(session: Session, _: Unit) -> dict[str, np.ndarray]:
@@ -137,15 +143,20 @@ def _values(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     layout = Layout.of(model, session.settings.curvature.blocks)
     kind, (of,) = session.settings.gradients.precision, phase_units(session.outline, "bases")
     bases = session.latest("bases", of.id, lambda: session.arrays(of))
-    batches = _batches(session, unit)
-    return stored_values(model, layout, session.task, session.seed, batches, kind, bases)
+
+    def values() -> dict[str, np.ndarray]:
+        batches = _batches(session, unit)
+        return stored_values(model, layout, session.task, session.seed, batches, kind, bases)
+
+    return from_the_start(values, "gradients.chunk")
 
 
 def _batches(session: Session, unit: Unit) -> Batches:
     left_out = left_out_rows(session)
     mine = drawn_rows(session)[unit.start : unit.stop]
     ids = mine[~np.isin(mine, left_out)]
-    for a, b in row_ranges(len(ids), session.settings.gradients.chunk):
+    size = rows_at_once("gradients.chunk", session.settings.gradients.chunk)
+    for a, b in row_ranges(len(ids), size):
         yield ids[a:b], session.batch("train", ids[a:b])
 
 

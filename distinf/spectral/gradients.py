@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
+from distinf.microbatch import each_part
 from distinf.numerics.batches import copied
 from distinf.numerics.capture import Method, Methods, finite_rows, flat_gradients
 from distinf.numerics.curvature import evaluating, noting
@@ -92,12 +93,16 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     settings = session.settings.gradients
     project = _project_by_layer if settings.method == "hooks" else _project_whole
     parts: list[dict[str, np.ndarray]] = []
+
+    def projections(ids: np.ndarray) -> dict[str, np.ndarray]:
+        batch = session.batch("train", ids)
+        session.cached("agreed", partial(_agree, session, batch))
+        return project(session, batch)
+
     with in_a_run():
         for a, b in row_ranges(unit.stop - unit.start, settings.chunk):
             ids = np.arange(unit.start + a, unit.start + b)
-            batch = session.batch("train", ids)
-            session.cached("agreed", partial(_agree, session, batch))
-            parts.append(project(session, batch))
+            parts += [found for _, found in each_part(ids, projections, "gradients.chunk")]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
     summary = {"quarantined": quarantined}

@@ -13,6 +13,7 @@ from distinf.engine.recipe import Draws, Foretold, Trained
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.microbatch import each_part
 from distinf.numerics.curvature import dense_embeddings
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.randomness import generator
@@ -188,12 +189,17 @@ def _filled(pieces: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
 def _target_losses(session: Session, model: nn.Module) -> dict[str, np.ndarray]:
     ids, size = chosen_targets(session).ids, session.settings.evaluate.batch_size
     found: dict[str, list[np.ndarray]] = {name: [] for name in session.task.losses}
+
+    def measured(mine: np.ndarray) -> dict[str, np.ndarray]:
+        batch = session.batch("evaluation", mine)
+        with precision(session.settings.train.precision, session.device), float_edges(model):
+            losses = {name: loss(model, batch) for name, loss in session.task.losses.items()}
+        return {name: values.double().cpu().numpy() for name, values in losses.items()}
+
     for a, b in row_ranges(len(ids), size):
-        batch = session.batch("evaluation", ids[a:b])
-        for name, loss in session.task.losses.items():
-            with precision(session.settings.train.precision, session.device), float_edges(model):
-                values = loss(model, batch)
-            found[name].append(values.double().cpu().numpy())
+        for _, values in each_part(ids[a:b], measured, "evaluate.batch_size"):
+            for name in found:
+                found[name].append(values[name])
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.microbatch import each_part
 from distinf.numerics.capture import finite_rows, flat_gradients
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
@@ -104,8 +105,11 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     at = _at_checkpoint(session, unit.job["checkpoint"])
     found = []
     for a, b in row_ranges(unit.stop - unit.start, session.settings.gradients.chunk):
-        batch = session.batch("train", np.arange(unit.start + a, unit.start + b))
-        found.append(_dots(session, at, batch))
+        ids = np.arange(unit.start + a, unit.start + b)
+        made = each_part(
+            ids, lambda p: _dots(session, at, session.batch("train", p)), "gradients.chunk"
+        )
+        found += [dots for _, dots in made]
     dots_NK, finite_N = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     by_loss = dots_NK.chunk(len(session.outline.losses), dim=1)
     arrays = {

@@ -9,6 +9,7 @@ some tasks are not there.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError, OtherMethod
+from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.batches import take
 from distinf.numerics.capture import METHOD_ORDER, Method, Methods, settled_method
 from distinf.numerics.curvature import refuse_without_gradient
@@ -25,6 +27,7 @@ from distinf.numerics.precision import precision
 from distinf.numerics.projection import TwoSided
 from distinf.tasks.task import Batch, PerSampleLoss, Task, error_context
 
+REHEARSAL = "rows of a pass that is tried before a run"
 UNTRIED: Method = "loop"  # where hooks cannot and there are no rows to try another method on
 
 
@@ -81,15 +84,21 @@ def rehearsed_method(
     if getattr(settings, "embeddings", False) or _projection(settings):
         methods = ("hooks",)
     before: Methods = ()
+
+    def tried(each: Pass, methods: Methods) -> Method:
+        rows = rows_at_once(REHEARSAL, each.rows)
+        batch = task.batch(each.split, np.arange(min(task.rows(each.split), max(rows, 3))))
+        loss = task.losses[each.loss]
+        agreed = agree(model, loss, batch, layout, settings, methods, rows=rows)
+        refuse_without_gradient(model, loss, [take(batch, slice(3))], layout)
+        return agreed
+
     with in_a_run(), error_context("gradients of a few rows"):
         while methods != before:  # what a later pass needs, the earlier ones can take
             before = methods
             for each in passes:
-                ids = np.arange(min(task.rows(each.split), max(each.rows, 3)))
-                batch, loss = task.batch(each.split, ids), task.losses[each.loss]
-                agreed = agree(model, loss, batch, layout, settings, methods, rows=each.rows)
+                agreed = from_the_start(partial(tried, each, methods), REHEARSAL)
                 methods = methods[methods.index(agreed) :]
-                refuse_without_gradient(model, loss, [take(batch, slice(3))], layout)
     return methods[0]
 
 

@@ -82,6 +82,7 @@ def square(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]
     value = torch.tensor([float(unit.start) ** 2]).numpy()
     manifest = write_group(state["blobs"], f"square.zarr/{unit.id}/{attempt}", {"value": value})
     content = {"manifest": manifest, "node": Path.cwd().name}
+    content |= HERE.spent("square")
     record = Ledger(state["blobs"], "square").commit(unit, 1, content)
     _act(script.get(f"after{number}"))
     return record

@@ -3,23 +3,28 @@
 import contextlib
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from distinf.errors import InputError
 from distinf.runtime.activity import HERE, Seen
 from distinf.runtime.liveness import Answers
+from distinf.runtime.machine import processes_killed_for_memory
 from distinf.runtime.protocol import Resources
-from distinf.runtime.ray.cluster import is_unfit, one_line, refuse_ruins
+from distinf.runtime.ray import metrics
+from distinf.runtime.ray.cluster import is_unfit, killed_for_memory, one_line, refuse_ruins
 from distinf.runtime.worker import DEVICE_LOST, Outcome, Worker, free_address
 
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
 PULSE, PULSE_S = "pulse", 5.0  # Ray's name for the thread that answers, and how often it is asked
+
+OF_MONITOR = re.compile(r"OUT_OF_MEMORY|OutOfMemory|low on memory")  # Ray's words
 
 Calls = dict[Any, tuple[Any, Any]]  # future -> its actor, and what the caller knows it by
 
@@ -28,6 +33,12 @@ class NodeWorker(Worker):
     """A worker that can be reached at its node's address, as the cluster knows it."""
 
     STOPS = ()  # Ray ends this process by a kill; an interrupt comes from the task's own code
+
+    def born(self) -> tuple[str, int | None]:
+        """Set up this process -> its node, and how many processes were killed there for memory."""
+        self.ready()
+        HERE.hear = metrics.done
+        return ray.get_runtime_context().get_node_id(), processes_killed_for_memory()
 
     def free_address(self) -> str:
         return free_address(ray.util.get_node_ip_address())
@@ -49,6 +60,7 @@ class Actors:
         self._threads, self._silent_s = threads, silent_s
         self._shapes: dict[Any, Resources] = {}
         self._pulses = _Pulses()
+        self._born: dict[Any, tuple[str, int | None]] = {}
         self.busy_s = 0.0
 
     def __contains__(self, actor: Any) -> bool:
@@ -71,7 +83,7 @@ class Actors:
         remote = ray.remote(**options)(NodeWorker)
         actor = remote.remote(self._threads, paths, resources.num_gpus)
         self._shapes[actor] = resources
-        return {actor.ready.remote(): (actor, None)}
+        return {actor.born.remote(): (actor, None)}
 
     def warm(self, resources: Resources) -> list[Any]:
         """Living actors of this shape; others are stopped, so that nothing waits on them.
@@ -89,6 +101,7 @@ class Actors:
 
     def stop(self, actor: Any) -> None:
         self._shapes.pop(actor, None)
+        self._born.pop(actor, None)
         self._pulses.forget(actor)
         with contextlib.suppress(RayError, ValueError):
             ray.kill(actor)
@@ -119,17 +132,38 @@ class Actors:
                 self.busy_s += outcome.seconds
                 if DEVICE_LOST in outcome.message:
                     self.stop(actor)  # another process may do it
+                if label is None and isinstance(outcome.value, tuple):
+                    self._born[actor] = outcome.value
             except RayError as error:
+                why = self._memory_kill(actor, error)
                 self.stop(actor)
                 if label is None and is_unfit(error):
                     raise InputError(
                         f"runtime: a worker did not start: {one_line(error)}"
                     ) from None
-                outcome = Outcome(error="died", message=one_line(error))
+                outcome = Outcome(
+                    error="died", message=why or one_line(error), is_killed_for_memory=bool(why)
+                )
             if label is None and outcome.error is None:
                 self._pulses.watch(actor)
             yield actor, label, outcome
         yield from self._hung(running, allowed_s)
+
+    def _memory_kill(self, actor: Any, error: RayError) -> str:
+        """Who killed this worker for memory; "" if nobody says so.
+
+        Ray's monitor says it with the death. The kernel counts its kills, a machine's together: of
+        a worker that died while they became more, it is most likely.
+        """
+        if OF_MONITOR.search(str(error)):
+            return "its worker was killed by Ray, as its node ran out of memory"
+        node, before = self._born.get(actor, ("", None))
+        if before is None or not isinstance(error, ActorDiedError):
+            return ""
+        now = killed_for_memory(node)
+        if now is None or now <= before:
+            return ""
+        return "its worker was killed, most likely by the kernel of its node, out of memory"
 
     def _hung(
         self, running: dict[Any, Any], allowed_s: Callable[[Any, Seen], float]

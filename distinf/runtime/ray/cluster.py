@@ -21,10 +21,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distinf.errors import ClusterEnded, InputError, Interrupted
 from distinf.runtime.address import close_to_others, refuse_open, refuse_silent, resolved
-from distinf.runtime.machine import Node, cpus_here, seen_on_node
+from distinf.runtime.machine import (
+    Node,
+    cpus_here,
+    processes_killed_for_memory,
+    seen_on_node,
+)
 from distinf.runtime.protocol import Resources, RuntimeSettings
 
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
+ASKED_S = 10.0  # that a node may take for an answer
 PARTS = ("gcs_server", "raylet")
 BUSY = "timed out during startup"  # Ray's words, where a machine does too much else
 
@@ -192,6 +198,18 @@ def answers(
                 told = f"runtime: {node['NodeName']} cannot work: {one_line(error)}"
                 raise InputError(told) from None
     return found
+
+
+def killed_for_memory(node_id: str) -> int | None:
+    """What `processes_killed_for_memory` says on this node; None where it cannot be asked."""
+    where = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    asked = ray.remote(processes_killed_for_memory).options(
+        num_cpus=0, scheduling_strategy=where, max_retries=0
+    )
+    try:
+        return ray.get(asked.remote(), timeout=ASKED_S)  # type: ignore[no-any-return]
+    except RayError:
+        return None
 
 
 def _logical_cpus(settings: RuntimeSettings) -> int:

@@ -10,9 +10,10 @@ from distinf.errors import Interrupted
 from distinf.runtime.activity import Seen
 from distinf.runtime.ledger import SEGMENT_RECORDS, Ledger
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
+from distinf.runtime.ray import metrics
 from distinf.runtime.ray.actors import LOG, Actors, Calls
 from distinf.runtime.units import Unit
-from distinf.runtime.worker import RAISABLE, Outcome, raise_if_final
+from distinf.runtime.worker import HALF, RAISABLE, Outcome, raise_if_final, tell_lowered
 
 LATE, LATE_S = 2.0, 30.0  # times the longest unit so far, and at least: an idle worker tries it too
 
@@ -36,8 +37,10 @@ class Pool:
         self._attempts: Counter[str] = Counter()
         self._began: dict[str, float] = {}  # the last attempt, by unit
         self._failed: dict[str, Outcome] = {}  # how a unit failed last
+        self._halvings: Counter[str] = Counter()  # of microbatches: by workers killed for memory
         self._longest_s: float | None = None
         self._finished = 0
+        self._told: set[str] = set()
 
     def run(self, resources: Resources, room: int) -> None:
         """On workers of this shape, at most `room` of them."""
@@ -66,6 +69,8 @@ class Pool:
         while self._waiting and idle:
             unit = self._waiting.popleft()
             self._attempts[unit.id] += 1
+            if self._attempts[unit.id] > 1:
+                metrics.retried(unit.stage)
             self._began[unit.id] = time.monotonic()
             self._give(idle.pop(), unit)
         for unit in self._late()[: len(idle)]:
@@ -73,7 +78,7 @@ class Pool:
             self._give(idle.pop(), unit)
 
     def _give(self, actor: Any, unit: Unit) -> None:
-        call = actor.run.remote(self._work, unit, self._attempts[unit.id])
+        call = actor.run.remote(self._work, unit, self._attempts[unit.id], self._halvings[unit.id])
         self._running[call] = (actor, unit)
 
     def _late(self) -> list[Unit]:
@@ -95,9 +100,11 @@ class Pool:
             self._open.remove(unit.id)
             self._longest_s = max(self._longest_s or 0.0, outcome.seconds)
             self._finished += 1
+            tell_lowered(outcome, self._told)
             if self._finished % SEGMENT_RECORDS == 0:
                 self._ledger.seal_full_segments()
             return
+        metrics.failed(unit.stage)
         if outcome.error not in RAISABLE:
             if unit.id in self._ledger.committed_ids():
                 self._open.remove(unit.id)
@@ -109,6 +116,9 @@ class Pool:
             self._settings.attempts,
         )  # fmt: skip
         self._failed[unit.id] = outcome
+        if outcome.is_killed_for_memory:
+            self._halvings[unit.id] += 1
+            LOG.warning("warning: %s: %s; %s", unit.describe(), outcome.message, HALF)
         if outcome.whose == "passing":
             self._waiting.append(unit)
         else:  # know at once whether it fails again, not after all the others

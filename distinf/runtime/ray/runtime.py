@@ -9,11 +9,11 @@ from distinf.runtime.activity import Seen
 from distinf.runtime.ledger import Ledger
 from distinf.runtime.machine import Node
 from distinf.runtime.protocol import Resources, RuntimeSettings, Work
-from distinf.runtime.ray import cluster, preflight
+from distinf.runtime.ray import cluster, metrics, preflight
 from distinf.runtime.ray.actors import LOG, Actors, Calls
 from distinf.runtime.ray.pool import Pool, none_started
 from distinf.runtime.units import Unit
-from distinf.runtime.worker import RAISABLE, Outcome, raise_if_final
+from distinf.runtime.worker import HALF, RAISABLE, Outcome, raise_if_final, tell_lowered
 
 
 class RayRuntime:
@@ -27,6 +27,7 @@ class RayRuntime:
         self._settings = settings
         self._actors = Actors(settings.threads, settings.silent_s)
         self._started = False
+        self._told: set[str] = set()
 
     @property
     def busy_s(self) -> float:
@@ -51,16 +52,23 @@ class RayRuntime:
         self._start()
         attempt = 0
         failed: Outcome | None = None
+        halvings = 0  # of microbatches: by ranks killed for memory
         while True:
             attempt += 1
             before = len(ledger.committed_ids()) if ledger else 0
-            outcome = self._run_gang(work, self._gang_actors(resources, ranks), attempt - 1)
+            actors = self._gang_actors(resources, ranks)
+            outcome = self._run_gang(work, actors, attempt - 1, halvings)
             if outcome.error is None:
                 return outcome.value
+            metrics.failed(work.title)
             if ledger and len(ledger.committed_ids()) > before:
                 attempt = 0  # days of work may lose more workers than `attempts`
             raise_if_final(work.title, outcome, failed, attempt, self._settings.attempts)
             failed = outcome
+            metrics.retried(work.title)
+            if outcome.is_killed_for_memory:
+                halvings += 1
+                LOG.warning("warning: %s: %s; %s", work.title, outcome.message, HALF)
 
     def blind_nodes(self, path: str) -> list[str]:
         """Addresses of nodes that could be given work but do not see the file at `path`."""
@@ -123,7 +131,7 @@ class RayRuntime:
             for actor, _ in starting.values():
                 self._actors.stop(actor)
 
-    def _run_gang(self, work: Work, actors: list[Any], again: int) -> Outcome:
+    def _run_gang(self, work: Work, actors: list[Any], again: int, halvings: int) -> Outcome:
         """Rank 0's outcome, or a failure after which every rank was stopped."""
 
         def allowed_s(_: int, seen: Seen) -> float:
@@ -138,13 +146,17 @@ class RayRuntime:
                     return address
         timeout_s = self._settings.collective_timeout_s
         running = {
-            actor.run_rank.remote(work, rank, len(actors), address.value, timeout_s): (actor, rank)
+            actor.run_rank.remote(work, rank, len(actors), address.value, timeout_s, halvings): (
+                actor,
+                rank,
+            )
             for rank, actor in enumerate(actors)
         }
         result = Outcome()
         failures: list[Outcome] = []
         while running and not failures:
             for _, rank, outcome in self._actors.finished(running, allowed_s):
+                tell_lowered(outcome, self._told)
                 if outcome.error is not None:
                     failures.append(outcome)
                 elif rank == 0:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from distinf.errors import InputError
 from distinf.gram.settings import Epoch, TrainSettings
 from distinf.gram.task import Fit, Tell, no_one, selected_epoch
+from distinf.microbatch import each_part, from_the_start, rows_at_once
 from distinf.numerics.precision import precision
 from distinf.studies.language.adapters import trained_weights
 from distinf.studies.language.pretrained import on_device
@@ -188,35 +189,61 @@ def _trainer(task: Tunable, seen: RowLosses) -> Any:
     loss = next(iter(task.losses.values()))
 
     class ByRows(Trainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            """The batch's mean loss, its gradient in .grad: of fewer rows at a time, one backward
+            pass each, where memory runs out."""
+            self._whole = len(inputs[ROWS])
+            self._noted: list[tuple[Tensor, Tensor]]
+
+            def step() -> Tensor:
+                self._noted, rows = [], rows_at_once("train.batch_size", self._whole)
+                if rows == self._whole:
+                    return super(ByRows, self).training_step(model, dict(inputs), *args, **kwargs)
+                model.zero_grad()
+                parts = pieces(inputs, rows)
+                each = [super(ByRows, self).training_step(model, part) for part in parts]
+                return torch.stack(each).sum()
+
+            total = from_the_start(step, "train.batch_size")
+            for numbers, losses in self._noted:
+                seen.note(numbers, losses)
+            return total
+
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            whole = len(inputs[ROWS])
             on_cpu = inputs[ROWS].device.type == "cpu"
             return sum(
-                self._summed(model, piece) / whole
+                self._summed(model, piece) / self._whole
                 for piece in (pieces(inputs) if on_cpu else [inputs])
             )
 
         def _summed(self, model: Any, piece: dict[str, Tensor]) -> Tensor:
             numbers = piece.pop(ROWS)
             losses = loss(model, piece)
-            seen.note(numbers, losses)
+            self._noted.append((numbers, losses.detach()))
             return losses.sum()
 
         def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             """(mean loss, columns [n, 1 or 2], a column in place of labels)."""
             inputs = self._prepare_inputs(inputs)
-            with torch.no_grad():
-                found = task.evaluate(model, inputs)
-            columns = torch.stack([found[n].double() for n in COLUMNS if n in found], 1)
-            return columns[:, 0].mean(), columns, columns[:, 0]
+
+            @torch.no_grad()
+            def columns(rows: range) -> Tensor:
+                mine = {n: v[rows.start : rows.stop] for n, v in inputs.items()}
+                found = task.evaluate(model, mine)
+                return torch.stack([found[n].double() for n in COLUMNS if n in found], 1)
+
+            every = range(len(inputs["attention_mask"]))
+            parts = [part for _, part in each_part(every, columns, "train.evaluation_batch")]
+            found = torch.cat(parts)
+            return found[:, 0].mean(), found, found[:, 0]
 
     return ByRows
 
 
-def pieces(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The batch's rows by length, PIECE at a time, each piece padded to its own longest row."""
+def pieces(batch: Mapping[str, Tensor], size: int = PIECE) -> Iterator[dict[str, Tensor]]:
+    """The batch's rows by length, `size` at a time, each piece padded to its own longest row."""
     lengths = batch["attention_mask"].sum(1)
-    for rows in lengths.argsort(stable=True).split(PIECE):
+    for rows in lengths.argsort(stable=True).split(size):
         longest = int(lengths[rows[-1]])
         piece = {name: values[rows] for name, values in batch.items()}
         yield {n: v[:, :longest] if v.dim() == 2 else v for n, v in piece.items()}

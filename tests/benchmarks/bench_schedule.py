@@ -1,0 +1,148 @@
+"""How busy many workers are kept: the scheduling code of a run, on a clock that is computed.
+
+python -m tests.benchmarks.bench_schedule [--workers 64]
+
+`Pool` itself hands out the units. Its workers are simulated: a unit ends after its duration, and
+the clock jumps to the next end. What the driver's code takes is really measured, as processor time,
+and passes on that clock too, with CALL_S for what Ray takes of the driver for each call.
+"""
+
+import argparse
+import heapq
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+from distinf.runtime import Resources, RuntimeSettings, Unit, Work
+from distinf.runtime.ray import pool
+from distinf.runtime.worker import Outcome
+
+CALL_S = 1e-3  # bench_driver: .97 ms a unit, the scheduling code and a ledger's listing included
+START_S = 20.0  # of a worker: it imports torch
+# Seconds of 444 units that generated slots (twentieths, from the shortest to the longest).
+RECORDED_S = (
+    0.0, 0.09, 0.16, 0.33, 0.44, 0.63, 0.8, 0.96, 1.14, 1.34, 1.56, 1.8, 2.3, 2.65, 3.29, 3.7, 4.28,
+    5.17, 6.6, 8.98, 22.91,
+)  # fmt: skip
+MEAN_JOB_S = 180.0
+
+
+class Clock:
+    """Seconds of the simulation: this process's own work, and what is waited for."""
+
+    def __init__(self) -> None:
+        self._ahead = -time.process_time()
+
+    def monotonic(self) -> float:
+        return time.process_time() + self._ahead
+
+    def until(self, moment: float) -> None:
+        self._ahead += max(0.0, moment - self.monotonic())
+
+
+class Actors:
+    """As `distinf.runtime.ray.actors.Actors`, of workers that only take their time."""
+
+    def __init__(self, clock: Clock, seconds: dict[str, float]):
+        self._clock, self._seconds = clock, seconds
+        self._alive: set[Any] = set()
+        self._ends: list[tuple[float, int]] = []
+        self._calls = 0
+        self.busy_s = 0.0
+
+    def __contains__(self, actor: Any) -> bool:
+        return actor in self._alive
+
+    def warm(self, resources: Resources) -> list[Any]:
+        return []
+
+    def stop(self, actor: Any) -> None:
+        self._alive.discard(actor)
+
+    def new(self, resources: Resources) -> dict[Any, tuple[Any, None]]:
+        actor = SimulatedWorker(self)
+        self._alive.add(actor)
+        return {self.call(START_S): (actor, None)}
+
+    def call(self, seconds: float) -> int:
+        self._calls += 1
+        heapq.heappush(self._ends, (self._clock.monotonic() + seconds, self._calls))
+        return self._calls
+
+    def finished(
+        self, running: dict[Any, Any], allowed_s: Callable[..., float]
+    ) -> Iterator[tuple[Any, Any, Outcome]]:
+        self._clock.until(self._ends[0][0])
+        now, ended = self._clock.monotonic(), []
+        while self._ends and self._ends[0][0] <= now:
+            ended.append(heapq.heappop(self._ends)[1])
+        for call in ended:
+            if call in running:
+                actor, unit = running.pop(call)
+                self._clock.until(self._clock.monotonic() + CALL_S)
+                seconds = 0.0 if unit is None else self._seconds[unit.id]
+                self.busy_s += seconds
+                yield actor, unit, Outcome(seconds=seconds)
+
+
+class SimulatedWorker:
+    """Has the one method that a pool calls, and that method's `remote`."""
+
+    def __init__(self, actors: Actors):
+        self._actors, self.run = actors, self
+
+    def remote(self, work: Work, unit: Unit, attempt: int, halvings: int = 0) -> int:
+        return self._actors.call(self._actors._seconds[unit.id])
+
+
+class Unlisted:
+    """In the place of a ledger: what listing it costs is in CALL_S."""
+
+    def committed_ids(self) -> set[str]:
+        return set()
+
+    def seal_full_segments(self) -> int:
+        return 0
+
+
+def simulated(durations: list[float], workers: int) -> tuple[float, float]:
+    """(utilisation from the first worker's start to the last unit's end, its seconds)."""
+    units = {u.id: u for u in (Unit("job", "key", i) for i in range(len(durations)))}
+    clock = Clock()
+    actors: Any = Actors(clock, dict(zip(units, durations, strict=True)))
+    ledger: Any = Unlisted()
+    work = Work("distinf.gram.actions:body", "", {})
+    with patch.object(pool, "time", clock):
+        began = clock.monotonic()
+        pool.Pool(actors, work, units, ledger, RuntimeSettings()).run(Resources(), workers)
+        seconds = clock.monotonic() - began
+    return actors.busy_s / (workers * seconds), seconds
+
+
+def recorded(count: int) -> list[float]:
+    """Durations spread as those that were recorded, of MEAN_JOB_S on average."""
+    drawn, found = random.Random(0), []
+    for _ in range(count):
+        place = drawn.random() * (len(RECORDED_S) - 1)
+        low = RECORDED_S[int(place)]
+        found.append(low + (RECORDED_S[int(place) + 1] - low) * (place % 1))
+    return [seconds * MEAN_JOB_S * count / sum(found) for seconds in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=64)
+    args = parser.parse_args()
+    grid, short = recorded(6_000), [0.2] * 20_000
+    for what, durations in (("jobs of minutes", grid), ("units of .2 s", short)):
+        share, seconds = simulated(durations, args.workers)
+        print(
+            f"{len(durations)} {what} on {args.workers} simulated workers: busy {share:.1%} of "
+            f"{seconds / 3600:.2f} h, their start of {START_S:g} s included"
+        )
+
+
+if __name__ == "__main__":
+    main()
