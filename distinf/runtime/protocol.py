@@ -39,7 +39,7 @@ class RuntimeSettings:
     first_unit_s  the same before there is a first one to go by
     collective_timeout_s  for the slowest rank to arrive at a sum; a rank's death is seen at once,
                 so this is for a rank that hangs, and must outlast one shard of one product
-    dashboard   of a cluster started here, on localhost
+    dashboard   Ray's, of a cluster started here, on localhost: takes a dozen processes' start
     working_dir  a folder to send to the workers of a joined cluster, where your own task lives
     insecure    True to join a cluster beyond this machine that has no token authentication
     """
@@ -56,7 +56,7 @@ class RuntimeSettings:
     unit_s: float = 60.0
     first_unit_s: float = 7_200.0
     collective_timeout_s: float = 7_200.0
-    dashboard: bool = True
+    dashboard: bool = False
     working_dir: str | None = None
     insecure: bool = False
 
