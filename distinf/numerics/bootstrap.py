@@ -30,10 +30,6 @@ class Estimate:
     failed: int  # non-finite trials, left out of the mean
     targets: int  # independent draws
 
-    @property
-    def has_interval(self) -> bool:
-        return math.isfinite(self.low)
-
 
 Trials = Mapping[tuple[int, Any], float]  # (draw, trial), a trial being (target, seed), say
 

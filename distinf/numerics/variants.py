@@ -115,20 +115,18 @@ def spectrum(
     dropped_K = (unsafe_K | negative_K) & (policy == "drop")
     kept = tuple(torch.nonzero(~dropped_K).view(-1).tolist())
     if not kept and complement == "none":
-        raise InputError(
-            f"policy 'drop' drops all {len(values_K)} Ritz values (largest "
-            f"{float(values_K.max()):.3g}), "
-            "and complement 'none' leaves no operator; set policy to 'absolute', or complement to "
-            "'mean' or 'damping'"
-        )
-    final_K = changed_K[list(kept)]
-    report = PolicyReport(
-        policy=policy,
-        changed=int((changed_K != values_K).sum()),
-        dropped=int(dropped_K.sum()),
-    )
-    made = Spectrum(final_K, damping, 0.0, kept, report)
+        raise _none_kept(values_K)
+    report = PolicyReport(policy, int((changed_K != values_K).sum()), int(dropped_K.sum()))
+    made = Spectrum(changed_K[list(kept)], damping, 0.0, kept, report)
     return _with_complement(made, outside(kept), dim, floor, policy)
+
+
+def _none_kept(values_K: Tensor) -> InputError:
+    return InputError(
+        f"policy 'drop' drops all {len(values_K)} Ritz values (largest "
+        f"{float(values_K.max()):.3g}), and complement 'none' leaves no operator; set policy to "
+        "'absolute', or complement to 'mean' or 'damping'"
+    )
 
 
 def unrolled(damped: Spectrum, decay: float = 0.0) -> Spectrum:

@@ -236,14 +236,18 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     yield Section("cost", "Cost", took)
     yield Section("warnings", "Warnings", [Bullets([("", line) for line in findings.warnings])])
     yield remarks(findings.deviations, findings.quarantined)
-    reading = [
+    yield Section("reading", "How to read this", [Bullets(_reading(words, rows))])
+    yield origin(findings.provenance)
+
+
+def _reading(words: Words, rows: Tables) -> list[tuple[str, str]]:
+    """What a reader needs for the tables that there are."""
+    return [
         (name, words.clauses([text]))
         for needed, lines in words.of("reading").items()
         if not needed or rows.get(needed)
         for name, text in lines
     ]
-    yield Section("reading", "How to read this", [Bullets(reading)])
-    yield origin(findings.provenance)
 
 
 def _published(findings: Findings, words: Words) -> str:

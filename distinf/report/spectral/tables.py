@@ -61,15 +61,17 @@ def tables(findings: Findings) -> Tables:
         "top_samples": [_flat(r) for r in findings.top_samples],
         "ritz": _ritz(findings.ritz),
         "solves": [*findings.solves],
-        "training": [
-            {"step": s, "loss": x}
-            for curve in filter(None, [findings.training])
-            for s, x in zip(curve.steps, curve.loss, strict=True)
-        ],
+        "training": _training(findings),
         "costs": cost_rows(findings.costs),
         "published": [plain(p) for p in findings.published],
     }
     return always | {name: rows for name, rows in some.items() if rows}
+
+
+def _training(findings: Findings) -> list[Row]:
+    curve = findings.training
+    pairs = zip(curve.steps, curve.loss, strict=True) if curve else ()
+    return [{"step": step, "loss": loss} for step, loss in pairs]
 
 
 def own_tables(run: Findings) -> Tables:
