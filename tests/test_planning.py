@@ -13,11 +13,12 @@ import yaml
 from distinf.cli import main
 from distinf.config import resolve
 from distinf.errors import InputError
-from distinf.planning import calibration, devices, plan, plans, speeds, staging
+from distinf.planning import calibration, devices, measuring, plan, plans, speeds, staging
 from distinf.planning.speeds import Rate, Speeds
 from distinf.progress import plan_table
 from distinf.runtime import Cost
 from distinf.spectral.session import Session
+from distinf.store import Rows
 from distinf.terminal import Terminal
 from tests.support.blobs_task import Points, points
 from tests.support.blobs_task import task as points_task
@@ -115,6 +116,14 @@ def test_a_gang_is_as_fast_as_the_rank_with_most_shards(tmp_path):
         assert found["scores"].workers == 1
 
 
+def test_fresh_products_look_at_their_rows_before(tmp_path):
+    curvature = {"fresh": True}
+    found = staged(
+        staging.stage_plans(session_of(tmp_path, curvature=curvature), 1, lambda _: FLAT)
+    )
+    assert found["curvature"].seconds == pytest.approx(40 * (8 + 4 + 2 + 1 + 8) + 0.5, rel=1e-3)
+
+
 def test_a_pool_is_as_fast_as_its_units_allow(tmp_path):
     session = session_of(tmp_path)  # 240 rows in units of 60
     for workers, rows in ((1, 240), (3, 120), (4, 60), (100, 60)):
@@ -156,6 +165,7 @@ def test_rows_that_memory_does_not_hold_are_read_again(tmp_path):
     assert speeds.reading(slow, small).rates["train"].sample == 1.0
     read = speeds.reading(slow, large).rates
     assert (read["train"].sample, read["product"].sample) == (1.25, 1.25)
+    assert read["screen"].sample == 1.25
     assert (read["gradient"].sample, read["forward"].sample) == (1.125, 1.0)
 
 
@@ -238,6 +248,22 @@ def test_speeds_are_measured_on_as_many_processes_as_workers(tmp_path, monkeypat
     assert found.idle_seconds - fixed - speeds.REPORT_S == pytest.approx(slowed, rel=0.05)
 
 
+def test_rows_are_read_from_many_units(tmp_path, monkeypatch):
+    opened = []
+
+    class Watched(Rows):
+        def _checked(self, owner):
+            opened.append(owner)
+            return super()._checked(owner)
+
+    monkeypatch.setattr(measuring, "Rows", Watched)
+    session = session_of(tmp_path, task="tests.test_planning:made")
+    meter = measuring.Meter(session, {}, 0.01, 1)
+    meter.generate()
+    assert meter.rows()["random row"]["sample"] > 0
+    assert sorted(opened) == [0, 1, 2, 3]  # 240 rows in units of 60, opened once each
+
+
 def test_a_task_that_cannot_be_measured_says_so_in_one_line(tmp_path):
     config = configured(tmp_path, task="tests.test_planning:broken")
     with pytest.raises(InputError, match=r"ZeroDivisionError.*as in --gflops 10$"):
@@ -273,6 +299,26 @@ def test_what_no_gpu_and_no_machine_holds_is_refused_with_its_setting(tmp_path):
         plan(configured(tmp_path, **wide), gpu="t4")
     with pytest.raises(InputError, match=r"but this machine has .* GB; .*gradients.chunk="):
         plan(configured(tmp_path, **wide), gflops=10)
+
+
+def test_what_fits_is_printed_as_settings_that_then_plan(tmp_path, capsys):
+    file, wide = tmp_path / "points.yaml", {"settings": {"width": 100_000}}
+    raw = merged(POINTS, {**wide, "gradients": {"chunk": 20_000}, "out": str(tmp_path / "run")})
+    file.write_text(yaml.safe_dump(raw))
+    assert main(["plan", str(file), "--gpu", "t4"]) == 2
+    capsys.readouterr()
+    assert main(["plan", str(file), "--gpu", "t4", "--fit"]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("fits with: --set gradients.chunk=")
+    assert main(["plan", str(file), "--gpu", "t4", *line.split()[2:]]) == 0
+    capsys.readouterr()
+    assert main(["plan", str(file), "--gpu", "h100", "--set", "gradients.chunk=1", "--fit"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "fits as it is"
+    assert (
+        main(["plan", str(file), "--gpu", "t4", "--set", "settings.width=900000000", "--fit"]) == 2
+    )
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: --fit: nothing fits: ")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")

@@ -126,6 +126,11 @@ def _plan(commands: Commands) -> None:
         "--gflops", type=float, metavar="N",
         help="measure nothing: a worker computes this much per second, in 10^9",
     )  # fmt: skip
+    plan.add_argument(
+        "--fit", action="store_true",
+        help="where it does not fit, lower what its stages say can be lowered, and print the --set "
+        "that then fits",
+    )  # fmt: skip
     plan.add_argument("--json", action="store_true", help="print numbers instead of a table")
     plan.set_defaults(call=runs.plan)
 

@@ -1,12 +1,13 @@
 """Commands that carry a configuration out, plan it, or write one."""
 
 import argparse
+import copy
 import json
 import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from distinf.saying import Voice
 
 if TYPE_CHECKING:
     from distinf.config import RunConfig
+    from distinf.planning import Plan
     from distinf.runtime import Part, Unit
 
 
@@ -57,17 +59,29 @@ def plan(options: argparse.Namespace) -> None:
     raw = _read(options)
     options.voice.say(f"{options.config}: loading torch and the task")
     from distinf.config import resolve
-    from distinf.planning import plan
+    from distinf.config_file import assign
+    from distinf.planning import fitted, plan
     from distinf.progress import plan_table
 
-    config = resolve(raw, options.config)
     options.voice.say("estimating" if options.gpu or options.gflops else "measuring this machine")
     gpus = 1 if options.gpus is None else options.gpus
-    found = plan(config, gflops=options.gflops, gpu=options.gpu, gpus=gpus)
+
+    def planned(changes: Mapping[str, Any]) -> "Plan":
+        changed = copy.deepcopy(raw)
+        for key, value in changes.items():
+            assign(changed, key, value, "--fit")
+        config = resolve(changed, options.config)
+        return plan(config, gflops=options.gflops, gpu=options.gpu, gpus=gpus)
+
+    found, changes = fitted(planned) if options.fit else (planned({}), {})
     if options.json:
-        print(json.dumps(found.as_json(), indent=1))
-    else:
-        plan_table(found)
+        more = {"set": changes} if options.fit else {}
+        print(json.dumps({**found.as_json(), **more}, indent=1))
+        return
+    if options.fit:
+        sets = " ".join(f"--set {key}={value}" for key, value in changes.items())
+        show(f"fits with: {sets}" if sets else "fits as it is")
+    plan_table(found)
 
 
 def init(options: argparse.Namespace) -> None:

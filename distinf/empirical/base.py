@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from distinf.empirical.session import Outline, Session
 from distinf.empirical.task import EVALUATION, Based, Place, places, relations
-from distinf.engine.session import Outline, Session, row_ranges, to_device
+from distinf.engine.session import row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.microbatch import from_the_start, rows_at_once
@@ -25,25 +26,27 @@ from distinf.tasks.task import error_context
 NAME = "base"
 WEIGHT = "weight."
 BATCH = "tune.evaluation_batch"
+LIVE = 0.5  # of the activations that a backward pass keeps, in an evaluation and a derivative
 HALF = (torch.float16, torch.bfloat16)
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     shapes, rows = outline.shapes, outline.rows[EVALUATION]
+    work = {"model": 1.0, "forward": outline.evaluated}
     cost = Cost(
-        flops=shapes.flops_per_sample * rows,
-        bytes=4.0 * shapes.parameters + 8.0 * rows,
-        memory=4.0 * shapes.parameters,
-        device=peak_bytes(outline),
+        flops=shapes.flops_per_sample * outline.evaluated,
+        bytes=4.0 * shapes.parameters * outline.is_based + 8.0 * rows,
+        memory=4.0 * shapes.parameters * outline.is_based,
+        device=8.0 * shapes.parameters + _batch_bytes(outline),
         levers=(batch_lever(outline),),
-        work={"forward": rows},
+        work={"base": 1.0, **work} if outline.is_based else work,
     )
     return [(Unit(NAME, outline.keys[NAME]), cost)]
 
 
 def _batch_bytes(outline: Outline) -> float:
-    batch: int = min(outline.settings.tune.evaluation_batch, outline.rows[EVALUATION])
-    return outline.shapes.activation_bytes_per_sample * batch
+    batch: int = min(outline.settings.tune.evaluation_batch, outline.most)
+    return LIVE * outline.shapes.activation_bytes_per_sample * batch
 
 
 def batch_lever(outline: Outline) -> Lever:
@@ -52,8 +55,12 @@ def batch_lever(outline: Outline) -> Lever:
 
 
 def peak_bytes(outline: Outline) -> float:
-    """The base, what is tuned, its gradient and state in two precisions, a batch's activations."""
-    return 40.0 * outline.shapes.parameters + _batch_bytes(outline)
+    """The model as loaded and in float32, a batch that is evaluated; where there are steps, also
+    what is tuned, its gradient, its step, the optimizer's state, and a row's activations."""
+    tune, shapes = outline.settings.tune, outline.shapes
+    copies = {"prompt": 2, "sgd": 5 + (tune.momentum > 0), "adamw": 7}[tune.optimizer]
+    row = shapes.activation_bytes_per_sample * (tune.optimizer != "prompt")
+    return 4.0 * copies * shapes.parameters + max(row, _batch_bytes(outline))
 
 
 def run(session: Session, runtime: Runtime) -> None:
@@ -70,7 +77,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
         with error_context("base()"):
             weights = _arrays(task.base(session.device, partial(session.tell, unit)))
         _load(model, weights)
-    model = _ready(session, model)
+    model = ready(session, model)
     layout = Layout.of(model, session.settings.tune.blocks)
     losses_E = torch.empty(session.outline.rows[EVALUATION], dtype=torch.float64)
 
@@ -94,10 +101,10 @@ def based_model(session: Session) -> nn.Module:
     weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
     if weights:
         _load(model, weights)
-    return _ready(session, model)
+    return ready(session, model)
 
 
-def _ready(session: Session, model: nn.Module) -> nn.Module:
+def ready(session: Session, model: nn.Module) -> nn.Module:
     """On the device, in evaluation mode; half precision becomes float32, and what is not tuned has
     no gradients."""
     model._apply(lambda values: values.float() if values.dtype in HALF else values)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distinf.empirical import base, tuning
 from distinf.empirical.base import BATCH, based_model, evaluation, measuring, tuning_loss
+from distinf.empirical.session import Outline, Session
 from distinf.empirical.settings import OF_GRADIENTS, StageSettings
 from distinf.empirical.task import (
     EVALUATION,
@@ -27,7 +28,7 @@ from distinf.empirical.task import (
     places,
     relations,
 )  # fmt: skip
-from distinf.engine.session import Outline, Session, row_ranges, to_device
+from distinf.engine.session import row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.microbatch import from_the_start, rows_at_once

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from distinf.empirical import base, tuning
-from distinf.empirical.base import BATCH, based_model, evaluation, measuring, peak_bytes
+from distinf.empirical.base import BATCH, based_model, evaluation, measuring
+from distinf.empirical.session import Outline, Session
 from distinf.empirical.settings import TuneSettings
 from distinf.empirical.task import EVALUATION, TRAIN, places, relations
-from distinf.engine.session import Outline, Session
 from distinf.engine.stage import Stage
 from distinf.microbatch import from_the_start
 from distinf.runtime import Cost, Runtime, Unit
@@ -27,17 +27,11 @@ ALIKE = 0.99  # correlation of the influences at a rate and at twice that, on th
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
-    settings, shapes, columns = outline.settings.tune, outline.shapes, outline.rows[EVALUATION]
+    settings, tried = outline.settings.tune, tuning.tried_of(outline)
     many = 0 if settings.optimizer == tuning.PROMPT else settings.sweep
-    passes = tuning.TRIED * (settings.steps * (1 + tuning.BACKWARD) + columns)
-    cost = Cost(
-        flops=shapes.flops_per_sample * passes,
-        bytes=8.0 * columns * tuning.TRIED,
-        device=peak_bytes(outline),
-        staged=4.0 * shapes.parameters,
-        levers=(base.batch_lever(outline),),
-        work={"forward": passes},
-    )
+    measured = float(outline.measured_N[tried].sum())
+    work = {"step": float(settings.steps * len(tried)), "forward": measured}
+    cost = tuning.cost_of(outline, work, 8.0 * outline.rows[EVALUATION] * len(tried))
     return [(Unit(NAME, outline.keys[NAME], k, k + 1), cost) for k in range(2 * many + bool(many))]
 
 

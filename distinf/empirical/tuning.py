@@ -5,7 +5,7 @@ What is stored is the loss itself; influence is before minus after (see matrix.p
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -24,9 +24,10 @@ from distinf.empirical.base import (
     peak_bytes,
     tuning_loss,
 )  # fmt: skip
+from distinf.empirical.session import Outline, Session
 from distinf.empirical.settings import TuneSettings
 from distinf.empirical.task import EVALUATION, TRAIN, Parted, Place, Prompted, places, relations
-from distinf.engine.session import Outline, Session, row_ranges, to_device
+from distinf.engine.session import row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.microbatch import from_the_start
@@ -50,30 +51,41 @@ from distinf.tasks.task import error_context
 NAME = "tuning"
 PROMPT = "prompt"
 TRIED = 8  # rows whose steps are tried before any is measured
-BACKWARD, SLOPE = 2.0, 2.0  # forward passes: of a gradient, beside its own; of a derivative
+# In forward passes of a row of mean length: a step; a row evaluated; a derivative along the step;
+# and, assumed, a row evaluated after two prompts, read once for all, with the sample and without.
+FORWARDS = {"step": 3.0, "forward": 1.0, "derivative": 2.0, "prompted": 5.0}
 
 Found = tuple[float, dict[str, torch.Tensor]]
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
-    settings, shapes, columns = outline.settings.tune, outline.shapes, outline.rows[EVALUATION]
-    steps = settings.steps * (outline.rows[TRAIN] if settings.leave_one_out else 1)
-    passes = steps * (1 + BACKWARD) + columns
-    passes += SLOPE * columns if settings.first_order else 0.0
-    return [
-        (
-            Unit(NAME, outline.keys[NAME], start, stop),
-            Cost(
-                flops=shapes.flops_per_sample * passes * (stop - start),
-                bytes=8.0 * columns * (stop - start) * (1 + settings.first_order),
-                device=peak_bytes(outline),
-                staged=4.0 * shapes.parameters,
-                levers=(batch_lever(outline),),
-                work={"forward": passes * (stop - start)},
-            ),
-        )
-        for start, stop in row_ranges(outline.rows[TRAIN], settings.rows_per_unit)
-    ]
+    settings, columns = outline.settings.tune, outline.rows[EVALUATION]
+    alike_N = outline.alike_N - 1 if settings.leave_one_out else np.ones(outline.rows[TRAIN])
+    found = []
+    for start, stop in row_ranges(outline.rows[TRAIN], settings.rows_per_unit):
+        measured = float(outline.measured_N[start:stop].sum())
+        if settings.optimizer == PROMPT:
+            work = {"prompted": measured}
+        else:
+            work = {"step": settings.steps * float(alike_N[start:stop].sum()), "forward": measured}
+        if settings.first_order:
+            work["derivative"] = measured
+        stored = 8.0 * columns * (stop - start) * (1 + settings.first_order)
+        found.append((Unit(NAME, outline.keys[NAME], start, stop), cost_of(outline, work, stored)))
+    return found
+
+
+def cost_of(outline: Outline, work: Mapping[str, float], stored: float) -> Cost:
+    """Of tuning and measuring: work in FORWARDS, and the bytes that it stores."""
+    passes = sum(FORWARDS[name] * count for name, count in work.items())
+    return Cost(
+        flops=outline.shapes.flops_per_sample * passes,
+        bytes=stored,
+        device=peak_bytes(outline),
+        staged=4.0 * outline.shapes.parameters,
+        levers=(batch_lever(outline),),
+        work=work,
+    )
 
 
 def check(session: Session) -> nn.Module:
@@ -213,7 +225,11 @@ def tuned_on(
 
 def tried(session: Session) -> list[int]:
     """A few rows from all over the task."""
-    spread = np.linspace(0, session.outline.rows[TRAIN] - 1, TRIED)
+    return tried_of(session.outline)
+
+
+def tried_of(outline: Outline) -> list[int]:
+    spread = np.linspace(0, outline.rows[TRAIN] - 1, TRIED)
     return [int(row) for row in np.unique(spread.astype(int))]
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from distinf.empirical.estimates import AT, estimated
 from distinf.empirical.matrix import Matrix, finite
 from distinf.empirical.measures import Row, interval
+from distinf.empirical.session import Session
 from distinf.empirical.task import CLEAN
-from distinf.engine.session import Session
 from distinf.numerics.bootstrap import estimate
 from distinf.numerics.pairwise import rank_correlation
 

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 
 from distinf.errors import InputError
-from distinf.planning.speeds import CLUSTER_S, NO_GPU, UNIT_S, Rate, Speeds, batches
+from distinf.planning.speeds import (
+    CLUSTER_S,
+    NO_GPU,
+    OTHER_FLOPS,
+    UNIT_S,
+    Rate,
+    Speeds,
+    batches,
+)  # fmt: skip
 from distinf.runtime import RuntimeSettings
 from distinf.runtime.machine import cpus_here
 from distinf.spectral.session import Session
@@ -30,7 +38,6 @@ ROWS = ("generate", "rows")
 STORED = ("model", "commit", "checkpoint")
 MODEL = ("forward", "train", "product", "gradient")
 BUSY = 0.85  # with less of its cores than this, the machine is called busy
-OTHER_FLOPS = 5e9  # per second: the scores' float64 products, and what nothing here measures
 
 Found = dict[str, Any]
 

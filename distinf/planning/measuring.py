@@ -32,6 +32,7 @@ from distinf.store import Rows, open_root
 from distinf.tasks.task import SPLITS, Batch, GeneratingTask
 
 ROWS_AT_ONCE = 24  # of a read, and of a batch that is made
+UNITS = 240  # that rows are read from: hardly two of a read lie in one
 
 Call = Callable[[int], Any]  # on a batch of n rows
 
@@ -81,16 +82,19 @@ class Meter:
         return found
 
     def rows(self) -> dict[str, Any]:
-        """Reading them back from a store, any row and one after the other."""
+        """Reading them back from a store, any row of many units and one after the other."""
         columns = self._made["train"]
         count = len(next(iter(columns.values())))
         unit = Unit("data", "plan", 0, count)
         chunk_rows = self.settings.data.chunk_rows
         record = self.session.commit(unit, "1-probe", columns, chunk_rows=chunk_rows)
-        stored = Rows(self.session.blobs, [(0, count, record["manifest"])])
+        units = min(-(-self.session.task.rows("train") // count), UNITS)
+        many = [(k * count, (k + 1) * count, record["manifest"]) for k in range(units)]
+        stored = Rows(self.session.blobs, many)
         size = min(ROWS_AT_ONCE, count)
         order = np.random.default_rng(0)
-        at_random = self.mean(lambda n: stored.take(order.permutation(count)[:n]), size)
+        stored.take(np.arange(units) * count)  # which opens them
+        at_random = self.mean(lambda n: stored.take(order.permutation(units * count)[:n]), size)
         in_order = self.mean(lambda n: stored.take(np.arange(n)), size)
         return {
             "random row": _rate(0, at_random / size, size),

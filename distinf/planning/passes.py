@@ -13,6 +13,7 @@ from distinf.gram.task import Prepared
 from distinf.numerics.capture import block_gradients
 from distinf.planning.devices import COMPUTE_SHARE, Device
 from distinf.planning.speeds import NO_GPU, Rate, Speeds
+from distinf.planning.staging import SpeedsOf
 from distinf.runtime import RuntimeSettings
 from distinf.tasks.task import Task, error_context
 
@@ -22,7 +23,7 @@ SIDE = 1_024  # of the products that stand for the linear algebra
 FORWARDS = {"forward": 1.0, "train": 2.0, "gradient": 2.0}  # arithmetic; the base is frozen
 
 
-def measured_passes(session: Session, runtime: RuntimeSettings) -> Speeds:
+def measured_passes(session: Session, runtime: RuntimeSettings) -> SpeedsOf:
     """Seconds a row of a forward pass, a training step and a gradient, on the first cell's rows.
 
     Raises InputError if the rows or the model cannot be had here; --gpu or --gflops need neither.
@@ -40,7 +41,8 @@ def measured_passes(session: Session, runtime: RuntimeSettings) -> Speeds:
     note = (
         f"speeds measured here on one process of {runtime.threads} thread(s), {ROWS} rows a batch"
     )
-    return Speeds(flops=flops, rates=rates, notes=(note,))
+    speeds = Speeds(flops=flops, rates=rates, notes=(note,))
+    return lambda _: speeds
 
 
 def _with_rows(task: Task) -> Task:
@@ -95,7 +97,7 @@ def _matrix_flops() -> float:
     return 2.0 * SIDE**3 / _seconds(lambda: torch.mm(first, first))
 
 
-def roofline_passes(session: Any, gpu: Device) -> Speeds:
+def roofline_passes(session: Any, gpu: Device) -> SpeedsOf:
     """The same by arithmetic alone, at a share of the GPU's peak in each stage's precision."""
     settings = session.settings
     shapes = next(iter(session.outline.cells.values())).shapes
@@ -112,4 +114,5 @@ def roofline_passes(session: Any, gpu: Device) -> Speeds:
         f"estimate for {gpu.name} ({gpu.sheet}): arithmetic at {COMPUTE_SHARE:.0%} of peak, rows "
         "at their mean length; not measured on this GPU"
     )
-    return Speeds(flops=gpu.peak("float32") * COMPUTE_SHARE, rates=rates, notes=(note,))
+    speeds = Speeds(flops=gpu.peak("float32") * COMPUTE_SHARE, rates=rates, notes=(note,))
+    return lambda _: speeds

@@ -1,7 +1,7 @@
 """What a run will take, stage by stage, before it runs; and the refusal of what cannot fit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from distinf.config import RunConfig
+from distinf.empirical.session import Session as EmpiricalSession
 from distinf.errors import InputError
 from distinf.gram.session import Session as GramSession
-from distinf.planning import calibration, devices, passes
+from distinf.planning import calibration, devices, passes, steps
 from distinf.planning.room import refuse_few, refuse_overfull, refuse_roomless, room
 from distinf.planning.speeds import (
     Speeds,
@@ -33,6 +34,10 @@ SHARDS = {  # what to raise where a stage cannot use all workers
     "train": "train.shards", "curvature": "curvature.shards", "queries": "curvature.shards",
 }  # fmt: skip
 ASSUMED_GFLOPS = 10.0  # where times are not asked for
+KNOWN: Mapping[type, tuple[Callable[..., SpeedsOf], Callable[..., SpeedsOf]]] = {
+    GramSession: (passes.measured_passes, passes.roofline_passes),
+    EmpiricalSession: (steps.measured_steps, steps.roofline_steps),
+}
 NOTED = 0.05  # of the whole time, from which on a remedy is named
 
 
@@ -110,9 +115,10 @@ def _of_passes(
     gpus: int,
     blobs: Blobs,
 ) -> Plan:
-    """A run of any other recipe; only the Gram recipe's passes are known, to be measured."""
-    runtime, is_known = config.runtime, isinstance(session, GramSession)
-    if gpu is not None and not is_known:
+    """A run of any other recipe; the work of some is known, to be measured."""
+    runtime = config.runtime
+    known = next((ways for kind, ways in KNOWN.items() if isinstance(session, kind)), None)
+    if gpu is not None and known is None:
         told = "nothing of this run is computed on a GPU; leave it out"
         if config.RECIPE.task is Task:
             told = f"recipe {config.recipe} does not say what it does there; give --gflops instead"
@@ -122,16 +128,21 @@ def _of_passes(
         if gpus < 1:
             raise InputError(f"--gpus {gpus}: give at least 1")
         device = devices.device(gpu)
-        speeds = passes.roofline_passes(session, device)
+        assert known is not None
+        speeds_of = known[1](session, device)
         runtime = _with_gpus(runtime)
         workers, where = max(1, int(gpus / runtime.num_gpus)), f"{gpus} x {gpu}"
-    elif gflops is not None or not is_known:
-        speeds = assumed(config.runtime, ASSUMED_GFLOPS if gflops is None else gflops)
+    elif gflops is not None or known is None:
+        flat = assumed(config.runtime, ASSUMED_GFLOPS if gflops is None else gflops)
+
+        def speeds_of(outline: Any) -> Speeds:
+            return flat
+
     else:
         refuse_what_cannot_fit(quick_plans(session, config.runtime), config.runtime, blobs)
-        speeds = passes.measured_passes(session, config.runtime)
-    found = stage_plans(session, workers, lambda _: speeds, runtime)
-    notes = [*speeds.notes]
+        speeds_of = known[0](session, config.runtime)
+    found = stage_plans(session, workers, speeds_of, runtime)
+    notes = [*speeds_of(session.outline).notes]
     if gpu is None:
         notes += refuse_what_cannot_fit(found, runtime, blobs)
         notes += [UNSEEN] if joins(runtime) else []
@@ -153,6 +164,7 @@ def _on_gpus(
         raise InputError(f"--gpus {gpus}: give at least 1")
     runtime = _with_gpus(config.runtime)
     share, most = min(runtime.num_gpus, 1.0), max(1, int(gpus / runtime.num_gpus))
+    _refuse_what_no_gpu_holds(quick_plans(session, runtime), runtime, gpu)
     workers = min(runtime.workers or most, most)
     host = calibration.host_speeds(session)
 
@@ -173,7 +185,6 @@ def _on_gpus(
         return replace(host, rates={**host.rates, **fed})
 
     found, notes = _with_reading(session, workers, speeds_of, runtime)
-    _refuse_what_no_gpu_holds(found, runtime, gpu)
     idling = devices.too_small(speeds_of(session.outline).rates)
     notes = [devices.assumptions(gpu), *host.notes, *idling, *notes]
     if workers < most:

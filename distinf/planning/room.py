@@ -1,6 +1,7 @@
 """Whether workers fit the machines they will run on, and which setting makes them fit."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,16 @@ from distinf.errors import InputError
 from distinf.runtime import Cost, Lever, Node, Resources, RuntimeSettings
 
 GPU_SHARE = 0.9  # of a GPU's memory; the rest is the CUDA context and fragmentation
+
+
+class Overfull(InputError):
+    """More than a machine or a GPU holds. ways: settings by dotted key, each of which makes this
+    stage fit; none where no setting does."""
+
+    def __init__(self, message: str, ways: Sequence[str], otherwise: str):
+        super().__init__(f"{message}; {' or '.join(ways[:3]) or otherwise}")
+        found = (re.findall(r"set ([\w.]+)=([\d.]+)", way) for way in ways)
+        self.ways = [{key: float(v) if "." in v else int(v) for key, v in way} for way in found]
 
 
 @dataclass(frozen=True)
@@ -138,10 +149,11 @@ def _refuse_gpu(stage: Asked, node: Node) -> list[str]:
     if share < wanted <= 1:
         ways = [f"set {stage.gpu_setting}={wanted:g}", *ways]
     of = f"its {share:g} of a GPU" if share < 1 else "a GPU"
-    raise InputError(
+    raise Overfull(
         f"{stage.stage}: a worker needs about {stage.gpu / 1e9:.1f} GB of GPU memory but {of} "
-        f"({node.name}) has {least * share / 1e9:.1f} GB; "
-        + (" or ".join(ways[:3]) or "take a larger GPU or a smaller model")
+        f"({node.name}) has {least * share / 1e9:.1f} GB",
+        ways,
+        "take a larger GPU or a smaller model",
     )
 
 
@@ -168,9 +180,10 @@ def _refuse_host(
     needed = f"{count} workers need about {count * worst.host / 1e9:.1f} GB"
     if count == 1:
         needed = f"a worker needs about {worst.host / 1e9:.1f} GB"
-    raise InputError(
-        f"{worst.stage}: {needed} of memory but {node.name} has {node.memory / 1e9:.1f} GB; "
-        + (" or ".join(ways[:3]) or "take a machine with more memory or a smaller model")
+    raise Overfull(
+        f"{worst.stage}: {needed} of memory but {node.name} has {node.memory / 1e9:.1f} GB",
+        ways,
+        "take a machine with more memory or a smaller model",
     )
 
 

@@ -16,6 +16,7 @@ CLUSTER_S = 4.0  # Ray, before the first worker starts
 WORKER_S = 6.0  # a worker: Python, Ray and torch
 STAGE_S = 0.5  # a stage's start and end: the ledger is listed, a gang is formed
 NO_GPU = "runtime.num_gpus: {:g}, but there is no GPU here to measure; name one, as in --gpu h100"
+OTHER_FLOPS = 5e9  # per second: the scores' float64 products, and what nothing measures
 REPORT_S = 3.0  # the page and its tables
 
 
@@ -66,6 +67,10 @@ class Speeds:
         unit_s, start_s = self.unit_s * self.share, self.start_s * self.share
         return replace(self, rates=rates, unit_s=unit_s, start_s=start_s, share=1.0)
 
+    def __post_init__(self) -> None:
+        if "forward" in self.rates and "screen" not in self.rates:
+            object.__setattr__(self, "rates", {**self.rates, "screen": self.rates["forward"]})
+
     def knows(self, cost: Cost) -> bool:
         """Whether any of its work has a rate."""
         return bool(cost.work.keys() & self.rates.keys())
@@ -87,7 +92,7 @@ class Speeds:
         return self.unit_s + cost.bytes / STORED_BYTES_S
 
 
-MODEL_WORK = ("forward", "train", "product", "gradient")  # goes by the model's size
+MODEL_WORK = ("forward", "screen", "train", "product", "gradient")  # goes by the model's size
 
 
 def precisions(settings: StageSettings) -> dict[str, str]:
@@ -139,6 +144,7 @@ def reading(speeds: Speeds, outline: Outline) -> Speeds:
     read = {split: size > _limit(outline) for split, size in split_bytes(outline).items()}
     added = {
         "train": at_random * read["train"],
+        "screen": at_random * read["train"],
         "product": at_random * read["train"],
         "gradient": in_order * read["train"],
         "forward": in_order * read["evaluation"],

@@ -1,9 +1,9 @@
 """The empirical recipe: influence measured by fine-tuning on one row at a time."""
 
 from distinf.empirical import base, estimates, rates, tuning
+from distinf.empirical.session import Session
 from distinf.empirical.settings import StageSettings
 from distinf.engine.recipe import Recipe
-from distinf.engine.session import Session
 from distinf.lazily import later
 
 
@@ -17,6 +17,7 @@ RECIPE = Recipe(
     settings=StageSettings,
     stages=(base.STAGE, rates.STAGE, tuning.STAGE, estimates.STAGE),
     report=later("distinf.report.empirical.page:write"),
+    session=Session,
     check=check,
     unevaluated="its influence is not foretold but measured, by training on one row at a time",
     summary=later("distinf.report.empirical.page:summary"),

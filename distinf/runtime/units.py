@@ -95,9 +95,11 @@ class Cost:
     staged  in the host's memory on the way to a GPU; without one there is no such way
     levers  the settings that these go by
     work   samples by what is done with them: "generate train", "generate evaluation", "forward",
-           "train" (forward, backward, and the optimizer once a call), "product" (a curvature
-           product), "gradient" (a sample's own gradient and its projections). And how often:
-           "model" (the trained one is rebuilt), "checkpoint" (model and optimizer are stored)
+           "screen" (of training rows drawn at random, whether their loss is finite), "train"
+           (forward, backward, and the optimizer once a call), "product" (a curvature product),
+           "gradient" (a sample's own gradient and its projections). And how often: "model" (the
+           trained one is rebuilt), "checkpoint" (model and optimizer are stored). Of the empirical
+           recipe: "step" (a row tuned on), "derivative", "prompted" (rows so evaluated), "base"
     calls  how many batches those samples come in; where it says nothing, of the usual size
     """
 
@@ -111,7 +113,7 @@ class Cost:
     calls: Mapping[str, float] = field(default_factory=dict)
 
 
-IN_GRADIENTS = {"forward": 1 / 3, "train": 1.0, "gradient": 1.0, "product": 3.0}
+IN_GRADIENTS = {"forward": 1 / 3, "screen": 1 / 3, "train": 1.0, "gradient": 1.0, "product": 3.0}
 
 
 def in_gradients(costs: Iterable[Cost]) -> float:

@@ -95,17 +95,17 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
             Lever("curvature.steps", settings.steps, vector * settings.steps, settings.keep),
             Lever("curvature.keep", settings.keep, vector * settings.keep),
         ),
-        work={"product": samples},
+        work={"product": samples, "screen": samples * settings.fresh},
     )
     measured = settings.keep if settings.residuals == "products" else 0
-    work = {"product": samples * measured, "forward": samples}  # once over: which are finite
-    kept = vector * settings.keep
+    work = {"product": samples * measured, "screen": samples}  # once over: which are finite
+    kept, probe = vector * settings.keep, replace(step, work={"product": samples})
     pairs = replace(step, flops=product * measured, bytes=kept, memory=kept, work=work)
     return [
         *((unit, step) for unit in step_units(outline)),
         (pairs_unit(outline), pairs),
-        *((unit, replace(step, bytes=64.0)) for unit in probe_units(outline)),
-        *((unit, replace(step, bytes=8.0 * settings.keep)) for unit in seen_units(outline)),
+        *((unit, replace(probe, bytes=64.0)) for unit in probe_units(outline)),
+        *((unit, replace(probe, bytes=8.0 * settings.keep)) for unit in seen_units(outline)),
     ]
 
 

@@ -8,7 +8,7 @@ item is minus the mean log-probability of its tokens (Eq. 7), over all of its te
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from distinf.studies.knowledge.domains import domains, fits
 from distinf.studies.language.causal import CausalModel, kept_of
 from distinf.studies.language.identity import model_digests
 from distinf.studies.language.settings import Pretrained
+from distinf.studies.language.sizes import shapes_of
 from distinf.tasks.task import Shapes, Wording
 
 TEXTS = 1_000  # of an item, fewer: each has a number of its own
@@ -157,16 +158,16 @@ class Statements:
         return {"texts": sha256(texts.encode()), **model_digests(self._language.settings)}
 
     def shapes(self) -> Shapes:
-        parameters = sum(p.numel() for p in self._language.skeleton().parameters())
-        tokens = max(sum(map(len, texts)) for texts in self._encoded)
-        width = self._language.config.get_text_config()
-        return Shapes(
-            parameters=parameters,
-            flops_per_sample=2.0 * parameters * tokens,
-            activation_bytes_per_sample=4.0 * tokens * (
-                width.vocab_size * 3 + 40 * width.hidden_size * width.num_hidden_layers
-            ),
-        )  # fmt: skip
+        """Of a row of the mean length; the activations are the longest one's."""
+        tokens = [sum(map(len, texts)) for texts in self._encoded]
+        model, settings = self._language.skeleton(), self._language.settings
+        vocabulary = self._language.config.get_text_config().vocab_size
+        mean, longest = (
+            shapes_of(model, count, settings, vocabulary=vocabulary)
+            for count in (sum(tokens) / len(tokens), max(tokens))
+        )
+        kept = longest.activation_bytes_per_sample
+        return replace(mean, activation_bytes_per_sample=kept)
 
     # -- what the empirical recipe asks ------------------------------------------------------
 
