@@ -13,7 +13,17 @@ import yaml
 from distinf.cli import main
 from distinf.config import resolve
 from distinf.errors import InputError
-from distinf.planning import calibration, devices, measuring, plan, plans, speeds, staging
+from distinf.planning import (
+    calibration,
+    devices,
+    fitted,
+    measuring,
+    plan,
+    plans,
+    room,
+    speeds,
+    staging,
+)  # fmt: skip
 from distinf.planning.speeds import Rate, Speeds
 from distinf.progress import plan_table
 from distinf.runtime import Cost
@@ -311,14 +321,24 @@ def test_what_fits_is_printed_as_settings_that_then_plan(tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("fits with: --set gradients.chunk=")
     assert main(["plan", str(file), "--gpu", "t4", *line.split()[2:]]) == 0
-    capsys.readouterr()
-    assert main(["plan", str(file), "--gpu", "h100", "--set", "gradients.chunk=1", "--fit"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "fits as it is"
-    assert (
-        main(["plan", str(file), "--gpu", "t4", "--set", "settings.width=900000000", "--fit"]) == 2
-    )
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("error: --fit: nothing fits: ")
+
+
+def test_settings_are_lowered_until_nothing_is_refused():
+    needed = [{"train.batch_size": 8}, {"gradients.chunk": 4}]
+
+    def planned(changes):
+        for way in needed:
+            if way.items() - changes.items():
+                set_to = " and ".join(f"set {key}={value}" for key, value in way.items())
+                raise room.Overfull("train: too much", [set_to], "take a larger GPU")
+        return "a plan"
+
+    assert fitted(planned) == ("a plan", {"train.batch_size": 8, "gradients.chunk": 4})
+    needed.append({"train.batch_size": 16})  # which the first one takes back
+    with pytest.raises(InputError, match=r"--fit: nothing fits"):
+        fitted(planned)
+    needed[:] = []
+    assert fitted(planned) == ("a plan", {})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
