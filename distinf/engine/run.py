@@ -30,6 +30,7 @@ from distinf.runtime import Agenda, Node, faults, open_runtime
 from distinf.runtime.litter import sweep
 from distinf.runtime.units import differences
 from distinf.store import Blobs, open_root
+from distinf.tasks.warm import let_go
 
 WHOLE = ("task", "recipe")  # where they differ, nothing is alike
 LOG = logging.getLogger("distinf")  # the command line shows what is said here
@@ -75,6 +76,7 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
     refuse_other_format(blobs)
     stored = stored_provenance(blobs)
     _refuse_unknown_secrets(config)
+    _refuse_without_gpu(config)
     config = config.settled(_stored_methods(stored))
     session = _session(config, blobs.root)
     if stored is None and not all(map(is_lease, blobs.names(""))):
@@ -110,6 +112,19 @@ def _refuse_unknown_secrets(config: RunConfig) -> None:
             f"{key}: a run's folder does not keep secrets; give it in the environment, as "
             f"{variable(key)}, or run the configuration that it was in"
         )
+
+
+def _refuse_without_gpu(config: RunConfig) -> None:
+    gpus = config.runtime.num_gpus
+    if gpus and config.runtime.kind == "local" and not torch.cuda.is_available():
+        raise InputError(
+            f"runtime.num_gpus: {gpus:g}, but torch sees no GPU here; set it to 0, or name a "
+            "cluster that has some (runtime.address)"
+        )
+    for each in (config, *config.varied.values()):
+        needs = getattr(each.decided, "needs_gpu", "")
+        if needs and not gpus:
+            raise InputError(f"{needs} needs a GPU: set runtime.num_gpus, or choose another")
 
 
 def _refuse_what_cannot_fit(
@@ -230,6 +245,8 @@ def _carried_out(
     config: RunConfig, session: Session, text: str | None, watch: running.Watcher
 ) -> Session:
     runtime, begun = open_runtime(config.runtime), False
+    if config.runtime.kind == "ray":  # its workers have what they compute with
+        let_go()
     try:
         if config.runtime.address and "://" not in session.blobs.root:
             _refuse_unseen_folder(session, runtime)

@@ -53,6 +53,10 @@ class TrainSettings:
                         is then of a gang; its content is kept here ({}: one device, no DeepSpeed)
     devices             workers that share one training
     checkpoint_every    steps of such a training after which it is saved
+    optimizer           adamw; its moments in 8 bits (adamw-8bit, by bitsandbytes), and in memory
+                        that CUDA moves to the host when it is short (paged-adamw-8bit)
+    accumulation        parts of a step's rows, whose gradients are added up one after another
+    checkpointing       activations of layers are computed again in the backward pass, not kept
     """
 
     epochs: int = 10
@@ -69,10 +73,19 @@ class TrainSettings:
     deepspeed: Mapping[str, Any] | str = field(default_factory=dict)
     devices: int = 1
     checkpoint_every: int = 100
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    accumulation: int = 1
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluation_batch", "devices", "checkpoint_every"):
+        whole = ("epochs", "batch_size", "evaluation_batch", "devices", "checkpoint_every")
+        for name in (*whole, "accumulation"):
             at_least(name, getattr(self, name), 1)
+        if self.batch_size < self.accumulation:
+            raise ValueError(
+                f"accumulation: {self.accumulation} parts of batch_size {self.batch_size} rows; "
+                "lower it"
+            )
         for name, rate in {
             "lr": self.lr,
             **{f"lr_of.{k}": v for k, v in self.lr_of.items()},
@@ -85,6 +98,12 @@ class TrainSettings:
         if isinstance(self.deepspeed, str):  # workers may not see the file
             found = deepspeed.read(self.deepspeed) if self.deepspeed else {}
             object.__setattr__(self, "deepspeed", found)
+        ours = (self.optimizer, self.accumulation, self.checkpointing)
+        if self.deepspeed and ours != ("adamw", 1, False):
+            raise ValueError(
+                "optimizer, accumulation and checkpointing are of trainings without deepspeed; "
+                "leave them out"
+            )
         if self.deepspeed:
             deepspeed.refuse_contradictions(self)
         elif self.devices > 1:
@@ -109,6 +128,7 @@ class GradientSettings:
     precision        of the passes: float32, tf32 (CUDA) or bfloat16 (autocast)
     store            float32, or bfloat16 (half the bytes, three digits)
     slab             entries that are stored side by side; a piece of the linear algebra's work
+    checkpointing    activations of layers are computed again in the backward pass, not kept
     """
 
     blocks: str = "all"
@@ -124,6 +144,7 @@ class GradientSettings:
     precision: Precision = "float32"
     store: Literal["float32", "bfloat16"] = "float32"
     slab: int = 65_536
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tokens_per_batch", "rows_per_batch", "rows_per_unit", "slab"):
@@ -132,6 +153,8 @@ class GradientSettings:
         at_least("project_above", self.project_above, 0)
         if self.method not in (None, "hooks") and (self.projection or self.embeddings):
             raise ValueError("method: projections and embeddings need hooks")
+        if self.method == "vmap" and self.checkpointing:
+            raise ValueError("method: vmap does not pass checkpointing; take hooks or loop")
 
     @property
     def chosen(self) -> Method:
@@ -233,3 +256,9 @@ class StageSettings:
     scores: ScoreSettings = field(default_factory=ScoreSettings)
     actions: ActionSettings = field(default_factory=ActionSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
+
+    @property
+    def needs_gpu(self) -> str:
+        """The setting that does, and its value; "" where none does."""
+        name = self.train.optimizer
+        return f"train.optimizer: {name}" if name.startswith("paged") else ""

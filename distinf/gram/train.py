@@ -5,6 +5,7 @@ The weights of the selected epoch (train.selected_epoch: by default that of leas
 queries) are what everything after is about. A task that cannot be trained is taken as it is.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from distinf.gram.deepspeed import refuse_missing, rows_at_once, shared_bytes
 from distinf.gram.session import DATA, QUERY, TRAIN, Cell, Outline, Session
 from distinf.gram.settings import Epoch, StageSettings, TrainSettings
 from distinf.gram.task import METRICS, Fit, Gang, Shared, Trainable, selected_epoch
+from distinf.numerics.checkpointing import recompute_blocks
 from distinf.runtime import Cost, Lever, Resources, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.culprit import InHand
@@ -49,6 +51,7 @@ def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     forward = shapes.flops_per_sample
     steps = recipe.epochs * (rows * (1 + BACKWARD) + 2 * cell.rows[QUERY])
     at_once = rows_at_once(recipe) if recipe.deepspeed else recipe.batch_size
+    at_once = math.ceil(at_once / recipe.accumulation)
     passed = at_once * shapes.activation_bytes_per_sample
     on_host, on_device = 0.0, shapes.model_bytes + STATE_BYTES * trained
     if recipe.deepspeed:
@@ -266,7 +269,10 @@ def trained_model(session: Session, name: str) -> nn.Module:
 def _loaded(session: Session, name: str) -> nn.Module:
     stored = stored_fit(session, name)
     weights = {k.removeprefix(WEIGHT): v for k, v in stored.items() if k.startswith(WEIGHT)}
-    return with_weights(session, name, weights)
+    model = with_weights(session, name, weights)
+    if session.settings.gradients.checkpointing:
+        recompute_blocks(model)
+    return model
 
 
 def with_weights(session: Session, name: str, weights: Mapping[str, np.ndarray]) -> nn.Module:
@@ -274,7 +280,7 @@ def with_weights(session: Session, name: str, weights: Mapping[str, np.ndarray])
     model = session.model_of(session.task(name), name)
     load_weights(model, weights)
     # A quantised model is on its device already, and must not be moved.
-    there = next(model.parameters()).device.type == session.device.type
+    there = getattr(model, "is_quantized", False)
     return (model if there else model.to(session.device)).eval()
 
 

@@ -11,6 +11,8 @@ import torch
 
 pytest.importorskip("peft", reason="needs distinf[llm]")
 
+from distinf.config import resolve
+from distinf.engine.run import checked_session
 from distinf.errors import InputError
 from distinf.gram import task as gram
 from distinf.gram.settings import TrainSettings
@@ -520,3 +522,50 @@ def test_steps_are_clipped_at_the_norm_that_is_set(cell):
 
     assert course(0.0) == course(1e9)  # none, and a norm that no gradient has
     assert course(0.0) != course(0.01)
+
+
+# -- memory and optimizers ---------------------------------------------------------------------
+
+
+def test_a_step_in_parts_or_recomputed_is_the_same_training(settings, tmp_path):
+    """Of a model that draws no dropout of its own."""
+    settings = with_model(settings, name=tiny_model(tmp_path, "llama"))
+    cell = attached(replace(settings, lora=replace(settings.lora, dropout=0.0)))
+    whole = cell.fit(np.arange(96), RECIPE, CPU)
+    for changes in ({"accumulation": 5}, {"checkpointing": True}):
+        found = cell.fit(np.arange(96), replace(RECIPE, **changes), CPU)
+        np.testing.assert_allclose(found.row_losses, whole.row_losses, rtol=1e-4, atol=1e-5)
+        for name, values in whole.weights.items():
+            np.testing.assert_allclose(found.weights[name], values, rtol=1e-3, atol=1e-5)
+
+
+def test_moments_in_8_bits_train_nearly_as_those_in_32(settings):
+    pytest.importorskip("bitsandbytes", reason="needs distinf[llm]")
+    cell = attached(settings)
+    whole = cell.fit(np.arange(96), RECIPE, CPU)
+    found = cell.fit(np.arange(96), replace(RECIPE, optimizer="adamw-8bit"), CPU)
+    assert found.history["train_loss"][-1] == pytest.approx(
+        whole.history["train_loss"][-1], rel=0.05
+    )
+
+
+def test_more_parts_than_rows_are_refused():
+    with pytest.raises(ValueError, match="accumulation: 9 parts of batch_size 8 rows"):
+        replace(RECIPE, batch_size=8, accumulation=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train": {"optimizer": "paged-adamw-8bit"}}, "train.optimizer: paged-adamw-8bit needs"),
+        ({"runtime": {"kind": "local", "num_gpus": 1}}, "runtime.num_gpus: 1, but torch sees no"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_missed_before_anything_runs(tmp_path, changes, told):
+    raw = {"task": "noisy_labels", "out": str(tmp_path / "run"), "runtime": {"kind": "local"},
+           "data": {"path": write_texts(tmp_path / "rows.tsv"), "train_rows": 8, "query_rows": 4,
+                    "test_rows": 4},
+           "model": {"name": tiny_model(tmp_path / "model"), "max_length": 12}}  # fmt: skip
+    with pytest.raises(InputError, match=told):
+        checked_session(resolve(raw | changes))

@@ -15,6 +15,7 @@ from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.gram.actions import histories
 from distinf.numerics.capture import per_sample_gradients
+from distinf.numerics.checkpointing import recompute_blocks
 from distinf.numerics.curvature import hessian_product, sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
@@ -241,3 +242,46 @@ def test_weights_that_were_repacked_are_refused():
     with pytest.raises(InputError, match="no gradient passes"):
         per_sample_gradients(nn.Sequential(nn.Linear(2, 2), layer), lambda m, x: m(x).sum(1),
                              torch.ones(2, 2), blocks="^0")  # fmt: skip
+
+
+# -- gradient checkpointing ------------------------------------------------------------------
+
+
+def kept_bytes(model, batch):
+    """(per-sample gradients, the most that autograd kept for them at once)."""
+    alive, most = [0], [0]
+
+    class Kept:
+        def __init__(self, tensor):
+            self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+            alive[0] += self.size
+            most[0] = max(most[0], alive[0])
+
+        def __del__(self):
+            alive[0] -= self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        found = per_sample_gradients(model, cross_entropy, batch, method="hooks", check=False)
+    return found, most[0]
+
+
+def test_checkpointed_capture_is_the_same_and_keeps_less(folder):
+    batch = tokens([40] * 16)
+    model = made(folder)
+    whole, before = kept_bytes(model, batch)
+    product = hessian_product(
+        model, cross_entropy, [BATCH], Layout.of(model), "hessian-double-backward"
+    )
+    vector_P = torch.ones(Layout.of(model).size)
+    curved = product(vector_P)
+    recompute_blocks(model)
+    again, after = kept_bytes(model, batch)
+    for name, values in whole.items():
+        assert torch.equal(values, again[name])
+    assert after < 0.5 * before  # a layer of four, and the others' inputs
+    torch.testing.assert_close(product(vector_P), curved)
+
+
+def test_a_model_without_blocks_is_not_checkpointed():
+    with pytest.raises(InputError, match="checkpointing: the model has no list"):
+        recompute_blocks(nn.Linear(2, 2))

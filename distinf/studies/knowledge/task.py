@@ -21,7 +21,7 @@ from distinf.empirical.task import Contrast
 from distinf.errors import InputError
 from distinf.numerics.ekfac import sampled_labels
 from distinf.studies.knowledge.domains import domains, fits
-from distinf.studies.language.causal import CausalModel, kept_of
+from distinf.studies.language.causal import KNOWN, CausalModel, kept_of
 from distinf.studies.language.identity import model_digests
 from distinf.studies.language.settings import Pretrained
 from distinf.studies.language.sizes import shapes_of
@@ -155,7 +155,7 @@ class Statements:
 
     def digests(self) -> Mapping[str, str]:
         texts = "\x00".join("\x01".join(item.texts) for item in self.items)
-        return {"texts": sha256(texts.encode()), **model_digests(self._language.settings)}
+        return {"texts": sha256(texts.encode()), **model_digests(self._language.settings, KNOWN)}
 
     def shapes(self) -> Shapes:
         """Of a row of the mean length; the activations are the longest one's."""

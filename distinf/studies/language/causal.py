@@ -10,9 +10,24 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError
-from distinf.studies.language.pretrained import loading, positions
+from distinf.studies.language.pretrained import base_of, loading, own, positions
 from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import Pretrained
+
+# hub id -> its configuration, whose defaults it has: a plan needs no network
+KNOWN = {"microsoft/Phi-3-mini-4k-instruct": "phi3"}
+LETTERS = 4  # of a token, assumed
+
+
+class Assumed:
+    """In place of a known model's tokenizer where that is not here: how long texts are, for a plan.
+    No model runs with it."""
+
+    bos_token_id = 1
+
+    def __call__(self, text: str, add_special_tokens: bool, **_: Any) -> dict[str, list[int]]:
+        first = [self.bos_token_id] if add_special_tokens else []
+        return {"input_ids": first + [2] * -(-len(text) // LETTERS)}
 
 
 @dataclass(frozen=True)
@@ -21,11 +36,13 @@ class CausalModel:
 
     settings: Pretrained
 
-    def model(self) -> Any:
-        """The pretrained model, in evaluation mode; one of its own for every call."""
-        if self.settings.quantise != "none":
-            return _loaded(self.settings)
-        return copy.deepcopy(_loaded_once(self.settings))
+    def model(self, frozen: bool = False) -> Any:
+        """The pretrained model, in evaluation mode; one of its own for every call, but for its
+        weights where they stay frozen (quantised ones do)."""
+        if isinstance(self.tokenizer, Assumed):
+            _loaded_tokenizer(self.settings)  # says what is missing
+        base = base_of(self.settings, None, lambda: _loaded(self.settings))
+        return own(base) if frozen or self.settings.quantise != "none" else copy.deepcopy(base)
 
     def skeleton(self) -> Any:
         """Its names and shapes on the meta device, from its configuration."""
@@ -103,17 +120,27 @@ def _loaded(settings: Pretrained) -> nn.Module:
     return made
 
 
-# Each takes seconds, of a GGUF file more, and a run builds a task several times.
-_loaded_once = lru_cache(maxsize=1)(_loaded)
-
-
 @lru_cache(maxsize=4)
 def _config(settings: Pretrained) -> Any:
-    with loading(settings) as (transformers, where, options):
-        return transformers.AutoConfig.from_pretrained(where, **options)
+    try:
+        with loading(settings) as (transformers, where, options):
+            return transformers.AutoConfig.from_pretrained(where, **options)
+    except InputError:
+        if settings.name not in KNOWN:
+            raise
+        return transformers.AutoConfig.for_model(KNOWN[settings.name])
 
 
 @lru_cache(maxsize=4)
 def _tokenizer(settings: Pretrained) -> Any:
+    try:
+        return _loaded_tokenizer(settings)
+    except InputError:
+        if settings.name not in KNOWN:
+            raise
+        return Assumed()
+
+
+def _loaded_tokenizer(settings: Pretrained) -> Any:
     with loading(settings) as (transformers, where, options):
         return transformers.AutoTokenizer.from_pretrained(where, **options)

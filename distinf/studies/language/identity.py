@@ -1,7 +1,7 @@
 """What data and weights are, by content: for the fingerprint of a run."""
 
 import hashlib
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +41,11 @@ def model_digests(settings: Pretrained, known: Container[str] = ()) -> dict[str,
     kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".py", ".jinja")
     files = sorted(file for file in where.iterdir() if file.suffix in kinds)
     return {file.name: file_digest(str(file)) for file in files}
+
+
+def revision_of(digests: Mapping[str, str]) -> dict[str, str]:
+    """{"revision": id and commit} of a hub's model: what is named where it has moved on."""
+    return {"revision": digests["hub"]} if "hub" in digests else {}
 
 
 @cache

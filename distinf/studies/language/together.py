@@ -31,6 +31,7 @@ from distinf.studies.language.training import (
 )
 from distinf.studies.language.zero import Zero, environment
 from distinf.tasks.task import Batch
+from distinf.tasks.warm import let_go
 
 BEST = "best/"
 
@@ -75,7 +76,9 @@ class _Training:
         self.seen = RowLosses(kept, recipe.epochs)
         self.rate = _rates(recipe, lr, self.steps)
         self.begun, about = self._agreed()
+        let_go()  # DeepSpeed takes the weights apart: no other model may share them
         model = task.model()
+        let_go()
         if self.begun:
             self._load_weights(model)
         self.zero = Zero(model, _undecayed(model), recipe, device, self.collective)

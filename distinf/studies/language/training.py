@@ -4,6 +4,7 @@ The kept weights are those of one epoch, which the queries choose (Vitel and Chh
 least loss).
 """
 
+import importlib.util
 import math
 import random
 import tempfile
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distinf.errors import InputError
+from distinf.errors import InputError, install_command
 from distinf.gram.settings import Epoch, TrainSettings
 from distinf.gram.task import Fit, Tell, no_one, selected_epoch
 from distinf.microbatch import each_part, from_the_start, rows_at_once
+from distinf.numerics.checkpointing import recompute_blocks
 from distinf.numerics.precision import precision
 from distinf.studies.language.adapters import trained_weights
 from distinf.studies.language.pretrained import on_device
@@ -30,6 +32,11 @@ Collate = Callable[[Sequence[int]], dict[str, Tensor]]  # row numbers -> a padde
 PIECE = 8
 ROWS = "row_numbers"  # in a batch of training rows
 MEASURED = {"query": "evaluation", "test": "test"}
+OPTIMIZERS = {  # of the Trainer
+    "adamw": "adamw_torch",
+    "adamw-8bit": "adamw_bnb_8bit",
+    "paged-adamw-8bit": "paged_adamw_8bit",
+}
 COLUMNS = ("loss", "correct")  # of `evaluate`: their means are the loss and the accuracy
 
 
@@ -70,7 +77,13 @@ def fit(
     loss is no longer finite, or rows without a finite one before any training. tell(share of the
     steps done) is called after each.
     """
+    if recipe.optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"train.optimizer: {recipe.optimizer} needs bitsandbytes: {install_command('llm')}"
+        )
     model = on_device(task.model(), device)
+    if recipe.checkpointing:
+        recompute_blocks(model)
     # Queries and tests by length: less padding, and their means are the same in any order.
     ids = {split: np.argsort(task.lengths(split), kind="stable") for split in measured}
     ids["train"] = np.asarray(kept, dtype=np.int64)
@@ -96,7 +109,7 @@ def _fine_tune(
     seen = RowLosses(rows["train"].ids, recipe.epochs)
     with tempfile.TemporaryDirectory() as folder, own_randomness(device), _on(device):
         arguments = _arguments(recipe, lr, task.training_seed, steps, folder, device)
-        trainer = _trainer(task, seen)(
+        trainer = _trainer(task, seen, recipe.accumulation)(
             model=model,
             args=arguments,
             data_collator=_collate,
@@ -178,7 +191,7 @@ def _metrics(prediction: Any) -> dict[str, float]:
     return dict(zip(("mean", "accuracy"), means.tolist()))
 
 
-def _trainer(task: Tunable, seen: RowLosses) -> Any:
+def _trainer(task: Tunable, seen: RowLosses, accumulation: int) -> Any:
     """The Trainer by the task's own losses, noting every training row's; on a CPU it computes a
     batch in pieces of rows of like length.
 
@@ -191,12 +204,13 @@ def _trainer(task: Tunable, seen: RowLosses) -> Any:
     class ByRows(Trainer):
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
             """The batch's mean loss, its gradient in .grad: of fewer rows at a time, one backward
-            pass each, where memory runs out."""
+            pass each, where that is set or memory runs out."""
             self._whole = len(inputs[ROWS])
             self._noted: list[tuple[Tensor, Tensor]]
 
             def step() -> Tensor:
-                self._noted, rows = [], rows_at_once("train.batch_size", self._whole)
+                self._noted, fit = [], rows_at_once("train.batch_size", self._whole)
+                rows = min(fit, math.ceil(self._whole / accumulation))
                 if rows == self._whole:
                     return super(ByRows, self).training_step(model, dict(inputs), *args, **kwargs)
                 model.zero_grad()
@@ -306,7 +320,7 @@ def _arguments(
         max_grad_norm=recipe.clip,
         lr_scheduler_type=schedule_name(recipe),
         warmup_steps=math.ceil(recipe.warmup * steps),
-        optim="adamw_torch",
+        optim=OPTIMIZERS[recipe.optimizer],
         bf16=recipe.precision == "bfloat16",
         seed=seed,
         data_seed=seed,

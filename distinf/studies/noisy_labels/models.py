@@ -12,7 +12,7 @@ from distinf.errors import InputError
 from distinf.gram.blocks import HEAD_NAMES
 from distinf.numerics.randomness import number
 from distinf.studies.language.adapters import adapt, initialise
-from distinf.studies.language.pretrained import loading, positions
+from distinf.studies.language.pretrained import base_of, loading, own, positions
 from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import LoraSettings
 from distinf.studies.noisy_labels.classes import PAIR
@@ -47,35 +47,44 @@ def load_model(
     kept: np.ndarray | None = None,
     classes: int = len(PAIR),
 ) -> nn.Module:
-    """The classifier in its initial state, which depends on the seed alone; on the CPU.
+    """The classifier in its initial state, which depends on the seed alone.
 
-    Quantised by CUDA where there is one, and then it stays there. pad: the id of the padding token
+    Its frozen weights are those of all models of these settings (pretrained.base_of); they are
+    quantised by CUDA where there is one, and then stay there. pad: the id of the padding token
     in the data; kept: int64 [V'], the tokens whose embeddings stay (vocabulary.py). A checkpoint's
     own head is never used: it may be one of other classes.
     """
     load_config(settings, classes)
-    extra = quantisation(settings)
-    dtype = getattr(torch, settings.dtype)
+    model = own(base_of(settings, classes, lambda: _base(settings, classes)), HEAD_NAMES)
+    if kept is not None:
+        compress(model, kept)
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number(seed, "noisy_labels/model"))
+        adapt(model, lora, getattr(torch, settings.dtype), HEAD_NAMES)
+    initialise(model, seed, "noisy_labels/weights")
+    made: nn.Module = model.eval()
+    return made
+
+
+def _base(settings: ModelSettings, classes: int) -> nn.Module:
+    """The checkpoint's classifier, whole; what it lacks but the head is drawn alike every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number(0, "noisy_labels/model"))
         with loading(settings) as (transformers, where, options):
             model, told = transformers.AutoModelForSequenceClassification.from_pretrained(
                 where,
-                dtype=dtype,
+                dtype=getattr(torch, settings.dtype),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **_head(classes),
-                **extra,
+                **quantisation(settings),
                 **options,
             )
         _refuse_other_sizes(settings, told)
-        stay_differentiable(model, settings)
-        if kept is not None:
-            compress(model, kept)
-        model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad
-        adapt(model, lora, dtype, HEAD_NAMES)
-        initialise(model, seed, "noisy_labels/weights")
-    return model.eval()
+    stay_differentiable(model, settings)
+    base: nn.Module = model
+    return base
 
 
 def _refuse_other_sizes(settings: ModelSettings, told: Mapping[str, Any]) -> None:

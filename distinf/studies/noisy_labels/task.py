@@ -18,7 +18,7 @@ from distinf.errors import InputError
 from distinf.gram.settings import StageSettings, TrainSettings
 from distinf.gram.task import Fit, Gang, Tell, no_one
 from distinf.studies.language import together
-from distinf.studies.language.identity import file_digest, model_digests
+from distinf.studies.language.identity import file_digest, model_digests, revision_of
 from distinf.studies.language.sizes import shapes_of
 from distinf.studies.language.tokens import padded, text_at
 from distinf.studies.language.training import fit
@@ -310,7 +310,8 @@ class NoisyCell:
         own = {"seed": self.cell.seed, "dataset": self.cell.dataset, "content": content, **data}
         changed = {**asdict(self.settings.lora), **asdict(self.settings.model)}
         del changed["name"]
-        return {"data": _digest(own), "model": _digest({**model, **changed})}
+        found = {"data": _digest(own), "model": _digest({**model, **changed})}
+        return found | revision_of(model)
 
     def shapes(self) -> Shapes:
         """From the model's configuration, and from a sample of a file's rows."""

@@ -25,7 +25,7 @@ from distinf.numerics.layer_gradients import wide
 from distinf.studies.language import together
 from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.causal import CausalModel
-from distinf.studies.language.identity import file_digest, model_digests
+from distinf.studies.language.identity import file_digest, model_digests, revision_of
 from distinf.studies.language.sizes import shapes_of
 from distinf.studies.language.training import fit
 from distinf.studies.sft.rows import Encoded, encoded, rows_of_file
@@ -139,7 +139,7 @@ class Scored:
 
     def model(self) -> nn.Module:
         """The pretrained weights; new adapters from the seed alone, if they have none."""
-        return self._adapted(self.language.model())
+        return self._adapted(self.language.model(frozen=self.settings.trained == "lora"))
 
     def skeleton(self) -> nn.Module:
         """The model's names and shapes on the meta device, from its configuration."""
@@ -200,11 +200,12 @@ class Scored:
         settings = asdict(self.settings)
         files = {setting: file_digest(path, setting) for path, setting in self._files.values()}
         del settings["data"], settings["model"]["name"]
-        model = {**model_digests(self.settings.model), **settings, "seed": self.starting_seed}
+        found = model_digests(self.settings.model)
+        model = {**found, **settings, "seed": self.starting_seed}
         return {
             name: sha256(json.dumps(content, sort_keys=True).encode())
             for name, content in {"data": files, "model": model}.items()
-        }
+        } | revision_of(found)
 
     def digests(self) -> dict[str, str]:
         """Of the files and of the model."""
