@@ -1,7 +1,7 @@
 """Influence, rankings without it and both combined, on texts with flipped labels, over seeds.
 
     python -m tests.benchmarks.bench_baselines uci_sentiment.tsv.gz OUT [--seeds 5] \\
-        [--set data.train_rows=400 …]
+        [--first 0] [--set data.train_rows=400 …]
 
 Runs configs/noisy_labels/minilm.yaml once for each seed, each in a folder of its own in OUT (what
 is there already is resumed), without retraining; then prints of every ranking the NDR at 30 % and
@@ -30,7 +30,8 @@ def run(data: str, out: Path, seed: int, settings: list[str]) -> Path:
     wanted = [f"data.path={data}", f"seed={seed}", "actions.configurations=[]", *settings]
     given = [part for each in wanted for part in ("--set", each)]
     folder = out / str(seed)
-    command = [sys.executable, "-m", "distinf", "run", str(CONFIG), *given, "--out", str(folder)]
+    command = [sys.executable, "-m", "distinf.cli", "run", str(CONFIG), *given]
+    command += ["--out", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ)
     return folder / "report"
 
@@ -68,10 +69,12 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     data = os.path.abspath(options.data)
-    reports = [run(data, options.out, seed, options.set) for seed in range(options.seeds)]
+    seeds = range(options.first, options.first + options.seeds)
+    reports = [run(data, options.out, seed, options.set) for seed in seeds]
     every = [rates(report) for report in reports]
     print(f"{len(reports)} seeds; NDR at {SHARE:.0%}, AUC")
     means = {name: np.array([found[name] for found in every]) for name in every[0]}

@@ -13,8 +13,16 @@ from distinf.numerics.estimators.arnoldi import default_damping
 from distinf.numerics.krylov import arnoldi
 from distinf.numerics.metrics import spearman
 from distinf.numerics.solve import USABLE, Directions, RefineSettings, refine
-from distinf.numerics.variants import damped_dots, spectrum
-from tests.benchmarks.mlp_problem import DAMPING, EPOCHS, RATE, Problem, coordinates, problem
+from distinf.numerics.variants import damped_dots, spectrum, split_dots
+from tests.benchmarks.mlp_problem import (
+    DAMPING,
+    EPOCHS,
+    RATE,
+    Problem,
+    coordinates,
+    left_out,
+    problem,
+)
 
 
 def mean_spearman(scores_QN: Tensor, exact_QN: Tensor) -> float:
@@ -91,6 +99,28 @@ def by_damping(case: Problem) -> list[tuple[str, float, float, float, float]]:
     return found
 
 
+def by_size(case: Problem) -> list[tuple[float, ...]]:
+    """By damping, negative values by their size on both sides: Spearman of 50 pairs with the exact
+    |H| + damping; the most that any constant outside the pairs reaches; and with the losses of
+    training again without a row: the exact H + damping, the exact |H| + damping, 50 pairs."""
+    dim, found = case.layout.size, []
+    pairs = arnoldi(case.matvec, dim, steps=100, keep=50, probes=30, gradients=case.train_NP)
+    placed = coordinates(case, pairs.vectors)
+    for damping in (sgd_damping([RATE] * EPOCHS), default_damping(pairs.values), DAMPING):
+        made = spectrum(
+            pairs.values, damping, dim=dim, policy="absolute", complement="gradients",
+            seen=pairs.seen,
+        )  # fmt: skip
+        exact_QN = case.exact_scores(damping, by_size=True)
+        inside_QN, outside_QN = split_dots(placed, made)
+        constants = [0.05 * k for k in range(1, 41)]  # times what is outside now
+        most = max(mean_spearman(inside_QN + c * outside_QN, exact_QN) for c in constants)
+        scores = (case.exact_scores(damping), exact_QN, inside_QN + outside_QN)
+        truths = (mean_spearman(each, left_out()) for each in scores)
+        found.append((damping, mean_spearman(scores[-1], exact_QN), most, *truths))
+    return found
+
+
 def main() -> None:
     """Print one row per treatment."""
     torch.set_num_threads(1)
@@ -102,6 +132,9 @@ def main() -> None:
     print("by damping: lambda, lowest eigenvalue + lambda, 50 pairs, refined")
     for name, *values in by_damping(case):
         print(f"{name:<42}", *(f"{value:.4g}" for value in values))
+    print("by size: lambda, 50 pairs, most of any constant; rows left out: H, |H|, 50 pairs")
+    for line in by_size(case):
+        print(*(f"{value:.4g}" for value in line))
 
 
 if __name__ == "__main__":

@@ -39,16 +39,18 @@ class Problem:
 
     model: nn.Module
     batch: dict[str, Tensor]
+    query: dict[str, Tensor]
     layout: Layout
     hessian_PP: Tensor
     train_NP: Tensor
     query_QP: Tensor
     matvec: Matvec
 
-    def exact_scores(self, damping: float = DAMPING) -> Tensor:
-        """[Q, N]: g_q . (H + damping)^-1 g_i by a dense solve."""
-        damped = self.hessian_PP + damping * torch.eye(len(self.hessian_PP)).double()
-        return self.query_QP @ torch.linalg.solve(damped, self.train_NP.T)
+    def exact_scores(self, damping: float = DAMPING, by_size: bool = False) -> Tensor:
+        """[Q, N]: g_q . (H + damping)^-1 g_i, densely; with |H| in place of H (`by_size`)."""
+        values_P, vectors_PP = torch.linalg.eigh(self.hessian_PP)
+        inverse_P = 1.0 / ((values_P.abs() if by_size else values_P) + damping)
+        return (self.query_QP @ vectors_PP * inverse_P) @ vectors_PP.T @ self.train_NP.T
 
 
 @cache
@@ -75,12 +77,41 @@ def problem(samples: int = 120, queries: int = 20, epochs: int = EPOCHS) -> Prob
     return Problem(
         model,
         train,
+        query,
         layout,
         (hessian_PP + hessian_PP.T) / 2,
         flat_gradients(model, loss, train, layout),
         flat_gradients(model, loss, query, layout),
         matvec,
     )
+
+
+@cache
+def left_out() -> Tensor:
+    """[Q, N]: by how much each query's loss rises when one row is left out and the whole training
+    is done again from the same start: all of them at once, the first of them with all rows."""
+    case, rows = problem(), len(problem().train_NP)
+    weights_MN = torch.cat([torch.ones(1, rows), 1 - torch.eye(rows)]).double()
+    torch.manual_seed(3)
+    start = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    models = [p.detach()[None].repeat(rows + 1, *[1] * p.ndim) for p in start.parameters()]
+
+    def losses(models: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
+        first, shift, second, last = models
+        hidden = torch.tanh(batch["x"] @ first.mT + shift[:, None])
+        logits = hidden @ second.mT + last[:, None]
+        chosen = batch["y"][None, :, None].expand(len(logits), -1, 1)
+        return -logits.log_softmax(-1).gather(2, chosen)[..., 0]
+
+    for _ in range(EPOCHS):
+        models = [p.requires_grad_() for p in models]
+        total = (losses(models, case.batch) * weights_MN).sum() / rows
+        grads = torch.autograd.grad(total, models)
+        models = [(p - RATE * g).detach() for p, g in zip(models, grads, strict=True)]
+    for mine, trained in zip(models, case.model.parameters(), strict=True):
+        torch.testing.assert_close(mine[0], trained.detach())
+    found_MQ = losses(models, case.query)
+    return (found_MQ[1:] - found_MQ[0]).T
 
 
 def coordinates(case: Problem, vectors_KP: Tensor) -> Coordinates:
