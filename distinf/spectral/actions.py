@@ -88,15 +88,17 @@ def check(session: Session) -> None:
     """InputError for settings that can only fail here, hours into the run."""
     outline = session.outline
     made = isinstance(session.task, GeneratingTask | StoredTask)
-    nearby = made and bool(near_by(session.task))
+    known = {"nearest": made and bool(near_by(session.task))}
+    known["matched"] = made and bool(getattr(session.task, "labels", {}))
     rows, evaluation = scored_rows(outline), outline.rows["evaluation"]
     for family in families(outline.settings.actions, outline.losses):
         prefix = f"actions.also.{family.name}" if family.name else "actions"
         for arm, _, _ in family.members:
-            if arm.selection == "nearest" and not nearby:
+            if not known.get(arm.selection, True):
+                goes_by = {"nearest": "conditions", "matched": "classes"}[arm.selection]
                 raise InputError(
-                    f"{prefix}.selections: nearest goes by conditions of stored rows, and this "
-                    "task has none; leave it out"
+                    f"{prefix}.selections: {arm.selection} goes by {goes_by} of stored rows, and "
+                    "this task has none; leave it out"
                 )
             if arm.pool > rows:
                 raise InputError(

@@ -161,10 +161,13 @@ def _arm(settings: ActionSettings, selection: str, losses: Sequence[str]) -> Arm
         arm = replace(arm, lr=0.0, weight_decay=0.0, optimizer="")
     else:
         arm = replace(arm, newton_lr=0.0, newton_pairs="", newton_solves="")
-    if arm.newton_pairs and (arm.aim == "single-target" or selection in ("random", "group")):
+    every = arm.aim == "single-target" or selection in ("random", "matched", "group")
+    if arm.newton_pairs and every:
         arm = replace(arm, newton_pairs="all")  # a row there is paired with every target
     if selection == "nearest" and arm.update != "second-order":  # its signs need scores
         arm = replace(arm, loss="", variant="")
+    if selection == "matched":
+        arm = replace(arm, order="random")  # its rows have no scores to go by
     if selection == "random":
         loss = arm.loss if arm.update == "second-order" else ""  # its signs need scores
         arm = replace(arm, loss=loss, variant="", pool=0, order="random", retain=0.0)

@@ -3,7 +3,7 @@
 Shape legend: T targets, N scored rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -61,17 +61,6 @@ def conditions_of_rows(session: Session) -> dict[str, np.ndarray]:
     names += {task.reference} & rows.take(np.arange(1)).keys()  # type: ignore[arg-type]
     found = {n: values[:count].astype(np.float64) for n, values in rows.columns(names).items()}
     return {**found, "nearness": nearness(session)}
-
-
-def classes_of_rows(session: Session) -> dict[str, tuple[Sequence[str], np.ndarray]]:
-    """By label of the task (a channel model, say): its names, and each scored row's place
-    among them, int64 [N]; {} where none is stored."""
-    task, labels = session.task, getattr(session.task, "labels", {})
-    if not labels or not isinstance(task, GeneratingTask | StoredTask):
-        return {}
-    rows, count = stored_rows(session), gradients.scored_rows(session.outline)
-    found = rows.columns([*(labels.keys() & rows.take(np.arange(1)).keys())])
-    return {name: (labels[name], values[:count].astype(np.int64)) for name, values in found.items()}
 
 
 def _stored(session: Session, *names: str) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """The rows that a fine-tuning job draws from, and in which order it takes them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from distinf.spectral.gradients import scored_rows
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Session, split_units
 from distinf.store import Rows
-from distinf.tasks.task import Task
+from distinf.tasks.task import GeneratingTask, StoredTask, Task
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def job_ranks(job: Unit) -> list[int]:
 
 
 def pool_rows(session: Session, job: Unit) -> Pool:
-    """What a job draws from: extreme scores, the union of several targets', or any row."""
+    """What a job draws from: extreme scores, the union of several targets', rows at random of the
+    same classes, or any row."""
     arm, ranks = arm_of(job), job_ranks(job)
     scores_TN = stored_scores(session, arm.loss, arm.variant or "classic")[ranks]
     usable = np.flatnonzero(np.isfinite(scores_TN).all(0))
@@ -64,7 +66,29 @@ def pool_rows(session: Session, job: Unit) -> Pool:
         np.put_along_axis(pairs_TN, tops, True, axis=1)
         union = np.unique(tops)
         chosen = union[np.argsort(-joint_N[union], kind="stable")]
+    if arm.selection == "matched":
+        rows = _matched(session, job, usable, usable[chosen])
+        return Pool(rows, np.ones(len(rows)), np.ones((len(ranks), len(rows)), bool), usable)
     return Pool(usable[chosen], joint_N[chosen], pairs_TN[:, chosen], usable)
+
+
+def _matched(session: Session, job: Unit, usable: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Rows at random among the usable ones, as many of each class (or set of them) as in `like`."""
+    found = classes_of_rows(session)
+    if not found:
+        raise InputError(
+            "actions.selections: matched goes by classes of stored rows, and these have none; "
+            "leave it out"
+        )
+    every = np.stack([places_N for _, places_N in found.values()], 1)
+    classes_N = np.unique(every, axis=0, return_inverse=True)[1].reshape(-1)
+    random = generator(session.seed, f"matched {job.job['target']} {job.job['seed']}")
+    counts = zip(*np.unique(classes_N[like], return_counts=True), strict=True)
+    parts = [
+        random.choice(usable[classes_N[usable] == each], size=many, replace=False)
+        for each, many in counts
+    ]
+    return np.concatenate(parts)
 
 
 def nearness(session: Session) -> np.ndarray:
@@ -91,6 +115,17 @@ def near_by(task: Task) -> list[str]:
     """The conditions by which rows are near each other: those that are numbers, no classes."""
     labels = getattr(task, "labels", {})
     return [name for name in getattr(task, "conditions", ()) if name not in labels]
+
+
+def classes_of_rows(session: Session) -> dict[str, tuple[Sequence[str], np.ndarray]]:
+    """By label of the task (a channel model, say): its names, and each scored row's place
+    among them, int64 [N]; {} where none is stored."""
+    task, labels = session.task, getattr(session.task, "labels", {})
+    if not labels or not isinstance(task, GeneratingTask | StoredTask):
+        return {}
+    rows, count = stored_rows(session), scored_rows(session.outline)
+    found = rows.columns([*(labels.keys() & rows.take(np.arange(1)).keys())])
+    return {name: (labels[name], values[:count].astype(np.int64)) for name, values in found.items()}
 
 
 def job_rows(session: Session, job: Unit) -> np.ndarray:

@@ -14,6 +14,7 @@ from distinf.numerics.curvature import Kind
 from distinf.numerics.precision import Precision
 from distinf.numerics.variants import Complement, Filter, Policy
 
+Selection = Literal["random", "helpful", "harmful", "nearest", "matched", "group"]
 MOST_UNITS = 1_000_000  # of one stage; a ledger of more would be no use to anyone
 
 
@@ -318,8 +319,10 @@ class ActionSettings:
                    ekfac scores.ekfac
     selections     helpful (highest scores), harmful (lowest), random (any row), nearest (those
                    whose conditions are nearest to the target's, where the task names conditions
-                   that rows have as numbers: what a choice without influence does), group (the
-                   largest joint score over the targets; multi-target only)
+                   that rows have as numbers: what a choice without influence does), matched (random
+                   rows, as many of each class as among the helpful ones, where the task tells
+                   classes of rows), group (the largest joint score over the targets; multi-target
+                   only)
     pool           rows in a pool (Tuononen et al.: 50); with several targets, in each target's
     update         first-order (descent), ascent (its reverse), or second-order (Eq. 11 and 16)
     aim            single-target, or multi-target (all targets at once)
@@ -354,11 +357,7 @@ class ActionSettings:
     variant: Literal[
         "classic", "theta-relative", "ell-relative", "newfluence", "tracin", "ekfac"
     ] = "ell-relative"
-    selections: tuple[Literal["random", "helpful", "harmful", "nearest", "group"], ...] = (
-        "random",
-        "helpful",
-        "harmful",
-    )
+    selections: tuple[Selection, ...] = ("random", "helpful", "harmful")
     pool: int = 50
     update: Literal["first-order", "ascent", "second-order"] = "first-order"
     aim: Literal["single-target", "multi-target"] = "single-target"
@@ -404,7 +403,7 @@ class ActionSettings:
         not_negative("weight_decay", self.weight_decay)
         if not self.selections:
             raise ValueError(
-                "selections: name at least one of random, helpful, harmful, nearest, group"
+                "selections: name at least one of random, helpful, harmful, nearest, matched, group"
             )
         if "group" in self.selections and self.aim == "single-target":
             raise ValueError("selections: group is for several targets; set aim to multi-target")

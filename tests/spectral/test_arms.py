@@ -306,9 +306,10 @@ def test_less_than_one_row_to_retain_is_refused():
         ActionSettings(retain=0.01)
 
 
-def test_nearest_without_conditions_of_stored_rows_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(InputError, match=r"actions.selections: nearest goes by conditions"):
-        run_points(tmp_path / "run", actions={"selections": ["random", "nearest"]})
+@pytest.mark.parametrize(("selection", "by"), [("nearest", "conditions"), ("matched", "classes")])
+def test_a_choice_by_what_stored_rows_lack_is_refused_before_anything_runs(tmp_path, selection, by):
+    with pytest.raises(InputError, match=rf"actions.selections: {selection} goes by {by}"):
+        run_points(tmp_path / "run", actions={"selections": ["random", selection]})
     assert not (tmp_path / "run").exists()
 
 

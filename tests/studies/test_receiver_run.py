@@ -39,7 +39,7 @@ TINY = {
         "batch_size": 12,
         "seeds": 2,
         "non_targets": 12,
-        "selections": ["random", "helpful", "harmful", "nearest"],
+        "selections": ["random", "helpful", "harmful", "nearest", "matched"],
     },
 }
 
@@ -108,6 +108,23 @@ def test_the_nearest_slots_are_those_of_the_targets_snr_delay_spread_and_doppler
         assert {row for row in expected if distances[row] < worst - 1e-9} <= set(pool.tolist())
 
 
+def test_matched_slots_are_as_many_of_each_channel_model_as_the_helpful_ones(finished):
+    models = finished.batch("train", np.arange(96))["model"].numpy()
+    mine = {
+        (j.job["arm"]["selection"], j.job["target"], j.job["seed"]): pools.pool_rows(finished, j)
+        for j in actions.chosen_jobs(finished)
+    }
+    for target in range(2):
+        helpful = mine["helpful", target, 0].rows
+        drawn = [mine["matched", target, seed].rows for seed in range(2)]
+        counts = [np.bincount(models[rows]).tolist() for rows in (helpful, *drawn)]
+        assert counts[0] == counts[1] == counts[2]
+        assert all(len(set(rows.tolist())) == 24 for rows in drawn)
+        assert len({tuple(sorted(rows.tolist())) for rows in (helpful, *drawn)}) == 3
+    rows = {r["selection"]: r for r in tables.tables(report.findings(finished))["summary"]}
+    assert rows["matched"]["trials"] == 4
+
+
 def test_what_costs_nothing_is_ranked_by_beside_the_scores(finished):
     """The slots' own conditions and genie rate, as stored; the loss as the task has it."""
     batch, found = finished.batch("train", np.arange(96)), baselines.conditions_of_rows(finished)
@@ -141,7 +158,7 @@ def test_terminal_and_page_begin_with_the_best_choice_without_influence(finished
     told = [line for line in terminal.summary(finished) if isinstance(line, str)]
     assert re.search(
         r"too few paired trials to compare influence with the best choice without influence "
-        r"\((random|nearest|random and nearest), by the other trials\)\.$",
+        r"\(((random|nearest|matched)( and )?)+, by the other trials\)\.$",
         lead,
     )
     assert any(line and lead.endswith(line) for line in told)

@@ -17,7 +17,7 @@ from distinf.spectral.attribution import Attribution
 from distinf.tasks.task import Published
 
 SELECTED, CONTROL, OPPOSITE = "helpful", "random", "harmful"
-BASELINES = (CONTROL, "nearest")  # choices that need no influence
+BASELINES = (CONTROL, "nearest", "matched")  # choices that go by no score of a row
 BEST = "best baseline"  # for each trial the one that did best in the others
 Columns = Mapping[str, float | int | str]  # from the data
 
