@@ -27,10 +27,10 @@ from torch import Tensor
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.gram.block_products import BlockProducts, joint_solve
 from distinf.gram.blocks import SPARSE, Block
 from distinf.gram.gradients import dense_rows, finite_rows, sparse_rows
 from distinf.gram.gram import TOP_WORDS
-from distinf.gram.scores import BlockProducts, joint_solve
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
 from distinf.gram.settings import EKFAC, JOINT, OF_WORDS
 from distinf.gram.tiles import NAME, dampings, named, narrow, slab_units
@@ -146,11 +146,12 @@ class _OfBlock:
         """fp64 [Q, P]: the queries that the gram stage has solved for."""
         keys = named(estimator, self.place), named(f"{estimator}.scale", self.place)
         solved_QP, scale_Q = (torch.from_numpy(self._sums()[key]).double() for key in keys)
-        return solved_QP * scale_Q[:, None]
+        return (solved_QP * scale_Q[:, None])[: self.cell.rows[QUERY]]
 
     def _summed(self) -> Tensor:
         """fp64 [Q, P]: DataInf's U = W T."""
-        summed_QP = torch.from_numpy(self._sums()["weighted"][:, self.block.span]).double()
+        asked = slice(self.cell.rows[QUERY])
+        summed_QP = torch.from_numpy(self._sums()["weighted"][asked, self.block.span]).double()
         return summed_QP * self._products.scale_Q[:, None]
 
     @property

@@ -35,9 +35,11 @@ from distinf.gram.settings import EKFAC, OF_ALL_PAIRS, OF_WORDS
 from distinf.gram.solved import ekfac_queries, fisher_queries, moments_of, query_slab
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.tiles import (
+    FACTORS,
     NAME,
     PHASES,
     WORD_CROSS,
+    compared_queries,
     dampings,
     named,
     narrow,
@@ -198,7 +200,8 @@ def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
         return _sparse_sums(session, cell)
     blocks, width = cell.blocks.of(slab), cell.blocks.width(slab)
     datainf_wanted = "datainf" in session.settings.scores.estimators
-    summed_QP = torch.zeros(cell.rows[QUERY] if datainf_wanted else 0, width, device=device)
+    asked = _rows_asked(cell) if datainf_wanted else 0
+    summed_QP = torch.zeros(asked, width, device=device)
     sum_P, abs_P = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
     damping_B = dampings(session, cell, slab) if datainf_wanted else []
     moments, paired = moments_of(session, cell, slab), chosen(session, cell, slab)
@@ -219,7 +222,7 @@ def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
         with watch.step(["datainf"], by_width(blocks)):
             stored = session.arrays(tile)
             for k, (block, rows) in enumerate(zip(blocks, _by_block(blocks, train_NP))):
-                weights_QN = _weights(stored, k, damping_B[k]).float().to(device)
+                weights_QN = _weights(cell, stored, k, damping_B[k]).float().to(device)
                 summed_QP[:, block.span] += weights_QN @ rows.scaled_NP
     found = {"sum": sum_P, "abs_sum": abs_P} | ({"weighted": summed_QP} if datainf_wanted else {})
     with watch.step(["fisher"], by_width(narrow_ones)):
@@ -283,9 +286,10 @@ def _sparse_correction(session: Session, unit: Unit) -> np.ndarray:
         (tile.start, tile.job["columns"][0]): tile
         for tile in slab_units(session.settings, cell, "self", SPARSE)
     }
-    summed_QN = torch.zeros(cell.rows[QUERY], unit.stop - unit.start, dtype=torch.float64)
+    summed_QN = torch.zeros(_rows_asked(cell), unit.stop - unit.start, dtype=torch.float64)
     for part in slab_units(session.settings, cell, "cross", SPARSE):
-        weights_QM = _weights(session.arrays(part, [named("cross", 0), "sqnorm"]), 0, damping)
+        cross = session.arrays(part, [named("cross", 0), "sqnorm"])
+        weights_QM = _weights(cell, cross, 0, damping)
         # Only the tiles on and below the diagonal are stored.
         tile = tiles[max(part.start, unit.start), min(part.start, unit.start)]
         gram = torch.from_numpy(session.arrays(tile, [named("self", 0)])[named("self", 0)]).double()
@@ -299,12 +303,20 @@ PHASE = {"cross": _cross, "self": _self, "sums": _sums, "correction": _correctio
 # -- pieces ----------------------------------------------------------------------------------
 
 
-def _weights(cross: Mapping[str, np.ndarray], place: int, damping: float) -> Tensor:
-    """fp64 [Q, rows]: DataInf's W of a block and a range of training rows, for scaled rows: times
-    the training row's scale, over the query's."""
+def _rows_asked(cell: Cell) -> int:
+    """Q, and the queries that are compared at other dampings."""
+    return cell.rows[QUERY] + len(FACTORS) * compared_queries(cell)
+
+
+def _weights(cell: Cell, cross: Mapping[str, np.ndarray], place: int, damping: float) -> Tensor:
+    """fp64 [Q and those compared, rows]: DataInf's W of a block and a range of training rows, for
+    scaled rows: times the training row's scale, over the query's."""
     sqnorm_N = torch.from_numpy(cross["sqnorm"][place])
     products_QN = torch.from_numpy(cross[named("cross", place)]).double()
-    weights_QN = datainf.weights(products_QN * scales(sqnorm_N) ** 2, sqnorm_N, damping)
+    products_QN = products_QN * scales(sqnorm_N) ** 2
+    first_QN = products_QN[: compared_queries(cell)]
+    parts = ((products_QN, 1.0), *((first_QN, factor) for factor in FACTORS))
+    weights_QN = torch.cat([datainf.weights(part, sqnorm_N, f * damping) for part, f in parts])
     return weights_QN.nan_to_num(0.0)  # 0/0: no gradient at all
 
 

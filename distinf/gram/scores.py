@@ -9,8 +9,7 @@ Sign: score > 0 means that training on the row helps the queries.
 Shape legend: E estimators, H ways of aggregating, B blocks, Q queries, N training rows.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,31 +19,31 @@ from torch import Tensor
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
+from distinf.gram.block_products import (
+    BlockProducts,
+    at_factors,
+    joint_products,
+    joint_solved,
+    note_of,
+)
 from distinf.gram.blocks import SPARSE
 from distinf.gram.gradients import columns, finite_rows
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, units_of_cells
 from distinf.gram.settings import EKFAC, HOWS, JOINT, OF_ALL_PAIRS, OF_WORDS, StageSettings
-from distinf.gram.solved import solving
 from distinf.gram.stopwatch import TOOK, Stopwatch, joint_name
 from distinf.gram.tiles import (
-    WORD_CROSS,
-    dampings,
-    named,
+    FACTORS,
+    compared_queries,
     narrow,
     queries_at_once,
-    rows_of,
-    self_gram,
-    slab_units,
     tiled,
 )
 from distinf.numerics.aggregation import tallies
-from distinf.numerics.estimators import ESTIMATORS, datainf, fisher
-from distinf.numerics.estimators.register import Products
-from distinf.numerics.products import scales
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 
 NAME = "scores"
+COMPARED = "compared"
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -86,7 +85,7 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     held = 8.0 * min(queries, queries_at_once(rows)) * rows * 6
     advice = f"leave {', '.join(solved or ['fisher'])} out of scores.estimators"
     return Cost(
-        flops=solves * solve + sorts,
+        flops=(1 + len(FACTORS)) * solves * solve + sorts,
         bytes=8.0 * blocks * estimators * len(HOWS) * rows,
         memory=dense + (8.0 * queries * rows * 3 if solves else held),
         levers=(Lever("scores.estimators", 1.0, dense, where="host", advice=advice),),
@@ -114,24 +113,27 @@ def _refuse_all_zero(session: Session, cell: Cell) -> None:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Array "totals" fp64 [E, H, B, N]; NaN where a training row is quarantined."""
+    """Array "totals" fp64 [E, H, B, N]; NaN where a training row is quarantined. And of estimators
+    with a damping, [1 + F, M, finite N] each: what the first queries' scores are at the damping and
+    at FACTORS of it, summed over the blocks of the first group (COMPARED.estimator)."""
     cell, watch = session.cell(unit.job["cell"]), Stopwatch(session.device)
     make = _joint if "group" in unit.job else _slab
-    totals, notes = make(session, cell, unit, watch)
+    totals, notes, compared = make(session, cell, unit, watch)
     queries = int(right_queries(session, cell).sum())
     summary = {"notes": notes, "queries": queries, TOOK: watch.notes()}
-    return session.commit(
-        unit, attempt, {"totals": totals}, summary=summary, may_hold_nan=["totals"]
-    )
+    arrays = {"totals": totals, **{f"{COMPARED}.{name}": x for name, x in compared.items()}}
+    return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=[*arrays])
 
 
-def _slab(
-    session: Session, cell: Cell, unit: Unit, watch: Stopwatch
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
+Scored = tuple[np.ndarray, list[dict[str, Any]], dict[str, np.ndarray]]
+
+
+def _slab(session: Session, cell: Cell, unit: Unit, watch: Stopwatch) -> Scored:
     slab = unit.job["slab"]
     wanted, blocks = blockwise(session.settings, slab), cell.blocks.of(slab)
     totals = np.full((len(wanted), len(HOWS), len(blocks), cell.rows[TRAIN]), np.nan)
     notes: list[dict[str, Any]] = []
+    compared: dict[str, np.ndarray] = {}
     products = [name for name in wanted if name not in OF_WORDS]
     for place, block in enumerate(blocks):
         alone = {block.name: 1.0}
@@ -147,136 +149,31 @@ def _slab(
             totals[e, :, place] = tally.result()
             if name in parts.notes:
                 notes.append({"block": block.name, "estimator": name, **parts.notes[name]})
-    return totals, notes
+            if name in parts.notes and block.name in _first_group(cell)[1]:
+                with watch.step([name], alone):
+                    compared[name] = compared.get(name, 0.0) + parts.compared(name).numpy()
+    return totals, notes, compared
 
 
-def _joint(
-    session: Session, cell: Cell, unit: Unit, watch: Stopwatch
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def _first_group(cell: Cell) -> tuple[str, Sequence[str]]:
+    """All trained blocks, unless the settings have groups of their own."""
+    return next(iter(cell.groups.items()))
+
+
+def _joint(session: Session, cell: Cell, unit: Unit, watch: Stopwatch) -> Scored:
     """Fisher's inverse over all blocks of a group at once."""
     group, tally = unit.job["group"], _Tally(session, cell)
+    compared: dict[str, np.ndarray] = {}
     with watch.step([JOINT], {joint_name(group): 1.0}):
-        solved = joint_solve(session, cell, group)
+        total_NN, cross_QN = joint_products(session, cell, group)
+        solved = joint_solved(session, group, total_NN, cross_QN)
         tally.add(solved.scores_QN, 0, cell.rows[QUERY])
-    note = {"block": group, "estimator": JOINT, **_note(solved)}
-    return tally.result()[None, :, None], [note]
-
-
-def joint_solve(session: Session, cell: Cell, group: str) -> fisher.GramSolve:
-    rows = int(finite_rows(session, cell.name, TRAIN).sum())
-    total_NN, cross_QN = np.zeros((rows, rows)), np.zeros((cell.rows[QUERY], rows))
-    for parts in members(session, cell, group):
-        cross_QN += parts.cross(0, cell.rows[QUERY]).numpy()
-        total_NN += parts.self_gram()
-    damping = session.settings.scores.damping.get(JOINT)
-    with solving(JOINT, group):
-        return fisher.solve(torch.from_numpy(total_NN), torch.from_numpy(cross_QN), damping)
-
-
-def _note(solved: fisher.GramSolve) -> dict[str, float]:
-    return {"damping": solved.damping, "condition": solved.condition}
-
-
-class BlockProducts:
-    """What the estimators of one block are made of, over its finite training rows.
-
-    Reads a range of queries at a time; only Fisher's system, which is N x N anyway, takes all.
-    """
-
-    def __init__(self, session: Session, cell: Cell, slab: int, place: int) -> None:
-        self._session, self._cell, self._slab, self._place = session, cell, slab, place
-        self._block = cell.blocks.of(slab)[place]
-        self._finite_N = finite_rows(session, cell.name, TRAIN)
-        sqnorm_N = tiled(session, cell, slab, "cross", "sqnorm")[place][self._finite_N]
-        self.sqnorm_N = torch.from_numpy(sqnorm_N)
-        self._scale_N = scales(self.sqnorm_N)
-        first = slab_units(session.settings, cell, "cross", slab)[0]
-        sqnorm_BQ = session.arrays(first, ["query_sqnorm"])["query_sqnorm"]
-        self.query_sqnorm_Q = torch.from_numpy(sqnorm_BQ[place])
-        self.scale_Q = scales(self.query_sqnorm_Q)
-        self._fisher: Tensor | None = None
-        self.notes: dict[str, dict[str, float]] = {}
-
-    def cross(self, start: int, stop: int) -> Tensor:
-        """fp64 [stop - start, N]."""
-        return self._rows("cross", "cross", start, stop)
-
-    def self_gram(self) -> np.ndarray:
-        """fp64 [N, N]."""
-        whole_NN = self_gram(self._session, self._cell, self._slab, self._place)
-        scale_N = self._scale_N.numpy()
-        return whole_NN[np.ix_(self._finite_N, self._finite_N)] * scale_N[:, None] * scale_N
-
-    def scores(self, name: str, cross_QN: Tensor, start: int, stop: int) -> Tensor:
-        """fp64 [stop - start, N]."""
-        if name in OF_WORDS:
-            return self._rows("cross", WORD_CROSS[name], start, stop)
-        if name == "datainf":
-            return self._datainf(cross_QN, start, stop)
-        if name == EKFAC or (name == "fisher" and narrow(self._cell, self._block)):
-            return self._preconditioned(name, start, stop)
-        if name == "fisher":
-            return self._exact(name)[start:stop]
-        found = Products(
-            block=self._block.name,
-            cross_QN=cross_QN,
-            query_sqnorm_Q=self.query_sqnorm_Q[start:stop],
-            train_sqnorm_N=self.sqnorm_N,
-            gram=lambda: torch.from_numpy(self.self_gram()),
-            through=lambda weights_QN: weights_QN @ torch.from_numpy(self.self_gram()),
-            entries=self._block.entries,
-        )
-        settings, damping = ESTIMATORS[name].settings(), self._session.settings.scores.damping
-        if name in damping:
-            settings = replace(settings, damping=damping[name])
-        scores_QN: Tensor = ESTIMATORS[name].scores(found, settings)
-        return scores_QN
-
-    def _datainf(self, cross_QN: Tensor, start: int, stop: int) -> Tensor:
-        damping = dampings(self._session, self._cell, self._slab)[self._place]
-        self.notes["datainf"] = {"damping": damping}
-        if damping == 0.0:  # no training row has a gradient here
-            return torch.zeros_like(cross_QN)
-        correction_QN = self._rows("correction", "correction", start, stop)
-        return datainf.scores(cross_QN, correction_QN, damping, len(self.sqnorm_N))
-
-    def _preconditioned(self, name: str, start: int, stop: int) -> Tensor:
-        """fp64 [stop - start, N]: of queries that the gram stage has solved for."""
-        (sums,) = slab_units(self._session.settings, self._cell, "sums", self._slab)
-        keys = [named(f"{name}.{key}", self._place) for key in ("note", "scale")]
-        stored = self._session.arrays(sums, keys)
-        damping, condition = stored[keys[0]].tolist()
-        self.notes[name] = {"damping": damping, "condition": condition}
-        scale_Q = torch.from_numpy(stored[keys[1]])
-        return self._rows("correction", name, start, stop, scale_Q)
-
-    def _exact(self, name: str) -> Tensor:
-        """fp64 [all queries, N]: Fisher's, solved once."""
-        if self._fisher is None:
-            cross_QN = self.cross(0, self._cell.rows[QUERY])
-            damping = self._session.settings.scores.damping.get(name)
-            with solving(name, self._block.name):
-                solved = fisher.solve(torch.from_numpy(self.self_gram()), cross_QN, damping)
-            self._fisher = solved.scores_QN
-            self.notes[name] = _note(solved)
-        return self._fisher
-
-    def _rows(
-        self, phase: str, key: str, start: int, stop: int, scale_Q: Tensor | None = None
-    ) -> Tensor:
-        """fp64 [stop - start, N]: stored products times both rows' scales; of a query `scale_Q`."""
-        array = named(key, self._place)
-        found = rows_of(self._session, self._cell, self._slab, phase, array, start, stop)
-        scale_Q = (self.scale_Q if scale_Q is None else scale_Q)[start:stop, None]
-        return torch.from_numpy(found[:, self._finite_N]).double() * scale_Q * self._scale_N
-
-
-def members(session: Session, cell: Cell, group: str) -> Iterator[BlockProducts]:
-    """The blocks of a group, in stored order."""
-    for slab in cell.blocks.slabs:
-        for place, block in enumerate(cell.blocks.of(slab)):
-            if block.name in cell.groups[group]:
-                yield BlockProducts(session, cell, slab, place)
+        if group == _first_group(cell)[0]:
+            first = slice(compared_queries(cell))
+            others = at_factors(total_NN, cross_QN[first], solved.damping)
+            compared[JOINT] = torch.stack([solved.scores_QN[first], *others]).numpy()
+    note = {"block": group, "estimator": JOINT, **note_of(solved)}
+    return tally.result()[None, :, None], [note], compared
 
 
 class _Tally:

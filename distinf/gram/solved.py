@@ -16,7 +16,7 @@ from distinf.gram.factors import curvature
 from distinf.gram.gradients import dense_rows, finite_rows
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import EKFAC
-from distinf.gram.tiles import named, narrow, tiled
+from distinf.gram.tiles import FACTORS, compared_queries, named, narrow, tiled
 from distinf.numerics.estimators import fisher
 from distinf.numerics.products import scaled, scales, sqnorms
 
@@ -50,7 +50,7 @@ def moments_of(session: Session, cell: Cell, slab: int) -> dict[int, Moment]:
 def fisher_queries(
     session: Session, cell: Cell, slab: int, moments: Mapping[int, Moment]
 ) -> dict[str, Tensor]:
-    """Fisher's queries of narrow blocks."""
+    """Fisher's queries of narrow blocks; zeros at a damping that its matrix does not allow."""
     count = int(finite_rows(session, cell.name, TRAIN).sum())
     given = session.settings.scores.damping.get("fisher")
     found: dict[str, Tensor] = {}
@@ -62,8 +62,15 @@ def fisher_queries(
             # (s^2 F + lambda)^-1 = (F + lambda / s^2)^-1 / s^2
             damping = given and given / square
             solved = fisher.precondition(moment.sum_PP, query_QP, count, damping)
+        parts = [solved.queries_QP]
+        for first_QP, factor in _compared(cell, query_QP):
+            try:
+                other = fisher.precondition(moment.sum_PP, first_QP, count, factor * solved.damping)
+                parts.append(other.queries_QP)
+            except InputError:
+                parts.append(torch.zeros_like(first_QP, dtype=torch.float64))
         note = solved.damping * square, solved.condition
-        found |= _stored("fisher", place, solved.queries_QP, note, square)
+        found |= _stored("fisher", place, torch.cat(parts), note, square)
     return found
 
 
@@ -78,14 +85,22 @@ def ekfac_queries(session: Session, cell: Cell, slab: int) -> dict[str, Tensor]:
         if layer_of[block.name] in layers
     }
     found: dict[str, Tensor] = {}
-    solved = ekfac.solve(queries, given)
+    solved = [ekfac.solve(queries, given)]
+    for k, factor in enumerate(FACTORS):
+        first = {name: _compared(cell, query_QP)[k][0] for name, query_QP in queries.items()}
+        solved.append(ekfac.solve(first, given, factor))
     for place, block in enumerate(cell.blocks.of(slab)):
-        query_QP, layer = solved[block.name], layer_of[block.name]
-        assert isinstance(query_QP, Tensor)
+        layer = layer_of[block.name]
+        query_QP = torch.cat([part[block.name] for part in solved])  # type: ignore[misc]
         damping, largest = given or ekfac.damping(layer), float(ekfac.eigenvalues[layer].max())
         note = damping, (largest + damping) / damping if damping else 1.0
         found |= _stored(EKFAC, place, query_QP, note)
     return found
+
+
+def _compared(cell: Cell, query_QP: Tensor) -> list[tuple[Tensor, float]]:
+    """The first queries, and a factor of the damping."""
+    return [(query_QP[: compared_queries(cell)], factor) for factor in FACTORS]
 
 
 def _stored(

@@ -11,7 +11,7 @@ import numpy as np
 from distinf.engine.session import row_ranges
 from distinf.gram.blocks import SPARSE, Block
 from distinf.gram.gradients import finite_rows
-from distinf.gram.session import TRAIN, Cell, Session
+from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import EKFAC, OF_ALL_PAIRS, StageSettings
 from distinf.numerics.estimators import datainf
 from distinf.runtime import Unit
@@ -21,6 +21,8 @@ NAME = "gram"
 PHASES = ("cross", "self", "sums", "correction")
 SCORES_AT_ONCE = 1 << 20  # of a block that are held at once: what the scores' memory goes by
 MOST_QUERIES_AT_ONCE = 128
+FACTORS = (0.1, 10.0)  # of the damping: other ones that rankings are compared with
+MOST_COMPARED = 10  # queries, the first ones
 WORD_CROSS = {"tracin-we-top10": "top.train", "tracin-we-both10": "top.both"}
 
 
@@ -65,6 +67,14 @@ def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> li
 def queries_at_once(rows: int) -> int:
     """How many queries' scores of `rows` training rows are held at once."""
     return min(max(SCORES_AT_ONCE // rows, 1), MOST_QUERIES_AT_ONCE)
+
+
+def compared_queries(cell: Cell) -> int:
+    """Of how many queries there are scores at other dampings; none of those asked afterwards.
+
+    Their rows follow those of all queries: in U, among solved queries and in their products, so
+    many for each of FACTORS."""
+    return min(cell.rows[QUERY], MOST_COMPARED) if cell.keys == cell.asked_keys else 0
 
 
 def narrow(cell: Cell, block: Block) -> bool:

@@ -96,14 +96,14 @@ class EkFac:
         return DAMPING_SHARE * float(self.eigenvalues[name].mean())
 
     def solve(
-        self, gradients: Mapping[str, Block], damping: float | None = None
+        self, gradients: Mapping[str, Block], damping: float | None = None, factor: float = 1.0
     ) -> dict[str, Block]:
         """{name: (F + lambda)^-1 times gradients [N, entries], fp64}, layer by layer.
 
-        damping: lambda > 0 of every layer; None takes each layer's default. Where all eigenvalues
-        of a layer are zero (lora_A while lora_B is zero), no training row has a gradient in it, and
-        the default gives zeros. InputError for parameters that have no eigenvalues here, and for a
-        weight and its bias of which only one is given.
+        damping: lambda > 0 of every layer; None takes each layer's default; times `factor`. Where
+        all eigenvalues of a layer are zero (lora_A while lora_B is zero), no training row has a
+        gradient in it, and the default gives zeros. InputError for parameters that have no
+        eigenvalues here, and for a weight and its bias of which only one is given.
         """
         found: dict[str, Block] = {}
         for name in gradients:
@@ -115,7 +115,7 @@ class EkFac:
                 )
             if name not in found:
                 chosen = self.damping(weight) if damping is None else damping
-                found |= self._solved(weight, gradients, chosen)
+                found |= self._solved(weight, gradients, factor * chosen)
         return {name: found[name] for name in gradients}
 
     def _fits(self, weight: str, gradients: Mapping[str, Block]) -> bool:

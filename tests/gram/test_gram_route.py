@@ -27,12 +27,13 @@ from distinf.gram import (
 )
 from distinf.gram.configurations import all_scores, configurations, headline
 from distinf.gram.scores import right_queries
+from distinf.gram.sensitivity import sensitivity
 from distinf.gram.session import QUERY, TRAIN, Session
 from distinf.gram.settings import BLOCKWISE, EKFAC, HOWS, JOINT, OF_WORDS
 from distinf.numerics.aggregation import aggregate, alike
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.ekfac import sampled_labels
-from distinf.numerics.metrics import ndr, ndr_auc
+from distinf.numerics.metrics import ndr, ndr_auc, spearman
 from distinf.numerics.parameters import Layout
 from distinf.report.formats import SPACE
 from distinf.report.gram import cells, findings, terminal
@@ -97,9 +98,9 @@ def dense(session: Session, name: str) -> tuple[dict, dict]:
     return found[0], found[1]
 
 
-def expected_scores(estimator, train_NP, query_QP, entries, of_MP=None):
+def expected_scores(estimator, train_NP, query_QP, entries, of_MP=None, factor=1.0):
     """fp64 [Q, M] straight from the definitions, with dense matrices in parameter space: of rows
-    `of_MP`, without them of the training rows, whose curvature it is."""
+    `of_MP`, without them of the training rows, whose curvature it is; at so many dampings."""
     of_MP = train_NP if of_MP is None else of_MP
     count = len(train_NP)
     sqnorm_N = train_NP.square().sum(1)
@@ -108,14 +109,14 @@ def expected_scores(estimator, train_NP, query_QP, entries, of_MP=None):
     if estimator == "cosine":
         return query_QP @ of_MP.T / (query_QP.norm(dim=1)[:, None] * of_MP.norm(dim=1))
     if estimator == "datainf":
-        damping = float(sqnorm_N.sum()) / (10 * count * entries)
+        damping = factor * float(sqnorm_N.sum()) / (10 * count * entries)
         identity = torch.eye(train_NP.shape[1], dtype=torch.float64)
         inverse = torch.zeros_like(identity)
         for g in train_NP:
             inverse += (identity - torch.outer(g, g) / (damping + g @ g)) / (damping * count)
         return query_QP @ inverse @ of_MP.T
     assert estimator == "fisher", "write it out here"
-    damping = float(sqnorm_N.mean()) / 10
+    damping = factor * float(sqnorm_N.mean()) / 10
     fisher = train_NP.T @ train_NP / count
     fisher += damping * torch.eye(len(fisher), dtype=torch.float64)
     return query_QP @ torch.linalg.solve(fisher, of_MP.T)
@@ -149,6 +150,42 @@ def test_every_estimator_is_the_dense_one_in_every_group_and_aggregation(run, es
 
 def agree(got, wanted):
     np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-5 * abs(wanted).max())
+
+
+@pytest.mark.parametrize("estimator", ["datainf", "fisher", JOINT, EKFAC])
+def test_a_ranking_is_compared_with_those_at_a_tenth_and_at_ten_times_the_damping(run, estimator):
+    """Query by query, over all trained blocks, with the dense ones."""
+    every = []
+    for name, cell in run.outline.cells.items():
+        members = cell.groups["all"]
+        train_of, query_of = dense(run, name)
+        first_of = {block: query_of[block][:10] for block in members}
+        if estimator == EKFAC:
+            members = [block.name for block in cell.blocks.dense]
+            ekfac, given = factors.curvature(run, cell), {m: first_of[m] for m in members}
+            at = {f: ekfac.solve(given, None, f) for f in (1.0, 0.1, 10.0)}
+            found = {f: sum(at[f][m] @ train_of[m].T for m in members) for f in at}
+        elif estimator == JOINT:
+            joined = [torch.cat([of[m] for m in members], 1) for of in (train_of, first_of)]
+            found = {f: expected_scores("fisher", *joined, 0, factor=f) for f in (1.0, 0.1, 10.0)}
+        else:
+            found = {
+                f: sum(
+                    expected_scores(
+                        estimator, train_of[m], first_of[m], train_of[m].shape[1], factor=f
+                    )
+                    for m in members
+                )
+                for f in (1.0, 0.1, 10.0)
+            }
+        wanted = {f: [spearman(*p) for p in zip(found[f], found[1.0], strict=True)] for f in found}
+        rows = {r["factor"]: r for r in sensitivity(run, cell) if r["estimator"] == estimator}
+        for said, factor in (("λ / 10", 0.1), ("10 λ", 10.0)):
+            assert rows[said]["queries"] == 10
+            assert rows[said]["spearman"] == pytest.approx(np.mean(wanted[factor]), abs=5e-4)
+            assert rows[said]["least"] == pytest.approx(min(wanted[factor]), abs=2e-3)
+        every += [row["spearman"] for row in rows.values()]
+    assert min(every) < 0.9999
 
 
 def test_fisher_of_blocks_wider_than_there_are_rows_goes_through_the_gram_matrix(tmp_path):

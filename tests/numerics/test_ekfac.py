@@ -416,3 +416,22 @@ def test_what_does_not_fit_is_refused():
         ekfac(model, loss, [batch | {"x": batch["x"] * float("nan")}])
     with pytest.raises(ValueError, match="damping=0"):
         distinf.influence(grads, grads, "ekfac", curvature=curvature, damping=0)
+
+
+def given_two(model, batch):
+    return functional.cross_entropy(model(batch["x"]), batch["row"] % 2, reduction="none")
+
+
+def test_a_factor_multiplies_every_layers_default_damping():
+    torch.manual_seed(8)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).double()
+    batch = {"x": torch.randn(20, 4, dtype=torch.float64), "row": torch.arange(20)}
+    curvature = ekfac(model, loss, [batch])
+    grads = distinf.per_sample_gradients(model, given_two, batch, check=False)
+    found = curvature.solve(grads, None, 10.0)
+    for layer in ("0", "1"):
+        damping = 10.0 * curvature.damping(f"{layer}.weight")
+        by_hand = curvature.solve(grads, damping)
+        for name in (f"{layer}.weight", f"{layer}.bias"):
+            torch.testing.assert_close(found[name], by_hand[name])
+            assert not torch.allclose(found[name], curvature.solve(grads)[name])

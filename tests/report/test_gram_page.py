@@ -248,6 +248,8 @@ PARTS = {
     "estimator_times": {"cost"},
     "scored": {"detection", "figure-curves", "figure-grid", "figure-deciles"},
     "free": {"detection"},
+    "placed": {"detection", "figure-loss_and_influence"},
+    "sensitivity": {"agreement"},
 }
 
 
@@ -261,6 +263,19 @@ def test_missing_parts_leave_their_sections_out(document):
         assert gone <= set(document.values("id"))
         assert (gone - PARTS[kept] - {"figure-proxies", "proxies"}) & ids == set()
         assert {h[1:] for h in without.values("href") if h.startswith("#")} <= ids
+
+
+def test_what_influence_finds_that_the_loss_does_not_is_counted_over_all_cells(document, rows):
+    of = {row["filtered_by"]: row for row in rows["loss_and_influence"]}
+    assert [of[n]["rows"] for n in ("both", "influence")] == [6 * 500, 6 * 850]
+    assert [of[n]["wrong"] for n in ("loss", "neither")] == [6 * 150, 6 * 150]
+    assert of["influence"]["wrong_pct"] == pytest.approx(100 * 250 / 850)
+    assert "What influence finds that the loss does not" in said(document)
+    (first, *_), many = rows["sensitivity"], len(rows["sensitivity"])
+    assert (first["estimator"], first["factor"], first["queries"], many) == (
+        "datainf", "λ / 10", 60, 4,
+    )  # fmt: skip
+    assert (first["spearman"], first["least"]) == pytest.approx((0.8, 0.7))
 
 
 def test_warnings_and_remarks_are_told():

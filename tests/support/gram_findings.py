@@ -57,6 +57,16 @@ def retrained(of: str, configuration: str, top: float, at_best: float, **more: A
     return made | {"job": "", "history": {}} | more
 
 
+def _placed(name: str) -> Row:
+    """Influence and loss both find the wrong rows, partly the same ones."""
+    random, wrong = np.random.default_rng(5), np.arange(400) < 80
+    places = [np.where(wrong, random.beta(1, 5, 400), random.random(400)) for _ in range(2)]
+    counts = {"both": [500, 350], "influence": [850, 250], "loss": [850, 150]}
+    counts["neither"] = [2_300, 150]
+    told = dict(zip(("influence_pct", "own_loss_pct"), (100 * p for p in places), strict=True))
+    return {"cell": name, **told, "flipped": wrong.tolist(), "counts": counts}
+
+
 def findings(
     seeds: int = 3, datasets: tuple[str, ...] = DATASETS, small: bool = False, **changes: Any
 ) -> Findings:
@@ -111,6 +121,13 @@ def findings(
              "processor_s": 2.5 + k, "alone_s": 0.5}
             for c in cells for k, e in enumerate(SMALL) for g in GROUPS
         ],
+        "sensitivity": [
+            {"cell": c["name"], "estimator": e, "factor": f, "queries": 10, "spearman": rho,
+             "least": rho - 0.1}
+            for c in cells for e in ("datainf", "fisher")
+            for f, rho in (("λ / 10", 0.8), ("10 λ", 0.9))
+        ],
+        "placed": [_placed(c["name"]) for c in cells],
         "deviations": ["The encoder is small and not the published one."],
         "warnings": ["fisher-joint: the damping is small against the largest eigenvalue."],
         "quarantined": {"qnli-0 train": [17, 2204]},

@@ -10,7 +10,14 @@ from distinf.gram import gradients, scores, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import layer
 from distinf.gram.configurations import BETWEEN, all_scores, headline
-from distinf.gram.ranking import COMBINED, combined, free_rankings, suggested
+from distinf.gram.ranking import (
+    COMBINED,
+    OWN_LOSS,
+    combined,
+    free_rankings,
+    own_columns,
+    suggested,
+)
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import HOWS
 from distinf.gram.task import METRICS, Predicting
@@ -20,6 +27,8 @@ from distinf.report.rows import Row, array_summary
 
 MODULES = ("query_key_value", "qkv_proj", "query", "value", "key", "dense", "q_proj", "k_proj",
            "v_proj", "o_proj", "c_attn", "c_proj")  # fmt: skip
+MOST_PLACED = 1_200  # rows
+FILTERED = {"both": (1, 1), "influence": (1, 0), "loss": (0, 1), "neither": (0, 0)}  # by which
 
 
 def cell(session: Session, cell: Cell) -> Iterator[Row]:
@@ -136,6 +145,28 @@ def compared(session: Session, cell: Cell) -> Iterator[Row]:
         caught = (places < metrics.removed(count, share)).int()
         told = {"caught": caught.tolist(), "area": area.tolist()}
         yield {"cell": cell.name, "configuration": name, **told}
+
+
+def placed(session: Session, cell: Cell) -> Iterator[Row]:
+    """Of a cell with known wrong labels: every row's place by the headline and by its own loss, in
+    percent of the rows, the most suspicious at 0, and whether it is wrong; MOST_PLACED rows evenly.
+    Of all of them by whether it is filtered (headline, own loss): [rows, wrong ones]."""
+    noise, share = flipped_rows(session, cell.name), session.settings.actions.fraction
+    if noise is None or not noise.any():
+        return
+    key, many = headline(session, cell), len(noise)
+    both = all_scores(session, cell)[key], -own_columns(session, cell)[OWN_LOSS]
+    orders = (metrics.lowest_first(torch.from_numpy(lowest_first(each))) for each in both)
+    ours_N, loss_N = (order.argsort().numpy() for order in orders)
+    filtered = [places_N < metrics.removed(many, share) for places_N in (ours_N, loss_N)]
+    counts = {}
+    for name, of in FILTERED.items():
+        here_N = (filtered[0] == of[0]) & (filtered[1] == of[1])
+        counts[name] = [int(here_N.sum()), int((here_N & noise).sum())]
+    kept = np.sort(np.random.default_rng(0).permutation(many)[:MOST_PLACED])
+    places = {"influence_pct": ours_N, "own_loss_pct": loss_N}
+    told = {name: (100 * (N[kept] + 0.5) / many).tolist() for name, N in places.items()}
+    yield {"cell": cell.name, **told, "flipped": noise[kept].tolist(), "counts": counts}
 
 
 def blocks(session: Session, cell: Cell) -> Iterator[Row]:

@@ -290,6 +290,27 @@ def grid(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
     return maps.several(canvas, made, len(made), 0.95, shades, strong=strong)
 
 
+def loss_and_influence(findings: Findings, _rows: Tables, canvas: Canvas) -> bool | None:
+    """Each row of the first cell by both of its places, the wrong ones marked."""
+    if not findings.placed:
+        return False
+    cell, share = findings.placed[0], 100 * findings.share
+    (axes,) = grid_of(canvas, 1, 1, 3.6)
+    xy, wrong = np.array([cell["own_loss_pct"], cell["influence_pct"]]), np.array(cell["flipped"])
+    (x, y), told = xy[:, ~wrong], "known to be wrong"
+    svg.line(axes, x, y, "muted", "o", ms=3.0, mew=0, alpha=0.45, label="other rows")
+    x, y = xy[:, wrong]
+    svg.line(axes, x, y, "harmful", "D", ms=4.5, mew=0, alpha=0.9, label=told)
+    for upright in (True, False):
+        level(axes, share, "ink", upright, ls=DASH["baseline"], lw=1.0)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(100, 0)
+    axes.set_xlabel("place by own loss [% of the rows], the largest loss first")
+    title(axes, "place by influence [% of the rows], the lowest score first")
+    legend(canvas, axes)
+    return None
+
+
 def modules(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
     """NDR of every block by itself: LoRA modules down, layers across, one map per estimator."""
     by_how = {how: mine for (how,), mine in grouped(rows.get("modules", []), "how").items()}

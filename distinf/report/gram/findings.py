@@ -19,6 +19,7 @@ from distinf.gram.blocks import ALL, SPARSE
 from distinf.gram.configurations import BETWEEN, all_scores, headline, in_order
 from distinf.gram.paired import Separated, separated
 from distinf.gram.ranking import FLIPPED, cell_ranking
+from distinf.gram.sensitivity import sensitivity
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.stopwatch import TOOK, joint_name
 from distinf.gram.task import Deviating, Numbered, described_rows
@@ -74,6 +75,8 @@ class Findings:
     warnings: Sequence[str] = ()
     quarantined: Mapping[str, Sequence[int]] = field(default_factory=dict)  # "cell split" -> rows
     provenance: Provenance = field(default_factory=Provenance)
+    sensitivity: Sequence[Row] = ()
+    placed: Sequence[Row] = ()
 
 
 def findings(session: Session) -> Findings:
@@ -270,5 +273,6 @@ EACH = {
     "compared": cells.compared, "blocks": cells.blocks,
     "cancellation": _cancelled, "separated": _separated, "ranking": _lowest,
     "by_query": _by_query,
-    "conditioning": _conditioning, "estimator_times": estimator_times,
+    "conditioning": _conditioning, "estimator_times": estimator_times, "sensitivity": sensitivity,
+    "placed": cells.placed,
 }  # fmt: skip

@@ -141,6 +141,7 @@ def words_of(findings: Findings, rows: Tables) -> Words:
         "configurations": len(rows.get("detection", [])),
         "dots": f"{count(len(figures.thinned(points)))} of {count(len(points))}",
         "resamples": RESAMPLES,
+        "pictured": f" of {findings.placed[0]['cell']}" if len(findings.placed) > 1 else "",
         "ranked": max((row["rank"] for row in rows.get("ranking", [])), default=None),
         "suggested": sum(c["suggested_wrong"] for c in labels) if labels else None,
         "labels": sum(c["rows"] for c in labels),
@@ -207,7 +208,9 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     found += [table("detection", views.DETECTION, rows=views.detection(rows), note=note)]
     found += [table("against_baselines", views.AGAINST, note=notes["against"])]
     found += [table("every detection", views.DETECTION, file="detection", folded=True)]
-    yield Section("detection", "Wrong labels found", [*found, *of("deciles")], short="Detection")
+    found += of("deciles", "loss_and_influence")
+    found += [table("loss_and_influence", views.LOSS_AND_INFLUENCE)]
+    yield Section("detection", "Wrong labels found", found, short="Detection")
     intro = words.say("notes", "rows")
     yield Section("rows", "Ranked rows", list(views.rankings(words, rows)), intro)
     asked = list(views.by_query(words, rows))
@@ -228,7 +231,8 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     enough = [row for row in rows.get("proxies", []) if row["points"] >= FEWEST_POINTS]
     proxies = [*of("proxies"), table("proxies", views.PROXIES, rows=enough)] if enough else []
     yield Section("proxies", "Proxies for accuracy", proxies, short="Proxies")
-    yield Section("agreement", "Agreement of scores", of("correlations"), short="Agreement")
+    agreeing = [*of("correlations"), table("sensitivity", views.SENSITIVITY)]
+    yield Section("agreement", "Agreement of scores", agreeing, short="Agreement")
     many = len(findings.cells) > MOST_CELLS
     model = [*of("training"), table("cells", views.CELLS, folded=many)]
     yield Section("model", "Data and model", [*model, table("conditioning", views.CONDITIONING)])

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 
 from distinf.gram.configurations import BETWEEN, ORDER, group_order, groups, place
+from distinf.gram.sensitivity import NAMES
 from distinf.numerics.metrics import only_by_label
 from distinf.report.gram import retraining
 from distinf.report.gram.against import against
@@ -55,6 +56,8 @@ def tables(findings: Findings) -> Tables:
         "joint_correlations": joint_correlations(findings),
         "conditioning": conditioning(findings),
         "estimator_times": estimator_times(findings),
+        "sensitivity": sensitivity(findings),
+        "loss_and_influence": loss_and_influence(findings),
         "costs": cost_rows(findings.costs),
     }
     return {name: rows for name, rows in made.items() if rows}
@@ -229,6 +232,30 @@ def conditioning(findings: Findings) -> list[Row]:
         return row | {"worst_condition": worst["condition"], "worst": worst["block"]}
 
     return combined(findings.conditioning, ("estimator",), of, lambda key: (len(key[0]), key))
+
+
+def loss_and_influence(findings: Findings) -> list[Row]:
+    """By which of the two a row is filtered: rows and known wrong labels, over all cells."""
+    found = []
+    for name in ("both", "influence", "loss", "neither") if findings.placed else ():
+        rows, wrong = (sum(c["counts"][name][k] for c in findings.placed) for k in (0, 1))
+        share = 100 * wrong / rows if rows else math.nan
+        found.append({"filtered_by": name, "rows": rows, "wrong": wrong, "wrong_pct": share})
+    return found
+
+
+def sensitivity(findings: Findings) -> list[Row]:
+    """Per estimator and factor of its damping: how far the ranking stays, mean and lowest."""
+
+    def of(mine: list[Row]) -> Row:
+        row = {"queries": sum(each["queries"] for each in mine)}
+        return row | {"spearman": _mean(mine, "spearman"), "least": min(r["least"] for r in mine)}
+
+    order = list(NAMES.values())
+    return combined(
+        findings.sensitivity, ("estimator", "factor"), of,
+        lambda key: (place(key[0], ORDER), order.index(key[1])),
+    )  # fmt: skip
 
 
 def estimator_times(findings: Findings) -> list[Row]:

@@ -152,6 +152,17 @@ THEOREM = [
     *numbers(count, "triples: times queries"),
     *numbers(fixed, "more_pct: separates more [%]", "aligned_pct: aligned [%]"),
 ]
+LOSS_AND_INFLUENCE = [
+    stub("filtered by", "filtered_by"),
+    *numbers(count, "rows", "wrong: wrong labels"),
+    *numbers(fixed, "wrong_pct: of its rows [%]"),
+]
+SENSITIVITY = [
+    stub("estimator", "estimator"),
+    *words("factor: damping"),
+    *numbers(count, "queries"),
+    *numbers(number, "spearman: mean", "least: lowest"),
+]
 CONDITIONING = [
     stub("estimator", "estimator"),
     *numbers(count, "systems"),
