@@ -82,7 +82,7 @@ MUTATIONS = [
     ),
     Mutation(
         "unique attempts of a gang", "runtime/worker.py",
-        'name = f"g-{uuid.uuid4().hex[:8]}"', 'name = "g"',
+        'f"g-{uuid.uuid4().hex[:8]}"', '"g"',
         DURABLE + "test_no_two_attempts_have_one_name",
     ),
     Mutation(
