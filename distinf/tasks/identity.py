@@ -74,8 +74,10 @@ def digest_of_rows(task: Task, split: str, ids: np.ndarray) -> str:
 
 def seen_model(task: Task, model: nn.Module | None = None) -> dict[str, str]:
     """A few entries of every parameter of the task's model as it starts, and by each of its losses
-    those of a few rows: a loss may hold what the task drew (weights of classes, a teacher)."""
-    if not has_own_rows(task):
+    those of a few rows: a loss may hold what the task drew (weights of classes, a teacher). Nothing
+    of a task that `lacks_model`: one of a model that is not here, which can be planned and not run.
+    """
+    if not has_own_rows(task) or getattr(task, "lacks_model", False):
         return {}
     if model is None:
         with error_context("model()"):

@@ -35,7 +35,7 @@ KINDS = {
     "nf4 double, bfloat16": {"quantise": "4bit", "double_quantise": True, "dtype": "bfloat16"},
     "int8, float32": {"quantise": "8bit"},
 }
-TRAIN, QUERIES, WARM, STEPS, LR = 64, 12, 16, 8, 1e-3
+TRAIN, QUERIES, WARM, STEPS, LR = 40, 8, 16, 4, 1e-3
 
 
 def whole(folder):

@@ -21,7 +21,7 @@ from distinf.empirical.task import Contrast
 from distinf.errors import InputError
 from distinf.numerics.ekfac import sampled_labels
 from distinf.studies.knowledge.domains import domains, fits
-from distinf.studies.language.causal import KNOWN, CausalModel, kept_of
+from distinf.studies.language.causal import KNOWN, Assumed, CausalModel, kept_of
 from distinf.studies.language.identity import model_digests
 from distinf.studies.language.settings import Pretrained
 from distinf.studies.language.sizes import shapes_of
@@ -116,6 +116,10 @@ class Statements:
                 trust_remote_code=settings.trust_remote_code,
             )
         )
+
+    @property
+    def lacks_model(self) -> bool:
+        return isinstance(self._language.tokenizer, Assumed)
 
     def model(self) -> nn.Module:
         found: nn.Module = self._language.model()
