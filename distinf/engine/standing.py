@@ -91,7 +91,8 @@ def status_of(folder: str, blobs: Blobs, ledgers: Ledgers | None = None) -> RunS
         words = f"running: {place}; {so_far} ({who})"
         return RunStatus(folder, RUNNING, words, page, stages)
     if last is not None and last.state == RUNNING:
-        words = f"no driver is alive, {place}; {so_far} ({last.process} on {last.host} is gone)"
+        gone = f"{last.process} on {last.host} is gone"
+        words = f"stopped, no driver is alive: {place}; {so_far} ({gone})"
         return RunStatus(folder, STOPPED, f"{words}; {_go_on(named)}", page, stages, True)
     why = f" ({last.why})" if last is not None and last.why else ""
     words = f"stopped {place}; {so_far}{why}; {_go_on(named)}"

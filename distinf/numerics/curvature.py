@@ -196,7 +196,8 @@ def refuse_unusable(model: nn.Module, layout: Layout) -> None:
     """InputError for a parameter of the layout that has no values, or can have no gradient, and
     for weights that none passes."""
     for path, module in model.named_modules():
-        state = getattr(module._parameters.get("weight"), "quant_state", None)
+        own = dict(module.named_parameters(recurse=False))  # a scripted module's are no dictionary
+        state = getattr(own.get("weight"), "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False):
             raise InputError(
                 f"no gradient passes the 4-bit weights of {path!r}, which were repacked for "

@@ -254,7 +254,7 @@ def sensitivity(findings: Findings) -> list[Row]:
     order = list(NAMES.values())
     return combined(
         findings.sensitivity, ("estimator", "factor"), of,
-        lambda key: (place(key[0], ORDER), order.index(key[1])),
+        lambda key: (place(key[0], ORDER), place(key[1], order)),
     )  # fmt: skip
 
 
