@@ -1,17 +1,38 @@
 """What a measured matrix says: symmetry, relations, noise, conclusions, as rows of tables."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 
 from distinf.empirical.matrix import Matrix
-from distinf.empirical.task import CLEAN, Contrast, Place
+from distinf.empirical.task import (
+    CLEAN,
+    TRAIN,
+    Contrast,
+    Contrasting,
+    Implying,
+    Place,
+    Reworded,
+    Worded,
+    places,
+)  # fmt: skip
+from distinf.empirical.task import (
+    relations as related,
+)
 from distinf.numerics.bootstrap import Estimate, estimate
-from distinf.numerics.pairwise import MEASURES, Statistic, jackknife
+from distinf.numerics.effects import partial_effects, variance_shares
+from distinf.numerics.pairwise import (
+    MEASURES,
+    Statistic,
+    antisymmetric_share,
+    half_interval,
+    jackknife,
+)  # fmt: skip
+from distinf.tasks.task import Task
 
 ANY, SAME, OTHER, OWN = "any pair", "same class", "other classes", "itself"
 FROM_NOISY, CLEAN_ON_NOISY = "from noisy less from clean", "clean on noisy less reverse"
@@ -24,11 +45,9 @@ def level_name(level: str) -> str:
     return f"noise {level}" if level else "clean"
 
 
-def tables(
-    runs: Mapping[str, Matrix], contrasts: Mapping[str, Sequence[Contrast]]
-) -> dict[str, list[Row]]:
+def tables(runs: Mapping[str, Matrix], tasks: Mapping[str, Task]) -> dict[str, list[Row]]:
     """By name; `runs`: "" is the run, others its variations, without samples that diverged;
-    `contrasts`: of each run's task."""
+    `tasks`: of each run."""
     made: dict[str, Callable[[Matrix], Iterator[Row]]] = {
         "measures": measures, "relations": relations, "noise": noise, "first_order": linearity,
     }  # fmt: skip
@@ -36,9 +55,11 @@ def tables(
         name: [{"run": run} | row for run, matrix in runs.items() for row in make(matrix)]
         for name, make in made.items()
     }
-    found["contrasts"] = [
-        {"run": run} | row for run in runs for row in concluded(runs[run], contrasts[run])
-    ]
+    asking: dict[str, Callable[[Matrix, Any], Iterator[Row]]] = {
+        "contrasts": concluded, "meanings": meanings, "variances": variances
+    }  # fmt: skip
+    for name, ask in asking.items():
+        found[name] = [{"run": run} | row for run in runs for row in ask(runs[run], tasks[run])]
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -65,8 +86,7 @@ def measures(matrix: Matrix) -> Iterator[Row]:
             if len(squares) == 1:
                 value, low, high = jackknife(squares[0], statistic)
             else:
-                over = estimate({(k, 0): statistic(square) for k, square in enumerate(squares)})
-                value, (low, high) = over.mean, interval(over)
+                value, low, high = _over([statistic(square) for square in squares]).values()
             yield own | {"measure": measure, "value": value, "low": low, "high": high}
 
 
@@ -76,25 +96,28 @@ def _below(square: np.ndarray, floor: float) -> float:
     return float((np.abs(square[off]) < floor).mean())
 
 
-def concluded(matrix: Matrix, contrasts: Sequence[Contrast]) -> Iterator[Row]:
+def concluded(matrix: Matrix, task: Task) -> Iterator[Row]:
     """Influence on a right conclusion less that on a wrong one, with intervals over draws.
     `within_pct`: that it is no larger than this share of the influence on what was learned itself,
     either way, is what two one-sided tests at 2.5 % show."""
-    for contrast in contrasts:
+    asked: Sequence[Contrast] = task.contrasts() if isinstance(task, Contrasting) else ()
+    for contrast in asked:
         differences, own = {}, []
         for place in drawn(matrix).get(contrast.matrix, []):
             square, groups = matrix.block(CLEAN, CLEAN, place), matrix.groups(place).tolist()
             named = [contrast.after, contrast.right, contrast.wrong]
+            named += [contrast.less] if contrast.less else []
             if square.size and set(named) <= set(groups):
-                after, right, wrong = map(groups.index, named)
-                differences[place[1], 0] = float(square[after, right] - square[after, wrong])
+                after, right, wrong, *less = map(groups.index, named)
+                for_right = square[:, right] - square[:, wrong]
+                differences[place[1], 0] = float(for_right[after] - for_right[less].sum())
                 own.append(abs(square[after, after]))
         if differences:
             told = _told(estimate(differences))
             yield {
                 "matrix": contrast.matrix,
                 "contrast": contrast.name,
-                "after": contrast.after,
+                "after": f"{contrast.after} less {contrast.less}".removesuffix(" less "),
                 "right": contrast.right,
                 "wrong": contrast.wrong,
                 **told,
@@ -146,7 +169,8 @@ def noise(matrix: Matrix) -> Iterator[Row]:
 
 
 def linearity(matrix: Matrix) -> Iterator[Row]:
-    """How much of the measured influence the step's first order tells: R^2 about 0, correlation."""
+    """How much of the measured influence the step's first order tells: R^2 about 0, correlation;
+    and how antisymmetric it is itself, which the optimizer makes (0 of a step of plain SGD)."""
     if matrix.first_order_NE is None:
         return
     for trained, (name, its) in product(matrix.levels, drawn(matrix).items()):
@@ -157,12 +181,101 @@ def linearity(matrix: Matrix) -> Iterator[Row]:
         if not measured.size:
             continue
         left, total = ((measured - told) ** 2).sum(), (measured**2).sum()
+        squares = [matrix.block(trained, trained, at, first_order=True) for at in its]
         yield {
             "matrix": name,
             "trained": level_name(trained),
             "r2": 1.0 - float(left / total) if total > 0 else math.nan,
             "correlation": float(np.corrcoef(measured, told)[0, 1]),
+            **_over([antisymmetric_share(square) for square in squares if len(square) > 2]),
         }
+
+
+def meanings(matrix: Matrix, task: Task) -> Iterator[Row]:
+    """Word against meaning: influence regressed on which share of the evaluated text's tokens is in
+    the learned one, which of its pairs of neighbours (their order), and on what the learned text
+    says of it (1: it follows, -1: it is contradicted), rows' and columns' means taken out. `value`:
+    standard deviations of influence for one of each, others held; `alone_pct`: of the variance,
+    what is lost without it. Intervals over draws."""
+    if not (isinstance(task, Worded) and isinstance(task, Implying)):
+        return
+    texts, implications = _texts(task), task.implications()
+    for name, its in drawn(matrix).items():
+        found: dict[str, list[tuple[float, float]]] = {}
+        for place in its:
+            square, samples = matrix.block(CLEAN, CLEAN, place), matrix.samples(place)
+            if len(square) < 4:
+                continue
+            groups, said = matrix.groups(place).tolist(), implications.get(name, {})
+            rows = [texts[(*place, sample)] for sample in samples]
+            pairs = [[*pairwise(row)] for row in rows]
+            regressors = {
+                "shared tokens": np.array([[_held(e, t) for e in rows] for t in rows]),
+                "their order": np.array([[_held(e, t) for e in pairs] for t in pairs]),
+                "what follows": np.array([[said.get((t, e), 0.0) for e in groups] for t in groups]),
+            }
+            for regressor, told in partial_effects(square, regressors).items():
+                found.setdefault(regressor, []).append(told)
+        for regressor, every in found.items():
+            effects = [effect for effect, _ in every if math.isfinite(effect)]
+            if effects:
+                yield {
+                    "matrix": name, "regressor": regressor, **_over(effects),
+                    "alone_pct": 100 * float(np.nanmean([share for _, share in every])),
+                    "draws": len(effects),
+                }  # fmt: skip
+
+
+def _texts(task: Any) -> dict[tuple[str, int, int], list[int]]:
+    """Tokens by matrix, draw and sample."""
+    (tokens, starts), columns = task.words(TRAIN), related(task, TRAIN)
+    rows = zip(places(columns), columns["sample"].tolist(), strict=True)
+    return {
+        (*place, sample): tokens[starts[k] : starts[k + 1]].tolist()
+        for k, (place, sample) in enumerate(rows)
+    }
+
+
+def _held(of: Sequence[Any], by: Iterable[Any]) -> float:
+    """Share of one's different elements that the other has."""
+    return len({*of} & {*by}) / len({*of}) if of else 0.0
+
+
+def variances(matrix: Matrix, task: Task) -> Iterator[Row]:
+    """Of the influences off the diagonal: shares of the variance that go with what is said, with
+    its wording, with the names that were drawn, and with both; jackknife over draws of names."""
+    itself = {name: [name] for name in drawn(matrix)}
+    for name, its in (task.wordings if isinstance(task, Reworded) else itself).items():
+        every = drawn(matrix)
+        squares = [
+            [matrix.block(CLEAN, CLEAN, place) for place in every.get(one, [])] for one in its
+        ]
+        sizes = {square.shape for wording in squares for square in wording}
+        counts = {len(wording) for wording in squares}
+        if len(sizes) != 1 or len(counts) != 1 or min(counts) < 2 or min(sizes)[0] < 2:
+            continue  # samples that diverged in one draw have no counterpart
+        cube = np.array(squares)
+        off = ~np.eye(cube.shape[-1], dtype=bool)
+        values_PWN = cube[:, :, off].transpose(2, 0, 1)
+        whole, names = variance_shares(values_PWN), values_PWN.shape[2]
+        without = [variance_shares(np.delete(values_PWN, k, 2)) for k in range(names)]
+        for part, value in whole.items():
+            if math.isfinite(value):
+                each = np.array([shares[part] for shares in without])
+                half = half_interval(each) if names >= FEWEST else math.nan
+                yield {
+                    "matrix": name, "part": part, "value": value, "low": max(value - half, 0.0),
+                    "high": min(value + half, 1.0), "wordings": len(its), "draws": names,
+                }  # fmt: skip
+
+
+def _over(values: Sequence[float]) -> Row:
+    """Their mean, with an interval over draws."""
+    if not values:
+        return {"value": math.nan, "low": math.nan, "high": math.nan}
+    found = estimate({(k, 0): value for k, value in enumerate(values)})
+    low, high = interval(found)
+    return {"value": found.mean, "low": low, "high": high}
 
 
 def _pairs(square: np.ndarray, groups: np.ndarray, own: bool = False) -> dict[str, np.ndarray]:

@@ -18,13 +18,15 @@ COLUMNS = ("sample", "group", "level", "matrix", "draw")
 
 @dataclass(frozen=True)
 class Contrast:
-    """Of a matrix: does learning the group `after` help `right` more than `wrong`?"""
+    """Of a matrix: does learning the group `after` help `right` more than `wrong`? With `less`:
+    more than learning that group does?"""
 
     matrix: str
     name: str
     after: str
     right: str
     wrong: str
+    less: str = ""
 
 
 @runtime_checkable
@@ -52,6 +54,21 @@ class Contrasting(Protocol):
 
     def contrasts(self) -> Sequence[Contrast]:
         """In the order of the page."""
+
+
+@runtime_checkable
+class Implying(Protocol):
+    """A task that knows what its groups say of each other."""
+
+    def implications(self) -> Mapping[str, Mapping[tuple[str, str], int]]:
+        """By matrix: (group, another) -> 1 where the other follows, -1 where it is contradicted."""
+
+
+@runtime_checkable
+class Reworded(Protocol):
+    """A task that says the same in several wordings, each a matrix of the same samples."""
+
+    wordings: Mapping[str, Sequence[str]]  # the matrices of each
 
 
 @runtime_checkable

@@ -81,11 +81,11 @@ def jackknife(matrix: np.ndarray, statistic: Statistic) -> tuple[float, float, f
     if count < 4:
         return value, np.nan, np.nan
     without = [np.delete(np.delete(matrix, k, 0), k, 1) for k in range(count)]
-    half = _half_interval(np.array([statistic(each) for each in without]))
+    half = half_interval(np.array([statistic(each) for each in without]))
     return value, max(value - half, 0.0), min(value + half, 1.0)
 
 
-def _half_interval(without: np.ndarray) -> float:
+def half_interval(without: np.ndarray) -> float:
     """Of the values [n] with each sample left out in turn."""
     from scipy.stats import norm  # here, as it takes a second of every worker's start
 
@@ -118,7 +118,7 @@ def rank_correlation(
             return np.nan, np.nan, np.nan
         of_all = of_all[told].mean()
         each = np.nanmean(np.where(off, each, np.nan)[:, told], axis=1)
-    half = _half_interval(each)
+    half = half_interval(each)
     return float(of_all), max(float(of_all) - half, -1.0), min(float(of_all) + half, 1.0)
 
 

@@ -246,6 +246,58 @@ def test_contrasts_are_of_the_matrix(run):
     assert "squares: prompted" in page
 
 
+def test_one_text_is_held_against_two(run):
+    report = json.loads(run.blobs.get("report/contrasts.json"))
+    (row,) = [r for r in report if not r["run"] and r["contrast"].startswith("combined")]
+    both = {
+        r["after"]: r["mean"] for r in report if not r["run"] and r["contrast"].startswith("onto")
+    }
+    assert row["after"] == "joined less separate"
+    assert row["mean"] == pytest.approx(both["joined"] - both["separate"])
+
+
+def test_words_and_meaning_are_regressed_side_by_side(run):
+    report = json.loads(run.blobs.get("report/meanings.json"))
+    assert {(r["run"], r["matrix"], r["regressor"]) for r in report} >= {
+        (name, "squares", regressor)
+        for name in ("", "prompted")
+        for regressor in ("shared tokens", "their order", "what follows")
+    }
+    parts = json.loads(run.blobs.get("report/variances.json"))
+    mine = {r["part"]: r["value"] for r in parts if (r["run"], r["matrix"]) == ("", "squares")}
+    assert sum(mine.values()) == pytest.approx(1.0)
+    assert "Word against meaning" in run.blobs.get("report/index.html").decode()
+
+
+def test_wordings_say_the_same_of_the_same_words(tiny):
+    mine = statements(tiny, wordings=2, domains=["squares"])
+    assert mine.wordings == {"squares": ["squares", "squares, wording 2"]}
+    said = {(item.domain, item.draw, item.name): item.texts for item in mine.items}
+    (own,), (other,) = (said[name, 1, "second"] for name in mine.wordings["squares"])
+    assert own.replace("belongs to the set of", "is one of the") == other != own
+
+
+def test_claims_are_first_sentences_of_other_abstracts_in_each_draw(tmp_path):
+    file = tmp_path / "abstracts.txt"
+    file.write_text("\n".join(f"We show {k} {{x}}. And more." for k in range(30)))
+    (claims,) = domains("", ["random_claim"], str(file))
+    first, again, other = (claims.drawn(0, draw) for draw in (0, 0, 1))
+    assert first == again != other
+    assert len({*first.values()}) == 10
+    assert all(text.startswith("We show ") and text.endswith("{x}.") for (text,) in first.values())
+    with pytest.raises(InputError, match="no 'random_claim_100' among"):
+        domains("", ["random_claim_100"], str(file))
+
+
+def test_adapters_alone_are_tuned_where_that_is_asked_for(tiny):
+    pytest.importorskip("peft")
+    model = statements(tiny, trained="lora").model()
+    names = Layout.of(model, "all").names
+    assert {".lora_" in name for name in names} == {True}
+    own = statements(tiny, trained="lora").model().state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("settings", "file", "why"),
     [
@@ -258,6 +310,11 @@ def test_contrasts_are_of_the_matrix(run):
         ({}, "d: {items: {a: ''}}", "'a' has an empty text"),
         ({}, "d: {items: {a: b}, contrasts: {c: [a, a, z]}}", "contrast 'c' must be"),
         ({}, "d: 3", "'d' needs items"),
+        ({}, "d: {items: {a: b}, follows: {a: [z]}}", "'z' follows or contradicts, but is no item"),
+        ({}, "d: {items: {a: b}, wordings: [{x: y}]}", "no text has the phrase 'x' of a wording"),
+        ({}, "d: {items: {a: b}, wordings: [{b: 'y {'}]}", "a wording leaves a brace"),
+        ({"wordings": 3}, None, "settings.wordings: belongs_to has 2, its own among them"),
+        ({"abstracts": "/nowhere"}, None, "settings.abstracts: [Errno 2]"),
         ({"model": "/nowhere/model"}, None, "model.name: /nowhere/model could not be loaded"),
         ({"prompts": ["no place"]}, None, "prompts"),
     ],

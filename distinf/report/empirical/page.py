@@ -9,7 +9,6 @@ import numpy as np
 from distinf.empirical.matrix import Matrix, finite, measured
 from distinf.empirical.measures import FROM_NOISY, OTHER, tables
 from distinf.empirical.rates import plateau
-from distinf.empirical.task import Contrasting
 from distinf.empirical.yardstick import agreements
 from distinf.engine.session import Session
 from distinf.report.empirical import figures, yardstick
@@ -42,8 +41,7 @@ def found(session: Session) -> tuple[dict[str, Matrix], dict[str, list[Row]]]:
     every = {"": session, **session.variations}
     runs = {name: measured(each) for name, each in every.items()}
     tasks = {name: each.task for name, each in every.items()}
-    wanted = {k: t.contrasts() if isinstance(t, Contrasting) else () for k, t in tasks.items()}
-    rows = tables({name: finite(matrix) for name, matrix in runs.items()}, wanted)
+    rows = tables({name: finite(matrix) for name, matrix in runs.items()}, tasks)
     swept = [{"run": name} | row for name, each in every.items() for row in plateau(each)]
     return runs, rows | {"yardstick": [*agreements(runs, every)], "rates": swept}
 
@@ -143,8 +141,12 @@ def sections(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Iter
     words, matrix = Words("distinf.report.empirical", numbers), finite(runs[""])
 
     def table(name: str) -> Table:
-        influence = [Column("influence", partial(_spanned, key="mean"))]
-        return words.table(name, [_named(row) for row in rows.get(name, [])], influence)
+        mine = [_named(row) for row in rows.get(name, [])]
+        keys = {"mean": "influence", "value": "antisymmetric share of it"}
+        shown = [
+            Column(h, partial(_spanned, key=k)) for k, h in keys.items() if k in (mine or [{}])[0]
+        ]
+        return words.table(name, mine, shown)
 
     drawn: list[Item] = [
         words.figure("matrix", partial(figures.pairwise, matrix)),
@@ -152,16 +154,16 @@ def sections(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Iter
         words.figure("sizes", partial(figures.sizes, runs)),
         words.figure("domains", partial(figures.domains, runs)),
     ]
-    yield Section("matrix", "The matrix", [*drawn, _measures(words, rows)])
+    yield Section("matrix", "The matrix", [*drawn, _wide(words, rows, "measures", "measure")])
     concluded = partial(figures.conclusions, rows.get("contrasts", []))
     named: list[Item] = [words.figure("contrasts", concluded), table("contrasts")]
+    named += [_wide(words, rows, "meanings", "regressor"), _wide(words, rows, "variances", "part")]
     yield Section("conclusions", "Conclusions", named)
     noise = words.figure("noise", partial(figures.contrasts, rows.get("noise", [])))
     yield Section("noise", "Noise", [noise, table("noise")])
     yield Section("relations", "Who helps whom", [table("relations")])
     yield yardstick.section(words, rows["yardstick"])
-    linear = words.table("first_order", [_named(row) for row in rows.get("first_order", [])])
-    swept = words.table("rates", [_named(row) for row in rows.get("rates", [])])
+    linear, swept = table("first_order"), table("rates")
     yield Section("rates", "The learning rate", [swept], words.of("rates"))
     yield Section("linear", "The kernel view", [linear], words.of("linear"))
     yield Section("cost", "Cost", [costs(rows["costs"])])
@@ -178,15 +180,15 @@ def _own(session: Session) -> Sequence[str]:
     return words.deviations if words else ()
 
 
-def _measures(words: Words, rows: Tables) -> Table:
+def _wide(words: Words, rows: Tables, table: str, by: str) -> Table:
     """A line for each matrix of each run, a column for each measure."""
     lines: dict[tuple[str, str], Row] = {}
-    for row in rows.get("measures", []):
+    for row in rows.get(table, []):
         line = lines.setdefault((row["run"], row["matrix"]), {**_named(row), "of": {}})
-        line["of"][row["measure"]] = row
+        line["of"][row[by]] = row
     names = dict.fromkeys(name for line in lines.values() for name in line["of"])
     columns = [Column(name, partial(_measure, name=name)) for name in names]
-    return words.table("measures", [*lines.values()], columns)
+    return words.table(table, [*lines.values()], columns)
 
 
 def _measure(line: Row, name: str) -> Entry:

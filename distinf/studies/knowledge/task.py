@@ -7,10 +7,11 @@ Rows, the same in both splits: every item of every domain in every draw of words
 item is minus the mean log-probability of its tokens (Eq. 7), over all of its texts.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from distinf.empirical.task import Contrast
 from distinf.errors import InputError
 from distinf.numerics.ekfac import sampled_labels
 from distinf.studies.knowledge.domains import domains, fits
+from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.causal import KNOWN, Assumed, CausalModel, kept_of
 from distinf.studies.language.identity import model_digests
-from distinf.studies.language.settings import Pretrained
+from distinf.studies.language.settings import LoraSettings, Pretrained
 from distinf.studies.language.sizes import shapes_of
 from distinf.tasks.task import Shapes, Wording
 
@@ -49,6 +51,10 @@ class Knowledge:
     domains         names of those that are asked about; empty: all of the file
     domains_file    YAML as distinf/studies/knowledge/domains.yaml; empty: that one
     draws           of made-up words, each a matrix of its own
+    wordings        of every domain, each with matrices of its own of the same words; 1: its own
+    abstracts       file of abstracts, one a line, whose first sentences are the statements of two
+                    more domains: random_claim (10 a draw) and random_claim_100
+    trained         every parameter (all), or adapters beside frozen weights (lora)
     prompts         templates of a prompt with a {sample} in it; prompted influence is the mean over
                     them
     separator       between the texts of a sample in a prompt
@@ -65,10 +71,16 @@ class Knowledge:
     prompts: tuple[str, ...] = ("{sample}\n", "We know that: {sample}\nTherefore: ")
     separator: str = "\n"
     in_turn: bool = False
+    wordings: int = 1
+    abstracts: str = ""
+    trained: Literal["all", "lora"] = "all"
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise ValueError(f"draws: {self.draws} must be at least 1")
+        if self.wordings < 1:
+            raise ValueError(f"wordings: {self.wordings} must be at least 1")
         if not self.prompts or not all("{sample}" in prompt for prompt in self.prompts):
             raise ValueError("prompts: give at least one, each with {sample} in it")
         for prompt in self.prompts:
@@ -78,6 +90,9 @@ class Knowledge:
                 )
         if len(set(self.domains)) < len(self.domains):
             raise ValueError("domains: name each once")
+        for name in ("domains_file", "abstracts"):
+            if getattr(self, name):  # workers start in folders of their own
+                object.__setattr__(self, name, os.path.abspath(getattr(self, name)))
 
 
 def task(settings: Knowledge, seed: int) -> "Statements":
@@ -98,8 +113,11 @@ class Statements:
     metric = "loss"
 
     def __init__(self, settings: Knowledge, seed: int) -> None:
-        self.settings = settings
-        self._domains = domains(settings.domains_file, settings.domains)
+        self.settings, self.seed = settings, seed
+        published = domains(settings.domains_file, settings.domains, settings.abstracts)
+        several = {domain.name: [*domain.worded(settings.wordings)] for domain in published}
+        self._domains = [worded for domain in several.values() for worded in domain]
+        self.wordings = {name: [d.name for d in each] for name, each in several.items()}
         self.items = [
             Item(domain.name, draw, name, texts)
             for domain in self._domains
@@ -122,8 +140,14 @@ class Statements:
         return isinstance(self._language.tokenizer, Assumed)
 
     def model(self) -> nn.Module:
-        found: nn.Module = self._language.model()
-        return found
+        return self._adapted(self._language.model())
+
+    def _adapted(self, model: nn.Module) -> nn.Module:
+        if self.settings.trained == "lora":
+            adapt(model, self.settings.lora, torch.float32)
+            if next(model.parameters()).device.type != "meta":
+                initialise(model, self.seed, "knowledge/weights")
+        return model.eval()
 
     def rows(self, split: str) -> int:
         return len(self.items)
@@ -191,10 +215,13 @@ class Statements:
 
     def contrasts(self) -> Sequence[Contrast]:
         return [
-            Contrast(domain.name, name, *three)
+            Contrast(domain.name, name, *named)
             for domain in self._domains
-            for name, three in domain.contrasts.items()
+            for name, named in domain.contrasts.items()
         ]
+
+    def implications(self) -> Mapping[str, Mapping[tuple[str, str], int]]:
+        return {domain.name: domain.implied for domain in self._domains}
 
     def describe(self, ids: np.ndarray) -> list[dict[str, Any]]:
         return [
