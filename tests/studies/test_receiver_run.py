@@ -109,7 +109,7 @@ def test_the_nearest_slots_are_those_of_the_targets_snr_delay_spread_and_doppler
 
 
 def test_matched_slots_are_as_many_of_each_channel_model_as_the_helpful_ones(finished):
-    models = finished.batch("train", np.arange(96))["model"].numpy()
+    models = finished.batch("train", np.arange(96))["model"].numpy().astype(int)
     mine = {
         (j.job["arm"]["selection"], j.job["target"], j.job["seed"]): pools.pool_rows(finished, j)
         for j in actions.chosen_jobs(finished)

@@ -1,6 +1,6 @@
 """The points task on a machine whose memory holds a few rows at once; training is not minded.
 
-Begun as a program (CONFIG MEGABYTES), it carries a run out in a process whose memory may grow by so
+Begun as a program (CONFIG MEGABYTES OUT), it carries a run out in a process whose memory may grow by so
 much.
 """
 
@@ -56,7 +56,7 @@ def task(settings: Crowded, seed: int) -> TensorTask:
 
 
 if __name__ == "__main__":
-    config = load(sys.argv[1])
+    config = load(sys.argv[1], [f"out={sys.argv[3]}"])
     with open("/proc/self/statm") as pages:
         now = int(pages.read().split()[0]) * resource.getpagesize()
     limit = now + (int(sys.argv[2]) << 20)
