@@ -13,9 +13,9 @@ LEAST = 1e-6  # of a regressor's own variation has to be left beside the others
 def partial_effects(
     matrix: np.ndarray, regressors: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[float, float]]:
-    """By regressor [n, n]: (effect, share). `effect`: standard deviations of M for one of the
-    regressor, all others held, by least squares; `share`: of M's variance that is lost without it.
-    Rows' and columns' means are taken out of all first. NaN where the others tell a regressor, or
+    """By regressor [n, n]: (effect, share). `effect`: standard deviations of M for one
+    standard deviation of the regressor, all others held, by least squares; `share`: of M's
+    variance that is lost without it. Rows' and columns' means are taken out of all first. NaN where the others tell a regressor, or
     it does not vary."""
     off = ~np.eye(len(matrix), dtype=bool)
     y, *xs = (centred(each)[off] for each in (matrix, *regressors.values()))
