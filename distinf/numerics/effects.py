@@ -15,8 +15,8 @@ def partial_effects(
 ) -> dict[str, tuple[float, float]]:
     """By regressor [n, n]: (effect, share). `effect`: standard deviations of M for one
     standard deviation of the regressor, all others held, by least squares; `share`: of M's
-    variance that is lost without it. Rows' and columns' means are taken out of all first. NaN where the others tell a regressor, or
-    it does not vary."""
+    variance that is lost without it. Rows' and columns' means are taken out of all first. NaN where
+    the others tell a regressor, or it does not vary."""
     off = ~np.eye(len(matrix), dtype=bool)
     y, *xs = (centred(each)[off] for each in (matrix, *regressors.values()))
     spreads = [float(each[off].std()) for each in regressors.values()]
