@@ -195,8 +195,8 @@ def meanings(matrix: Matrix, task: Task) -> Iterator[Row]:
     """Word against meaning: influence regressed on which share of the evaluated text's tokens is in
     the learned one, which of its pairs of neighbours (their order), and on what the learned text
     says of it (1: it follows, -1: it is contradicted), rows' and columns' means taken out. `value`:
-    standard deviations of influence for one of the regressor, others held; `alone_pct`: of the variance,
-    what is lost without it. Intervals over draws."""
+    standard deviations of influence for one of the regressor, others held; `alone_pct`: of the
+    variance, what is lost without it. Intervals over draws."""
     if not (isinstance(task, Worded) and isinstance(task, Implying)):
         return
     texts, implications = _texts(task), task.implications()

@@ -1,7 +1,7 @@
 """The points task on a machine whose memory holds a few rows at once; training is not minded.
 
-Begun as a program (CONFIG MEGABYTES OUT), it carries a run out in a process whose memory may grow by so
-much.
+Begun as a program (CONFIG MEGABYTES OUT), it carries a run out in a process whose memory may grow
+by so much.
 """
 
 import resource
