@@ -6,7 +6,7 @@ batches by the same setting start from there. What was lowered is in the commit 
 unit that was computed so (`Session.commit`), for `status` and the report.
 
 Cut otherwise, the same rows go through matrix products of other sizes, so that a result is the
-same but for rounding: within 1e-5 of the largest entry in float32, and bit for bit where a row's
+same but for rounding: scores within 1e-5 of the largest in float32, and bit for bit where a row's
 numbers do not go through such products (tests/test_microbatch.py).
 """
 
