@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from distinf.digest import sha256
 from distinf.numerics.randomness import number, uniform
@@ -264,18 +263,15 @@ class ReceiverTask(ABC):
         }
 
     def shapes(self) -> Shapes:
-        with torch.device("meta"):
-            model = self._build().eval()
+        model = self._build().eval()
         scenario = self.settings.scenario
-        channels = model.conv_in.in_channels
-        inputs = torch.empty(
-            1, channels, SYMBOLS_PER_SLOT, scenario.subcarriers, device="meta"
+        inputs = torch.zeros(
+            1, model.conv_in.in_channels, SYMBOLS_PER_SLOT, scenario.subcarriers
         ).contiguous(memory_format=torch.channels_last)
-        with FlopCounterMode(display=False) as counter:
-            activations = _activation_bytes(model, inputs)
+        flops, activations = _forward_costs(model, inputs)
         return Shapes(
             parameters=sum(p.numel() for p in model.parameters()),
-            flops_per_sample=counter.get_total_flops(),
+            flops_per_sample=flops,
             activation_bytes_per_sample=activations,
             row_bytes={split: self._row_bytes(split) for split in ("train", "evaluation")},
         )
@@ -377,23 +373,26 @@ def task(settings: ReceiverSettings, seed: int) -> ReceiverTask:
     return (ImportedSlots if settings.dataset else GeneratedSlots)(settings, seed)
 
 
-def _activation_bytes(model: nn.Module, inputs: Tensor) -> int:
-    """Bytes of every layer's output, which a backward pass keeps (ReLUs counted with them)."""
-    total = 0
+def _forward_costs(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
+    """FLOPs of a forward pass (its convolutions'), and the bytes of every layer's output, which a
+    backward pass keeps (ReLUs counted with the norms that they follow, and whose size they have).
+    """
+    flops = kept = 0
 
-    def count(_: nn.Module, __: Any, output: Tensor) -> None:
-        nonlocal total
-        total += output.numel() * output.element_size()
+    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal flops, kept
+        if isinstance(layer, nn.Conv2d):
+            flops += 2 * output.numel() * layer.weight[0].numel()
+        copies = 2 if isinstance(layer, nn.BatchNorm2d) else 1
+        kept += copies * output.numel() * output.element_size()
 
     leaves = [module for module in model.modules() if not list(module.children())]
     handles = [leaf.register_forward_hook(count) for leaf in leaves]
-    # A ReLU follows every norm and has its size.
-    norms = [leaf for leaf in leaves if isinstance(leaf, nn.BatchNorm2d)]
-    handles += [norm.register_forward_hook(count) for norm in norms]
-    model(inputs)
+    with torch.no_grad():
+        model(inputs)
     for handle in handles:
         handle.remove()
-    return total
+    return flops, kept
 
 
 def _digest(content: dict[str, Any]) -> str:
