@@ -35,7 +35,7 @@ class TuneSettings:
                       refused: rounding the weights would swallow them
     sweep             doublings of lr tried above it, and as many halvings below it, on a few rows:
                       the page says where the matrix hardly depends on the rate, and warns of an lr
-                      that is not there
+                      that is not there; 0: none
     rows_per_unit     rows that one unit fine-tunes on, one after the other
     evaluation_batch  rows evaluated at once
     """
@@ -50,7 +50,7 @@ class TuneSettings:
     precision: Precision = "float32"
     first_order: bool = False
     least_taken: float = 0.9
-    sweep: int = 0
+    sweep: int = 1
     rows_per_unit: int = 10
     evaluation_batch: int = 256
 

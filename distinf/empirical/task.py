@@ -89,6 +89,14 @@ class Prompted(Protocol):
 
 
 @runtime_checkable
+class PromptsChecked(Protocol):
+    """A `Prompted` task that knows before any work which prompts its model cannot read."""
+
+    def check_prompts(self) -> None:
+        """InputError for one that is too long, or of unknown tokens."""
+
+
+@runtime_checkable
 class Embedded(Protocol):
     """A task whose model has a representation of a sample, for cosines to be held against."""
 

@@ -26,7 +26,16 @@ from distinf.empirical.base import (
 )  # fmt: skip
 from distinf.empirical.session import Outline, Session
 from distinf.empirical.settings import TuneSettings
-from distinf.empirical.task import EVALUATION, TRAIN, Parted, Place, Prompted, places, relations
+from distinf.empirical.task import (
+    EVALUATION,
+    TRAIN,
+    Parted,
+    Place,
+    Prompted,
+    PromptsChecked,
+    places,
+    relations,
+)  # fmt: skip
 from distinf.engine.session import row_ranges, to_device
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
@@ -99,6 +108,9 @@ def check(session: Session) -> nn.Module:
             "tune.optimizer: prompt needs a task with prompted(model, row, ids); see "
             "distinf/empirical/task.py"
         )
+    prompts = PROMPT in (settings.optimizer, *session.settings.estimates.estimators)
+    if prompts and isinstance(session.task, PromptsChecked):
+        session.task.check_prompts()
     mine, others = (set(places(relations(session.task, split))) for split in (TRAIN, EVALUATION))
     if mine - others:
         matrix, draw = min(mine - others)

@@ -186,7 +186,7 @@ def test_rows_on_which_it_diverges_are_kept_and_marked(tmp_path, capsys):
     assert not list(noise(found))
     assert main(["report", str(tmp_path / "run")]) == 0
     page = (tmp_path / "run/report/index.html").read_text()
-    assert "diverged on 1 of 8 rows" in page
+    assert "diverged on 1 of 8 rows (7), which are left out" in page
 
 
 def test_relations_of_another_length_are_refused(run, monkeypatch):

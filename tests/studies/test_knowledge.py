@@ -1,6 +1,7 @@
 """The language study: domains, tokens, prompts, and a whole run of a tiny model."""
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -332,11 +333,30 @@ def test_bad_input_is_one_line(tiny, tmp_path, capsys, settings, file, why):
     assert why in line
 
 
-def test_a_context_too_short_for_a_prompt_is_told(tmp_path):
-    short = write_causal(tmp_path / "short", positions=40)
-    mine = statements(short, domains=("squares",))
-    with pytest.raises(InputError, match=r"tokens are more than the model's 40 positions"):
-        mine.prompted(mine.model(), 0, np.arange(3))
+PROMPTED = {"variations": {"prompted": {"tune.optimizer": "prompt"}}}
+UNREADABLE = {
+    "a text": ({"positions": 40}, {}, r"task: 'f\w+' of squares: \d+ tokens are more than the mod"),
+    "a prompt": ({"positions": 150}, PROMPTED, r"settings.prompts: '.*' of squares in a prompt: "),
+    "an estimate": ({"positions": 150}, {"estimates": {"estimators": ["prompt"]}}, "in a prompt: "),
+    "a token": ({"added": "belongs"}, {}, "gives 'first' of squares the token 'belongs'"),
+    "a prompt's token": ({"added": "We"}, PROMPTED, "squares in a prompt the token 'We'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_the_model_cannot_read_is_one_line_before_any_work(tmp_path, capsys, case):
+    model, more, why = UNREADABLE[case]
+    raw = {
+        "task": "knowledge", "recipe": "empirical", "out": str(tmp_path / "run"),
+        "settings": {"model": str(write_causal(tmp_path / "model", **model)), "draws": 1,
+                     "domains": ["squares"]},
+        "runtime": {"kind": "local"}, **more,
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    assert main(["run", str(tmp_path / "run.yaml")]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert re.search(why, line), line
+    assert not list(tmp_path.glob("run/ledger/*/*"))
 
 
 def test_a_task_without_prompts_cannot_be_prompted(tmp_path, capsys):

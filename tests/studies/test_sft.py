@@ -222,36 +222,46 @@ def test_rows_may_be_cut_and_a_cut_completion_is_refused(tiny, tmp_path):
     mine = made(tiny, tmp_path, [{"prompt": "0123456", "completion": "abcdefgh"}] * 2, model=cut)
     assert scored(mine) == ("abcd", "<s>0123456abcd")
     assert mine.summary()["truncated"] == {"train": 2, "evaluation": 0}
-    told = r"row 0: has no token to score in the first 12 of its 42; leave it out, or raise"
-    refused(tiny, tmp_path, [LONG], told, model=cut)
 
 
-def test_no_row_is_longer_than_the_context(tmp_path):
-    short = write_chatting(tmp_path / "short", positions=30)
-    told = r"row 0: has 42 tokens, more than the positions of .*short, 30; shorten it, or set model"
-    refused(short, tmp_path, [LONG], told)
+CUT = ["--set", "model.max_length=12", "--set", "model.too_long=truncate"]
+UNREADABLE = {  # the model, the row, further options
+    "no template": (write_causal, {}, CHAT, [], "row 0: has messages, and the tokenizer of"),
+    "cut": (write_chatting, {}, LONG, CUT, "has no token to score in the first 12 of its 43"),
+    "context": (write_chatting, {"positions": 30}, LONG, [], "more than the positions of"),
+    "token": (write_chatting, {"added": "<extra>"}, {"text": "a <extra> b"}, [],
+              "the token '<extra>', number 257, and the model has rows for 257"),
+}  # fmt: skip
 
 
-def test_a_chat_needs_a_template_that_fits_it(tiny, tmp_path):
-    refused(write_causal(tmp_path / "plain"), tmp_path, [CHAT], "row 0: has messages, and the tok")
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_row_that_the_model_cannot_read_is_one_line_before_any_work(folder, capsys, case, asked):
+    write, options, row, more, told = UNREADABLE[case]
+    model = write(folder / "model", **options)
+    (folder / "bad.jsonl").write_text(json.dumps(row))
+    files = {"asked": "bad.jsonl"} if asked else {"rows": "bad.jsonl"}
+    assert score(model, *more, **files) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert told in line
+    assert str(folder / "bad.jsonl") in line
+    assert not list(folder.glob("runs/*/ledger/*/*"))
+
+
+def test_every_parameter_is_trained_after_models_whose_weights_are_shared(tiny, tmp_path):
+    made(tiny, tmp_path, PAIRS).model()  # of adapters
+    assert all(
+        p.requires_grad for p in made(tiny, tmp_path, PAIRS, trained="all").model().parameters()
+    )
+
+
+def test_a_chat_needs_a_template_that_fits_it(tmp_path):
     strict = write_chatting(tmp_path / "strict", "{{ raise_exception('no user here') }}")
     refused(strict, tmp_path, [CHAT], "the chat template of .*strict refuses it: no user here")
     last = "{% for m in messages %}{% if loop.last %}{{ m['content'] }}{% endif %}{% endfor %}"
     turns = {"messages": [*CHAT["messages"], *CHAT["messages"]]}
     told = "writes message 1 otherwise when others follow; give prompt and completion"
     refused(write_chatting(tmp_path / "last", last), tmp_path, [turns], told)
-
-
-def test_a_token_that_the_model_has_no_row_for_is_refused(tmp_path):
-    from transformers import AutoTokenizer
-
-    folder = write_chatting(tmp_path / "added")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(["<extra>"])
-    tokenizer.save_pretrained(folder)
-    made(folder, tmp_path, [{"text": "no such token"}] * 2).batch("train", np.array([0]))
-    told = "gives row 0 of .* the token '<extra>', number 257, and the model has rows for 257"
-    refused(folder, tmp_path, [{"text": "a <extra> b"}], told)
 
 
 def test_a_plan_counts_what_the_vocabulary_takes(tiny, tmp_path):

@@ -9,8 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 BEGIN = "<s>"
 
 
-def write_causal(folder: Path, begins: bool = True, positions: int = 512) -> Path:
-    """`begins`: texts begin with a token of their own."""
+def write_causal(folder: Path, begins: bool = True, positions: int = 512, added: str = "") -> Path:
+    """`begins`: texts begin with a token of their own. `added`: a token that the model has no row
+    for."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {BEGIN: 0, **{char: k for k, char in enumerate(alphabet, 1)}}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -21,7 +22,9 @@ def write_causal(folder: Path, begins: bool = True, positions: int = 512) -> Pat
             single=f"{BEGIN} $A", special_tokens=[(BEGIN, 0)]
         )
     names = {"bos_token": BEGIN} if begins else {}
-    PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, **names)
+    tokenizer.add_tokens([added] if added else [])
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2,

@@ -20,6 +20,7 @@ from distinf.report.schema import Bullets, Column, Entry, Item, Page, Section, T
 from distinf.report.words import Words
 
 Tables = Mapping[str, Sequence[Row]]
+NAMED = 10  # rows on which it diverged, at most
 
 
 def write(session: Session) -> None:
@@ -55,12 +56,13 @@ def summary(session: Session) -> list[str]:
 
 def warnings(runs: Mapping[str, Matrix], rows: Tables) -> Iterator[str]:
     for name, matrix in runs.items():
-        bad = int(matrix.diverged_N.sum())
+        bad = np.flatnonzero(matrix.diverged_N).tolist()
         of = f"{name}: " if name else ""
         if bad:
+            which = ", ".join(map(str, bad[:NAMED])) + ", …" * (len(bad) > NAMED)
             yield (
-                f"{of}fine-tuning diverged on {bad} of {len(matrix.taken_N)} rows, which are left "
-                "out of every measure; lower tune.lr"
+                f"{of}fine-tuning diverged on {len(bad)} of {len(matrix.taken_N)} rows ({which}), "
+                "which are left out of every measure; lower tune.lr"
             )
         elif not np.any(np.nan_to_num(matrix.influence_NE)):
             yield f"{of}no loss changed at all; raise tune.lr"

@@ -24,9 +24,9 @@ def by_split(task: Any, key: str) -> Mapping[str, Any]:
 
 
 def said(kind: str, rows: Sequence[Row], **more: Any) -> list[str]:
-    """The words of a kind of warning for each of these rows."""
+    """The words of a kind of warning for each of these rows; a cell may have no name."""
     words = Words("distinf.report.gram", more)
-    return [words.say("warnings", kind, **row) for row in rows]
+    return [words.say("warnings", kind, **row).removeprefix(": ") for row in rows]
 
 
 def chance_warnings(cells: Sequence[Row]) -> list[str]:

@@ -8,6 +8,7 @@ item is minus the mean log-probability of its tokens (Eq. 7), over all of its te
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -158,15 +159,25 @@ class Statements:
         found = [[self._language.encoded(text) for text in item.texts] for item in self.items]
         start = len(self._language.begin)
         for item, texts in zip(self.items, found, strict=True):
+            where = f"'{item.name}' of {item.domain}"
             short = [t for t, ids in zip(item.texts, texts, strict=True) if len(ids) + start < 2]
             if short:
                 raise InputError(
-                    f"task: '{item.name}' of {item.domain}: {short[0]!r} is a single token, and "
+                    f"task: {where}: {short[0]!r} is a single token, and "
                     "the model has no token to begin with that could foretell it"
                 )
+            self._refuse_long(start + max(map(len, texts)), f"task: {where}", "texts")
             for ids in texts:
-                self._language.refuse_unknown(ids, f"'{item.name}' of {item.domain}")
+                self._language.refuse_unknown(ids, where)
         return found
+
+    def _refuse_long(self, tokens: int, where: str, what: str) -> None:
+        most = self._language.positions
+        if tokens > most:
+            raise InputError(
+                f"{where}: {tokens} tokens are more than the model's {most} positions; take "
+                f"shorter {what}, or a model of more"
+            )
 
     def batch(self, split: str, ids: np.ndarray) -> Mapping[str, Tensor]:
         begin = self._language.begin
@@ -259,10 +270,8 @@ class Statements:
     def prompted(self, model: nn.Module, row: int, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """fp64 [n] each: the losses of the rows `ids` after a prompt with the item of `row` in it,
         and after an unrelated one of as many tokens; means over the prompts."""
-        sample = self.settings.separator.join(self.items[row].texts)
         found = []
-        for prompt in self.settings.prompts:
-            context = self._language.encoded(prompt.format(sample=sample))
+        for context in self._contexts(row):
             other = self._language.encoded(UNRELATED)
             other = (other * -(-len(context) // len(other)))[: len(context)]
             for prefix in (context, other):
@@ -270,14 +279,25 @@ class Statements:
         both = torch.stack(found).view(len(self.settings.prompts), 2, len(ids)).mean(0)
         return both[0], both[1]
 
+    def _contexts(self, row: int) -> list[list[int]]:
+        """The item in each of the prompts, as tokens."""
+        sample = self.settings.separator.join(self.items[row].texts)
+        return [self._language.encoded(p.format(sample=sample)) for p in self.settings.prompts]
+
+    def check_prompts(self) -> None:
+        start, longest = len(self._language.begin), Counter[tuple[str, int]]()
+        for item, texts in zip(self.items, self._encoded, strict=True):
+            place = item.domain, item.draw
+            longest[place] = max(longest[place], *map(len, texts))
+        for row, item in enumerate(self.items):
+            where = f"'{item.name}' of {item.domain} in a prompt"
+            for context in self._contexts(row):
+                self._language.refuse_unknown(context, where)
+                tokens = start + len(context) + longest[item.domain, item.draw]
+                self._refuse_long(tokens, f"settings.prompts: {where}", "prompts or texts")
+
     def _after(self, model: nn.Module, prefix: list[int], ids: np.ndarray) -> Tensor:
         texts = [self._encoded[int(row)] for row in ids]
-        longest = len(prefix) + max(len(text) for row in texts for text in row)
-        if longest > self._language.positions:
-            raise InputError(
-                f"settings.prompts: {longest} tokens are more than the model's "
-                f"{self._language.positions} positions; take shorter prompts or texts"
-            )
         device = next(model.parameters()).device
         with torch.no_grad():
             kept = kept_of(model, prefix[:-1], sum(map(len, texts)))

@@ -42,7 +42,9 @@ class CausalModel:
         if isinstance(self.tokenizer, Assumed):
             _loaded_tokenizer(self.settings)  # says what is missing
         base = base_of(self.settings, None, lambda: _loaded(self.settings))
-        return own(base) if frozen or self.settings.quantise != "none" else copy.deepcopy(base)
+        if frozen or self.settings.quantise != "none":
+            return own(base)
+        return copy.deepcopy(base).requires_grad_()  # models of adapters froze what they share
 
     def skeleton(self) -> Any:
         """Its names and shapes on the meta device, from its configuration."""
