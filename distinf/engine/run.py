@@ -25,8 +25,8 @@ from distinf.engine.session import Session
 from distinf.errors import SEE, CorruptionError, DistinfError, InputError, Interrupted
 from distinf.masking import masked, variable, without
 from distinf.naming import CONFIG
-from distinf.planning import joins, quick_plans, refuse_what_cannot_fit
-from distinf.runtime import Agenda, Node, faults, open_runtime
+from distinf.planning import fitting_runtime, joins, quick_plans, refuse_what_cannot_fit
+from distinf.runtime import Agenda, Node, RuntimeSettings, faults, open_runtime
 from distinf.runtime.litter import sweep
 from distinf.runtime.units import differences
 from distinf.store import Blobs, open_root
@@ -130,9 +130,21 @@ def _refuse_without_gpu(config: RunConfig) -> None:
 def _refuse_what_cannot_fit(
     session: Session, config: RunConfig, nodes: Sequence[Node] | None = None
 ) -> None:
-    plans = quick_plans(session, config.runtime)
-    for line in refuse_what_cannot_fit(plans, config.runtime, session.blobs, nodes):
+    runtime = fitting_runtime(session, config.runtime, nodes)
+    plans = quick_plans(session, runtime)
+    for line in refuse_what_cannot_fit(plans, runtime, session.blobs, nodes):
         LOG.warning("warning: %s", line)
+
+
+def _fitting(
+    session: Session, config: RunConfig, nodes: Sequence[Node] | None = None
+) -> RuntimeSettings:
+    found = fitting_runtime(session, config.runtime, nodes)
+    if found.workers != config.runtime.workers:
+        LOG.info("%d workers: more would not fit the memory", found.workers)
+    elif found != config.runtime:
+        LOG.info("%g CPUs a worker: with fewer, not all fit the memory", found.num_cpus)
+    return found
 
 
 def _refusal(config: RunConfig, blobs: Blobs, keys: Sequence[str]) -> str:
@@ -244,14 +256,17 @@ def execute(config: RunConfig, watch: running.Watcher, accept: Sequence[str] = (
 def _carried_out(
     config: RunConfig, session: Session, text: str | None, watch: running.Watcher
 ) -> Session:
-    runtime, begun = open_runtime(config.runtime), False
+    runtime, begun = open_runtime(_fitting(session, config)), False
     if config.runtime.kind == "ray":  # its workers have what they compute with
         let_go()
     try:
         if config.runtime.address and "://" not in session.blobs.root:
             _refuse_unseen_folder(session, runtime)
-        if text is not None and joins(config.runtime):
-            _refuse_what_cannot_fit(session, config, runtime.nodes())
+        if joins(config.runtime):
+            nodes = runtime.nodes()
+            if text is not None:
+                _refuse_what_cannot_fit(session, config, nodes)
+            runtime.take(_fitting(session, config, nodes))
         _write_config(session, config, text)
         session.blobs.require(CONFIG)
         begun = True

@@ -4,10 +4,14 @@ from distinf.planning.fitting import fitted
 from distinf.planning.plans import (
     Plan,
     StagePlan,
+    fitting_runtime,
     joins,
     plan,
     quick_plans,
     refuse_what_cannot_fit,
 )
 
-__all__ = ["Plan", "StagePlan", "fitted", "joins", "plan", "quick_plans", "refuse_what_cannot_fit"]
+__all__ = [
+    "Plan", "StagePlan", "fitted", "fitting_runtime", "joins", "plan", "quick_plans",
+    "refuse_what_cannot_fit",
+]  # fmt: skip

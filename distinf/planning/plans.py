@@ -13,7 +13,13 @@ from distinf.empirical.session import Session as EmpiricalSession
 from distinf.errors import InputError
 from distinf.gram.session import Session as GramSession
 from distinf.planning import calibration, devices, passes, steps
-from distinf.planning.room import refuse_few, refuse_overfull, refuse_roomless, room
+from distinf.planning.room import (
+    refuse_few,
+    refuse_overfull,
+    refuse_roomless,
+    room,
+    with_fewer_workers,
+)
 from distinf.planning.speeds import (
     Speeds,
     batches,
@@ -82,6 +88,7 @@ def plan(
         return _of_passes(session, config, gflops, gpu, gpus, blobs)
     if gpu is not None:
         return _on_gpus(session, config, devices.device(gpu), gpus, blobs)
+    config = _fitting(session, config)
     workers = workers_of(config.runtime)
     if gflops is not None:
         speeds = assumed(config.runtime, gflops)
@@ -116,6 +123,7 @@ def _of_passes(
     blobs: Blobs,
 ) -> Plan:
     """A run of any other recipe; the work of some is known, to be measured."""
+    config = config if gpu is not None else _fitting(session, config)
     runtime = config.runtime
     known = next((ways for kind, ways in KNOWN.items() if isinstance(session, kind)), None)
     if gpu is not None and known is None:
@@ -272,16 +280,33 @@ def refuse_what_cannot_fit(
     stages = [plan.asked for plan in plans if plan.units]
     if nodes is not None:
         refuse_roomless(stages, runtime, nodes)
-    elif joins(runtime):
-        nodes = []
-    else:
-        here = this_machine()  # Ray is told of as many CPUs as the workers that are asked for take
-        nodes = [replace(here, cpus=max(here.cpus, runtime.workers * runtime.num_cpus))]
-        if not runtime.num_gpus:
-            refuse_roomless([s for s in stages if s.resources.num_gpus], runtime, nodes)
+    elif not joins(runtime) and not runtime.num_gpus:
+        with_gpus = [s for s in stages if s.resources.num_gpus]
+        refuse_roomless(with_gpus, runtime, _machines(runtime))
+    nodes = _machines(runtime) if nodes is None else nodes
     if nodes:
         refuse_few(stages, runtime, nodes)
     return refuse_overfull(stages, runtime, nodes)
+
+
+def _machines(runtime: RuntimeSettings) -> list[Node]:
+    """This one; none where a cluster is still to be joined."""
+    if joins(runtime):
+        return []
+    here = this_machine()  # Ray is told of as many CPUs as the workers that are asked for take
+    return [replace(here, cpus=max(here.cpus, runtime.workers * runtime.num_cpus))]
+
+
+def fitting_runtime(
+    session: Any, runtime: RuntimeSettings, nodes: Sequence[Node] | None = None
+) -> RuntimeSettings:
+    """With no more workers than the machines' memory holds, where their number is left open."""
+    stages = [plan.asked for plan in quick_plans(session, runtime) if plan.units]
+    return with_fewer_workers(stages, runtime, _machines(runtime) if nodes is None else nodes)
+
+
+def _fitting(session: Any, config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"runtime": fitting_runtime(session, config.runtime)})
 
 
 def joins(runtime: RuntimeSettings) -> bool:

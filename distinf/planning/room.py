@@ -3,11 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from distinf.errors import InputError
 from distinf.runtime import Cost, Lever, Node, Resources, RuntimeSettings
 
+CPUS = "runtime.num_cpus"
+ROUNDS = 100  # of fewer workers: each makes one more stage fit one more machine
 GPU_SHARE = 0.9  # of a GPU's memory; the rest is the CUDA context and fragmentation
 
 
@@ -127,6 +130,34 @@ def refuse_overfull(
     return list(dict.fromkeys(notes))
 
 
+def with_fewer_workers(
+    stages: Sequence[Asked], runtime: RuntimeSettings, nodes: Sequence[Node]
+) -> RuntimeSettings:
+    """With as many workers as the machines' memory holds, where their number is left open: fewer of
+    them, or, on several machines, more CPUs for each. What does not fit so is left to be refused.
+    """
+    if runtime.kind != "ray" or runtime.workers:
+        return runtime
+    fitting = runtime
+    for _ in range(ROUNDS):
+        try:
+            refuse_overfull(stages, fitting, nodes)
+            return fitting
+        except Overfull as error:
+            ways = (way for way in error.ways if way.keys() <= {"runtime.workers", CPUS})
+            way = next(ways, None)
+        if way is None:
+            break
+        before = fitting.resources
+        changes: dict[str, Any] = {key.partition(".")[2]: value for key, value in way.items()}
+        fitting = replace(fitting, **changes)
+        stages = [
+            replace(stage, resources=fitting.resources) if stage.resources == before else stage
+            for stage in stages
+        ]
+    return runtime
+
+
 def _workers(stage: Asked, runtime: RuntimeSettings, node: Node) -> int:
     if runtime.kind == "local":
         return 1
@@ -171,7 +202,7 @@ def _refuse_host(
         ways = [f"set runtime.workers={fitting}", *ways]
     elif fitting:  # of a cluster's machines each takes fewer, if a worker asks for more of its CPUs
         more = math.ceil(node.cpus / fitting * 100) / 100
-        ways = [f"set runtime.num_cpus={more:g} (so that {fitting} fit a machine)", *ways]
+        ways = [f"set {CPUS}={more:g} (so that {fitting} fit a machine)", *ways]
     else:
         worst = max(over, key=lambda s: s.host)
         single = lowered(worst.demands, _host_part, node.memory)

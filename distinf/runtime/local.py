@@ -39,6 +39,9 @@ class LocalRuntime:
     def nodes(self) -> list[Node]:
         return [this_machine()]
 
+    def take(self, settings: RuntimeSettings) -> None:
+        self._settings = settings
+
     def close(self) -> None:
         self._worker = None
 

@@ -25,7 +25,8 @@ class RuntimeSettings:
     so only they are in the fingerprint.
 
     kind        ray, or local: everything in this process, one unit after the other
-    workers     warm actors, which are also a gang's ranks; 0: as many as the cluster has room for
+    workers     warm actors, which are also a gang's ranks; 0: as many as the cluster has room
+                for, in CPUs, GPUs and memory
     num_cpus    of each worker
     num_gpus    of each worker, fractions too; a worker with any takes CUDA, the others the CPU
     threads     torch threads of a worker; more than one changes the order of sums
@@ -136,6 +137,9 @@ class Runtime(Protocol):
 
     def nodes(self) -> list[Node]:
         """The machines that workers can run on; connects to their cluster."""
+
+    def take(self, settings: RuntimeSettings) -> None:
+        """For all workers that start from now on; of the same cluster."""
 
     def close(self) -> None:
         """Stop the workers, and the cluster if this runtime started it."""

@@ -84,6 +84,9 @@ class RayRuntime:
         self._room(self._settings.resources)  # where there is none, nobody need be asked
         return cluster.nodes()
 
+    def take(self, settings: RuntimeSettings) -> None:
+        self._settings = settings
+
     def close(self) -> None:
         if self._started:
             self._started = False
