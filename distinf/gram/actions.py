@@ -38,6 +38,7 @@ from distinf.numerics.metrics import ndr, removed
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.runtime.protocol import Resources
+from distinf.runtime.units import ending_together
 
 NAME = "actions"
 FULL = (
@@ -144,11 +145,18 @@ def check(session: Session) -> None:
 
 def jobs(session: Session) -> list[Unit]:
     """Each distinct job once, those first whose results say most: baselines, then the
-    configurations that catch most of the known noise, each over all cells before the next."""
+    configurations that catch most of the known noise, each over all cells before the next; but the
+    last ones so that workers end together."""
     found: dict[str, Unit] = {}
     for filtered in filterings(session):
         found.setdefault(filtered.job.id, filtered.job)
-    return list(found.values())
+    outline = session.outline
+    flops = {
+        cell.name: fit_cost(outline, cell, kept_count(outline, cell)).flops
+        for cell in outline.cells.values()
+        if cell.trained
+    }
+    return ending_together([*found.values()], lambda unit: flops[unit.job["cell"]])
 
 
 def filterings(session: Session) -> list[Filtered]:
