@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from distinf.report import svg
 from distinf.report.formats import fixed, shortened
+from distinf.report.rows import Row
 
 EDGE = 0.025  # of a panel's width: how far from its edge an arrow stands
 
@@ -37,7 +38,7 @@ class Dot:
 class Panel:
     """A row for each label; dots below `least` do not set the scale.
 
-    levels: (place, color, name) of lines across the rows.
+    levels: (place, color, name) of lines across the rows. from_zero: the scale holds 0.
     """
 
     heading: str
@@ -45,6 +46,15 @@ class Panel:
     dots: Sequence[Dot]
     least: float = -math.inf
     levels: Sequence[tuple[float, str, str]] = ()
+    from_zero: bool = True
+
+
+def dot(row: float, of: Row, prefix: str = "", unit: str = "_pct", **style: Any) -> Dot:
+    """A dot of the columns `prefix`mean, low and high, each ending in `unit`; in "_points" of the
+    columns points, low_points and high_points."""
+    mean = "points" if unit == "_points" else f"mean{unit}"
+    keys = (f"{prefix}{k}" for k in (mean, f"low{unit}", f"high{unit}"))
+    return Dot(row, *(of.get(key, math.nan) for key in keys), **style)
 
 
 def rows_of_dots(canvas: Figure, height: float, *panels: Panel, **shape: Any) -> bool:
@@ -72,8 +82,7 @@ def stacked(dots: Iterable[Dot]) -> list[Dot]:
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    levels = [at for at, *_ in panel.levels]
-    low, high = _limits(panel.dots, levels, panel.least)
+    low, high = _limits(panel)
     faint: dict[tuple[str, str], list[tuple[float, float]]] = {}
     beyond: dict[tuple[int, bool, bool, str], list[Dot]] = {}
     for d in (d for d in panel.dots if math.isfinite(d.mean)):
@@ -91,17 +100,19 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for at, color, name in panel.levels:
         svg.level(axes, at, color, ls=svg.DASH["reference"], lw=1.3, label=name)
     axes.set_xlim(low, high)
-    svg.row_axis(axes, [shortened(text, 44) for text in panel.labels])
+    svg.row_axis(axes, [shortened(text, 44) for text in panel.labels], panel.from_zero)
     axes.locator_params(axis="x", nbins=4)
     svg.title(axes, panel.heading)
 
 
-def _limits(dots: Sequence[Dot], levels: Sequence[float], least: float) -> tuple[float, float]:
-    """A range with 0 that holds every dot and interval whose mean is at least `least`."""
-    every = [d for d in dots if math.isfinite(d.mean)]
+def _limits(panel: Panel) -> tuple[float, float]:
+    """A range that holds every dot and interval whose mean is at least `least`, the levels, and 0
+    unless told otherwise."""
+    every, least = [d for d in panel.dots if math.isfinite(d.mean)], panel.least
     inside = [d for d in every if d.mean >= least] or every
     ends = [v for d in inside for v in (d.mean, d.low, d.high) if math.isfinite(v)]
-    low, high = min([*ends, *levels, 0.0]), max([*ends, *levels, 0.0])
+    ends += [at for at, *_ in panel.levels] + [0.0] * panel.from_zero
+    low, high = min(ends), max(ends)
     if math.isfinite(least) and inside is not every:
         low = max(low, 1.5 * least)
     margin = 0.06 * ((high - low) or 1.0)

@@ -163,6 +163,17 @@ def linear_axis(axes: Axes, which: str, integer: bool = False) -> None:
     target.set_major_formatter(FuncFormatter(lambda v, _: _linear_label(v)))
 
 
+def frame(
+    axes: Axes, heading: str, below: str = "", whole: bool = False, strong: bool = False
+) -> None:
+    """Linear axes and what they show: `heading` the y axis (`title`), `below` the x axis, whose
+    numbers may be `whole`."""
+    linear_axis(axes, "x", integer=whole)
+    linear_axis(axes, "y")
+    axes.set_xlabel(below)
+    title(axes, heading, strong)
+
+
 def axis(axes: Axes, which: str, values: list[float], log: bool) -> None:
     if log:
         log_axis(axes, which, values)
@@ -200,14 +211,15 @@ def finite(values: Any) -> np.ndarray:
     return made[np.isfinite(made)]
 
 
-def row_axis(axes: Axes, labels: Sequence[str], room: tuple[float, float] = (0.45, 0.55)) -> None:
+def row_axis(axes: Axes, labels: Sequence[str], from_zero: bool = True) -> None:
     """A row for each label, the first at the top, and a line at x = 0."""
     axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - room[0], -room[1])
+    axes.set_ylim(len(labels) - 0.45, -0.55)
     axes.tick_params(axis="y", labelcolor=COLOR["ink"])
     axes.grid(False)
     axes.grid(True, axis="x")
-    axes.axvline(0, color=COLOR["muted"], lw=0.9, zorder=1)
+    if from_zero:
+        axes.axvline(0, color=COLOR["muted"], lw=0.9, zorder=1)
     linear_axis(axes, "x")
 
 

@@ -2,10 +2,13 @@
 
 A table there is its title, or its title and its columns, each `heading: form key`, or where the
 heading is the key `heading: form`; "group | heading" puts it under a heading of several. Forms are
-stub, text, those of FORMS, and three of two lines: `spread prefix`, `difference prefix unit mean`
-(see schema) and `over key below word`, which is a number and under it another one.
+stub, text, brief (a long text's beginning), those of FORMS, `starred key p` (a correlation, with a
+star where it is not significant), and three of two lines: `spread prefix unit form`, `difference
+prefix unit mean` (see schema; "-": none) and `over key below word`, which is a number and under it
+another one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +19,16 @@ from typing import Any
 import yaml
 
 from distinf.report import formats
-from distinf.report.formats import count, duration, fixed, identifier, missing, number, size
+from distinf.report.formats import (
+    count,
+    duration,
+    fixed,
+    identifier,
+    missing,
+    number,
+    shortened,
+    size,
+)
 from distinf.report.schema import (
     Column,
     Draw,
@@ -31,7 +43,12 @@ from distinf.report.schema import (
 FORMS = {f.__name__: f for f in (count, duration, fixed, identifier, number, size)}
 FORMS |= {"general": "{:g}".format, "some": lambda many: count(many) if many else ""}
 FORMS |= {"mark": lambda true: "✓" if true else "", "share": lambda part: fixed(100 * part)}
-TWO_LINES: Mapping[str, Any] = {"spread": spread, "difference": difference}
+FORMS |= {"two": lambda value: fixed(value, 2), "three": lambda value: fixed(value, 3)}
+FORMS |= {"brief": lambda text: shortened(str(text), MOST_LETTERS)}
+FORMS |= {"unbounded": lambda value: "∞" if value == math.inf else number(value)}
+TEXTS = {"stub": str, "text": str, "brief": FORMS["brief"]}
+NOT_SIGNIFICANT_P = 0.05  # Table 2 of Vitel and Chhabra: marked with a star above it
+MOST_LETTERS = 400  # of a text; the CSV has all of it
 REST = "..."  # where the columns that are not in words.yaml stand; without it they come last
 
 
@@ -107,16 +124,32 @@ class Words:
 def column(heading: str, told: str) -> Column:
     """As a table in words.yaml has it."""
     group, _, name = heading.rpartition(" | ")
-    form, *keys = told.split()
-    named: Mapping[str, Any] = dict(zip(("prefix", "unit", "mean"), keys))
-    if form in TWO_LINES:
-        return TWO_LINES[form](name, group=group, **named)
-    if form == "over":
-        return Column(name, lambda row: _over(row, *keys), group=group)
+    form, *keys = ("" if word == "-" else word for word in told.split())
+    if form == "spread":
+        made: dict[str, Any] = dict(
+            zip(("prefix", "unit", "form"), [*keys[:2], *(FORMS[k] for k in keys[2:])])
+        )
+        return spread(name, group=group, **made)
+    if form == "difference":
+        return difference(name, group=group, **dict(zip(("prefix", "unit", "mean"), keys)))
+    of: Any = {"over": _over, "starred": _starred, "unbounded": _unbounded}.get(form)
+    if of is not None:
+        return Column(name, lambda row: of(row, *(keys or [name])), group=group)
     key = keys[0] if keys else name
-    if form in ("stub", "text"):
-        return Column(name, key, str, group, form)  # type: ignore[arg-type]
+    if form in TEXTS:
+        return Column(name, key, TEXTS[form], group, "stub" if form == "stub" else "text")
     return Column(name, key, FORMS[form], group)
+
+
+def _starred(row: Row, rho: str, p: str) -> Entry:
+    if missing(row.get(rho)):
+        return Entry()
+    return Entry(fixed(row[rho], 2) + "*" * (row[p] > NOT_SIGNIFICANT_P), value=row[rho])
+
+
+def _unbounded(row: Row, key: str) -> Entry:
+    value = row.get(key)
+    return Entry() if value is None else Entry(FORMS["unbounded"](value), value=value)
 
 
 def _over(row: Row, key: str, below: str, *word: str) -> Entry:

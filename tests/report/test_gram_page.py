@@ -391,7 +391,7 @@ def test_same_findings_same_bytes_in_another_process():
     code += "from tests.report.test_gram_page import render;"
     code += "import sys; sys.stdout.buffer.write(render(findings(1, small=True)).encode())"
     again = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=True, timeout=60,
+        [sys.executable, "-c", code], capture_output=True, check=True, timeout=300,
         env=os.environ | {"PYTHONHASHSEED": "7"}, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert again.stdout.decode() == render(findings(1, small=True))

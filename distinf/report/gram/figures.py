@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from distinf.gram.configurations import ORDER, groups, parts, place, spoken
@@ -18,6 +17,7 @@ from distinf.report.gram.findings import Findings
 from distinf.report.gram.tables import Tables
 from distinf.report.gram.trials import ALL_ROWS, datasets, grouped
 from distinf.report.maps import ROW_IN, grid_of
+from distinf.report.plots import Dot, Panel, dot, rows_of_dots
 from distinf.report.rows import Row
 from distinf.report.svg import COLOR, DASH, axis, legend, level, linear_axis, title
 
@@ -44,8 +44,7 @@ MOST_ROWS, MOST_LINES, MOST_POINTS = 16, 5, 1_200
 
 def hue(name: str) -> tuple[str, Any, str]:
     """Of an estimator, or of a configuration by its estimator."""
-    color, dash, marker = HUES.get(name.partition("/")[0], ("muted", "-", "o"))
-    return COLOR[color], dash, marker
+    return HUES.get(name.partition("/")[0], ("muted", "-", "o"))
 
 
 def estimators(rows: Sequence[Row], key: str = "estimator") -> list[str]:
@@ -72,15 +71,15 @@ def curves(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
         return False
     (axes,), found = grid_of(canvas, 1, 1, 4.0), grouped(every, "configuration")
     for free, dash in zip(rows.get("free_rankings", []), FREE_DASHES):
-        name, style = free["ranking"], {"color": COLOR["ink"], "ls": dash, "lw": 1.0}
+        name, style = free["ranking"], {"color": "ink", "ls": dash, "lw": 1.0}
         drawn.append((name, found.get((name,), []), style))
     for name, line, style in drawn:
-        xy = ([r[key] for r in line] for key in ("removed_pct", "found_pct"))
-        axes.plot(*xy, label=name, **style)
-    axes.plot([0, 100], [0, 100], color=COLOR["random"], ls=DASH["reference"], label="random")
+        removed, found_pct = ([r[key] for r in line] for key in ("removed_pct", "found_pct"))
+        svg.line(axes, removed, found_pct, label=name, **style)
+    svg.line(axes, [0, 100], [0, 100], "random", ls=DASH["reference"], label="random")
     wrong = float(np.mean([100 * c["flips"] / c["rows"] for c in findings.cells if c["flips"]]))
-    style = {"color": COLOR["muted"], "lw": 1.0, "ls": DASH["baseline"], "label": "perfect"}
-    axes.plot([0, wrong, 100], [0, 100, 100], **style)
+    perfect: Any = {"lw": 1.0, "ls": DASH["baseline"], "label": "perfect"}
+    svg.line(axes, [0, wrong, 100], [0, 100, 100], "muted", **perfect)
     share = 100 * findings.share
     level(axes, share, "muted", lw=0.9)
     style = {"textcoords": "offset points", "color": COLOR["muted"], "fontsize": 8.5}
@@ -101,7 +100,7 @@ def deciles(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     head = findings.headline.partition("/")[0]
     for axes, (estimator, shares) in zip(drawn, mine, strict=True):
         tenths, heights = ([r[key] for r in shares] for key in ("decile", "share_pct"))
-        axes.bar(tenths, heights, 0.82, color=hue(estimator)[0], lw=0)
+        axes.bar(tenths, heights, 0.82, color=COLOR[hue(estimator)[0]], lw=0)
         style = {"ls": DASH["reference"], "lw": 1.2, "label": "random"}
         level(axes, 100 / len(shares), "random", upright=False, **style)
         axes.set_xticks([tenths[0], tenths[-1]], ["lowest", "highest"])
@@ -121,44 +120,30 @@ def shown(findings: Findings, rows: Tables, most: int) -> list[Row]:
     return [r for k, r in enumerate(ours) if k < most or r["configuration"] == head]
 
 
-def accuracy(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
+def accuracy(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
     """Test accuracy after filtering, and its paired difference from random, with intervals."""
     mine = shown(findings, rows, MOST_ROWS)
-    if not mine:
-        return False
-    paired = any(math.isfinite(r.get("vs_random_points", math.nan)) for r in mine)
-    left, *right = grid_of(canvas, 1 + paired, 1 + paired, 1.05 + ROW_IN * len(mine))
-    for row in rows["accuracy"]:
-        if row["configuration"] in LINES:
-            words, color, dash = LINES[row["configuration"]]
-            label = f"{words}, {fixed(row['mean_pct'])}"
-            level(left, row["mean_pct"], color, label=label, ls=dash, lw=1.4)
-    _dots(left, mine, "test accuracy [%]", "mean_pct", "low_pct", "high_pct")
-    for axes in right:
-        ends = (f"vs_random_{end}points" for end in ("", "low_", "high_"))
-        _dots(axes, mine, "minus random [points]", *ends)
-        level(axes, 0, "random", ls=DASH["reference"], lw=1.4)
-        axes.set_yticklabels([])
-    legend(canvas, left, most=44)
-    return None
+    labels = [shortened(spoken(r["configuration"])) for r in mine]
+    beside = [r for r in rows.get("accuracy", []) if r["configuration"] in LINES]
+    levels = [
+        (r["mean_pct"], role, f"{words}, {fixed(r['mean_pct'])}")
+        for r in beside
+        for words, role, _ in [LINES[r["configuration"]]]
+    ]
+    return rows_of_dots(
+        canvas,
+        1.05 + ROW_IN * len(mine),
+        Panel("test accuracy [%]", labels, _dots(mine, ""), levels=levels, from_zero=False),
+        Panel("minus random [points]", labels, _dots(mine, "vs_random_", "_points")),
+    )
 
 
-def _dots(axes: Axes, rows: Sequence[Row], heading: str, *keys: str) -> None:
-    for k, row in enumerate(rows):
-        mean, low, high = (row.get(key, math.nan) for key in keys)
-        color, _, marker = hue(row["configuration"])
-        if math.isfinite(low):
-            axes.plot([low, high], [k, k], color=color, lw=2.0, solid_capstyle="butt")
-        axes.plot([mean], [k], marker, color=color, ms=5.4, mew=0)
-    axes.set_yticks(range(len(rows)), [shortened(spoken(r["configuration"])) for r in rows])
-    axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.grid(False)
-    axes.grid(True, axis="x")
-    axes.tick_params(axis="y", labelcolor=COLOR["ink"])
-    linear_axis(axes, "x")
-    axes.locator_params(axis="x", nbins=5)
-    axes.margins(x=0.08)
-    title(axes, heading)
+def _dots(rows: Sequence[Row], prefix: str, unit: str = "_pct") -> list[Dot]:
+    return [
+        dot(k, row, prefix, unit, color=role, marker=marker)
+        for k, row in enumerate(rows)
+        for role, _, marker in [hue(row["configuration"])]
+    ]
 
 
 def trends(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
@@ -184,16 +169,14 @@ def trends(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
             estimator, epochs = name.partition("/")[0], range(1, len(course) + 1)
             if name in LINES:
                 words, role, dash = LINES[name]
-                axes.plot(epochs, course, color=COLOR[role], ls=dash, lw=1.5, label=words)
+                svg.line(axes, epochs, course, role, ls=dash, lw=1.5, label=words)
                 continue
             (color, _, marker), again = hue(name), estimator in seen
-            style = {"marker": marker, "ms": 4.2, "mew": 1.0, "lw": 1.1 if again else 1.7}
-            style["mfc"] = COLOR["paper"] if again else color
-            axes.plot(epochs, course, color=color, label=spoken(name), **style)
+            style: Any = {"marker": marker, "ms": 4.2, "mew": 1.0, "lw": 1.1 if again else 1.7}
+            style["mark"] = "paper" if again else color
+            svg.line(axes, epochs, course, color, label=spoken(name), **style)
             seen.add(estimator)
-        linear_axis(axes, "x", integer=True)
-        linear_axis(axes, "y")
-        title(axes, shortened(dataset, 24), strong=len(named) > 1)
+        svg.frame(axes, shortened(dataset, 24), whole=True, strong=len(named) > 1)
     legend(canvas, *drawn, columns=4)
     return None
 
@@ -224,8 +207,9 @@ def proxies(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
         for estimator in estimators(known[key]):
             mine = [p for p in known[key] if p["estimator"] == estimator]
             color, _, marker = hue(estimator)
-            xy = [p[key] for p in mine], [p["accuracy_pct"] for p in mine]
-            axes.plot(*xy, marker, label=estimator, ms=4.0, mew=0, alpha=0.65, color=color)
+            style: Any = {"label": estimator, "ms": 4.0, "mew": 0, "alpha": 0.65}
+            x, y = ([p[k] for p in mine] for k in (key, "accuracy_pct"))
+            svg.line(axes, x, y, color, marker, **style)
         axis(axes, "x", [p[key] for p in points], log=key == "c")
         linear_axis(axes, "y")
         axes.locator_params(axis="y", nbins=5)
@@ -247,17 +231,15 @@ def training(findings: Findings, _rows: Tables, canvas: Canvas) -> bool | None:
         if mine:
             shortest = min(len(series) for series in mine)
             mean = _mean([series[:shortest] for series in mine])
-            axes.plot(range(1, shortest + 1), mean, color=COLOR[color], label=words)
+            svg.line(axes, range(1, shortest + 1), mean, color, label=words)
     scored = Counter(sorted(c["best"] for c in cells if c["best"] is not None))
     times = ", ".join(f"{best + 1} ({many}×)" for best, many in scored.items())
     label = f"epoch scored: {times}" if len(cells) > 1 else "epoch scored"
     for k, best in enumerate(scored):
         told = None if k else label
         level(axes, best + 1, "helpful", ls=DASH["reference"], lw=1.2, label=told)
-    linear_axis(axes, "x", integer=True)
-    linear_axis(axes, "y")
-    axes.set_xlabel("epoch")
-    title(axes, "loss, mean over cells" if len(cells) > 1 else "loss")
+    name = "loss, mean over cells" if len(cells) > 1 else "loss"
+    svg.frame(axes, name, "epoch", whole=True)
     legend(canvas, axes, most=60)
     return None
 

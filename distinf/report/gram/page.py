@@ -1,7 +1,7 @@
 """The page: an answer of a few fixed sentences with numbers in them, tables and figures."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from distinf.report.gram.trials import ALL_ROWS, mean_sd
 from distinf.report.gram.warnings import chance_warnings
 from distinf.report.provenance import costs, origin, remarks
 from distinf.report.rows import Row, plain
-from distinf.report.schema import Bullets, Card, Column, Page, Section, Text
+from distinf.report.schema import Bullets, Card, Page, Section, Text
 from distinf.report.words import Words
 
 # Below six pairs even all wins stay above 5 % in a two-sided sign test (2 · 2⁻⁵ = 6 %).
@@ -199,43 +199,43 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
         draw = (partial(getattr(figures, name), findings, rows) for name in names)
         return [words.figure(*each) for each in zip(names, draw, strict=True)]
 
-    def table(name: str, columns: Sequence[Column], **more: Any) -> Any:
+    def table(name: str, **more: Any) -> Any:
         found = rows.get(more.get("file", name), [])
-        return words.table(name, more.pop("rows", found), columns, **more)
+        return words.table(name, views.known(more.pop("rows", found)), **more)
 
     note = notes["free"] if rows.get("free_rankings") else ""
     found = [*of("curves", "grid")]
-    found += [table("detection", views.DETECTION, rows=views.detection(rows), note=note)]
-    found += [table("against_baselines", views.AGAINST, note=notes["against"])]
-    found += [table("every detection", views.DETECTION, file="detection", folded=True)]
+    found += [table("detection", rows=views.detection(rows), note=note)]
+    found += [table("against_baselines", columns=views.PAIR, note=notes["against"])]
+    found += [table("every detection", file="detection", folded=True)]
     found += of("deciles", "loss_and_influence")
-    found += [table("loss_and_influence", views.LOSS_AND_INFLUENCE)]
+    found += [table("loss_and_influence")]
     yield Section("detection", "Wrong labels found", found, short="Detection")
     intro = words.say("notes", "rows")
     yield Section("rows", "Ranked rows", list(views.rankings(words, rows)), intro)
     asked = list(views.by_query(words, rows))
     yield Section("queries", "By query", asked, words.say("notes", "by_query") if asked else "")
-    again = [] if tested else [table("query_loss", views.QUERY_LOSS)]
+    again = [] if tested else [table("query_loss", columns=[views.NAMED])]
     again += of("accuracy", "trends")
     again += [Text(notes["one trial"] if tested and len(findings.cells) == 1 else "", "note")]
     again += [*views.methods(words, findings, rows), Text(_published(findings, words), "note")]
     again += [views.gains(words, rows)]
-    again += [table("accuracy", views.ACCURACY, folded=True)]
+    again += [table("accuracy", columns=[views.NAMED], folded=True)]
     what = f"{'Accuracy' if tested else 'Query loss'} after filtering"
     yield Section("retrained", what, again if findings.retrained else [])
     pooled = [row for row in rows.get("theorem", []) if row["theta"] == ANY]
-    layers = [*of("modules"), views.layers(words, rows), table("cancellation", views.CANCELLATION)]
-    layers += [table("theorem", views.THEOREM, rows=pooled, note=notes["theorem"])]
-    layers += [table("quartiles", views.QUARTILES, folded=True)]
+    layers = [*of("modules"), views.layers(words, rows), table("cancellation")]
+    layers += [table("theorem", columns=[views.LEAST], rows=pooled, note=notes["theorem"])]
+    layers += [table("quartiles", folded=True)]
     yield Section("layers", "Layers", layers)
     enough = [row for row in rows.get("proxies", []) if row["points"] >= FEWEST_POINTS]
-    proxies = [*of("proxies"), table("proxies", views.PROXIES, rows=enough)] if enough else []
+    proxies = [*of("proxies"), table("proxies", rows=enough)] if enough else []
     yield Section("proxies", "Proxies for accuracy", proxies, short="Proxies")
-    agreeing = [*of("correlations"), table("sensitivity", views.SENSITIVITY)]
+    agreeing = [*of("correlations"), table("sensitivity")]
     yield Section("agreement", "Agreement of scores", agreeing, short="Agreement")
     many = len(findings.cells) > MOST_CELLS
-    model = [*of("training"), table("cells", views.CELLS, folded=many)]
-    yield Section("model", "Data and model", [*model, table("conditioning", views.CONDITIONING)])
+    model = [*of("training"), table("cells", folded=many)]
+    yield Section("model", "Data and model", [*model, table("conditioning")])
     took = [costs(rows.get("costs", [])), views.estimator_times(words, rows)]
     yield Section("cost", "Cost", took)
     yield Section("warnings", "Warnings", [Bullets([("", line) for line in findings.warnings])])

@@ -1,175 +1,40 @@
-"""The page's tables: column lists, and the rows of those that are not a table as it is."""
+"""The page's tables whose rows or columns are not a table as it is; all others: words.yaml."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from distinf.gram.blocks import EMBEDDING, HEAD
 from distinf.gram.configurations import place, spoken
 from distinf.gram.settings import BASELINES
 from distinf.numerics.separation import LEVELS
-from distinf.report.formats import SPACE, count, duration, fixed, missing, number, shortened, signed
+from distinf.report.formats import SPACE, count, duration, fixed, missing, number, signed
 from distinf.report.gram.against import COMBINED
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.retraining import MEASURED, TRACIN_WE
 from distinf.report.gram.tables import Tables
 from distinf.report.gram.trials import datasets, falling, grouped
 from distinf.report.rows import Row
-from distinf.report.schema import Column, Entry, Table, difference, spread, stub, text
-from distinf.report.words import Words
+from distinf.report.schema import Column, Entry, Table, spread, stub, text
+from distinf.report.words import Words, column
 
 MOST_DETECTION, MOST_METHODS, CELLS_LISTED = 15, 12, 8  # rows printed unfolded; cells listed
-NOT_SIGNIFICANT_P = 0.05  # Table 2 of Vitel and Chhabra: marked with a star above it
-MOST_LETTERS = 400  # of a row's text; the CSV has all of it
 LAYERS = ("tracin-we-top10", TRACIN_WE, EMBEDDING, *(f"attention-{k}" for k in range(1, 5)), HEAD)
 
 
-def numbers(form: Callable[[Any], str], *named: str) -> list[Column]:
-    """A column for each "key: heading", or key alone; empty where a number is missing."""
-    pairs = [name.partition(": ") for name in named]
-    return [Column(head or key.replace("_", " "), known(key, form)) for key, _, head in pairs]
-
-
-def known(key: str, form: Callable[[Any], str]) -> Callable[[Row], Entry]:
-    def cell(row: Row) -> Entry:
-        value = row.get(key)
-        return Entry() if value is None or value != value else Entry(form(value), value=value)
-
-    return cell
-
-
-def words(*named: str) -> list[Column]:
-    """As `numbers`, of texts."""
-    return [text(head or key, key) for key, _, head in (name.partition(": ") for name in named)]
-
-
-def starred(heading: str, rho: str, p: str) -> Column:
-    """A correlation, with a star where it is not significant."""
-
-    def cell(row: Row) -> Entry:
-        if missing(row.get(rho)):
-            return Entry()
-        return Entry(TWO(row[rho]) + "*" * (row[p] > NOT_SIGNIFICANT_P), value=row[rho])
-
-    return Column(heading, cell)
-
-
-def percent(value: float) -> str:
-    return fixed(100 * value)
-
-
-def size(value: float) -> str:
-    return "∞" if value == math.inf else number(value)
-
-
-def wins(row: Row) -> str:
-    pairs = row.get("vs_random_pairs")
-    return f"{count(row['vs_random_wins'])} of {count(pairs)}" if pairs else ""
-
-
-def win_rate(row: Row) -> Entry:
-    rate, sd = row["win_rate"], row["win_rate_sd"]
-    told = (
-        ""
-        if missing(rate)
-        else TWO(rate)
-        if missing(sd)
-        else f"{TWO(rate)}{SPACE}±{SPACE}{TWO(sd)}"
-    )
-    return Entry(told, value=rate)
-
-
-TWO, THREE = (partial(fixed, digits=digits) for digits in (2, 3))
 NO_INFLUENCE = {COMBINED: "with the loss"}
 NAMED = stub("configuration", lambda row: spoken(row["configuration"]))
-CONFIGURATION = words("estimator", "group: layers", "how: aggregation")
+CONFIGURATION = [column("estimator", "text"), column("layers", "text group"),
+                 column("aggregation", "text how")]  # fmt: skip
 SOURCE = Column("", "source", lambda source: "" if source == MEASURED else "published", kind="text")
-CELLS = [
-    stub("cell", "cell"),
-    *numbers(count, "rows", "queries", "correct_queries: predicted right"),
-    *numbers(count, "majority_queries: by one class", "flips: wrong labels"),
-    *numbers(count, "suggested_wrong: likely wrong, by the model"),
-    Column("rows cut", lambda row: count(row["truncated"]) if row["truncated"] else ""),
-    *numbers(count, "best_epoch: epoch"),
-    *numbers(number, "query_loss"),
-    *numbers(percent, "query_accuracy: query accuracy [%]", "test_accuracy: test accuracy [%]"),
-]
-DETECTION = [
-    *CONFIGURATION,
-    *numbers(count, "cells"),
-    spread("NDR [%]", "ndr_", form=fixed),
-    *numbers(fixed, "chance_pct: random [%]"),
-    *numbers(fixed, "chance_within_labels_pct: random, same labels [%]"),
-    spread("AUC", "auc_", "", THREE),
-    text("only sorts by class", lambda row: "yes" if row.get("only_by_class") else ""),
-]
-AGAINST = [
-    stub("ranking", lambda row: spoken(row["ours"])),
-    text("against", lambda row: spoken(row["other"])),
-    text("which was", "chosen"),
-    *numbers(count, "pairs"),
-    difference("NDR, difference [points]", ""),
-    difference("AUC, difference [points]", "auc_"),
-]
-QUERY_LOSS = [NAMED, *numbers(count, "trials"), *numbers(number, "mean: lowest query loss")]
-ACCURACY = [
-    NAMED,
-    *numbers(count, "trials"),
-    spread("best epoch [%]", form=fixed),
-    *numbers(fixed, "at_best_pct: epoch of the scores [%]"),
-    difference("minus random [points]", "vs_random_"),
-    text("higher", wins),
-    difference("minus full [points]", "vs_full_"),
-]
-QUARTILES = [
-    *CONFIGURATION[:2],
-    *words("dataset"),
-    *numbers(count, "trials"),
-    *numbers(fixed, "mean_pct: mean [%]", "q1_pct: lower quartile"),
-    *numbers(fixed, "median_pct: median", "q3_pct: upper quartile"),
-]
-PROXIES = [
-    *words("how: aggregation", "estimator"),
-    *numbers(count, "points"),
-    *(starred(key.upper(), f"{key}_rho", f"{key}_p") for key in ("c", "ndr", "auc")),
-    *numbers(TWO, "c_within_rho: C within", "ndr_within_rho: NDR within"),
-    *numbers(TWO, "auc_within_rho: AUC within"),
-]
-CANCELLATION = [
-    stub("layers", "group"),
-    spread("C, norms", "norm_", "", size),
-    spread("C, L1", "l1_", "", size),
-    *numbers(size, "median", "least", "most"),
-    starred("ρ with accuracy", "rho", "p"),
-]
+PAIR = [stub("ranking", lambda row: spoken(row["ours"])),
+        text("against", lambda row: spoken(row["other"]))]  # fmt: skip
 NO_PREMISE = {LEVELS[0]: "no premise"}
-THEOREM = [
-    stub("C(w) at least", lambda row: NO_PREMISE.get(row["least_c"], number(row["least_c"]))),
-    *numbers(count, "premises: noisy row, clean row, θ, w"),
-    *numbers(fixed, "premises_pct: of all [%]"),
-    *numbers(fixed, "claimed_pct: some query separates more [%]"),
-    *numbers(count, "triples: times queries"),
-    *numbers(fixed, "more_pct: separates more [%]", "aligned_pct: aligned [%]"),
-]
-LOSS_AND_INFLUENCE = [
-    stub("filtered by", "filtered_by"),
-    *numbers(count, "rows", "wrong: wrong labels"),
-    *numbers(fixed, "wrong_pct: of its rows [%]"),
-]
-SENSITIVITY = [
-    stub("estimator", "estimator"),
-    *words("factor: damping"),
-    *numbers(count, "queries"),
-    *numbers(number, "spearman: mean", "least: lowest"),
-]
-CONDITIONING = [
-    stub("estimator", "estimator"),
-    *numbers(count, "systems"),
-    *numbers(number, "least_damping: least λ", "most_damping: largest λ"),
-    *numbers(size, "median_condition", "worst_condition"),
-    *words("worst: in"),
-]
+LEAST = stub("C(w) at least", lambda row: NO_PREMISE.get(row["least_c"], number(row["least_c"])))
+
+
+def known(rows: Sequence[Row]) -> list[Row]:
+    """Without numbers that are not known, whose cells are empty."""
+    return [{key: value for key, value in row.items() if value == value} for row in rows]
 
 
 def detection(rows: Tables) -> list[Row]:
@@ -191,42 +56,23 @@ def rankings(told: Words, rows: Tables) -> Iterator[Table]:
     """The first cells' lowest rows, with what the task says of them."""
     own = ("cell", "rank", "row", "score", "label", "flipped", "text", "own_loss", "gradient_norm")
     flips = {cell["cell"] for cell in rows.get("cells", []) if cell["flips"]}
-
-    def wrong(row: Row) -> str:
-        return {True: "yes", False: "no"}.get(row["flipped"], "") if row["cell"] in flips else ""
-
     found = grouped(rows.get("ranking", []), "cell")
-    for k, ((cell,), mine) in enumerate(list(found.items())[:CELLS_LISTED]):
+    for k, ((cell,), every) in enumerate(list(found.items())[:CELLS_LISTED]):
+        mine = [row if cell in flips else row | {"flipped": None} for row in known(every)]
         same = all(str(row.get("id")) == str(row["row"]) for row in mine)
         more = dict.fromkeys(key for row in mine for key in row if key not in own)
         named = [key for key in more if not (same and key == "id")]
-        columns = [
-            *numbers(count, "rank"),
-            Column("row", "row", str),
-            text("text", lambda row: shortened(row["text"], MOST_LETTERS)),
-            *words("label"),
-            text("known to be wrong", wrong),
-            *(Column(key.replace("_", " "), key, number, kind="text") for key in named),
-            *numbers(number, "own_loss", "gradient_norm", "score"),
-        ]
+        columns = [Column(key.replace("_", " "), key, number, kind="text") for key in named]
         title = {"cell": f" of {cell}" if cell else "", "many": count(len(mine))}
         yield told.table("rows", mine, columns, ranking_name(cell), folded=k > 0, **title)
 
 
 def by_query(told: Words, rows: Tables) -> Iterator[Table]:
     """Of the first cells, the rows that each query asks for."""
-    columns = [
-        Column("query", "query_row", str),
-        text("of", lambda row: shortened(str(row.get("query_text", "")), MOST_LETTERS)),
-        Column("place", "place", str),
-        *numbers(number, "score"),
-        Column("row", "row", str),
-        text("text", lambda row: shortened(str(row.get("text", "")), MOST_LETTERS)),
-    ]
     found = grouped(rows.get("by_query", []), "cell")
     for k, ((cell,), mine) in enumerate(list(found.items())[:CELLS_LISTED]):
         of = f" of {cell}" if cell else ""
-        yield told.table("by_query", mine, columns, "by_query", folded=k > 0, cell=of)
+        yield told.table("by_query", known(mine), folded=k > 0, cell=of)
 
 
 def methods(told: Words, findings: Findings, rows: Tables) -> Iterator[Table]:
@@ -245,12 +91,12 @@ def methods(told: Words, findings: Findings, rows: Tables) -> Iterator[Table]:
     short = [row for row in lines if row["configuration"] in kept]
     title = "methods" if any(row["rank"] for row in every) else "methods by accuracy"
     part = f" ({count(len(kept))} of {count(len(ranked))})" if len(kept) < len(ranked) else ""
-    columns = [NAMED, SOURCE, *numbers(lambda rank: str(rank or ""), "rank: front")]
-    columns += [Column("win rate", win_rate)]
-    columns += [spread(name, f"{name}_", form=fixed, group="test accuracy [%]") for name in names]
-    yield told.table(title, short, columns, "methods", part=part)
+    columns = [NAMED, SOURCE, column("front", "some rank")]
+    columns += [column("win rate", "over win_rate win_rate_sd ±")]
+    columns += [spread(name, f"{name}_", group="test accuracy [%]") for name in names]
+    yield told.table(title, known(short), columns, "methods", part=part)
     more = lines if len(short) < len(lines) else []
-    yield told.table("every method", more, columns, "methods", folded=True)
+    yield told.table("every method", known(more), columns, "methods", folded=True)
 
 
 # -- tables with a column for each name ----------------------------------------------------
@@ -284,7 +130,7 @@ def layers(told: Words, rows: Tables) -> Table:
     both = [row for row in every if (row["layer"], row["estimator"]) in ours]
 
     def placed(row: Row) -> Entry:
-        return Entry(f"{row['rank'] or 'n/a'} ({TWO(row['win_rate'])})", value=row["win_rate"])
+        return Entry(f"{row['rank'] or 'n/a'} ({fixed(row['win_rate'], 2)})", value=row["win_rate"])
 
     stubs = [stub("layers", "layer"), text("group", "group"), SOURCE]
     lines, columns = crossed(both, "estimator", stubs, placed)

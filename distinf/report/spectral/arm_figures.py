@@ -16,7 +16,7 @@ from distinf.numerics.bootstrap import differences
 from distinf.report import svg
 from distinf.report.formats import identifier, number, rounded, shortened, signed
 from distinf.report.maps import scale_bar, show
-from distinf.report.plots import Dot, Panel, rows_of_dots, stacked
+from distinf.report.plots import Dot, Panel, dot, rows_of_dots, stacked
 from distinf.report.rows import Row
 from distinf.report.spectral.families import NAMES, arm_label, arms, rate, varied
 from distinf.report.spectral.findings import CONTROL, OPPOSITE, SELECTED, Family, Findings, Outcome
@@ -33,13 +33,6 @@ HERE: Any = {"color": "helpful", "name": "here, with 95 % interval"}
 THERE: Any = {"color": "muted", "marker": "D", "hollow": True, "name": "published, ± sd"}
 
 
-def _dot(row: float, of: Row, prefix: str = "", unit: str = "_pct", **style: Any) -> Dot:
-    """A dot of the columns `prefix`mean, low and high."""
-    mean = "points" if unit == "_points" else f"mean{unit}"
-    keys = (f"{prefix}{k}" for k in (mean, f"low{unit}", f"high{unit}"))
-    return Dot(row, *(of.get(key, math.nan) for key in keys), **style)
-
-
 def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> bool:
     """Gap reduction of every trial by selection, a lane per target, and the rows' means; beside
     it guided minus the best baseline per target."""
@@ -52,7 +45,7 @@ def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> bool:
         style: Any = {"color": color, "marker": marker, "faint": True}
         closed += [Dot(at + lanes[o.target], o.gap_reduction_pct, **style) for o in group]
         text = f"{rounded(rows[row]['mean_pct'])} %"
-        closed.append(_dot(row + 0.24, rows[row], color=color, marker="D", text=text))
+        closed.append(dot(row + 0.24, rows[row], color=color, marker="D", text=text))
     chosen, against = findings.guided(), controls(groups)
     control = [*against][-1] if against else CONTROL
     pairs = differences(*(by_trial(g) for g in (groups.get(chosen, []), against.get(control, []))))
@@ -92,7 +85,7 @@ def table_1(rows: Sequence[Row], canvas: Figure) -> bool:
             elif r["selection"] != CONTROL and at is not None:
                 mean, sd = r["mean_pct"], r["sd_pct"]
                 there = Dot(at, mean, mean - sd, mean + sd, **THERE)
-                dots.append(_dot(at, r, **HERE) if here else there)
+                dots.append(dot(at, r, **HERE) if here else there)
         panels.append(
             Panel(shortened(f"{column} [%]", 44), labels, stacked(dots), DIVERGED, levels)
         )
@@ -115,7 +108,7 @@ def experiment(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
         for k, r in enumerate(shown):
             who = r["selection"]
             style: Any = {"color": svg.role(who), "marker": svg.MARKER.get(who, "D")}
-            dots.append(_dot(k, r, prefix, unit, hollow=r["base"], **style))
+            dots.append(dot(k, r, prefix, unit, hollow=r["base"], **style))
         panels.append(Panel(heading, [r["arm"] for r in shown], dots, least))
     return rows_of_dots(canvas, 0.75 + ROW_IN * len(shown), *panels)
 
@@ -124,13 +117,13 @@ def variations(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
     """Per run: the model's mean metric, the gap closed by helpful and random, their difference."""
     every, labels = list(enumerate(rows)), [r["label"] for r in rows]
     closed = [
-        _dot(k, r, f"{who}_", color=color, marker=svg.MARKER[color], name=who)
+        dot(k, r, f"{who}_", color=color, marker=svg.MARKER[color], name=who)
         for k, r in every
         for who, color in (("guided", SELECTED), (CONTROL, CONTROL))
         if f"{who}_mean_pct" in r
     ]
     level = [Dot(k, r["evaluation_metric"], color="ink") for k, r in every]
-    apart = [_dot(k, r, "vs_", "_points") for k, r in every]
+    apart = [dot(k, r, "vs_", "_points") for k, r in every]
     return rows_of_dots(
         canvas,
         1.05 + 0.4 * len(rows),

@@ -116,12 +116,10 @@ def ritz(rows: Sequence[Row], findings: Findings, canvas: Figure) -> bool:
         (left, sizes, "size of the Ritz value |θ|"),
         (right, residuals, "residual ‖Hu − θu‖"),
     ):
+        svg.frame(axes, title, "rank", whole=True)
         svg.log_axis(axes, "y", values)
-        svg.title(axes, title)
         for r in (r for r in shown if not r["kept"]):
             svg.level(axes, r["rank"], "muted", lw=0.9, ls=":", label="not kept")
-        svg.linear_axis(axes, "x", integer=True)
-        axes.set_xlabel("rank")
     svg.legend(canvas, left)
     return True
 
@@ -141,10 +139,7 @@ def truncation(terms: Sequence[Row], kept: int, canvas: Figure) -> bool:
         svg.line(right, x, np.where(amount > 0, amount, np.nan), color, **style)
     for axes, title in ((left, "by how much term k lowers the bound [%]"), (right, "absolute")):
         svg.level(axes, kept, "random", label=f"k = {kept}, as chosen", **DASHED)
-        svg.linear_axis(axes, "x", integer=True)
-        axes.set_xlabel("terms kept, k")
-        svg.title(axes, title)
-    svg.linear_axis(left, "y")
+        svg.frame(axes, title, "terms kept, k", whole=True)
     left.set_ylim(bottom=0)
     svg.log_axis(right, "y", lowered)
     svg.legend(canvas, left, most=40)
@@ -162,10 +157,8 @@ def training(rows: Sequence[Row], label: str, canvas: Figure) -> bool:
     svg.line(axes, step[::every], smooth[::every], "accent")
     known = svg.finite(loss)
     log = bool(known.size) and known.min() > 0 and known.max() > 4 * known.min()
+    svg.frame(axes, label, "training step")
     svg.axis(axes, "y", known.tolist(), log)
-    svg.linear_axis(axes, "x")
-    axes.set_xlabel("training step")
-    svg.title(axes, label)
     return True
 
 
