@@ -5,7 +5,7 @@ are kept; a job is named by that set, so that configurations that keep the same 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from distinf.gram.session import TRAIN, Cell, Outline, Session
 from distinf.gram.settings import BASELINES, GRID, StageSettings
 from distinf.gram.task import METRICS, Fit, Labelled
 from distinf.gram.train import (
+    WEIGHT,
     fit_cost,
     fit_summary,
     fitted,
@@ -64,6 +65,8 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         if not cell.trained:
             continue
         cost = fit_cost(outline, cell, kept_count(outline, cell))
+        if not outline.settings.actions.adapters:
+            cost = replace(cost, bytes=0.0)
         for name in _planned(outline, cell):
             job = Unit(NAME, cell.keys[NAME], job={"cell": cell.name, "planned": name})
             found.append((job, cost))
@@ -232,7 +235,7 @@ def flipped_rows(session: Session, cell: str) -> np.ndarray | None:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Arrays: METRICS by epoch, best, and the kept rows."""
+    """Arrays: METRICS by epoch, best, and the kept rows; weight.<name> if they are asked for."""
     cell = session.cell(unit.job["cell"])
     found = session.cached(("filtered", cell.name), lambda: _of_cell(session, cell))
     rows = next(f.kept for f in found.values() if f.job.id == unit.id)
@@ -241,6 +244,8 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
 
 def _commit(session: Session, unit: Unit, attempt: str, fit: Fit, rows: np.ndarray) -> Record:
     arrays = {**history_arrays(fit), "kept": rows}
+    if session.settings.actions.adapters:
+        arrays |= {f"{WEIGHT}{name}": np.asarray(v) for name, v in fit.weights.items()}
     return session.commit(
         unit, attempt, arrays, summary=fit_summary(fit), may_hold_nan=list(METRICS)
     )
@@ -253,7 +258,8 @@ def histories(session: Session) -> Iterator[tuple[Filtered, Mapping[str, np.ndar
 
 
 STAGE = Stage(  # a job is named by the rows that it keeps
-    NAME, "fine-tune", needs=("train",), uncounted=("actions", "scores"),
+    NAME, "fine-tune", needs=("train",), reads=("actions.adapters",),
+    uncounted=("actions", "scores"),
     units=units, run=run, wanted=wanted_units, done=is_done, resources=job_resources, is_jobs=True,
     ranks=gang_size,
 )  # fmt: skip

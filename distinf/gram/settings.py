@@ -211,11 +211,15 @@ class ActionSettings:
     configurations  random, full (all known noise first; only where some is known),
                     "estimator/group/how", or grid (all of them); empty: nothing is trained again
     resources_gpus  GPUs of one job, fractions too (0: what a worker has)
+    adapters        the trained weights of the scored models and of every job are kept as
+                    safetensors (adapters as PEFT has them) under adapters/ in the run's folder,
+                    each beside the rows that it was trained on
     """
 
     fraction: float = 0.3
     configurations: tuple[str, ...] = ()
     resources_gpus: float = 0.0
+    adapters: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction < 1:

@@ -116,6 +116,14 @@ class Shared(Protocol):
 
 
 @runtime_checkable
+class Exported(Protocol):
+    """A cell whose trained weights others can read."""
+
+    def exported(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, bytes]:
+        """Files by name."""
+
+
+@runtime_checkable
 class Reseeded(Protocol):
     """A cell that can be trained again as if its training had drawn otherwise."""
 

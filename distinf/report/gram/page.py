@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from distinf.gram.configurations import spoken
+from distinf.gram.keeping import keep
 from distinf.gram.ranking import cell_ranking
 from distinf.gram.session import Session
 from distinf.numerics.bootstrap import RESAMPLES
@@ -38,6 +39,7 @@ def write(session: Session) -> None:
     rankings = {views.ranking_name(c.name): cell_ranking(session, c) for c in cells}
     found = gathered(session)
     rows = tables(found)
+    keep(session)
     publishing.publish(session, plain(found), rows, page(found, rows), rankings)
 
 

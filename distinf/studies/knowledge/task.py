@@ -26,6 +26,7 @@ from distinf.studies.knowledge.domains import domains, fits
 from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.causal import KNOWN, Assumed, CausalModel, kept_of
 from distinf.studies.language.identity import model_digests
+from distinf.studies.language.peft_files import begin_from, told
 from distinf.studies.language.settings import LoraSettings, Pretrained
 from distinf.studies.language.sizes import shapes_of
 from distinf.tasks.task import Shapes, Wording
@@ -148,6 +149,8 @@ class Statements:
             adapt(model, self.settings.lora, torch.float32)
             if next(model.parameters()).device.type != "meta":
                 initialise(model, self.seed, "knowledge/weights")
+                if self.settings.lora.adapter:
+                    begin_from(model, self.settings.lora, self.settings.model)
         return model.eval()
 
     def rows(self, split: str) -> int:
@@ -194,7 +197,10 @@ class Statements:
 
     def digests(self) -> Mapping[str, str]:
         texts = "\x00".join("\x01".join(item.texts) for item in self.items)
-        return {"texts": sha256(texts.encode()), **model_digests(self._language.settings, KNOWN)}
+        found = {"texts": sha256(texts.encode()), **model_digests(self._language.settings, KNOWN)}
+        if self.settings.trained == "lora" and self.settings.lora.adapter:
+            found["adapter"] = told(self.settings.lora)["adapter"]
+        return found
 
     def shapes(self) -> Shapes:
         """Of a row of the mean length; the activations are the longest one's."""

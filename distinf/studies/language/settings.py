@@ -13,14 +13,18 @@ class LoraSettings:
     alpha    numerator of its scale
     dropout  of what goes into A, in training
     targets  names of layers, such as 'query'; () takes the query and value projections
+    adapter  folder of an adapter as PEFT saves it, to begin from; "": drawn, B at 0
     """
 
     rank: int = 4
     alpha: float = 4.0
     dropout: float = 0.05
     targets: tuple[str, ...] | str = ()
+    adapter: str = ""
 
     def __post_init__(self) -> None:
+        if self.adapter:
+            object.__setattr__(self, "adapter", os.path.abspath(self.adapter))
         if isinstance(self.targets, str):
             object.__setattr__(self, "targets", (self.targets,))
         if self.rank < 1:

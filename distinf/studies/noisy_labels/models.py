@@ -12,6 +12,7 @@ from distinf.errors import InputError
 from distinf.gram.blocks import HEAD_NAMES
 from distinf.numerics.randomness import number
 from distinf.studies.language.adapters import adapt, initialise
+from distinf.studies.language.peft_files import begin_from
 from distinf.studies.language.pretrained import base_of, loading, own, positions
 from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import LoraSettings
@@ -63,6 +64,8 @@ def load_model(
         torch.manual_seed(number(seed, "noisy_labels/model"))
         adapt(model, lora, getattr(torch, settings.dtype), HEAD_NAMES)
     initialise(model, seed, "noisy_labels/weights")
+    if lora.adapter:
+        begin_from(model, lora, settings.name)
     made: nn.Module = model.eval()
     return made
 

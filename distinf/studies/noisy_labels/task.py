@@ -19,6 +19,7 @@ from distinf.gram.settings import StageSettings, TrainSettings
 from distinf.gram.task import Fit, Gang, Tell, no_one
 from distinf.studies.language import together
 from distinf.studies.language.identity import file_digest, model_digests, revision_of
+from distinf.studies.language.peft_files import peft_files, told
 from distinf.studies.language.sizes import shapes_of
 from distinf.studies.language.tokens import padded, text_at
 from distinf.studies.language.training import fit
@@ -261,6 +262,11 @@ class NoisyCell:
         lr = recipe.lr_of.get(self.cell.dataset, recipe.lr)
         return fit(self, kept, recipe, lr, device, tell, measured=PARTS[1:])
 
+    def exported(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, bytes]:
+        """Adapters and head as PEFT saves them."""
+        settings = self.settings
+        return peft_files(weights, settings.lora, settings.model.name, "SEQ_CLS")
+
     def fit_together(
         self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell, gang: Gang
     ) -> Fit:
@@ -308,7 +314,7 @@ class NoisyCell:
             raise InputError("data.candidates: is the very file that the training rows are from")
         model = model_digests(self.settings.model, KNOWN)
         own = {"seed": self.cell.seed, "dataset": self.cell.dataset, "content": content, **data}
-        changed = {**asdict(self.settings.lora), **asdict(self.settings.model)}
+        changed = {**told(self.settings.lora), **asdict(self.settings.model)}
         del changed["name"]
         found = {"data": _digest(own), "model": _digest({**model, **changed})}
         return found | revision_of(model)

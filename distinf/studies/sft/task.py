@@ -26,6 +26,7 @@ from distinf.studies.language import together
 from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.causal import CausalModel
 from distinf.studies.language.identity import file_digest, model_digests, revision_of
+from distinf.studies.language.peft_files import begin_from, peft_files, told
 from distinf.studies.language.sizes import shapes_of
 from distinf.studies.language.training import fit
 from distinf.studies.sft.rows import Encoded, encoded, rows_of_file
@@ -155,6 +156,8 @@ class Scored:
             adapt(model, settings.lora, getattr(torch, settings.model.dtype))
             if next(model.parameters()).device.type != "meta":
                 initialise(model, self.starting_seed, "sft/weights")
+                if settings.lora.adapter:
+                    begin_from(model, settings.lora, settings.model.name)
         return model.eval()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -200,6 +203,7 @@ class Scored:
         settings = asdict(self.settings)
         files = {setting: file_digest(path, setting) for path, setting in self._files.values()}
         del settings["data"], settings["model"]["name"]
+        settings["lora"] = told(self.settings.lora)
         found = model_digests(self.settings.model)
         model = {**found, **settings, "seed": self.starting_seed}
         return {
@@ -227,6 +231,12 @@ class Tuned(Scored):
         """Fine-tune from the initial state on the training rows `kept` [n]."""
         _refuse_accuracy(recipe)
         return fit(self, kept, recipe, recipe.lr, device, tell)
+
+    def exported(self, weights: Mapping[str, np.ndarray]) -> Mapping[str, bytes]:
+        """Adapters as PEFT saves them; of a model that is trained whole, its weights."""
+        settings = self.settings
+        lora = settings.lora if settings.trained == "lora" else None
+        return peft_files(weights, lora, settings.model.name, "CAUSAL_LM")
 
     def fit_together(
         self, kept: np.ndarray, recipe: TrainSettings, device: torch.device, tell: Tell, gang: Gang
