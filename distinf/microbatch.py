@@ -92,19 +92,21 @@ MICROBATCHES = Microbatches()  # of this process
 
 
 def each_part(
-    batch: Any, compute: Callable[[Any], Found], setting: str
+    rows: Any, compute: Callable[[Any], Found], setting: str, most: int | None = None
 ) -> Iterator[tuple[Any, Found]]:
-    """(part, compute(part)) of consecutive parts of a sequence: one, as long as memory suffices.
+    """(part, compute(part)) of consecutive parts of a sequence: of `most` each, or one of all, as
+    long as memory suffices.
 
-    setting  that the batch's size goes by
+    setting  that the size of a part goes by
     """
-    done = 0
-    while done < len(batch):
-        part = batch[done : done + MICROBATCHES.rows(setting, len(batch))]
-        is_done, found = MICROBATCHES.tried(setting, partial(compute, part), len(part))
-        if is_done:
-            yield part, found
-            done += len(part)
+    for start in range(0, len(rows), most or max(len(rows), 1)):
+        batch, done = rows[start : None if most is None else start + most], 0
+        while done < len(batch):
+            part = batch[done : done + MICROBATCHES.rows(setting, len(batch))]
+            is_done, found = MICROBATCHES.tried(setting, partial(compute, part), len(part))
+            if is_done:
+                yield part, found
+                done += len(part)
 
 
 def from_the_start(compute: Callable[[], Found], setting: str) -> Found:

@@ -12,14 +12,14 @@ from torch import nn
 from distinf.empirical.session import Outline, Session
 from distinf.empirical.task import EVALUATION, Based, Place, places, relations
 from distinf.engine.session import row_ranges, to_device
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.tuning import Losses, losses_of, parameters_of
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.task import error_context
 
@@ -61,11 +61,6 @@ def peak_bytes(outline: Outline) -> float:
     copies = {"prompt": 2, "sgd": 5 + (tune.momentum > 0), "adamw": 7}[tune.optimizer]
     row = shapes.activation_bytes_per_sample * (tune.optimizer != "prompt")
     return 4.0 * copies * shapes.parameters + max(row, _batch_bytes(outline))
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    work = session.work("distinf.empirical.base:body")
-    runtime.pool(work, STAGE.wanted_units(session), session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
@@ -180,6 +175,7 @@ def measuring(session: Session, model: nn.Module) -> Iterator[None]:
         yield
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "base model", units=units, run=run,
     reads=("task", "seed", "tune.blocks", "tune.precision", "tune.evaluation_batch"),

@@ -29,7 +29,7 @@ from distinf.empirical.task import (
     relations,
 )  # fmt: skip
 from distinf.engine.session import row_ranges, to_device
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.batches import Batch
@@ -42,7 +42,7 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.randomness import generator
 from distinf.numerics.text_baselines import Words, bm25, of_norm_1
 from distinf.numerics.tuning import first_order
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.factors import check_sampling, sampled_loss
 from distinf.tasks.task import error_context
@@ -98,12 +98,6 @@ def _refuse_embedding(model: nn.Module, space: str, layout: Layout) -> None:
                 f"estimates.spaces: {space} holds the embedding {name}, whose gradients of all "
                 "rows are too large; give spaces without it, such as one layer"
             )
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = STAGE.wanted_units(session)
-    if wanted:
-        runtime.pool(session.work("distinf.empirical.estimates:body"), wanted, session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
@@ -281,6 +275,7 @@ def _words(session: Session, split: str, ids: np.ndarray) -> Words:
     return np.concatenate(mine), np.cumsum([0, *map(len, mine)])
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "estimates of influence", needs=(base.NAME,), units=units, run=run,
     reads=("estimates", "tune", "-tune.rows_per_unit", "-tune.least_taken", "-tune.leave_one_out",

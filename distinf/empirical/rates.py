@@ -17,9 +17,9 @@ from distinf.empirical.base import BATCH, based_model, evaluation, measuring
 from distinf.empirical.session import Outline, Session
 from distinf.empirical.settings import TuneSettings
 from distinf.empirical.task import EVALUATION, TRAIN, places, relations
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.microbatch import from_the_start
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
 
 NAME = "rates"
@@ -33,12 +33,6 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     work = {"step": float(settings.steps * len(tried)), "forward": measured}
     cost = tuning.cost_of(outline, work, 8.0 * outline.rows[EVALUATION] * len(tried))
     return [(Unit(NAME, outline.keys[NAME], k, k + 1), cost) for k in range(2 * many + bool(many))]
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = STAGE.wanted_units(session)
-    if wanted:
-        runtime.pool(session.work("distinf.empirical.rates:body"), wanted, session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
@@ -114,6 +108,7 @@ def _lowest(good: Sequence[bool]) -> tuple[int, int]:
     return 0, 0
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "fine-tuning at other rates", needs=(base.NAME,), units=units, run=run,
     reads=("tune", "-tune.rows_per_unit", "-tune.least_taken", "-tune.first_order",

@@ -37,7 +37,7 @@ from distinf.empirical.task import (
     relations,
 )  # fmt: skip
 from distinf.engine.session import row_ranges, to_device
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.microbatch import from_the_start
 from distinf.numerics.curvature import Parameters
@@ -51,7 +51,7 @@ from distinf.numerics.tuning import (
     losses_of,
     parameters_of,
 )  # fmt: skip
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.identity import has_own_rows
 from distinf.tasks.rehearsal import rehearse
@@ -117,11 +117,6 @@ def check(session: Session) -> nn.Module:
         raise InputError(f"task: no evaluation row is of the matrix '{matrix}', draw {draw}")
     Layout.of(model, settings.blocks)
     return model
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    work = session.work("distinf.empirical.tuning:body")
-    runtime.pool(work, STAGE.wanted_units(session), session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
@@ -267,6 +262,7 @@ def _optimizer(settings: TuneSettings, parameters: list[torch.Tensor]) -> torch.
     return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=momentum, fused=True)
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "fine-tuning on each row", needs=(base.NAME,), units=units, run=run,
     reads=("tune", "-tune.rows_per_unit", "-tune.least_taken", "-tune.sweep"),

@@ -79,6 +79,23 @@ class Stage:
         return {unit.id for unit in wanted} <= session.ledger(self.name).committed_ids()
 
 
+def pooled(
+    body: str,
+    stage: str,
+    units: Callable[[Any], Sequence[tuple[Unit, Cost]]] = no_units,
+    wanted: Callable[[Any], Sequence[Unit]] | None = None,
+) -> Callable[[Any, Runtime], None]:
+    """Stage.run: whichever worker is free does `body`, "module:function" of (session, unit,
+    attempt), with each unit, or with those that are `wanted` of the session."""
+
+    def run(session: "Session", runtime: Runtime) -> None:
+        every = wanted(session) if wanted else [unit for unit, _ in units(session.outline)]
+        if every:
+            runtime.pool(session.work(body), every, session.ledger(stage))
+
+    return run
+
+
 def keys_of(stages: Iterable[Stage], values: Values, given: Keys | None = None) -> dict[str, str]:
     """Each stage's key, those that it needs before it; `given` ones are taken as they are."""
     found: dict[str, str] = {}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from distinf.engine.session import draw
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.gram.blocks import SPARSE
 from distinf.gram.gradients import columns as gradient_columns
 from distinf.gram.gradients import dense_rows, each_row_batch, finite_rows, says_right
@@ -34,7 +34,7 @@ from distinf.numerics.estimators import fisher
 from distinf.numerics.label_noise import log_odds_gain
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.products import scales
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.task import error_context
 
@@ -89,12 +89,6 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         staged=shapes.model_bytes,
         work={"forward": every},
     )
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = [unit for unit, _ in units(session.outline)]
-    if wanted:
-        runtime.pool(session.work("distinf.gram.baselines:body"), wanted, session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
@@ -215,6 +209,7 @@ def _gram(session: Session, cell: Cell, slab: int, finite_N: np.ndarray) -> Tens
     return grads_NP @ grads_NP.T
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "baselines", needs=("gram",), reads=("seed",),
     uncounted=("scores", "gradients"), units=units, run=run,

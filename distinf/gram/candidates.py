@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from distinf.engine.session import row_ranges
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.gram.block_products import BlockProducts, joint_solve
 from distinf.gram.blocks import SPARSE, Block
@@ -36,8 +36,8 @@ from distinf.gram.settings import EKFAC, JOINT, OF_WORDS
 from distinf.gram.tiles import NAME, dampings, named, narrow, slab_units
 from distinf.numerics.estimators import ESTIMATORS, datainf
 from distinf.numerics.estimators.register import Products
-from distinf.numerics.sparse import SparseRows, sparse_gram
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.numerics.sparse import SparseRows, pair_products
+from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
 
 Rows = Tensor | SparseRows  # [rows, P] in float64
@@ -68,11 +68,6 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     return found
 
 
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = [unit for unit, _ in units(session.outline)]
-    runtime.pool(session.work("distinf.gram.candidates:body"), wanted, session.ledger(NAME))
-
-
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Array "scores" fp64 [Q, M]: the sum over the slab's blocks of the group."""
     asked, name = session.asked, unit.job["cell"]
@@ -101,15 +96,15 @@ class _OfBlock:
         queries = _rows(self.session, name, QUERY, self.block, 0, self.cell.rows[QUERY])
         if estimator in OF_WORDS:
             both = estimator == "tracin-we-both10"
-            return _products(_top(queries) if both else queries, _top(rows))
+            return pair_products(_top(queries) if both else queries, _top(rows))
         if estimator in ESTIMATORS and ESTIMATORS[estimator].by_row:
             return self._by_row(estimator, queries, rows)
         if estimator == EKFAC or (estimator == "fisher" and narrow(self.cell, self.block)):
-            return _products(self._solved(estimator), rows)
-        cross_QM = _products(queries, rows)
+            return pair_products(self._solved(estimator), rows)
+        cross_QM = pair_products(queries, rows)
         if estimator == "datainf" and slab != SPARSE:
             damping = dampings(self.session, self.cell, slab)[self.place]
-            through_QM = _products(self._summed(), rows)
+            through_QM = pair_products(self._summed(), rows)
         else:
             weights_QN, damping = self._weights(estimator, group)
             through_QM = self._through(weights_QN, rows)
@@ -127,7 +122,7 @@ class _OfBlock:
             settings = replace(settings, damping=given[estimator])
         found = Products(
             block=self.block.name,
-            cross_QN=_products(queries, rows),
+            cross_QN=pair_products(queries, rows),
             query_sqnorm_Q=_sqnorms(queries),
             train_sqnorm_N=_sqnorms(rows),
             gram=refused,
@@ -182,7 +177,7 @@ class _OfBlock:
         for tile in slab_units(self.session.settings, self.cell, "cross", self.block.slab):
             a, b = tile.start, tile.stop
             train = _rows(self.session, self.cell.name, TRAIN, self.block, a, b)
-            total_QM += weights_QN[:, a:b] @ _products(train, rows)
+            total_QM += weights_QN[:, a:b] @ pair_products(train, rows)
         return total_QM
 
 
@@ -194,15 +189,6 @@ def _rows(session: Session, name: str, split: str, block: Block, start: int, sto
     return dense_rows(session, name, split, block.slab, start, stop)[:, block.span].double()
 
 
-def _products(first: Rows, second: Rows) -> Tensor:
-    """fp64 [Q, M]."""
-    if isinstance(first, SparseRows) and isinstance(second, SparseRows):
-        return sparse_gram(first, second)
-    assert isinstance(first, Tensor)
-    assert isinstance(second, Tensor)
-    return first @ second.T
-
-
 def _top(rows: Rows) -> SparseRows:
     assert isinstance(rows, SparseRows)
     return rows.top_rows(TOP_WORDS)
@@ -212,6 +198,7 @@ def _sqnorms(rows: Rows) -> Tensor:
     return rows.sqnorms() if isinstance(rows, SparseRows) else rows.square().sum(1)
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(NAME, "scores of candidates", units=units, run=run)
 
 

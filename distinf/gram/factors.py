@@ -4,9 +4,8 @@ What its units store: tasks/factors.py. Rows whose loss or gradient is not finit
 the embedding is none of the layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 from torch import nn
 
 from distinf.engine.session import row_ranges
@@ -25,7 +24,7 @@ from distinf.gram.session import (
 from distinf.gram.settings import EKFAC, StageSettings
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.gram.train import trained_model
-from distinf.microbatch import from_the_start, rows_at_once
+from distinf.microbatch import rows_at_once
 from distinf.numerics.ekfac import EkFac
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Cost, Lever, Runtime, Unit
@@ -34,13 +33,11 @@ from distinf.tasks.factors import (
     PHASES,
     SHARDS,
     Batches,
+    Passes,
     check_sampling,
     ekfac_of,
     rotations,
     squares,
-    stored_bases,
-    stored_sums,
-    stored_values,
 )
 
 NAME = "factors"
@@ -117,42 +114,28 @@ def run(session: Session, runtime: Runtime) -> None:
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     watch, blocks = Stopwatch(session.device), session.cell(unit.job["cell"]).blocks.dense
-    make = {"sums": _sums, "bases": _bases, "values": _values}[unit.job["phase"]]
     with watch.step([EKFAC], by_width(blocks)):
-        arrays = make(session, unit)
+        arrays = _passes(session, unit).arrays(unit.job["phase"])
     return session.commit(unit, attempt, arrays, summary={TOOK: watch.notes()})
 
 
-def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
-    model, layout = _model(session, unit)
-    task, kind = session.task(unit.job["cell"]), session.settings.gradients.precision
-    return from_the_start(
-        lambda: stored_sums(model, layout, task, session.seed, _batches(session, unit), kind),
-        batch_setting(session, unit.job["cell"]),
-    )
+def _passes(session: Session, unit: Unit) -> Passes:
+    name, settings = unit.job["cell"], session.settings
+    cell = session.cell(name)
+    parts, (whole,) = (phase_units(settings, cell, phase) for phase in ("sums", "bases"))
 
+    def model() -> tuple[nn.Module, Layout]:
+        found = trained_model(session, name)
+        return found, layers_of(found, settings.gradients)
 
-def _bases(session: Session, unit: Unit) -> dict[str, np.ndarray]:
-    cell = session.cell(unit.job["cell"])
-    parts = phase_units(session.settings, cell, "sums")
-
-    def read(key: str) -> Iterator[np.ndarray]:
-        return (session.arrays(part, [key])[key] for part in parts)
-
-    return stored_bases(cell.forms, read, session.device)
-
-
-def _values(session: Session, unit: Unit) -> dict[str, np.ndarray]:
-    model, layout = _model(session, unit)
-    task, kind = session.task(unit.job["cell"]), session.settings.gradients.precision
-    (of,) = phase_units(session.settings, session.cell(unit.job["cell"]), "bases")
-    bases = session.latest("bases", of.id, lambda: session.arrays(of))
-
-    def values() -> dict[str, np.ndarray]:
-        batches = _batches(session, unit)
-        return stored_values(model, layout, task, session.seed, batches, kind, bases)
-
-    return from_the_start(values, batch_setting(session, unit.job["cell"]))
+    return Passes(
+        session.task(name), session.seed, settings.gradients.precision, session.device, cell.forms,
+        model=model,
+        batches=lambda: _batches(session, unit),
+        setting=batch_setting(session, name),
+        sums=lambda key: (session.arrays(part, [key])[key] for part in parts),
+        bases=lambda: session.latest("bases", whole.id, lambda: session.arrays(whole)),
+    )  # fmt: skip
 
 
 def _batches(session: Session, unit: Unit) -> Batches:
@@ -163,11 +146,6 @@ def _batches(session: Session, unit: Unit) -> Batches:
         ids = ids[finite_N[ids]]
         for a, b in row_ranges(len(ids), rows_at_once(batch_setting(session, name), len(ids))):
             yield ids[a:b], session.batch(name, TRAIN, ids[a:b])
-
-
-def _model(session: Session, unit: Unit) -> tuple[nn.Module, Layout]:
-    model = trained_model(session, unit.job["cell"])
-    return model, layers_of(model, session.settings.gradients)
 
 
 def _reads(values: Values) -> Names:

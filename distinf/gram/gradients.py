@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.engine.session import row_ranges
-from distinf.engine.stage import Names, Stage, Values
+from distinf.engine.stage import Names, Stage, Values, pooled
 from distinf.errors import InputError
 from distinf.gram.blocks import SPARSE
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, layout_of
@@ -30,7 +30,7 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
 from distinf.numerics.sparse import SparseRows
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.methods import Pass, agree, in_a_run, rehearsed_method
 from distinf.tasks.task import Batch, PerSampleLoss, Task
@@ -115,11 +115,6 @@ def pass_cost(
         levers=(Lever(f"gradients.{name}_per_batch", value, passed, least), *levers),
         work={"gradient": rows},
     )
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = [unit for unit, _ in units(session.outline)]
-    runtime.pool(session.work("distinf.gram.gradients:body"), wanted, session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
@@ -282,13 +277,12 @@ def _correct(session: Session, name: str, unit: Unit) -> np.ndarray | None:
             columns = session.task(name).evaluate(model, batch)
         return columns["correct"].cpu().numpy() > 0 if "correct" in columns else None
 
+    ids, setting = np.arange(unit.start, unit.stop), "gradients.rows_per_batch"
     parts: list[np.ndarray] = []
-    for a, b in row_ranges(unit.stop - unit.start, settings.rows_per_batch):
-        ids = np.arange(unit.start + a, unit.start + b)
-        for _, told in each_part(ids, correct, "gradients.rows_per_batch"):
-            if told is None:
-                return None
-            parts.append(told)
+    for _, told in each_part(ids, correct, setting, settings.rows_per_batch):
+        if told is None:
+            return None
+        parts.append(told)
     return np.concatenate(parts)
 
 
@@ -370,4 +364,5 @@ def _reads(values: Values) -> Names:
     return ("gradients", "-gradients.check", *seed)
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(NAME, "per-sample gradients", needs=("train",), reads=_reads, units=units, run=run)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from distinf.engine.recipe import Draws, Foretold, Trained
-from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.gram.actions import flipped_rows
@@ -100,10 +99,10 @@ def losses(
         with torch.no_grad(), precision("float32", session.device), float_edges(model):
             return {n: loss(model, batch).double().cpu().numpy() for n, loss in task.losses.items()}
 
-    for a, b in row_ranges(session.cell(cell).rows[QUERY], settings.evaluation_batch):
-        for _, values in each_part(np.arange(a, b), measured, "train.evaluation_batch"):
-            for name in found:
-                found[name].append(values[name])
+    queries, most = np.arange(session.cell(cell).rows[QUERY]), settings.evaluation_batch
+    for _, values in each_part(queries, measured, "train.evaluation_batch", most):
+        for name in found:
+            found[name].append(values[name])
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

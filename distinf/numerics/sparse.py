@@ -133,6 +133,15 @@ class SparseRows:
         return dense
 
 
+def pair_products(first: "Tensor | SparseRows", second: "Tensor | SparseRows") -> Tensor:
+    """[N1, N2]: dot products of all pairs of rows, both dense [N, P] in float64 or both sparse."""
+    if isinstance(first, SparseRows) and isinstance(second, SparseRows):
+        return sparse_gram(first, second)
+    assert isinstance(first, Tensor)
+    assert isinstance(second, Tensor)
+    return first @ second.double().T
+
+
 def sparse_gram(first: SparseRows, second: SparseRows) -> Tensor:
     """[N1, N2], at least float32: dot products of all pairs of samples.
 

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from distinf.engine.session import draw, to_device
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.numerics.adapters import add_adapters
 from distinf.numerics.curvature import sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.variants import damped_inverse
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.arms import NAME, Arm, arm_of, families, jobs
 from distinf.spectral.curvature import stored_pairs
@@ -74,14 +74,6 @@ def is_done(session: Session) -> bool:
         return False
     wanted = chosen_jobs(session)
     return len(session.done(wanted)) == len(wanted)
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    runtime.pool(
-        session.work("distinf.spectral.actions:body"),
-        chosen_jobs(session),
-        session.ledger(NAME),
-    )
 
 
 def check(session: Session) -> None:
@@ -302,6 +294,7 @@ def non_targets_before(session: Session) -> np.ndarray:
     return evaluation(session)[session.task.metric][non_target_ids(session)]
 
 
+run = pooled(f"{__name__}:body", NAME, wanted=chosen_jobs)
 STAGE = Stage(
     NAME, "fine-tune", needs=("scores",),
     reads=("evaluate", "actions.non_targets", "actions.guard", "actions.fresh_draws"),

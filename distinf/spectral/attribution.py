@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from distinf.engine.session import row_ranges
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.microbatch import each_part
 from distinf.numerics.elements import element_shares
-from distinf.numerics.parameters import Layout
 from distinf.numerics.variants import damped_inverse
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.evaluate import chosen_targets, evaluated
@@ -29,7 +28,7 @@ from distinf.spectral.queries import query_gradients
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.solves import converged_solutions, damped_spectrum
-from distinf.spectral.train import trained_model
+from distinf.spectral.train import trained_layers
 from distinf.tasks.task import ElementTask, GeneratingTask, error_context
 
 NAME = "attribution"
@@ -105,12 +104,6 @@ def is_done(session: Session) -> bool:
     return len(session.done(wanted)) == len(wanted)
 
 
-def run(session: Session, runtime: Runtime) -> None:
-    if session.settings.attribution.rows:
-        work = session.work("distinf.spectral.attribution:body")
-        runtime.pool(work, chosen_units(session), session.ledger(NAME))
-
-
 def chosen_units(session: Session) -> list[Unit]:
     """The units of targets that exist: there may be fewer than were asked for."""
     if not session.settings.attribution.rows:
@@ -121,8 +114,7 @@ def chosen_units(session: Session) -> list[Unit]:
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Arrays: ids and ranks [R], their classic scores [R], parts [R, A, B] that sum to them."""
     rank = unit.job["target"]
-    model = session.cached("trained", lambda: trained_model(session))
-    layout = Layout.of(model, session.settings.curvature.blocks)
+    model, layout = trained_layers(session)
     direction_P = _direction(session, rank)
     ids, ranks = extreme_rows(session, rank)
     task = session.task
@@ -204,6 +196,7 @@ def attributions(session: Session) -> list[Attribution]:
     return found
 
 
+run = pooled(f"{__name__}:body", NAME, wanted=chosen_units)
 STAGE = Stage(
     NAME, "what drives a row", needs=("scores", "tracin"),
     reads=("attribution.rows", "gradients.chunk", "actions.loss", "actions.variant"),

@@ -43,7 +43,7 @@ from distinf.runtime.activity import HERE, SHARD
 from distinf.spectral.damping import refuse_negative
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import REFINEMENT, CurvatureSettings, StageSettings
-from distinf.spectral.train import trained_model
+from distinf.spectral.train import trained_layers
 from distinf.tasks.identity import has_own_rows
 from distinf.tasks.task import STUDIES, Batch, Task
 
@@ -137,8 +137,7 @@ def run(session: Session, runtime: Runtime) -> None:
 def body(session: Session, collective: Collective, attempt: str) -> int:
     """Krylov steps, Ritz pairs, probes -> the number of steps taken."""
     settings, outline = session.settings.curvature, session.outline
-    model = session.cached("trained", lambda: trained_model(session))
-    layout = Layout.of(model, settings.blocks)
+    model, layout = trained_layers(session)
     rows = product_rows(session, collective, model)
     matvec = mean_product(session, collective, model, layout, rows)
     if not all(done_for_all(session, collective, [pairs_unit(outline)])):
@@ -341,9 +340,8 @@ def product_rows(
             return torch.isfinite(loss(model, session.batch("train", mine))).int()
 
     for shard in collective.owned(settings.shards):
-        for a, b in row_ranges(len(pieces[shard]), microbatch(session.outline)):
-            made = each_part(pieces[shard][a:b], finite_of, MEMORY)
-            flags += [part for _, part in made]
+        made = each_part(pieces[shard], finite_of, MEMORY, microbatch(session.outline))
+        flags += [part for _, part in made]
     finite = collective.all_gather(torch.cat(flags)).cpu().numpy().astype(bool)
     if not finite.any():
         raise InputError(f"curvature: the loss of none of {len(ids)} training rows is finite")

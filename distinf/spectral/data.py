@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.session import DATA, Outline, Session, split_units
 from distinf.tasks.task import GeneratingTask
@@ -24,12 +24,6 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     return found
 
 
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = [unit for unit, _ in units(session.outline)]
-    if wanted:
-        runtime.pool(session.work("distinf.spectral.data:body"), wanted, session.ledger(NAME))
-
-
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     task = session.task
     if not isinstance(task, GeneratingTask):
@@ -44,6 +38,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     return session.commit(unit, attempt, arrays, chunk_rows=session.settings.data.chunk_rows)
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "generate data",
     reads=(

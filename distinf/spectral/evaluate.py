@@ -85,15 +85,14 @@ def columns(session: Session, model: nn.Module, ids: np.ndarray) -> dict[str, np
         found = session.task.evaluate(model.eval(), session.batch("evaluation", mine))
         return {name: values.detach().cpu().numpy() for name, values in found.items()}
 
-    for a, b in row_ranges(len(ids), size):
-        for mine, found in each_part(ids[a:b], evaluated_on, "evaluate.batch_size"):
-            if parts and found.keys() != parts[0].keys():
-                odd = ", ".join(sorted(found.keys() ^ parts[0].keys()))
-                raise InputError(
-                    f"task: evaluate() returned '{odd}' for some evaluation rows only (not alike "
-                    f"before row {mine[0]} and from it on); return every column for every row"
-                )
-            parts.append(found)
+    for mine, found in each_part(ids, evaluated_on, "evaluate.batch_size", size):
+        if parts and found.keys() != parts[0].keys():
+            odd = ", ".join(sorted(found.keys() ^ parts[0].keys()))
+            raise InputError(
+                f"task: evaluate() returned '{odd}' for some evaluation rows only (not alike "
+                f"before row {mine[0]} and from it on); return every column for every row"
+            )
+        parts.append(found)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -7,7 +7,7 @@ queries              per loss [targets, P]: (F + damping)^-1 g of each target, w
 Only where scores.ekfac asks for it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,26 +15,23 @@ import torch
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
-from distinf.microbatch import from_the_start, rows_at_once
+from distinf.microbatch import rows_at_once
 from distinf.numerics.ekfac import EkFac
-from distinf.numerics.parameters import Layout
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import drawn_rows, left_out_rows
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Outline, Session
-from distinf.spectral.train import trained_model
+from distinf.spectral.train import trained_layers
 from distinf.tasks.factors import (
     PHASES,
     SHARDS,
     Batches,
+    Passes,
     check_sampling,
     ekfac_of,
     rotations,
     squares,
-    stored_bases,
-    stored_sums,
-    stored_values,
 )
 
 NAME = "factors"
@@ -113,42 +110,22 @@ def run(session: Session, runtime: Runtime) -> None:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    make = {"sums": _sums, "bases": _bases, "values": _values, QUERIES: _queries}
-    return session.commit(unit, attempt, make[unit.job["phase"]](session, unit))
+    phase = unit.job["phase"]
+    made = _queries(session) if phase == QUERIES else _passes(session, unit).arrays(phase)
+    return session.commit(unit, attempt, made)
 
 
-def _sums(session: Session, unit: Unit) -> dict[str, np.ndarray]:
-    model = session.cached("trained", lambda: trained_model(session))
-    layout = Layout.of(model, session.settings.curvature.blocks)
-    kind = session.settings.gradients.precision
-
-    def sums() -> dict[str, np.ndarray]:
-        batches = _batches(session, unit)
-        return stored_sums(model, layout, session.task, session.seed, batches, kind)
-
-    return from_the_start(sums, "gradients.chunk")
-
-
-def _bases(session: Session, _: Unit) -> dict[str, np.ndarray]:
-    parts = phase_units(session.outline, "sums")
-
-    def read(key: str) -> Iterator[np.ndarray]:
-        return (session.arrays(part, [key])[key] for part in parts)
-
-    return stored_bases(session.outline.forms, read, session.device)
-
-
-def _values(session: Session, unit: Unit) -> dict[str, np.ndarray]:
-    model = session.cached("trained", lambda: trained_model(session))
-    layout = Layout.of(model, session.settings.curvature.blocks)
-    kind, (of,) = session.settings.gradients.precision, phase_units(session.outline, "bases")
-    bases = session.latest("bases", of.id, lambda: session.arrays(of))
-
-    def values() -> dict[str, np.ndarray]:
-        batches = _batches(session, unit)
-        return stored_values(model, layout, session.task, session.seed, batches, kind, bases)
-
-    return from_the_start(values, "gradients.chunk")
+def _passes(session: Session, unit: Unit) -> Passes:
+    parts, (whole,) = (phase_units(session.outline, phase) for phase in ("sums", "bases"))
+    return Passes(
+        session.task, session.seed, session.settings.gradients.precision, session.device,
+        session.outline.forms,
+        model=lambda: trained_layers(session),
+        batches=lambda: _batches(session, unit),
+        setting="gradients.chunk",
+        sums=lambda key: (session.arrays(part, [key])[key] for part in parts),
+        bases=lambda: session.latest("bases", whole.id, lambda: session.arrays(whole)),
+    )  # fmt: skip
 
 
 def _batches(session: Session, unit: Unit) -> Batches:
@@ -160,10 +137,9 @@ def _batches(session: Session, unit: Unit) -> Batches:
         yield ids[a:b], session.batch("train", ids[a:b])
 
 
-def _queries(session: Session, _: Unit) -> dict[str, np.ndarray]:
+def _queries(session: Session) -> dict[str, np.ndarray]:
     """By loss: fp32 [targets, P]."""
-    model = session.cached("trained", lambda: trained_model(session))
-    layout = Layout.of(model, session.settings.curvature.blocks)
+    _, layout = trained_layers(session)
     curvature, damping = _curvature(session), session.settings.scores.ekfac_damping
     found = {}
     for loss, grads_TP in query_gradients(session).items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.engine.session import row_ranges
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.microbatch import each_part
 from distinf.numerics.batches import copied
 from distinf.numerics.capture import Method, Methods, finite_rows, flat_gradients
@@ -23,14 +23,14 @@ from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.products import scaled, scales, sqnorms
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.factors import EKFAC, solved_queries
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.solves import converged_solutions
-from distinf.spectral.train import trained_model
+from distinf.spectral.train import trained_layers
 from distinf.tasks.methods import Pass, agree, in_a_run, rehearsed_method
 from distinf.tasks.task import Batch, PerSampleLoss
 
@@ -84,15 +84,9 @@ def rehearsed(session: Session, model: nn.Module, methods: Methods) -> Method:
     return rehearsed_method(task, model, layout, settings, passes, methods)
 
 
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = [unit for unit, _ in units(session.outline)]
-    runtime.pool(session.work("distinf.spectral.gradients:body"), wanted, session.ledger(NAME))
-
-
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     settings = session.settings.gradients
     project = _project_by_layer if settings.method == "hooks" else _project_whole
-    parts: list[dict[str, np.ndarray]] = []
 
     def projections(ids: np.ndarray) -> dict[str, np.ndarray]:
         batch = session.batch("train", ids)
@@ -100,9 +94,9 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
         return project(session, batch)
 
     with in_a_run():
-        for a, b in row_ranges(unit.stop - unit.start, settings.chunk):
-            ids = np.arange(unit.start + a, unit.start + b)
-            parts += [found for _, found in each_part(ids, projections, "gradients.chunk")]
+        ids = np.arange(unit.start, unit.stop)
+        made = each_part(ids, projections, "gradients.chunk", settings.chunk)
+        parts = [found for _, found in made]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
     summary = {"quarantined": quarantined}
@@ -192,9 +186,7 @@ def _project_whole(session: Session, batch: Batch) -> dict[str, np.ndarray]:
 
 def _differentiated(session: Session) -> tuple[nn.Module, Layout, PerSampleLoss]:
     """The trained model, its chosen parameters, and the loss it was trained on."""
-    model = session.cached("trained", lambda: trained_model(session))
-    layout = Layout.of(model, session.settings.curvature.blocks)
-    return model, layout, next(iter(session.task.losses.values()))
+    return *trained_layers(session), next(iter(session.task.losses.values()))
 
 
 def _arrays(
@@ -222,6 +214,7 @@ def quarantined_rows(session: Session) -> list[int]:
     return [row for unit in wanted for row in done[unit.id]["summary"]["quarantined"]]
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "per-sample gradients", needs=("queries", "factors"),
     reads=("gradients", "-gradients.check"), units=units, run=run,

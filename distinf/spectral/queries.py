@@ -16,7 +16,7 @@ from distinf.spectral import curvature, solves
 from distinf.spectral.evaluate import chosen_targets, evaluated
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import REFINEMENT
-from distinf.spectral.train import trained_model
+from distinf.spectral.train import trained_layers
 from distinf.tasks.methods import agree, in_a_run
 from distinf.tasks.task import Batch, PerSampleLoss
 
@@ -85,8 +85,7 @@ def run(session: Session, runtime: Runtime) -> None:
 
 def body(session: Session, collective: Collective, attempt: str) -> int:
     """Gradients, then the solves -> how many of these there are."""
-    model = session.cached("trained", lambda: trained_model(session))
-    layout = Layout.of(model, session.settings.curvature.blocks)
+    model, layout = trained_layers(session)
     unit = gradient_unit(session.outline)
     if not all(done_for_all(session, collective, [unit])):
         ids = chosen_targets(session).ids

@@ -10,7 +10,6 @@ from torch import nn
 from distinf.collective import Collective
 from distinf.digest import digest
 from distinf.engine.recipe import Draws, Foretold, Trained
-from distinf.engine.session import row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.microbatch import each_part
@@ -196,10 +195,9 @@ def _target_losses(session: Session, model: nn.Module) -> dict[str, np.ndarray]:
             losses = {name: loss(model, batch) for name, loss in session.task.losses.items()}
         return {name: values.double().cpu().numpy() for name, values in losses.items()}
 
-    for a, b in row_ranges(len(ids), size):
-        for _, values in each_part(ids[a:b], measured, "evaluate.batch_size"):
-            for name in found:
-                found[name].append(values[name])
+    for _, values in each_part(ids, measured, "evaluate.batch_size", size):
+        for name in found:
+            found[name].append(values[name])
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

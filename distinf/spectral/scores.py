@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from distinf.engine.session import row_ranges
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.numerics.variants import VARIANTS, Coordinates, scores, split_dots
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.factors import EKFAC
@@ -57,11 +57,6 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 def stored_variants(outline: Outline) -> tuple[str, ...]:
     """Whose scores there are of each loss."""
     return (*VARIANTS, EKFAC) if outline.settings.scores.ekfac else VARIANTS
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = [unit for unit, _ in units(session.outline)]
-    runtime.pool(session.work("distinf.spectral.scores:body"), wanted, session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
@@ -169,6 +164,7 @@ def outside_shares(session: Session) -> dict[str, list[float]]:
     return shares
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "influence scores", needs=("gradients",), reads=("scores",), units=units, run=run
 )

@@ -37,7 +37,7 @@ from distinf.spectral.damping import damping_of, naming_settings
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import StageSettings
-from distinf.spectral.train import trained_model
+from distinf.spectral.train import trained_layers
 
 STAGE = "queries"  # whose units these are
 SHARE = 0.25  # of the curvature's products, for all solves where curvature.refine is null
@@ -267,8 +267,7 @@ class _Solver:
 
 def _solver(session: Session, collective: Collective) -> _Solver:
     settings = session.settings.curvature
-    model = session.cached("trained", lambda: trained_model(session))
-    layout = Layout.of(model, settings.blocks)
+    model, layout = trained_layers(session)
     rows = np.setdiff1d(drawn_rows(session), left_out_rows(session))
     return _Solver(
         mean_product(session, collective, model, layout, rows),

@@ -25,6 +25,7 @@ from distinf.engine.session import done_for_all, row_ranges
 from distinf.engine.stage import Stage
 from distinf.errors import CorruptionError, InputError
 from distinf.numerics.curvature import per_sample
+from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.randomness import generator
 from distinf.runtime import Cost, Lever, Runtime, Unit, hand_out
@@ -353,6 +354,12 @@ def _entries(state: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
             yield key, np.asarray(value, dtype=np.float64)
         else:
             raise InputError(f"task: optimizer state '{key}' is neither a tensor nor a number")
+
+
+def trained_layers(session: Session) -> tuple[nn.Module, Layout]:
+    """The trained model, one a worker, and those of its parameters that the curvature is of."""
+    model = session.cached("trained", lambda: trained_model(session))
+    return model, Layout.of(model, session.settings.curvature.blocks)
 
 
 def _load_optimizer(

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from distinf.engine.session import row_ranges
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.microbatch import each_part
 from distinf.numerics.capture import finite_rows, flat_gradients
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral import train
 from distinf.spectral.evaluate import chosen_targets
@@ -94,22 +94,15 @@ def check(outline: Outline) -> None:
         )
 
 
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = [unit for unit, _ in units(session.outline)]
-    if wanted:
-        runtime.pool(session.work("distinf.spectral.trajectory:body"), wanted, session.ledger(NAME))
-
-
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Arrays "query.<loss>" [rows, targets], without the rate; finite [rows]."""
     at = _at_checkpoint(session, unit.job["checkpoint"])
-    found = []
-    for a, b in row_ranges(unit.stop - unit.start, session.settings.gradients.chunk):
-        ids = np.arange(unit.start + a, unit.start + b)
-        made = each_part(
-            ids, lambda p: _dots(session, at, session.batch("train", p)), "gradients.chunk"
-        )
-        found += [dots for _, dots in made]
+
+    def dots(ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        return _dots(session, at, session.batch("train", ids))
+
+    ids, most = np.arange(unit.start, unit.stop), session.settings.gradients.chunk
+    found = [made for _, made in each_part(ids, dots, "gradients.chunk", most)]
     dots_NK, finite_N = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     by_loss = dots_NK.chunk(len(session.outline.losses), dim=1)
     arrays = {
@@ -222,6 +215,7 @@ def deviations(session: Session) -> list[str]:
     ]
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "gradients at checkpoints", needs=("evaluate", "targets"),
     reads=("gradients.chunk", "gradients.method", "gradients.precision", "curvature.blocks"),

@@ -8,6 +8,7 @@ What is to be predicted is sampled from the model itself, each row's from (seed,
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
+from distinf.microbatch import from_the_start
 from distinf.numerics.curvature import Loss
 from distinf.numerics.ekfac import EkFac, sampled_labels
 from distinf.numerics.kronecker import (
@@ -89,48 +91,57 @@ def _sampled_loss(task: Any, rows: np.ndarray, seed: int, model: nn.Module, batc
     return losses
 
 
-def stored_sums(
-    model: nn.Module, layout: Layout, task: Any, seed: int, batches: Batches, kind: Precision
-) -> dict[str, np.ndarray]:
-    """The first phase, over some rows."""
-    total, device = no_factors(model, layout), model.get_parameter(layout.names[0]).device
-    for rows, batch in batches:
-        with in_a_run(), precision(kind, device):
-            total = factor_sums(model, sampled_loss(task, rows, seed), batch, layout, total)
-    return _on_the_host(total.arrays)
+@dataclass(frozen=True)
+class Passes:
+    """What a unit's arrays are made of.
 
+    model    the trained model and its layers
+    batches  the unit's rows, anew each time; `setting`: that their size goes by
+    sums     key -> that array of each unit of the first phase, in order
+    bases    what the second phase has stored
+    """
 
-def stored_bases(
-    forms: Mapping[str, Form],
-    read: Callable[[str], Iterable[np.ndarray]],
-    device: torch.device,
-) -> dict[str, np.ndarray]:
-    """The second phase, from an array of all units of the first at a time."""
-    found: dict[str, Tensor] = {}
-    for name in forms:
-        for key in (f"inputs.{name}", f"outputs.{name}"):
-            total = reduce(np.add, read(key))
-            found |= eigenbases(Sums(0, {key: torch.from_numpy(total).to(device)}))
-    return _on_the_host(EkFac(forms, found, {}).arrays())
+    task: Any
+    seed: int
+    kind: Precision
+    device: torch.device
+    forms: Mapping[str, Form]
+    model: Callable[[], tuple[nn.Module, Layout]]
+    batches: Callable[[], Batches]
+    setting: str
+    sums: Callable[[str], Iterable[np.ndarray]]
+    bases: Callable[[], Stored]
 
+    def arrays(self, phase: str) -> dict[str, np.ndarray]:
+        """What a unit of that phase stores."""
+        if phase == "bases":
+            return self._bases()
+        model, layout = self.model()
+        device = model.get_parameter(layout.names[0]).device
+        begin, add = partial(no_factors, model, layout), partial(factor_sums)
+        if phase == "values":
+            turned = {k: torch.from_numpy(array).to(device) for k, array in self.bases().items()}
+            begin = partial(no_eigenvalues, model, layout)
+            add = partial(eigenvalue_sums, bases=turned)
 
-def stored_values(
-    model: nn.Module,
-    layout: Layout,
-    task: Any,
-    seed: int,
-    batches: Batches,
-    kind: Precision,
-    bases: Stored,
-) -> dict[str, np.ndarray]:
-    """The third phase, over some rows."""
-    total, device = no_eigenvalues(model, layout), model.get_parameter(layout.names[0]).device
-    turned = {key: torch.from_numpy(array).to(device) for key, array in bases.items()}
-    for rows, batch in batches:
-        loss = sampled_loss(task, rows, seed)
-        with in_a_run(), precision(kind, device):
-            total = eigenvalue_sums(model, loss, batch, layout, turned, total)
-    return _on_the_host(total.arrays)
+        def summed() -> Mapping[str, Tensor]:
+            total = begin()
+            for rows, batch in self.batches():
+                loss = sampled_loss(self.task, rows, self.seed)
+                with in_a_run(), precision(self.kind, device):
+                    total = add(model, loss, batch, layout, onto=total)
+            return total.arrays
+
+        return _on_the_host(from_the_start(summed, self.setting))
+
+    def _bases(self) -> dict[str, np.ndarray]:
+        """From an array of all units of the first phase at a time."""
+        found: dict[str, Tensor] = {}
+        for name in self.forms:
+            for key in (f"inputs.{name}", f"outputs.{name}"):
+                total = torch.from_numpy(reduce(np.add, self.sums(key))).to(self.device)
+                found |= eigenbases(Sums(0, {key: total}))
+        return _on_the_host(EkFac(self.forms, found, {}).arrays())
 
 
 def ekfac_of(bases: Stored, parts: Iterable[Stored], rows: int) -> EkFac:

@@ -298,8 +298,8 @@ MUTATIONS = [
     ),
     Mutation(
         "no stage imports a page", "spectral/scores.py",
-        "from distinf.engine.stage import Stage\n",
-        "from distinf.engine.stage import Stage\nfrom distinf.report import svg\n",
+        "from distinf.engine.stage import Stage, pooled\n",
+        "from distinf.engine.stage import Stage, pooled\nfrom distinf.report import svg\n",
         "test_imports.py::test_imports_point_down",
     ),
     _without(

@@ -21,8 +21,6 @@ from distinf.gram.train import trained_model
 from tests.support.noisy import tiny_model, write_classes
 from tests.support.runs import silent
 
-pytestmark = pytest.mark.slow
-
 CLASSES = ("billing", "delivery", "praise")
 
 

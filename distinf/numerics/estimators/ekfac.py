@@ -16,7 +16,7 @@ from torch import Tensor
 from distinf.errors import InputError
 from distinf.numerics.ekfac import EkFac
 from distinf.numerics.estimators.register import Estimator
-from distinf.numerics.sparse import SparseRows, sparse_gram
+from distinf.numerics.sparse import SparseRows, pair_products
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,7 @@ def scores_of_blocks(
             "estimator 'ekfac' needs curvature=distinf.ekfac(...), and gradients by parameter name"
         )
     solved = curvature.solve(query, settings.damping)
-    return {name: _products(solved[name], rows) for name, rows in train.items()}
-
-
-def _products(query: Tensor | SparseRows, train: Tensor | SparseRows) -> Tensor:
-    if isinstance(query, SparseRows) and isinstance(train, SparseRows):
-        return sparse_gram(query, train)
-    assert isinstance(query, Tensor)
-    assert isinstance(train, Tensor)
-    return query @ train.double().T
+    return {name: pair_products(solved[name], rows) for name, rows in train.items()}
 
 
 ESTIMATOR = Estimator("ekfac", EkFacSettings, scores_of_blocks, needs="factors")

@@ -10,9 +10,9 @@ import numpy as np
 from distinf.engine import session as engine_session
 from distinf.engine.recipe import Recipe
 from distinf.engine.session import row_ranges
-from distinf.engine.stage import Keys, Stage
+from distinf.engine.stage import Keys, Stage, pooled
 from distinf.errors import InputError
-from distinf.runtime import Cost, Lever, Runtime, Unit
+from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.studies.receiver.dataset import COUNT, DATASET, FORMAT, PILOTS, ROWS, content
 from distinf.studies.receiver.imports.mapping import MAY_BE_UNKNOWN, TfrecordImport
@@ -128,14 +128,6 @@ def dataset_units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 
 
 # -- bodies ------------------------------------------------------------------------------------
-
-
-def _pooled(body: str, stage: str) -> Any:
-    def run(session: Session, runtime: Runtime) -> None:
-        wanted = next(s for s in session.recipe.stages if s.name == stage).wanted_units(session)
-        runtime.pool(session.work(f"{__name__}:{body}"), wanted, session.ledger(stage))
-
-    return run
 
 
 def store_pilots(session: Session, unit: Unit, attempt: str) -> Record:
@@ -256,19 +248,23 @@ RECIPE = Recipe(
     settings=Settings,
     stages=(
         Stage(
-            PILOTS, "pilot patterns", units=pilot_units, run=_pooled("store_pilots", PILOTS),
+            PILOTS, "pilot patterns", units=pilot_units,
+            run=pooled(f"{__name__}:store_pilots", PILOTS, pilot_units),
             reads=("task.path", "task.identity.pilots"),
         ),
         Stage(
-            COUNT, "count records", units=count_units, run=_pooled("count_records", COUNT),
+            COUNT, "count records", units=count_units,
+            run=pooled(f"{__name__}:count_records", COUNT, count_units),
             reads=("task.path", "task.settings.compression"),
         ),
         Stage(
-            ROWS, "import records", units=row_units, run=_pooled("import_rows", ROWS),
-            wanted=wanted_rows, needs=(PILOTS, COUNT), reads=("task.settings", "task.identity"),
+            ROWS, "import records", units=row_units, wanted=wanted_rows,
+            run=pooled(f"{__name__}:import_rows", ROWS, wanted=wanted_rows),
+            needs=(PILOTS, COUNT), reads=("task.settings", "task.identity"),
         ),
         Stage(
-            DATASET, "sum up", units=dataset_units, run=_pooled("sum_up", DATASET), needs=(ROWS,)
+            DATASET, "sum up", units=dataset_units,
+            run=pooled(f"{__name__}:sum_up", DATASET, dataset_units), needs=(ROWS,)
         ),
     ),
     task=Identified,
