@@ -90,7 +90,10 @@ def scores(folder):
         seconds = time.process_time() - began
         with torch.no_grad():
             loss = float(token_loss(model, query).mean())
-        found[kind] = {e: influence(*grads, estimator=e) for e in ("tracin", "cosine", "datainf")}
+        found[kind] = {
+            e: sum(influence(*grads, estimator=e).values())  # over the blocks
+            for e in ("tracin", "cosine", "datainf")
+        }
         print(f"{kind:22s} query loss {loss:.4f}  {seconds:6.1f} s for {TRAIN + QUERIES} gradients",
               flush=True)  # fmt: skip
     print(f"\nSpearman over {TRAIN} rows, median (least) of {QUERIES} queries")

@@ -13,8 +13,9 @@ import yaml
 
 from distinf.engine.run import reopen
 from distinf.runtime import Ledger, RuntimeSettings, Unit, open_runtime
+from distinf.runtime.machine import processes_killed_for_memory
 from distinf.store import open_root
-from tests.support.bodies import work
+from tests.support.bodies import calls, work
 from tests.support.runs import (
     POINTS,
     all_scores,
@@ -96,3 +97,44 @@ def test_workers_that_died_while_idle_cost_no_attempt(tmp_path, monkeypatch):
         assert runtime.gang(work(root, "ordered_mean"), 2)[5] == 2
     finally:
         runtime.close()
+
+
+@pytest.fixture
+def group():
+    """A control group of 250 MiB; the kernel kills a process in it that takes more."""
+    first = Path("/sys/fs/cgroup/memory")
+    folder = (first if first.is_dir() else Path("/sys/fs/cgroup")) / f"distinf-test-{os.getpid()}"
+    limit = "memory.limit_in_bytes" if first.is_dir() else "memory.max"
+    try:
+        folder.mkdir()
+        (folder / limit).write_text(str(250 << 20))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    yield folder
+    for _ in range(100):
+        try:
+            folder.rmdir()
+            return
+        except OSError:  # its last process has not gone yet
+            time.sleep(0.1)
+
+
+def test_a_worker_that_the_kernel_kills_for_memory_is_replaced_at_half_the_rows(
+    group, tmp_path, caplog
+):
+    """640 MiB, then 320 in a group of 250: two kills at least, and what takes 160 or less commits.
+    On a slow machine one that was killed may hold its memory when the next begins."""
+    before = processes_killed_for_memory()
+    ledger = Ledger(open_root(str(tmp_path)), "greedy")
+    runtime = open_runtime(RuntimeSettings(workers=1, attempts=6))
+    try:
+        asked = work(str(tmp_path), "greedy", group=str(group))
+        runtime.pool(asked, [Unit("greedy", "key", 7)], ledger)
+    finally:
+        runtime.close()
+    (record,) = ledger.read().values()
+    assert 1 <= record["rows"] <= 16
+    assert record["lowered"] == {"greedy.rows": [64, record["rows"]]}
+    assert calls(str(tmp_path), "row7") >= 3
+    assert processes_killed_for_memory() >= before + 2
+    assert "most likely by the kernel of its node, out of memory" in caplog.text

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from distinf.errors import InputError
+from distinf.microbatch import MICROBATCHES, rows_at_once
 from distinf.runtime import Ledger, Unit, Work
 from distinf.runtime.activity import COLLECTIVE, HERE
 from distinf.store import open_root, write_group
@@ -72,6 +73,17 @@ def _act(action: str | None) -> None:
             HERE.report()
     if action and action.startswith("sleep"):
         time.sleep(float(action.removeprefix("sleep")))
+
+
+def greedy(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]:
+    """In the control group that the script names, takes 10 MiB for each row of a batch of 64, and
+    commits how many rows it took at once."""
+    Path(state["script"]["group"], "cgroup.procs").write_text(str(os.getpid()))
+    rows = rows_at_once("greedy.rows", 64)
+    _count(state, f"row{unit.start}")
+    held = [bytearray(b"1") * (10 << 20) for _ in range(rows)]
+    content = {"rows": len(held), "lowered": MICROBATCHES.lowered}
+    return Ledger(state["blobs"], unit.stage).commit(unit, 1, content)
 
 
 def square(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]:
