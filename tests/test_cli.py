@@ -87,6 +87,7 @@ def test_corruption_is_exit_code_3_and_is_named(tmp_path, capsys):
     assert f"{chunk} is not what was committed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_has_no_report_to_make_anew(tmp_path, capsys):
     session = run_points(tmp_path / "run")
     for name in session.blobs.names("ledger/actions"):
@@ -279,6 +280,7 @@ def test_a_folder_is_shown_by_its_name(finished, capsys):
 MANY = ["seed=1", "train.steps=9", "targets.count=1", "curvature.keep=3", "scores.damping=0.1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "way"), [(["seed=1"], "out"), (MANY, "accept")])
 def test_the_ways_out_of_anothers_folder_work_as_they_are_printed(
     finished, tmp_path, capsys, changes, way

@@ -126,6 +126,7 @@ def test_damaged_progress_and_times_stop_no_report_and_no_status(tmp_path, capsy
     assert all(note["seconds"] < 1e6 for note in session.times())
 
 
+@pytest.mark.slow
 def test_a_stale_word_of_a_process_below_1_is_of_no_living_driver(tmp_path):
     out = tmp_path / "run"
     run_points(out)
@@ -138,7 +139,9 @@ def test_a_stale_word_of_a_process_below_1_is_of_no_living_driver(tmp_path):
 # -- a folder that goes away --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "scores", "report"])
+@pytest.mark.parametrize(
+    "stage", [*(pytest.param(s, marks=pytest.mark.slow) for s in ("evaluate", "scores")), "report"]
+)
 def test_a_folder_that_vanished_stops_the_run_and_is_not_made_anew(tmp_path, stage):
     out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     config = resolve({**POINTS, "out": str(out)})
@@ -265,12 +268,14 @@ def hung_up(tmp_path, ignored: bool) -> tuple[int, str]:
     return process.returncode, said
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_stops_a_run_as_a_kill_does(tmp_path):
     code, said = hung_up(tmp_path, ignored=False)
     assert code == 4, said
     assert said.splitlines()[-1] == "stopped; run the same command to resume"
 
 
+@pytest.mark.slow
 def test_a_run_that_ignores_hang_ups_from_the_start_goes_on(tmp_path):
     code, said = hung_up(tmp_path, ignored=True)
     assert code == 0, said

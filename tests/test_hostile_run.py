@@ -72,6 +72,7 @@ def only_clean_errors(blobs, data):
 QUIET = [HealthCheck.function_scoped_fixture]
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=QUIET)
 @given(data=st.data())
 def test_nothing_but_clean_errors(blobs, data):

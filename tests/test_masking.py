@@ -47,6 +47,7 @@ def test_what_is_no_secret_stays(name):
     assert masked({name: PLAIN[name]}) == {name: PLAIN[name]}
 
 
+@pytest.mark.slow
 def test_another_secret_has_another_mask_and_a_short_one_shares_its_own_with_many():
     long = {mask("settings.token", f"{TOKEN}{k}") for k in range(50)}
     assert len(long) == 50

@@ -161,6 +161,7 @@ def test_every_stage_goes_on_with_less_and_agrees(tmp_path, roomy):
     same_to_rounding(session, roomy)
 
 
+@pytest.mark.slow
 def test_a_process_that_really_runs_out_agrees(tmp_path, roomy):
     changed = {**SETTINGS, "settings": {"megabytes": 100}}  # 20 rows are 2 GB
     folder = tmp_path / "run"

@@ -47,6 +47,10 @@ def _score(commands: Commands) -> None:
     score.add_argument(
         "--top", type=int, default=5, metavar="K", help="of each, so many rows (default 5)"
     )
+    score.add_argument(
+        "--tokens", action="store_true",
+        help="and what each token of these rows does to the query (of the task sft)",
+    )  # fmt: skip
     score.add_argument("--accept", action="append", default=[], metavar="KEY", help="as in run")
     score.set_defaults(call=runs.score)
 

@@ -40,6 +40,10 @@ def score(options: argparse.Namespace) -> None:
     assign(raw, "actions.configurations", [], options.config)
     if options.queries is not None:
         _ask_about(raw, options)
+    if options.tokens:
+        assign(raw, "report.tokens", True, "--tokens")
+        if not raw["report"].get("per_query"):
+            raise InputError("--tokens: are of each query's rows; give --query FILE too")
     try:
         config = resolve(raw, options.config)
     except InputError:

@@ -96,8 +96,21 @@ class EstimateSettings:
 
 
 @dataclass(frozen=True)
+class ReportSettings:
+    """What the report has beside its page and tables.
+
+    matrix  report/matrix.csv, the whole matrix with names, by this sign: influence (above 0: it
+            lowers the loss), or eq4, minus that, as Eq. 4 of Matelsky et al. has it (the loss after
+            less before: what is learned is below 0); empty: report/influence.npy alone
+    """
+
+    matrix: Literal["", "influence", "eq4"] = ""
+
+
+@dataclass(frozen=True)
 class StageSettings:
     """A section a field."""
 
     tune: TuneSettings = field(default_factory=TuneSettings)
     estimates: EstimateSettings = field(default_factory=EstimateSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)

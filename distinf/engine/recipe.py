@@ -81,13 +81,20 @@ class Answer:
     def extremes(self, top: int) -> Iterator[dict[str, Any]]:
         """Of each query the most helpful rows (place 1, 2, …) and the most harmful (-1, -2, …)."""
         for query, scores_N in zip(self.queries, self.scores_QN, strict=True):
-            order = np.argsort(-scores_N, kind="stable")[: int(np.isfinite(scores_N).sum())]
-            count = min(top, len(order))
-            places = [*range(1, count + 1), *range(-1, -count - 1, -1)]
-            rows = np.concatenate([order[:count], order[::-1][:count]])
+            places, rows = extreme_rows(scores_N, top)
             about = {f"query_{key}": value for key, value in query.items()}
-            for place, row, known in zip(places, rows.tolist(), self.rows(rows), strict=True):
+            each = zip(places.tolist(), rows.tolist(), self.rows(rows), strict=True)
+            for place, row, known in each:
                 yield {**about, "place": place, "score": float(scores_N[row]), **known}
+
+
+def extreme_rows(scores_N: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """int64 each: the places 1, 2, … of the highest scores and -1, -2, … of the lowest, at most
+    `top` of either, and the rows that have them."""
+    order = np.argsort(-scores_N, kind="stable")[: int(np.isfinite(scores_N).sum())]
+    places = np.arange(1, min(top, len(order)) + 1)
+    rows = [order[: len(places)], order[::-1][: len(places)]]
+    return np.concatenate([places, -places]), np.concatenate(rows)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distinf.gram import actions, configurations, factors, gradients, train
+from distinf.gram import actions, configurations, factors, gradients, tokens, train
 from distinf.gram.session import TRAIN, Session
 from distinf.gram.task import Checked, Prepared, described_rows, rehearse_probabilities
 from distinf.tasks.methods import methods_to_try
@@ -26,4 +26,5 @@ def check(session: Session) -> str:
     factors.check(session)
     configurations.check(session.outline)
     actions.check(session)
+    tokens.check(session)
     return method

@@ -238,16 +238,20 @@ class ActionSettings:
 class ReportSettings:
     """title: of the page. ranking: whose scores rank the rows ("": the best of what there is:
     datainf/all/vote, or the first estimator's). rows: lowest ones shown. per_query: of each query,
-    so many most helpful rows and so many most harmful (0: none)."""
+    so many most helpful rows and so many most harmful (0: none). tokens: of each of these rows,
+    what each of its tokens adds to the product of its gradient with the query's (of sft)."""
 
     title: str = ""
     ranking: str = ""
     rows: int = 25
     per_query: int = 0
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         at_least("rows", self.rows, 1)
         at_least("per_query", self.per_query, 0)
+        if self.tokens and not self.per_query:
+            raise ValueError("tokens: are of the rows of each query; set report.per_query too")
 
 
 @dataclass(frozen=True)

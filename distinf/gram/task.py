@@ -22,7 +22,7 @@ from distinf.naming import refuse_names
 from distinf.numerics.label_noise import check_probabilities
 from distinf.tasks.factors import Classifying
 from distinf.tasks.notes import described
-from distinf.tasks.task import SPLITS, Batch, Task, check_losses, error_context
+from distinf.tasks.task import SPLITS, Batch, ElementTask, Task, check_losses, error_context
 
 Tell = Callable[[float], None]
 METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
@@ -185,6 +185,14 @@ class AskedAbout(Protocol):
 
     def describe_queries(self, ids: np.ndarray) -> Sequence[Mapping[str, Any]]:
         """As `describe`, of query rows."""
+
+
+@runtime_checkable
+class Tokenised(ElementTask, Protocol):
+    """A cell whose loss is a sum over a row's tokens (`parts`), and that can say what they are."""
+
+    def tokens(self, split: str, row: int) -> Sequence[str]:
+        """The text of each of the row's `parts`, in order."""
 
 
 @runtime_checkable

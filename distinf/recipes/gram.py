@@ -11,6 +11,7 @@ from distinf.gram import (
     gram,
     retraining,
     scores,
+    tokens,
     train,
 )
 from distinf.gram.asking import answers, ranking
@@ -24,7 +25,7 @@ RECIPE = Recipe(
     settings=StageSettings,
     stages=(
         data.STAGE, train.STAGE, gradients.STAGE, factors.STAGE, gram.STAGE, scores.STAGE,
-        baselines.STAGE, actions.STAGE, retraining.STAGE,
+        baselines.STAGE, tokens.STAGE, actions.STAGE, retraining.STAGE,
     ),
     report=later("distinf.report.gram.page:write"),
     session=Session,

@@ -24,18 +24,31 @@ SIDES: tuple[tuple[tuple[float, float], str, str], ...] = (  # offset in points,
 )
 
 
-def fit(figure: Figure) -> None:
-    """Break titles that are wider than their room, and leave out ticks whose labels overlap."""
-    figure.draw_without_rendering()
-    _break_titles(figure)
+def lay_out(figure: Figure) -> None:
+    """Find the places of what is drawn so far."""
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+
+
+def fit(figure: Figure) -> bool:
+    """Break titles that are wider than their room, and leave out ticks whose labels overlap.
+
+    -> whether all fitted as it was laid out.
+    """
+    lay_out(figure)
+    fitted = not _break_titles(figure)
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             while axes.get_visible() and _crowded(axis, figure.dpi):
                 _halve(axis)
+                fitted = False
+    return fitted
 
 
-def _break_titles(figure: Figure) -> None:
-    """A title may reach to the next one on its right, or to the picture's edge."""
+def _break_titles(figure: Figure) -> bool:
+    """A title may reach to the next one on its right, or to the picture's edge -> any broken?"""
+    broken = False
     apart = APART * figure.dpi / 72
     boxes = {text: text.get_window_extent() for text in _titles(figure)}
     for text, box in boxes.items():
@@ -45,6 +58,8 @@ def _break_titles(figure: Figure) -> None:
             letters = max(4, int(len(text.get_text()) * 0.95 * room / box.width))
             lines = wrap(text.get_text(), letters, max_lines=MOST_LINES, placeholder="…")
             text.set_text("\n".join(lines))
+            broken = True
+    return broken
 
 
 def _titles(figure: Figure) -> Iterator[Text]:
@@ -78,7 +93,7 @@ def name_points(
 
     To be called when all else is drawn.
     """
-    figure.draw_without_rendering()
+    lay_out(figure)
     around = 6.0 * figure.dpi / 72
     taken = [Bbox([at, at]).padded(around) for at in axes.transData.transform(places)]
     left, low, right, high = axes.bbox.extents  # beyond them are the ticks' labels

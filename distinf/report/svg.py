@@ -104,7 +104,8 @@ def picture(name: str, title: str, draw: Callable[[Figure], bool | None]) -> str
 
 def export(figure: Figure, name: str, title: str) -> str:
     """The figure as an <svg> element with an accessible title; ids start with `name`."""
-    fit(figure)
+    if fit(figure):  # its places are found, and need not be found again
+        figure.set_layout_engine("none")
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()

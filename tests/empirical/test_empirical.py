@@ -1,14 +1,17 @@
 """The empirical recipe, on the vision study with images that are made here."""
 
+import csv
+import io
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from torch import nn
 
 from distinf.cli import main
@@ -17,9 +20,12 @@ from distinf.empirical.base import based_model
 from distinf.empirical.matrix import finite, measured
 from distinf.empirical.measures import noise, relations
 from distinf.empirical.rates import _lowest
+from distinf.empirical.table import in_words
 from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.numerics.randomness import generator
+from distinf.report import maps
+from distinf.report.empirical.figures import pairwise
 from distinf.studies.fashion_digits.task import cross_entropy
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.runs import silent
@@ -56,7 +62,8 @@ def raw(files, out, tune=None, **more):
 def run(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("empirical") / "run"
     variations = {"adamw": {"tune.optimizer": "adamw", "tune.lr": 0.001}}
-    return execute(resolve(raw(files, out, variations=variations)), silent)
+    asked = raw(files, out, variations=variations, report={"matrix": "eq4"})
+    return execute(resolve(asked), silent)
 
 
 def test_the_matrix_is_that_of_training_on_each_row_in_a_plain_loop(run):
@@ -122,6 +129,33 @@ def test_tables_are_of_the_matrix(run):
     assert order[0]["r2"] == pytest.approx(r2)
     stored = np.load(f"{run.blobs.root}/report/influence.npy", allow_pickle=False)
     np.testing.assert_array_equal(stored, measured(run).influence_NE)
+
+
+def test_the_whole_matrix_is_a_table_whose_heading_says_its_sign(run):
+    lines = csv.DictReader(io.StringIO(run.blobs.get("report/matrix.csv").decode()))
+    found, (heading, *columns) = measured(run), lines.fieldnames
+    assert heading == "Eq. 4: loss after less before, below 0 where the column is learned"
+    rows = list(lines)
+    assert [row[heading] for row in rows] == columns
+    assert columns[3::20] == ["sample 3 1", "sample 3 1, noise 0.5"]
+    values = np.array([[float(row[name]) for name in columns] for row in rows])
+    np.testing.assert_array_equal(values, -found.influence_NE)
+    ours = [list(row.values()) for row in in_words(found, "influence")]
+    assert ours[7][1:] == found.influence_NE[7].tolist()
+    assert next(iter(next(in_words(found, "influence")))).startswith("influence: above 0, tuning")
+
+
+def test_the_kernel_view_is_drawn_beside_what_was_measured(run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(maps, "show", lambda axes, values: drawn.append(values))
+    found = finite(measured(run))
+    told = replace(found, influence_NE=found.first_order_NE)
+    pairwise({"measured": found, "first order": told}, Figure())
+    strong = np.percentile(np.abs(found.block("", "")), 99)
+    for values, first_order in zip(drawn, (False, True), strict=True):
+        wanted = found.block("", "", first_order=first_order) / strong
+        np.testing.assert_allclose(values, wanted)
+    assert "Measured, and its first order" in run.blobs.get("report/index.html").decode()
 
 
 def test_the_same_noise_in_both_copies_is_asked_for(files, tmp_path):

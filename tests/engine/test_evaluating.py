@@ -96,6 +96,7 @@ def test_a_start_of_its_own_is_that_of_a_task_of_another_seed(finished):
     assert not any(torch.equal(first[k], second[k]) or torch.equal(first[k], run[k]) for k in run)
 
 
+@pytest.mark.slow
 def test_independent_halves_have_a_ceiling_of_their_own(finished):
     found = evaluate(finished.blobs.root, Design(subsets=10, shares=0, independent=True), silent)
     cell = next(iter(retraining.foretold(finished)))
@@ -176,6 +177,7 @@ def test_rows_left_out_of_the_runs_own_order_have_a_ceiling_of_1(finished):
         assert row["ceiling_by"].startswith("1, since seed and order are held")
 
 
+@pytest.mark.slow
 def test_there_is_no_ceiling_where_training_again_ends_elsewhere(finished, tmp_path, monkeypatch):
     session = copied(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/ledger/retrain", ignore_errors=True)
@@ -244,6 +246,7 @@ def test_a_step_on_the_top_rows_is_one_of_plain_gradient_descent(finished, tmp_p
     assert row["high"] - row["low"] == pytest.approx(2 * half, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_is_left_and_takes_the_runs_own_time(finished, tmp_path, capsys):
     session = copied(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/ledger/retrain", ignore_errors=True)
@@ -366,6 +369,7 @@ def test_a_run_without_training_is_refused(tmp_path, capsys):
     assert "train.steps is 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_shows_no_evaluation_of_scores_that_the_run_no_longer_has(finished, tmp_path):
     session = copied(finished, tmp_path / "run")
     root, said = Path(session.blobs.root), "Held against training again: LDS"
@@ -381,6 +385,7 @@ def test_the_page_shows_no_evaluation_of_scores_that_the_run_no_longer_has(finis
     assert main(["verify", str(root)]) == 0
 
 
+@pytest.mark.slow
 def test_rows_left_out_of_small_shards_leave_batch_statistics_to_train_with(tmp_path):
     """A shard of two rows that loses one is a batch of one, of which there is no variance."""
     session = run_points(
@@ -402,6 +407,7 @@ def test_rows_left_out_of_small_shards_leave_batch_statistics_to_train_with(tmp_
         assert all(np.isfinite(values).all() for values in losses(session, kept).values())
 
 
+@pytest.mark.slow
 def test_a_query_without_a_finite_loss_takes_no_measure_from_the_others(tmp_path):
     """And a training row whose own loss is infinite, none from that ranking."""
     root = words_run(tmp_path / "run", {"dark": 3, "seeds": 1})
@@ -427,6 +433,7 @@ def test_a_task_that_cannot_be_trained_otherwise_is_refused_before_any_training(
     assert not (tmp_path / "run/ledger/retrain").exists()
 
 
+@pytest.mark.slow
 def test_starts_of_their_own_from_a_checkpoint_are_refused_before_any_training(
     finished, tmp_path, capsys
 ):

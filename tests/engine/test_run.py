@@ -177,6 +177,7 @@ def test_a_row_whose_gradient_is_not_finite_is_quarantined_by_id(tmp_path):
     assert "7" in session.blobs.get("report/index.html").decode()
 
 
+@pytest.mark.slow
 def test_the_curvature_leaves_out_a_row_whose_loss_is_not_finite_and_says_so(tmp_path):
     session = run_points(
         tmp_path / "poisoned",
@@ -196,6 +197,7 @@ def test_a_row_that_is_not_finite_stops_training_with_one_line(tmp_path):
         run_points(tmp_path / "poisoned", task="tests.support.blobs_task:poisoned")
 
 
+@pytest.mark.slow
 def test_another_task_is_given_another_folder_and_no_way_to_go_on(finished, tmp_path):
     out = tmp_path / "changed"
     run_points(out)
@@ -314,6 +316,7 @@ def test_settings_that_the_model_rules_out_are_refused_before_anything_is_writte
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_more_seeds_keep_the_jobs_that_are_done(tmp_path):
     first = run_points(tmp_path / "run")
     more = run_points(tmp_path / "run", accept=["actions.seeds"], actions={"seeds": 3})
@@ -337,6 +340,7 @@ def test_another_damping_keeps_the_pass_over_the_gradients_where_nothing_is_refi
     assert one.keys["scores"] != other.keys["scores"]
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_however_often_and_wherever_a_step_is_taken(tmp_path):
     once = run_points(tmp_path / "once", task="tests.engine.test_run:noisy")
     torch.rand(17)
@@ -358,6 +362,7 @@ def noisy(settings: dict, seed: int):
     return made
 
 
+@pytest.mark.slow
 def test_a_report_that_was_deleted_is_made_again(tmp_path):
     session = run_points(tmp_path / "run")
     session.blobs.delete("report/index.html")
@@ -451,6 +456,7 @@ def test_a_mistake_in_a_users_task_is_one_line_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_evaluation_row_without_a_finite_metric_is_left_out_and_named(tmp_path):
     session = run_points(tmp_path / "run", task="tests.engine.test_run:gapped")
     page = session.blobs.get("report/index.html").decode()
@@ -467,6 +473,7 @@ def gapped(settings: dict, seed: int):
     return made
 
 
+@pytest.mark.slow
 def test_a_kept_optimizer_goes_on_from_the_end_of_training(finished, tmp_path):
     kept = run_points(tmp_path / "kept", actions={"optimizer": "kept"})
     one, two = arm_outcomes.main_outcomes(finished), arm_outcomes.main_outcomes(kept)

@@ -53,6 +53,7 @@ def test_the_mean_stands_beside_the_scores_of_the_first_run(runs):
     assert worth[f"{name}, mean of 3 runs"] != worth[name]
 
 
+@pytest.mark.slow
 def test_the_command_takes_several_runs_and_its_files_name_them(runs, capsys):
     first, *others = (run.blobs.root for run in runs)
     given = ["--subsets", "10", "--repeats", "1", "--shares", "0"]
@@ -107,6 +108,7 @@ def test_a_run_that_differs_otherwise_is_refused_before_any_training(
     assert {path.name for path in root.glob("ledger/retrain/*")} == before
 
 
+@pytest.mark.slow
 def test_rows_that_follow_from_the_seed_are_refused(tmp_path, capsys):
     one, two = (
         run_points(tmp_path / f"{seed}", seed=seed, targets={"ids": [3, 11]}).blobs.root
@@ -116,6 +118,7 @@ def test_rows_that_follow_from_the_seed_are_refused(tmp_path, capsys):
     assert "has other rows of 'train'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_runs_of_another_recipe_or_not_finished_are_refused(runs, tmp_path, capsys):
     words = words_run(tmp_path / "words", {"seeds": 1})
     run_until("train", points_config(tmp_path / "half", seed=4, **SAME))

@@ -155,6 +155,7 @@ def test_a_folder_that_may_not_be_read_is_no_empty_one(blobs):
     assert "ledger/gradients cannot be read: Permission denied" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_report_whose_writing_was_killed_has_no_sums_and_is_written_anew(blobs, monkeypatch):
     class Killed(Exception):
         pass
@@ -371,6 +372,7 @@ def test_altered_weights_are_exported_again(blobs, pristine, command, capsys):
     assert blobs.get("model.safetensors") == pristine.blobs.get("model.safetensors")
 
 
+@pytest.mark.slow
 def test_what_was_made_of_a_unit_that_comes_out_otherwise_is_made_again(blobs, caplog):
     before = committed(blobs)
     chunk = next(n for n in blobs.names("gradients.zarr") if "/c/" in n)
@@ -388,7 +390,9 @@ def test_what_was_made_of_a_unit_that_comes_out_otherwise_is_made_again(blobs, c
     assert problems(blobs) == ""
 
 
-@pytest.mark.parametrize("moment", ["_take_out_after", "repairs.settle"])
+@pytest.mark.parametrize(
+    "moment", ["_take_out_after", pytest.param("repairs.settle", marks=pytest.mark.slow)]
+)
 def test_a_kill_after_a_unit_came_out_otherwise_forgets_nothing(blobs, monkeypatch, moment):
     class Killed(Exception):
         pass
@@ -470,6 +474,7 @@ def test_a_record_of_no_units_name_moves_no_other_units_files(blobs):
     assert blobs.names("gradients.zarr") == before
 
 
+@pytest.mark.slow
 def test_a_unit_of_a_segment_is_taken_out_and_the_others_stay(tmp_path):
     run = run_points(tmp_path / "run")
     ledger = Ledger(run.blobs, "actions")
@@ -549,6 +554,7 @@ def test_a_run_without_an_agenda_says_what_to_do(blobs, capsys):
     assert problems(blobs) == ""
 
 
+@pytest.mark.slow
 def test_another_config_forgets_what_was_known(blobs):
     config = resolve({**POINTS, "out": blobs.root, "targets": {"count": 1}})
     open_session(config, accept=["targets"])

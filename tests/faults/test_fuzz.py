@@ -17,13 +17,14 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["tree", "text", "override"])
+@pytest.mark.parametrize("name", ["tree", pytest.param("text", marks=pytest.mark.slow), "override"])
 def test_configurations_end_in_nothing_but_clean_errors(tmp_path, name):
     case = getattr(Configurations(tmp_path), name)
     for number in range(700):
         case(random.Random(number))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_runs_files_end_in_nothing_but_clean_errors(tmp_path):
     folder = Folder(Path(run_points(tmp_path / "run").blobs.root))

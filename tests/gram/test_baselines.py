@@ -65,6 +65,7 @@ def test_self_influence_is_that_of_the_dense_inverse(run):
         np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_narrow_blocks_need_no_stored_products(run, tmp_path):
     few = scored(session_of(tmp_path / "run", scores={"estimators": ["tracin", "fisher"]}))
     for name, cell in few.outline.cells.items():
@@ -82,6 +83,7 @@ def test_without_products_there_is_no_self_influence(run, monkeypatch):
     assert [u.job["of"] for u in baselines.cell_units(run.settings, cell)] == ["texts", "self"]
 
 
+@pytest.mark.slow
 def test_a_row_without_a_gradient_has_no_self_influence(tmp_path):
     settings = {"seeds": 1, "poison": 3}
     session = scored(session_of(tmp_path / "run", settings=settings))
@@ -98,6 +100,7 @@ def wordless(settings: words_task.WordsSettings, seed: int) -> Wordless:
     return Wordless(settings, seed)
 
 
+@pytest.mark.slow
 def test_rows_beyond_texts_have_what_their_gradients_give(tmp_path):
     task = f"{__name__}:wordless"
     session = scored(session_of(tmp_path / "run", task=task, settings={"seeds": 1}))
@@ -107,6 +110,7 @@ def test_rows_beyond_texts_have_what_their_gradients_give(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_losses_in_training_are_their_mean_over_epochs(tmp_path, monkeypatch):
     losses = np.arange(180.0).reshape(3, 60)
     whole = words_task.Cell.fit

@@ -129,6 +129,7 @@ def new_records(run, before=frozenset()):
     return {path: json.loads(path.read_text()) for path in found}
 
 
+@pytest.mark.slow
 def test_nothing_of_the_training_rows_is_done_and_what_is_killed_resumes_to_equal_bytes(tmp_path):
     run = run_of(tmp_path / "run")
     before = new_records(run)
@@ -146,6 +147,7 @@ def test_nothing_of_the_training_rows_is_done_and_what_is_killed_resumes_to_equa
     assert len(new_records(run, before)) == len(fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["datainf", "fisher-joint"])
 def test_batches_do_not_count(run, tmp_path, estimator):
     other = run_of(tmp_path / "run", rows_per_unit=50, tokens_per_batch=9)

@@ -112,6 +112,7 @@ def test_status_plan_and_verify_know_the_route(whole, capsys):
     assert main(["report", str(whole / "run")]) == 0
 
 
+@pytest.mark.slow
 def test_scores_alone_where_nothing_is_trained_again(tmp_path):
     assert main(["run", str(written(tmp_path, actions={}))]) == 0
     assert (tmp_path / "run" / "report" / "index.html").exists()

@@ -290,12 +290,16 @@ def close(found: dict, wanted: dict, share: float = 2e-5) -> None:
             assert np.abs(found[key] - scores_N).mean() <= 0.5
 
 
-@pytest.mark.parametrize("tokens", [1, 63, 10_000])
+@pytest.mark.parametrize(
+    "tokens",
+    [pytest.param(1, marks=pytest.mark.slow), 63, pytest.param(10_000, marks=pytest.mark.slow)],
+)
 def test_scores_do_not_depend_on_the_batches(run, tmp_path, tokens):
     other = scored(session_of(tmp_path / "run", gradients={"tokens_per_batch": tokens}))
     close(values(other), values(run))
 
 
+@pytest.mark.slow
 def test_nor_on_how_rows_are_cut_into_units_tiles_and_what_is_held_at_once(
     run, tmp_path, monkeypatch
 ):
@@ -304,6 +308,7 @@ def test_nor_on_how_rows_are_cut_into_units_tiles_and_what_is_held_at_once(
     close(values(scored(session_of(tmp_path / "run", **changes))), values(run))
 
 
+@pytest.mark.slow
 def test_half_precision_store_changes_little(run, tmp_path):
     other = scored(session_of(tmp_path / "run", gradients={"store": "bfloat16"}))
     for key, scores_N in values(run).items():
@@ -330,6 +335,7 @@ def test_a_row_whose_gradient_is_not_finite_is_left_out_by_name_and_changes_no_o
     agree(got, wanted)
 
 
+@pytest.mark.slow
 def test_so_is_a_row_or_a_query_whose_loss_alone_is_not_finite(tmp_path):
     settings = {"double": True, "dark": 3, "seeds": 1}
     session = scored(session_of(tmp_path / "run", settings=settings, train=UNTRAINED))

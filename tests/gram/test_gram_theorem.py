@@ -16,6 +16,8 @@ from distinf.report.gram.tables import tables
 from tests.gram.test_gram_route import PLAIN, dense, scored, session_of
 from tests.numerics.test_separation import counted
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

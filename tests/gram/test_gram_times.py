@@ -15,6 +15,8 @@ from distinf.report.gram.page import render
 from distinf.report.gram.tables import tables
 from tests.gram.test_gram_route import scored, session_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

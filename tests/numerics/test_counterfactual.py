@@ -54,6 +54,7 @@ def test_a_query_whose_loss_never_changes_is_left_out():
     assert datamodeling(SCORES, KEPT, found).value == pytest.approx(expected.value, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_value_of_many_subsets_in_about_95_of_100():
     """Coverage, with subsets drawn anew each time and the queries as they are."""
     rng = np.random.default_rng(3)

@@ -64,6 +64,7 @@ def test_newfluence_is_warned_of_where_denominators_are_not_positive(
     assert all(said in w and "of 240 samples" in w for w in found)
 
 
+@pytest.mark.slow
 def test_rows_without_a_relative_score_are_warned_of(tmp_path):
     scores = {"complement": "none", "damping": 0.0, "negative": "keep"}
     some = {"kind": "hessian", "keep": 8}
@@ -92,6 +93,7 @@ def test_a_complement_that_is_unknown_or_zero_is_refused_before_anything_runs(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_arms_that_chose_the_same_rows_are_said_to_be_one_experiment(tmp_path):
     also = {"all": {"variant": ["classic", "ell-relative", "newfluence"], "pool": 240,
                     "batch_size": 20, "selections": ["helpful"]}}  # fmt: skip
@@ -103,6 +105,7 @@ def test_arms_that_chose_the_same_rows_are_said_to_be_one_experiment(tmp_path):
     assert "one experiment, not 3" in found[0]
 
 
+@pytest.mark.slow
 def test_warnings_of_a_run_beside_this_one_are_on_the_page_with_its_name(tmp_path):
     scaled = {"other": {"scores.scaling": "paper", "scores.damping": 1e-3}}
     scores = {"damping": 10.0, "complement": "mean"}
@@ -113,6 +116,7 @@ def test_warnings_of_a_run_beside_this_one_are_on_the_page_with_its_name(tmp_pat
     assert page.index(said[0]) < page.index('id="targets"')  # at its head
 
 
+@pytest.mark.slow
 def test_targets_of_one_condition_and_too_few_of_them_are_warned_of(tmp_path):
     rows = {"task": "tests.report.test_operator_warnings:alike"}
     named = run_points(tmp_path / "named", **rows, targets={"ids": [0, 2, 4]})
@@ -142,6 +146,7 @@ def alike(settings: blobs_task.Points, seed: int) -> Alike:
     return Alike(blobs_task.task(settings, seed))
 
 
+@pytest.mark.slow
 def test_an_evaluation_set_of_one_condition_is_said_to_give_no_interval_over_conditions(tmp_path):
     task = "tests.report.test_operator_warnings:one_frame"
     session = run_points(tmp_path / "run", task=task, targets={"per_condition": 0})

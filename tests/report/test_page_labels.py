@@ -96,6 +96,7 @@ def test_the_names_of_targets_near_each_other_do_not_meet(rows):
     assert named or len(ids) > 1
 
 
+@pytest.mark.slow
 @FEW
 @given(st.lists(NAMES, min_size=2, max_size=5, unique=True))
 def test_names_of_runs_do_not_meet(names):
@@ -106,6 +107,7 @@ def test_names_of_runs_do_not_meet(names):
         read(picture(made, name))
 
 
+@pytest.mark.slow
 @FEW
 @given(st.integers(-14, 14), st.integers(1, 8))
 @example(4, 3)

@@ -10,7 +10,7 @@ import yaml
 
 from tests.support.runs import POINTS, distinf, start, workers_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 CONFIG = {
     **POINTS,
     "runtime": {"kind": "ray", "workers": 1, "dashboard": False},

@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.cluster import SCRIPT, LocalNodes, local_nodes, started
 
+pytestmark = pytest.mark.slow
+
 ON_BOTH_NODES = """
 import json, os, ray, time
 ray.init(log_to_driver=False, logging_level="ERROR")

@@ -29,7 +29,7 @@ from tests.support.cluster import SCRIPT, LocalNodes, started
 from tests.support.runs import POINTS, all_scores, merged, run_points, same_bits
 
 PATIENCE_S = 300  # several processes at once import torch, which takes a busy machine a minute
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(PATIENCE_S + 60)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(PATIENCE_S + 60)]
 
 DRIVER = """
 import json, os, sys

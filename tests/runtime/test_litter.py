@@ -133,6 +133,7 @@ def killed_driver(arguments):
     return process.pid
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not PROCESSES.is_dir(), reason="there is no /proc to find processes in")

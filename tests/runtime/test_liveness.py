@@ -120,6 +120,7 @@ def test_a_worker_that_is_stopped_while_it_is_idle_holds_nothing_up(runtime, tmp
         slow({"1": {"before1": "sleep1000"}}),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_gang_with_a_stopped_or_stuck_rank_starts_again(runtime, tmp_path, script):
     alone = open_runtime(RuntimeSettings(kind="local")).gang(work(str(tmp_path), "ordered_mean"), 1)
     root = str(tmp_path / "b")

@@ -42,6 +42,7 @@ def test_a_worker_killed_after_its_commit_is_not_repeated(runtime, tmp_path):
     assert calls(root, "row1") == 1
 
 
+@pytest.mark.slow
 def test_a_unit_that_always_kills_its_worker_stops_the_run(runtime, tmp_path):
     root = str(tmp_path)
     script = {"0": {f"before{n}": "die" for n in range(1, 5)}}
@@ -50,6 +51,7 @@ def test_a_unit_that_always_kills_its_worker_stops_the_run(runtime, tmp_path):
     assert calls(root, "row0") == 3
 
 
+@pytest.mark.slow
 def test_one_ranks_death_stops_all_quickly_and_the_gang_restarts(runtime, tmp_path):
     root = str(tmp_path)
     alone = open_runtime(RuntimeSettings(kind="local")).gang(work(root, "ordered_mean"), 1)

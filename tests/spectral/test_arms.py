@@ -313,6 +313,7 @@ def test_a_choice_by_what_stored_rows_lack_is_refused_before_anything_runs(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_no_seeds_fine_tunes_nothing_and_reports_its_scores(tmp_path):
     session = run_points(tmp_path / "run", actions={"seeds": 0}, targets={"count": 64})
     assert not (tmp_path / "run/jobs").exists()

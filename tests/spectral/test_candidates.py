@@ -91,7 +91,10 @@ def test_scores_are_those_of_a_run_that_had_the_candidates_from_the_start(two, v
     assert {json.loads(path.read_text())["stage"] for path in fresh} <= {"gradients", "scores"}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [VARIANTS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS[1:])],
+)
 def test_later_queries_and_candidates_at_once(two, tmp_path, variant):
     complement = two[0].settings.scores.complement
     targets = {"ids": list(range(ASKED)), "count": ASKED}

@@ -89,6 +89,7 @@ def test_where_there_is_no_rule_the_default_that_was_taken_is_named(tmp_path, ta
     assert found.source == f"1 % of the largest Ritz value's size: {why}"
 
 
+@pytest.mark.slow
 def test_the_terminal_and_the_page_name_it(tmp_path):
     session = run_points(tmp_path / "adam", scores={"damping": None})
     value = damped_spectrum(session).damping
@@ -104,6 +105,7 @@ NONE_SET = {"damping": None, "negative": None}
 UNSAFE = {"steps": 30, "keep": 30}
 
 
+@pytest.mark.slow
 def test_a_derived_damping_never_fails_after_the_curvature_and_says_what_it_did(tmp_path):
     session = run_points(tmp_path / "run", curvature=UNSAFE, scores=NONE_SET)
     values = curvature.stored_pairs(session).values
@@ -165,6 +167,7 @@ def test_the_ranking_at_a_tenth_and_ten_times_the_damping_is_held_against_its_ow
         assert row["least"] < 1
 
 
+@pytest.mark.slow
 def test_without_a_damping_there_is_no_ranking_at_a_tenth_of_it(tmp_path):
     none = {"damping": 0.0, "complement": "none", "negative": "absolute"}
     session = run_points(tmp_path / "run", scores=none)

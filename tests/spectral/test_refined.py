@@ -113,6 +113,7 @@ def test_a_run_killed_between_two_solves_ends_with_the_same_bits(finished, tmp_p
     assert all(np.array_equal(ended[key], before[key]) for key in before)
 
 
+@pytest.mark.slow
 def test_where_the_curvature_is_not_positive_none_is_refined_and_it_is_said(tmp_path):
     small = {"damping": 1e-3, "negative": "absolute"}
     more = {**POSITIVE["curvature"], "keep": 40}
@@ -136,6 +137,7 @@ def test_negative_curvature_outside_the_pairs_ends_it(tmp_path):
     assert queries.is_done(session)
 
 
+@pytest.mark.slow
 def test_asking_for_a_number_solves_so_many_under_every_loss(tmp_path):
     asked = {
         **POSITIVE["curvature"],

@@ -82,6 +82,7 @@ def test_to_take_it_later_costs_its_products_and_no_step(tmp_path):
     assert found["steps"] == now["steps"]
 
 
+@pytest.mark.slow
 def test_a_negative_one_is_refused_before_the_pass_or_made_absolute_and_said(tmp_path, monkeypatch):
     def negative(matvec, vectors_KP, gradient_P):
         one = torch.ones((), dtype=torch.float64)
@@ -97,6 +98,7 @@ def test_a_negative_one_is_refused_before_the_pass_or_made_absolute_and_said(tmp
     assert sum("see a mean eigenvalue of -2, which counts by its size" in d for d in told) == 1
 
 
+@pytest.mark.slow
 def test_a_row_without_a_finite_gradient_counts_for_nothing(tmp_path):
     changes = {"task": "tests.support.blobs_task:poisoned", "train": {"steps": 0}}
     changes |= {"curvature": {"probes": 240, "samples": 240}}

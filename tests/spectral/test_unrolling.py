@@ -60,6 +60,7 @@ def test_scores_are_what_another_weight_of_a_row_in_the_runs_training_does(finis
         assert found_QN[:, row] == pytest.approx(-slope_Q, rel=1e-3, abs=1e-5 * largest)
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_them_beside_the_stored_scores_and_makes_them_once(finished):
     found = evaluate(finished.blobs.root, SHARES, silent)
     worth = {r["ranking"]: r["value"] for r in found.rows if r["measure"].startswith("LDS, 1 %")}
@@ -88,7 +89,14 @@ def test_queries_in_parts_are_as_all_at_once(finished, monkeypatch):
 @pytest.mark.parametrize(
     ("task", "train", "line"),
     [
-        ("dropped", {}, "losses in training are not those of evaluation (dropout, batch norms"),
+        pytest.param(
+            *(
+                "dropped",
+                {},
+                "losses in training are not those of evaluation (dropout, batch norms",
+            ),
+            marks=pytest.mark.slow,
+        ),
         ("normed", {}, "losses in training are not those of evaluation (dropout, batch norms"),
         ("task", {"precision": "bfloat16"}, "needs a run of train.precision: float32"),
     ],
@@ -111,6 +119,7 @@ def test_a_training_that_ends_elsewhere_is_refused(tmp_path, capsys):
     assert "ends at other weights than the run's" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_by_the_tasks_own_fit_is_refused(tmp_path, capsys):
     root = words_run(tmp_path / "run", {"seeds": 1})
     assert main(["evaluate", root, "--unrolled"]) == 2

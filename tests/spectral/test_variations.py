@@ -50,6 +50,7 @@ def test_a_variation_has_the_runs_targets_though_its_own_gaps_are_others(tmp_pat
     assert finished.keys["queries"] != finished.variations["other"].keys["queries"]
 
 
+@pytest.mark.slow
 def test_other_settings_of_targets_choose_in_the_variations_own_model(tmp_path):
     varied = {"other": {"train.steps": 1, "targets.count": 3}}
     other = run_points(tmp_path / "run", **{**UNTRAINED, "variations": varied}).variations["other"]
@@ -57,6 +58,7 @@ def test_other_settings_of_targets_choose_in_the_variations_own_model(tmp_path):
     assert evaluate.chosen_targets(other).ids.tolist() == own.ids.tolist()
 
 
+@pytest.mark.slow
 def test_the_runs_targets_are_part_of_a_variations_identity(tmp_path):
     other = {"variations": {"other": {"train.steps": 1}}}
     one, two = (run_points(tmp_path / str(n), train={"steps": n}, **other) for n in (12, 13))
@@ -65,6 +67,7 @@ def test_the_runs_targets_are_part_of_a_variations_identity(tmp_path):
     assert all(first[stage] != second[stage] for stage in ("queries", "trajectory", "actions"))
 
 
+@pytest.mark.slow
 def test_targets_without_a_gap_in_the_variations_model_are_left_out_and_named(tmp_path):
     varied = {"other": {"train.rows": 40}}
     finished = run(tmp_path / "run", targets={"count": 12}, variations=varied, train={"steps": 40})
@@ -77,6 +80,7 @@ def test_targets_without_a_gap_in_the_variations_model_are_left_out_and_named(tm
     assert any(str(left_out[0]) in line and "left out of it" in line for line in warnings(other))
 
 
+@pytest.mark.slow
 def test_a_variation_without_a_usable_target_is_one_line(tmp_path):
     fewer = {"other": {"train.rows": 40}}
     finished = run(tmp_path / "first", targets={"count": 60}, variations=fewer,

@@ -21,6 +21,8 @@ from distinf.gram.train import trained_model
 from tests.support.noisy import tiny_model, write_classes
 from tests.support.runs import silent
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("billing", "delivery", "praise")
 
 

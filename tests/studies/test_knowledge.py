@@ -29,6 +29,8 @@ from distinf.studies.knowledge.task import Knowledge, packed, task, token_loss
 from tests.support.causal import write_causal
 from tests.support.runs import silent
 
+PICTURES = True
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):

@@ -222,6 +222,7 @@ def test_the_report_marks_what_is_reconstructed(finished):
     assert "TDL-A" in page
 
 
+@pytest.mark.slow
 def test_gauss_newton_has_no_negative_ritz_value(tmp_path):
     kind = {"kind": "gauss-newton", "residuals": "products"}
     session = run_points(tmp_path / "ggn", **{**TINY, "curvature": {**TINY["curvature"], **kind}})
@@ -230,6 +231,7 @@ def test_gauss_newton_has_no_negative_ritz_value(tmp_path):
     assert pairs.residuals.max() < pairs.values.max()
 
 
+@pytest.mark.slow
 def test_fresh_samples_at_every_step_are_not_symmetric_and_say_so(finished, tmp_path):
     settings = {**TINY["curvature"], "fresh": True}
     session = run_points(tmp_path / "fresh", **{**TINY, "curvature": settings})

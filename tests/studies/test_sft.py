@@ -11,13 +11,14 @@ import torch
 pytest.importorskip("peft", reason="needs distinf[llm]")
 
 from distinf.cli import main
-from distinf.config import resolve
+from distinf.config import load, resolve
 from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.gram.asking import query_scores
 from distinf.gram.train import trained_model
 from distinf.numerics.elements import element_shares
 from distinf.numerics.parameters import Layout
+from distinf.printable import printable
 from distinf.studies.sft.settings import CausalSettings, DataSettings, SftSettings
 from distinf.studies.sft.task import task
 from tests.support.causal import write_causal
@@ -357,3 +358,46 @@ def test_ekfac_scores_rows_by_tokens_drawn_from_the_model(tiny, tmp_path):
     assert found.shape == (2, 8)
     assert np.isfinite(found).all()
     assert (found.std(1) > 0).all()
+
+
+def test_tokens_of_a_querys_rows_share_their_product_with_it(tiny, folder, capsys):
+    """By the command, of rows whose texts are no markup of ours."""
+    rows = [{**pair, "prompt": f"<b>[red]{k} "} for k, pair in enumerate(PAIRS)]
+    rows[2]["completion"] = "<i>\x1b,"
+    write_rows(folder / "train.jsonl", rows)
+    write_rows(folder / "asked.jsonl", [rows[2], rows[1]])
+    options = ["--set", "scores.estimators=[tracin]", "--set", "model.end_token=false"]
+    assert score(tiny, "--top", "2", "--tokens", *options) == 0
+    told = capsys.readouterr().out
+    assert "The tokens of these rows that say most" in told
+    assert "\x1b" not in told
+    report = folder / "runs/train-score/report"
+    page = (report / "index.html").read_text()
+    assert "<i>" not in page
+    assert "The tokens of these rows that say most" in page
+    asked, shares = (json.loads((report / f"{n}.json").read_text()) for n in ("by_query", "tokens"))
+    session = execute(load(str(folder / "runs/train-score")), silent)
+    cell = session.cell("")
+    products = query_scores(session, cell, "tracin", "all") * len(cell.groups["all"])
+    for row in asked:
+        mine = [s for s in shares if all(s[k] == row[k] for k in ("query_row", "place"))]
+        assert {s["row"] for s in mine} == {row["row"]}
+        text = "".join(s["token"] for s in mine)
+        assert rows[row["row"]]["completion"] == text
+        wanted = products[row["query_row"], row["row"]]
+        assert sum(s["share"] for s in mine) == pytest.approx(wanted, rel=1e-4, abs=1e-8)
+    with open(report / "tokens.csv", newline="") as file:
+        found = [s["token"] for s in csv.DictReader(file)]
+    assert found == [printable(s["token"]) for s in shares]
+
+
+def test_tokens_are_of_rows_of_queries_and_of_tasks_that_have_some(tiny, folder, capsys):
+    def refused_with(*arguments):
+        assert main(["score", *arguments, "--tokens"]) == 2
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+        return line
+
+    files = ["train.jsonl", "--set", f"model.name={tiny}", "--set", "data.queries=asked.jsonl"]
+    assert "--tokens: are of each query's rows; give --query FILE too" in refused_with(*files)
+    blobs = ["tests.support.blobs_task:task", "--set", "report.per_query=2"]
+    assert "report.tokens: needs a task with parts(model, batch)" in refused_with(*blobs)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from distinf.empirical.matrix import Matrix, finite
-from distinf.empirical.measures import ANY, OWN, SAME, drawn, level_name
+from distinf.empirical.measures import drawn, level_name
 from distinf.empirical.task import CLEAN
 from distinf.report import maps, svg
 from distinf.report.plots import Dot, Panel, rows_of_dots
@@ -14,6 +15,55 @@ from distinf.report.rows import Row
 
 SHOWN = 300  # samples of a picture's matrix, at most: more are averaged
 STRONG = 99.0  # percentile of the influences' sizes that has the full colour
+NAMED = 30  # classes at the edges of a picture, at most
+
+
+def pairwise(shown: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
+    """Side by side, by what each is called; of tasks with draws, several by `domains`."""
+    first = next(iter(shown.values()), None)
+    if first is None or first.places != [("", 0)]:
+        return len(shown) > 1 and domains(shown, canvas)
+    clean = first.block(CLEAN, CLEAN)
+    if not len(clean) and len(shown) > 1:
+        return False
+    whole = clean if len(clean) else first.influence_NE
+    canvas.set_figheight((7.6 if whole.shape[0] == whole.shape[1] else 4.5) / len(shown) + 0.4)
+    every = canvas.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (name, matrix) in zip(every, shown.items(), strict=True):
+        square = matrix.block(CLEAN, CLEAN) if len(clean) else whole
+        groups = matrix.groups().tolist() if len(clean) else []
+        _show(axes, square, _scaled(whole), SHOWN // len(shown), groups)
+        svg.title(axes, name)
+    return None
+
+
+def blocks(matrix: Matrix, canvas: Canvas) -> bool | None:
+    levels, clean = matrix.levels, matrix.block(CLEAN, CLEAN)
+    if len(levels) < 2 or not len(clean):
+        return False
+    canvas.set_figheight(2.7 * len(levels) + 0.4)
+    panels = canvas.subplots(len(levels), len(levels), squeeze=False)
+    for (i, j), axes in np.ndenumerate(panels):
+        square = matrix.block(levels[i], levels[j])
+        if square.size:
+            _show(axes, square, _scaled(clean), SHOWN // 3)
+        axes.set(xticks=[], yticks=[])
+        svg.title(axes, f"{level_name(levels[i])} → {level_name(levels[j])}")
+    return None
+
+
+def _show(
+    axes: Axes, square: np.ndarray, full: float, most: int, groups: Sequence[str] = ()
+) -> None:
+    """At most so many rows and columns, `full` in full colour, the groups named at the edges."""
+    small = _small(square, most) if len(square) == square.shape[1] else square[:most, :most]
+    maps.show(axes, small / full)
+    names = dict.fromkeys(groups)
+    if 1 < len(names) <= NAMED:
+        scale, of = len(small) / len(square), np.asarray(groups)
+        middles = [float(np.flatnonzero(of == name).mean() * scale) for name in names]
+        axes.set_xticks(middles, [*names])
+        axes.set_yticks(middles, [*names])
 
 
 def _scaled(values: np.ndarray) -> float:
@@ -25,8 +75,6 @@ def _scaled(values: np.ndarray) -> float:
 def _small(square: np.ndarray, most: int) -> np.ndarray:
     """At most so many rows and columns, by the means of neighbours."""
     each = -(-len(square) // most)
-    if each == 1:
-        return square
     edges = np.arange(0, len(square), each)
     summed = np.add.reduceat(np.add.reduceat(square, edges, 0), edges, 1)
     lengths = np.diff([*edges, len(square)])
@@ -34,80 +82,21 @@ def _small(square: np.ndarray, most: int) -> np.ndarray:
 
 
 def domains(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
-    """Of each matrix with names of its own the mean over draws, a picture for each run."""
+    """Of each matrix with names of its own the mean over draws, the runs of it side by side; none
+    of tasks without names or draws."""
+    named = {name: drawn(m) for name, m in runs.items() if m.places != [("", 0)]}
     made = []
-    for matrix_name, name in _named_matrices(runs):
-        kept = finite(runs[name])
-        its = drawn(runs[name])[matrix_name]
-        samples = max((kept.samples(place) for place in its), key=len)
-        whole = [place for place in its if kept.samples(place) == samples]
-        if len(samples) >= 2:
-            names = kept.groups(whole[0]).tolist()
-            mean = np.mean([kept.block(CLEAN, CLEAN, place) for place in whole], axis=0)
-            share = 100 * mean / (np.abs(mean).max() or 1.0)
-            made.append((f"{matrix_name}: {name or 'this run'}", names, names, share))
+    for matrix in dict.fromkeys(matrix for its in named.values() for matrix in its):
+        for name in (name for name, its in named.items() if matrix in its):
+            kept, its = finite(runs[name]), named[name][matrix]
+            samples = max((kept.samples(place) for place in its), key=len)
+            whole = [place for place in its if kept.samples(place) == samples]
+            if len(samples) >= 2:
+                names = kept.groups(whole[0]).tolist()
+                mean = np.mean([kept.block(CLEAN, CLEAN, place) for place in whole], axis=0)
+                share = 100 * mean / (np.abs(mean).max() or 1.0)
+                made.append((f"{matrix}: {name or 'this run'}", names, names, share))
     return maps.several(canvas, made, 2, 1.2, lambda values: values / 100)
-
-
-def _named_matrices(runs: Mapping[str, Matrix]) -> list[tuple[str, str]]:
-    """(matrix, run), the runs of a matrix side by side; none of tasks without names or draws."""
-    places = {name: [] if m.places == [("", 0)] else drawn(m) for name, m in runs.items()}
-    every = dict.fromkeys(matrix for its in places.values() for matrix in its)
-    return [(matrix, name) for matrix in every for name in runs if matrix in places[name]]
-
-
-def conclusions(rows: Sequence[Row], canvas: Canvas) -> bool | None:
-    """A panel for each run."""
-    panels = []
-    for name in dict.fromkeys(row["run"] for row in rows):
-        mine = [row for row in rows if row["run"] == name]
-        labels = [f"{row['matrix']}: {row['contrast']}" for row in mine]
-        dots = [Dot(k, row["mean"], row["low"], row["high"]) for k, row in enumerate(mine)]
-        panels.append(Panel(name or "this run", labels, dots))
-    if not panels:
-        return False
-    return rows_of_dots(canvas, 0.9 + 0.3 * max(len(p.labels) for p in panels), *panels)
-
-
-def pairwise(matrix: Matrix, canvas: Canvas) -> bool | None:
-    if matrix.places != [("", 0)]:
-        return False
-    square = matrix.block(CLEAN, CLEAN)
-    if not len(square):
-        square, groups = matrix.influence_NE, np.array([])
-    else:
-        groups = matrix.groups()
-    canvas.set_figheight(7.6 if square.shape[0] == square.shape[1] else 4.5)
-    axes = canvas.subplots()
-    small = _small(square, SHOWN) if len(square) == square.shape[1] else square[:SHOWN, :SHOWN]
-    maps.show(axes, small / _scaled(square))
-    names = list(dict.fromkeys(groups.tolist()))
-    if 1 < len(names) <= 30:
-        scale = len(small) / len(square)
-        middles = [float(np.flatnonzero(groups == name).mean() * scale) for name in names]
-        for ticks in (axes.set_xticks, axes.set_yticks):
-            ticks(middles, names)
-    svg.title(axes, "tuned on (down), evaluated (across)")
-    return None
-
-
-def blocks(matrix: Matrix, canvas: Canvas) -> bool | None:
-    levels = matrix.levels
-    if len(levels) < 2 or not len(matrix.block(CLEAN, CLEAN)):
-        return False
-    strength = _scaled(matrix.block(CLEAN, CLEAN))
-    canvas.set_figheight(2.7 * len(levels) + 0.4)
-    panels = canvas.subplots(len(levels), len(levels), squeeze=False)
-    for i, trained in enumerate(levels):
-        for j, evaluated in enumerate(levels):
-            axes = panels[i][j]
-            square = matrix.block(trained, evaluated)
-            if square.size:
-                maps.show(axes, _small(square, SHOWN // 3) / strength)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            svg.title(axes, f"{level_name(trained)} → {level_name(evaluated)}")
-    return None
 
 
 def sizes(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
@@ -132,10 +121,15 @@ def sizes(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
     return None
 
 
-def contrasts(rows: Sequence[Row], canvas: Canvas) -> bool | None:
-    mine = [row for row in rows if not row["run"] and row["relation"] in (SAME, ANY, OWN)]
-    if not mine:
-        return False
-    names = [f"{row['contrast']}, {row['level']}, {row['relation']}" for row in mine]
-    dots = [Dot(k, row["mean"], row["low"], row["high"]) for k, row in enumerate(mine)]
-    return rows_of_dots(canvas, 0.9 + 0.3 * len(mine), Panel("influence", names, dots))
+def dots(rows: Sequence[Row], label: str, canvas: Canvas) -> bool | None:
+    """Means with intervals, a panel for each run, a line for each label."""
+    rows = [row for row in rows if np.isfinite(row["mean"])]
+    names = [" ".join(label.format_map(row).split()) for row in rows]
+    places = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    panels: dict[str, list[Dot]] = {row["run"]: [] for row in rows}
+    for name, row in zip(names, rows, strict=True):
+        hollow = row.get("hollow", False)
+        dot = Dot(places[name], row["mean"], row["low"], row["high"], hollow=hollow)
+        panels[row["run"]].append(dot)
+    made = [Panel(run or "this run", [*places], its) for run, its in panels.items()]
+    return bool(made) and rows_of_dots(canvas, 0.9 + 0.3 * len(places), *made)

@@ -2,25 +2,31 @@
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import product
+from typing import Any
 
 import numpy as np
 
 from distinf.empirical.matrix import Matrix, finite, measured
 from distinf.empirical.measures import FROM_NOISY, OTHER, tables
 from distinf.empirical.rates import plateau
+from distinf.empirical.table import in_words
 from distinf.empirical.yardstick import agreements
 from distinf.engine.session import Session
-from distinf.report.empirical import figures, yardstick
+from distinf.report.empirical import figures
 from distinf.report.formats import count, fixed, number, percent
 from distinf.report.provenance import cost_rows, costs, origin, provenance_of, stage_costs
 from distinf.report.publishing import publish
-from distinf.report.rows import Row
+from distinf.report.rows import Row, csv_text
 from distinf.report.schema import Bullets, Column, Entry, Item, Page, Section, Table, Text
 from distinf.report.words import Words
 
 Tables = Mapping[str, Sequence[Row]]
 NAMED = 10  # rows on which it diverged, at most
+ESTIMATE = ("matrix", "estimator", "of")
+PARTS = {"off": "off the diagonal", "within": "within columns"}  # of the yardstick
 
 
 def write(session: Session) -> None:
@@ -31,10 +37,10 @@ def write(session: Session) -> None:
     np.save(buffer, main.influence_NE, allow_pickle=False)
     findings = {"rows": main.influence_NE.shape[0], "columns": main.influence_NE.shape[1]}
     findings |= {"answer": answer(runs, rows), "warnings": list(warnings(runs, rows))}
-    publish(
-        session, findings, rows, page(session, runs, rows),
-        more={"influence.npy": buffer.getvalue()},
-    )  # fmt: skip
+    shown, more = page(session, runs, rows), {"influence.npy": buffer.getvalue()}
+    if sign := session.settings.report.matrix:
+        more["matrix.csv"] = csv_text([*in_words(main, sign)]).encode()
+    publish(session, findings, rows, shown, more=more)
 
 
 def found(session: Session) -> tuple[dict[str, Matrix], dict[str, list[Row]]]:
@@ -125,11 +131,10 @@ def _span(row: Row, scale: float = 1.0) -> str:
 
 
 def page(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Page:
-    first, *rest = answer(runs, rows)
     return Page(
         "Empirical influence",
         session.context["task"],
-        answer=(first, *rest) if rest else (first,),
+        answer=tuple(answer(runs, rows)),
         question="What does training on one sample do to every other?",
         warnings=list(warnings(runs, rows)),
         sections=list(sections(session, runs, rows)),
@@ -150,46 +155,62 @@ def sections(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Iter
         ]
         return words.table(name, mine, shown)
 
-    drawn: list[Item] = [
-        words.figure("matrix", partial(figures.pairwise, matrix)),
-        words.figure("blocks", partial(figures.blocks, matrix)),
-        words.figure("sizes", partial(figures.sizes, runs)),
-        words.figure("domains", partial(figures.domains, runs)),
-    ]
-    yield Section("matrix", "The matrix", [*drawn, _wide(words, rows, "measures", "measure")])
-    concluded = partial(figures.conclusions, rows.get("contrasts", []))
-    named: list[Item] = [words.figure("contrasts", concluded), table("contrasts")]
+    def drawn(name: str, *of: Any, draw: Any = None) -> Item:
+        return words.figure(name, partial(draw or getattr(figures, name), *of))
+
+    one, linear = {"tuned on (down), evaluated (across)": matrix}, dict[str, Matrix]()
+    if matrix.first_order_NE is not None:
+        told = replace(matrix, influence_NE=matrix.first_order_NE)
+        linear = {"measured": matrix, "first order": told}
+    whole = [drawn("pairwise", one), drawn("blocks", matrix), drawn("sizes", runs)]
+    whole += [drawn("domains", runs), _wide(words, rows, "measures", "measure")]
+    yield Section("matrix", "The matrix", whole)
+    found, dots = rows.get("contrasts", []), figures.dots
+    named = [drawn("contrasts", found, "{matrix}: {contrast}", draw=dots), table("contrasts")]
     named += [_wide(words, rows, "meanings", "regressor"), _wide(words, rows, "variances", "part")]
     yield Section("conclusions", "Conclusions", named)
-    noise = words.figure("noise", partial(figures.contrasts, rows.get("noise", [])))
+    noisy = [row for row in rows.get("noise", []) if row["relation"] != OTHER]
+    noise = drawn("noise", noisy, "{contrast}, {level}, {relation}", draw=dots)
     yield Section("noise", "Noise", [noise, table("noise")])
     yield Section("relations", "Who helps whom", [table("relations")])
-    yield yardstick.section(words, rows["yardstick"])
-    linear, swept = table("first_order"), table("rates")
-    yield Section("rates", "The learning rate", [swept], words.of("rates"))
-    yield Section("linear", "The kernel view", [linear], words.of("linear"))
+    parts = list(_parted(rows["yardstick"]))
+    shown = drawn("yardstick", parts, "{matrix} {estimator} {of}", draw=dots)
+    held = _wide(words, {"yardstick": parts}, "yardstick", "column", ESTIMATE)
+    yield Section("yardstick", "The yardstick", [shown, held], words.of("yardstick"))
+    yield Section("rates", "The learning rate", [table("rates")], words.of("rates"))
+    kernel = [drawn("kernel", linear, draw=figures.pairwise), table("first_order")]
+    yield Section("linear", "The kernel view", kernel, words.of("linear"))
     yield Section("cost", "Cost", [costs(rows["costs"])])
-    deviations = [("", line) for line in (*_own(session), *words.of("deviations"))]
+    own = getattr(getattr(session.task, "wording", None), "deviations", ())
+    deviations = [("", line) for line in (*own, *words.of("deviations"))]
     yield Section("remarks", "Deviations", [Bullets(deviations)])
     reading = Bullets([(lead, rest) for lead, rest in words.of("reading")])
     yield Section("reading", "How to read this", [reading, Text(words.say("whole"), "note")])
     yield origin(provenance_of(session))
 
 
-def _own(session: Session) -> Sequence[str]:
-    """The study's own deviations."""
-    words = getattr(session.task, "wording", None)
-    return words.deviations if words else ()
+def _parted(rows: Sequence[Row]) -> Iterator[Row]:
+    """The yardstick's rows, each part of a run's a column."""
+    for row, part in product(rows, PARTS):
+        mean, low, high = (row[f"{part}{end}"] for end in ("", "_low", "_high"))
+        column = f"{row['run'] or 'this run'} | {PARTS[part]}"
+        own = {"value": mean, "mean": mean, "low": low, "high": high, "hollow": part != "off"}
+        yield {**row, **own, "column": column}
 
 
-def _wide(words: Words, rows: Tables, table: str, by: str) -> Table:
-    """A line for each matrix of each run, a column for each measure."""
-    lines: dict[tuple[str, str], Row] = {}
+def _wide(
+    words: Words, rows: Tables, table: str, by: str, of: Sequence[str] = ("run", "matrix")
+) -> Table:
+    """A line for each matrix of each run, or what else it is `of`; a column for each measure,
+    "group | heading" where they have several."""
+    lines: dict[tuple[str, ...], Row] = {}
     for row in rows.get(table, []):
-        line = lines.setdefault((row["run"], row["matrix"]), {**_named(row), "of": {}})
+        line = lines.setdefault(tuple(row[key] for key in of), {**_named(row), "of": {}})
         line["of"][row[by]] = row
-    names = dict.fromkeys(name for line in lines.values() for name in line["of"])
-    columns = [Column(name, partial(_measure, name=name)) for name in names]
+    columns = []
+    for name in dict.fromkeys(name for line in lines.values() for name in line["of"]):
+        group, _, heading = name.rpartition(" | ")
+        columns.append(Column(heading, partial(_measure, name=name), group=group))
     return words.table(table, [*lines.values()], columns)
 
 
@@ -199,7 +220,7 @@ def _measure(line: Row, name: str) -> Entry:
 
 def _spanned(row: Row, key: str) -> Entry:
     below = "" if row.get("low") is None or not np.isfinite(row["low"]) else _span(row)
-    return Entry(number(row[key]), below, row[key])
+    return Entry(number(row[key]), below, row[key]) if np.isfinite(row[key]) else Entry()
 
 
 def _named(row: Row) -> Row:

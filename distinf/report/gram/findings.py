@@ -23,6 +23,7 @@ from distinf.gram.sensitivity import sensitivity
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.stopwatch import TOOK, joint_name
 from distinf.gram.task import Deviating, Numbered, described_rows
+from distinf.gram.tokens import shares_of
 from distinf.numerics.cancellation import cancellation, norm_cancellation
 from distinf.numerics.comparison import mean_spearman
 from distinf.report.gram import cells
@@ -77,6 +78,7 @@ class Findings:
     provenance: Provenance = field(default_factory=Provenance)
     sensitivity: Sequence[Row] = ()
     placed: Sequence[Row] = ()
+    tokens: Sequence[Row] = ()
 
 
 def findings(session: Session) -> Findings:
@@ -274,5 +276,5 @@ EACH = {
     "cancellation": _cancelled, "separated": _separated, "ranking": _lowest,
     "by_query": _by_query,
     "conditioning": _conditioning, "estimator_times": estimator_times, "sensitivity": sensitivity,
-    "placed": cells.placed,
+    "placed": cells.placed, "tokens": shares_of,
 }  # fmt: skip

@@ -19,11 +19,12 @@ from distinf.report.gram.against import COMBINED, verdict
 from distinf.report.gram.findings import EPOCHS, Findings
 from distinf.report.gram.findings import findings as gathered
 from distinf.report.gram.tables import ANY, Tables, tables
+from distinf.report.gram.tokens import telling
 from distinf.report.gram.trials import ALL_ROWS, mean_sd
 from distinf.report.gram.warnings import chance_warnings
 from distinf.report.provenance import costs, origin, remarks
 from distinf.report.rows import Row, plain
-from distinf.report.schema import Bullets, Card, Page, Section, Text
+from distinf.report.schema import Bullets, Card, Item, Page, Section, Text
 from distinf.report.words import Words
 
 # Below six pairs even all wins stay above 5 % in a two-sided sign test (2 · 2⁻⁵ = 6 %).
@@ -215,8 +216,12 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     yield Section("detection", "Wrong labels found", found, short="Detection")
     intro = words.say("notes", "rows")
     yield Section("rows", "Ranked rows", list(views.rankings(words, rows)), intro)
-    asked = list(views.by_query(words, rows))
-    yield Section("queries", "By query", asked, words.say("notes", "by_query") if asked else "")
+    asked: list[Item] = list(views.by_query(words, rows))
+    note = words.say("notes", "by_query") if asked else ""
+    if rows.get("tokens"):
+        told = words.table("tokens", [*telling(rows["tokens"])])
+        asked += [told, Text(notes["tokens"], "note")]
+    yield Section("queries", "By query", asked, note)
     again = [] if tested else [table("query_loss", columns=[views.NAMED])]
     again += of("accuracy", "trends")
     again += [Text(notes["one trial"] if tested and len(findings.cells) == 1 else "", "note")]

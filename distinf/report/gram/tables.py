@@ -59,6 +59,7 @@ def tables(findings: Findings) -> Tables:
         "sensitivity": sensitivity(findings),
         "loss_and_influence": loss_and_influence(findings),
         "costs": cost_rows(findings.costs),
+        "tokens": list(findings.tokens),
     }
     return {name: rows for name, rows in made.items() if rows}
 

@@ -8,10 +8,12 @@ from distinf.report.formats import fixed, number
 from distinf.report.gram.findings import EPOCHS, Findings, findings
 from distinf.report.gram.page import answer
 from distinf.report.gram.tables import Tables, tables
+from distinf.report.gram.tokens import telling
 from distinf.report.gram.views import ranking_name
 from distinf.terminal import by_query_table, rows_table
 
 WORST, MOST_WARNINGS = 10, 8
+TOKENS = ("query_row", "place", "row", "product", "text")
 QUERIES = 5  # whose rows are shown; the table has all
 
 
@@ -30,6 +32,11 @@ def summary(session: Session) -> list[Table | str]:
         few = [row for row in own if row["query_row"] in shown]
         lines.append(by_query_table("Training rows by query", few))
         told += f"; by query: {session.blobs.root}/report/by_query.csv"
+        shares = [row for row in rows.get("tokens", []) if row["cell"] == first["name"]]
+        few = [row for row in telling(shares) if row["query_row"] in shown]
+        if few:
+            lines.append(rows_table("The tokens of these rows that say most", few, TOKENS))
+            told += f"; by token: {session.blobs.root}/report/tokens.csv"
     return [*lines, *answer_lines(found, rows), told]
 
 

@@ -183,6 +183,11 @@ class Scored:
             losses = losses / scored.sum(1, keepdim=True)
         return torch.where(scored, losses, torch.nan)
 
+    def tokens(self, split: str, row: int) -> list[str]:
+        """Of a row's `parts`: every token but the first, as a text of its own."""
+        ids, tokenizer = self._rows(split).tokens[row][1:].tolist(), self.language.tokenizer
+        return [tokenizer.decode([token]) for token in ids]
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """loss. The model's mode is kept."""
