@@ -31,6 +31,7 @@ from distinf.spectral.evaluate import (
 )
 from distinf.spectral.gradients import scored_rows
 from distinf.spectral.pools import job_ranks, job_rows, near_by, signs
+from distinf.spectral.preconditioning import rooted
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.solves import damped_spectrum
 from distinf.spectral.train import trained_model, trained_optimizer
@@ -278,7 +279,7 @@ def _newton(session: Session, job: Unit, model: nn.Module) -> Step:
         if arm.newton_solves == "stored":
             layout.scatter_(model, trained_P)
         mean_P = sum_gradient(model, weighted, batch, layout) / len(rows)
-        change_P = damped_inverse(mean_P, vectors_KP, spectrum)
+        change_P = rooted(session, damped_inverse(rooted(session, mean_P), vectors_KP, spectrum))
         layout.scatter_(model, now_P - arm.newton_lr * change_P)
 
     return step

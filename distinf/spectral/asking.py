@@ -16,6 +16,7 @@ from distinf.spectral import gradients
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.factors import EKFAC
+from distinf.spectral.preconditioning import rooted
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Session
@@ -85,7 +86,8 @@ def _inside(session: Session, loss: str, variant: str) -> np.ndarray:
     """fp64 [Q, N]: the classic score is that within the Ritz vectors; what a row is divided by is
     all of it."""
     stored = session.rows(_scored_units(session)).columns()
-    query_QP, vectors_KP = query_gradients(session)[loss].double(), stored_pairs(session).vectors
+    query_QP = rooted(session, query_gradients(session)[loss].double())
+    vectors_KP = stored_pairs(session).vectors
     train_NK = torch.from_numpy(stored["ritz"])
     coordinates = Coordinates(
         train_NK=train_NK,

@@ -24,6 +24,7 @@ from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.evaluate import chosen_targets, evaluated
 from distinf.spectral.gradients import scored_rows
+from distinf.spectral.preconditioning import rooted
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Outline, Session
@@ -152,9 +153,10 @@ def _direction(session: Session, rank: int) -> Tensor:
     solved = converged_solutions(session).get((rank, loss))
     if solved is not None:
         return torch.from_numpy(solved).to(session.device)
-    gradient_P = query_gradients(session)[loss][rank]
+    gradient_P = rooted(session, query_gradients(session)[loss][rank])
     vectors_KP = stored_pairs(session).vectors
-    return damped_inverse(gradient_P, vectors_KP, damped_spectrum(session)).to(session.device)
+    solved_P = damped_inverse(gradient_P, vectors_KP, damped_spectrum(session))
+    return rooted(session, solved_P).to(session.device)
 
 
 def _refuse_other_sum(session: Session, ids: np.ndarray, model: torch.nn.Module) -> None:

@@ -11,6 +11,7 @@ import torch
 from distinf.numerics.variants import own_parts
 from distinf.spectral import gradients
 from distinf.spectral.pools import near_by, nearness, stored_rows
+from distinf.spectral.preconditioning import rooted
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Session
 from distinf.spectral.solves import damped_spectrum
@@ -47,7 +48,8 @@ def products(session: Session, loss: str) -> dict[str, np.ndarray]:
     usable_N = stored["finite"] & (stored["sqnorm"] > 0)
     dots_TN = np.where(usable_N, stored[query].T.astype(np.float64), np.nan)
     norms_N = np.sqrt(np.where(usable_N, stored["sqnorm"].astype(np.float64), 1.0))
-    norms_T = query_gradients(session)[loss].double().norm(dim=1).clamp(min=TINY).numpy()
+    query_TP = rooted(session, query_gradients(session)[loss].double())
+    norms_T = query_TP.norm(dim=1).clamp(min=TINY).numpy()
     return {"dot": dots_TN, "cosine": dots_TN / norms_N / norms_T[:, None]}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distinf.collective import Collective
 from distinf.engine.session import done_for_all, draw, row_ranges
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
 from distinf.microbatch import each_part, from_the_start, rows_at_once
 from distinf.numerics.complement import SeenComplement, complement_probe, seen_by
@@ -40,7 +40,9 @@ from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.second_derivatives import passing_kind
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.activity import HERE, SHARD
+from distinf.spectral import preconditioning
 from distinf.spectral.damping import refuse_negative
+from distinf.spectral.preconditioning import rooted
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import REFINEMENT, CurvatureSettings, StageSettings
 from distinf.spectral.train import trained_layers
@@ -182,7 +184,7 @@ def _drawn_gradient(
     if collective.owned(1):
         batch = session.batch("train", rows[order[[place % len(rows)]]])
         with precision(session.settings.curvature.precision, session.device):
-            mine_P = sum_gradient(model, loss, batch, layout)[None]
+            mine_P = rooted(session, sum_gradient(model, loss, batch, layout))[None]
     return collective.all_gather(mine_P)[0]
 
 
@@ -285,7 +287,7 @@ def mean_product(
     layout: Layout,
     ids: np.ndarray,
 ) -> Matvec:
-    """v -> mean curvature over the training rows `ids`, times v."""
+    """v -> mean curvature over the training rows `ids`, times v; preconditioned where asked for."""
     settings = session.settings.curvature
     most = microbatch(session.outline)
     loss = next(iter(session.task.losses.values()))
@@ -304,9 +306,10 @@ def mean_product(
         return matvec
 
     products = {shard: product(shard) for shard in collective.owned(settings.shards)}
-    return sharded_mean_product(
+    mean = sharded_mean_product(
         products, count=len(ids), collective=collective, reduction=settings.reduction
     )
+    return preconditioning.product(session, mean)
 
 
 def microbatch(outline: Outline) -> int:
@@ -408,9 +411,15 @@ def _with_probes(session: Session, pairs: RitzPairs) -> RitzPairs:
     return pairs
 
 
+def _reads(values: Values) -> Names:
+    """scores.filter only where it says what the operator is."""
+    operator = ("scores.filter",) if values["scores"]["filter"] == "preconditioned" else ()
+    return ("curvature", *(f"-curvature.{name}" for name in REFINEMENT), *operator)
+
+
 STAGE = Stage(
-    NAME, "curvature (Arnoldi)", needs=("train",),
-    reads=("curvature", *(f"-curvature.{name}" for name in REFINEMENT)),
-    uncounted=("scores.complement", "scores.damping", "scores.negative"),  # which probes; a refusal
+    NAME, "curvature (Arnoldi)", needs=("train",), reads=_reads,
+    # Which probes there are; a refusal; a filter of the same pairs.
+    uncounted=("scores.complement", "scores.damping", "scores.negative", "scores.filter"),
     units=units, run=run, done=is_done, shards=lambda settings: settings.curvature.shards,
 )  # fmt: skip

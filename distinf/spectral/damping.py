@@ -10,6 +10,7 @@ import torch
 from distinf.errors import InputError
 from distinf.numerics.damping import sgd_damping
 from distinf.numerics.estimators.arnoldi import DEFAULT_DAMPING_FRACTION, default_damping
+from distinf.numerics.preconditioning import is_preconditioned
 from distinf.numerics.variants import RITZ_PRECISION, SAFE_FRACTION, spectrum
 from distinf.spectral.session import Session
 
@@ -44,22 +45,25 @@ def damping_of(session: Session, values_K: torch.Tensor) -> Damping:
 
 
 def check(session: Session) -> None:
-    """InputError for scores.filter: unrolled where training took no steps that it is of."""
+    """InputError for a scores.filter of training where training took no steps that it is of."""
     settings = session.settings
-    if settings.scores.filter == "damped":
+    name = settings.scores.filter
+    if name == "damped":
         return
     why = _by_training(session)
     if isinstance(why, str):
+        steps = {"unrolled": "SGD", "preconditioned": "Adam, AdamW or LAMB"}
+        other = {"unrolled": "preconditioned", "preconditioned": "unrolled"}
         raise InputError(
-            f"scores.filter: unrolled is what steps of SGD do to a direction, and {why}; "
-            "set scores.filter to damped"
+            f"scores.filter: {name} is what steps of {steps[name]} do to a direction, and {why}; "
+            f"set scores.filter to damped, or to {other[name]} if that is what it was trained by"
         )
     if settings.scores.damping == 0:
-        raise InputError("scores.filter: unrolled takes 1 / scores.damping, which is 0; set null")
+        raise InputError(f"scores.filter: {name} takes 1 / scores.damping, which is 0; set null")
     if settings.curvature.refine:
         raise InputError(
             "curvature.refine: a refined target is one of the damped inverse, not of scores.filter "
-            "unrolled; leave curvature.refine null, or set scores.filter to damped"
+            f"{name}; leave curvature.refine null, or set scores.filter to damped"
         )
 
 
@@ -90,8 +94,14 @@ def _by_training(session: Session) -> Damping | str:
         return "no step was trained here"
     parameters = session.fresh_model().parameters()
     optimizer = session.task.optimizer(parameters, train.lr, train.weight_decay)
+    kind, rates = type(optimizer).__name__, map(train.rate, range(train.steps))
+    length = f"1 / the sum of the learning rates of {train.steps:,} steps of {kind}"
+    if session.settings.scores.filter == "preconditioned":
+        if not is_preconditioned(optimizer):
+            return f"{kind} keeps no second moments that are known"
+        return Damping(sgd_damping(rates), length)  # the operator has the decay in it
     if not isinstance(optimizer, torch.optim.SGD):
-        return f"the steps of {type(optimizer).__name__} give no rule"
+        return f"the steps of {kind} give no rule"
     wanted = ("momentum", "dampening", "weight_decay")
     groups: list[Mapping[str, Any]] = [
         {name: float(group[name]) for name in wanted} for group in optimizer.param_groups
@@ -99,8 +109,7 @@ def _by_training(session: Session) -> Damping | str:
     if any(group != groups[0] for group in groups):
         return "SGD has other momentum or weight decay for some of the parameters"
     own = groups[0]
-    value = sgd_damping(map(train.rate, range(train.steps)), **own)
+    value = sgd_damping(rates, **own)
     momentum = f", momentum {own['momentum']:g}" if own["momentum"] else ""
     decay = f" and the weight decay {own['weight_decay']:g}" if own["weight_decay"] else ""
-    length = f"1 / the sum of the learning rates of {train.steps:,} steps of SGD{momentum}"
-    return Damping(value, f"{length}{decay}", own["weight_decay"])
+    return Damping(value, f"{length}{momentum}{decay}", own["weight_decay"])

@@ -25,8 +25,10 @@ from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.products import scaled, scales, sqnorms
 from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
+from distinf.spectral import preconditioning
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.factors import EKFAC, solved_queries
+from distinf.spectral.preconditioning import rooted
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.solves import converged_solutions
@@ -86,7 +88,8 @@ def rehearsed(session: Session, model: nn.Module, methods: Methods) -> Method:
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     settings = session.settings.gradients
-    project = _project_by_layer if settings.method == "hooks" else _project_whole
+    by_layer = settings.method == "hooks" and not preconditioning.is_asked(session)
+    project = _project_by_layer if by_layer else _project_whole
 
     def projections(ids: np.ndarray) -> dict[str, np.ndarray]:
         batch = session.batch("train", ids)
@@ -114,8 +117,9 @@ def _directions(session: Session) -> dict[str, Tensor]:
     by EK-FAC, refined solves [R, P]."""
     solved = converged_solutions(session)
     stacked = np.stack([solved[key] for key in sorted(solved)]) if solved else None
-    directions = {"ritz": stored_pairs(session).vectors}
-    directions |= {f"query.{name}": grads for name, grads in query_gradients(session).items()}
+    directions = {"ritz": rooted(session, stored_pairs(session).vectors)}
+    queries = query_gradients(session).items()
+    directions |= {f"query.{n}": rooted(session, rooted(session, grads)) for n, grads in queries}
     directions |= {f"{EKFAC}.{name}": rows for name, rows in solved_queries(session).items()}
     if stacked is not None:
         directions["solved"] = torch.from_numpy(stacked)
@@ -181,7 +185,8 @@ def _project_whole(session: Session, batch: Batch) -> dict[str, np.ndarray]:
     finite_N = finite_rows(grads_NP)
     safe_NP = torch.where(finite_N[:, None], grads_NP, 0.0)
     found = {n: d.back(safe_NP @ d.rows_KP.T.to(safe_NP)) for n, d in directions.items()}
-    return _arrays(found, safe_NP.double().square().sum(1), finite_N, losses)
+    sqnorm_N = rooted(session, safe_NP).double().square().sum(1)
+    return _arrays(found, sqnorm_N, finite_N, losses)
 
 
 def _differentiated(session: Session) -> tuple[nn.Module, Layout, PerSampleLoss]:

@@ -19,6 +19,7 @@ from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.factors import EKFAC
 from distinf.spectral.gradients import projected, scored_rows
+from distinf.spectral.preconditioning import rooted
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.solves import converged_solutions, damped_spectrum
@@ -113,10 +114,11 @@ def coordinates_of(
     targets: only the first ones (None: all).
     """
     vectors_KP = stored_pairs(session).vectors
+    query_QP = rooted(session, query_gradients(session)[loss][:targets].double())
     return Coordinates(
         train_NK=torch.from_numpy(columns["ritz"]),
         train_sqnorm_N=torch.from_numpy(columns["sqnorm"]),
-        query_QK=query_gradients(session)[loss][:targets].double() @ vectors_KP.double().T,
+        query_QK=query_QP @ vectors_KP.double().T,
         dots_QN=torch.from_numpy(columns[f"query.{loss}"]).T[:targets],
     )
 

@@ -12,7 +12,7 @@ from distinf.naming import refuse_names
 from distinf.numerics.capture import Method
 from distinf.numerics.curvature import Kind
 from distinf.numerics.precision import Precision
-from distinf.numerics.variants import Complement, Filter, Policy
+from distinf.numerics.variants import Complement, Policy
 
 Selection = Literal["random", "helpful", "harmful", "nearest", "matched", "group"]
 MOST_UNITS = 1_000_000  # of one stage; a ledger of more would be no use to anyone
@@ -250,7 +250,10 @@ class ScoreSettings:
               another optimizer 1 % of the largest Ritz value's size
     filter    of the eigenvalues: damped (1 / (theta + lambda)), or unrolled, what training by SGD
               did to a direction: (1 - exp(-T theta)) / theta, T the sum of its learning rates (Bae
-              et al. 2024, SOURCE), or 1 / damping where that is set; no target is refined then
+              et al. 2024, SOURCE), or 1 / damping where that is set; no target is refined then;
+              preconditioned: the same of training by Adam, AdamW or LAMB, on the eigenpairs of
+              P^1/2 H P^1/2 and gradients P^1/2 g, P what the optimizer multiplied gradients by in
+              its last step (1 / (sqrt(v) + eps), times LAMB's trust ratio)
     complement  what the curvature is outside the Ritz pairs: none (the inverse is truncated to the
               pairs, Eq. 7 of Tuononen, Penttinen and Hautamäki; damping may be 0), damping (that
               alone), mean (the mean eigenvalue there, by curvature.probes, and the damping), or
@@ -264,7 +267,7 @@ class ScoreSettings:
     """
 
     damping: float | None = None
-    filter: Filter = "damped"
+    filter: Literal["damped", "unrolled", "preconditioned"] = "damped"
     complement: Complement = "gradients"
     negative: Policy | None = None
     scaling: Literal["mean", "paper"] = "mean"

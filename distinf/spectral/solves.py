@@ -155,7 +155,7 @@ def unrefined(session: Session) -> str:
         if settings.curvature.refine == 0:
             return "curvature.refine is 0"
         if settings.scores.filter != "damped":
-            return "scores.filter is unrolled"
+            return f"scores.filter is {settings.scores.filter}"
         return "the inverse is truncated to the Ritz pairs"
     if settings.curvature.refine and settings.scores.negative == "keep":
         return ""

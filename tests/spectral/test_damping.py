@@ -207,7 +207,7 @@ def test_the_filter_of_training_by_sgd_is_in_every_score(tmp_path):
     ("changes", "why"),
     [
         ({}, "scores.filter: unrolled is what steps of SGD do to a direction, and the steps of "
-             "AdamW give no rule; set scores.filter to damped"),
+             "AdamW give no rule; set scores.filter to damped, or to preconditioned"),
         ({**SGD, "train": {"steps": 0}}, "and no step was trained here"),
         ({**SGD, "curvature": {"refine": 1}}, "curvature.refine: a refined target is one of the"),
         ({**SGD, "scores": {"damping": 0.0}}, "scores.filter: unrolled takes 1 / scores.damping"),

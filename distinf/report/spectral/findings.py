@@ -180,7 +180,7 @@ class Ritz:
     all_residuals: Sequence[float] = ()  # theirs
     complement_error: float | None = None  # standard, of the mean over training gradients
     quotients_R: Sequence[float] = ()  # what each of these sees by itself
-    filter: str = ""  # of the eigenvalues: "damped", "unrolled"
+    filter: str = ""  # of the eigenvalues, as scores.filter
 
     def is_kept(self, place: int) -> bool:
         """Whether the pair at `place`, from 0, is among those that scores use."""

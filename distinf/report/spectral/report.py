@@ -21,6 +21,7 @@ from distinf.spectral import (
     evaluate,
     gradients,
     pools,
+    preconditioning,
     scores,
     solves,
     train,
@@ -210,6 +211,7 @@ def _ritz(session: Session) -> of.Ritz:
     before, seen = solves.unfiltered_spectrum(session), pairs.seen
     values_M, _, residuals_M = projected_pairs(pairs.hessenberg)
     places, count = spectrum.kept, len(pairs.values)
+    prefix = "preconditioned " if preconditioning.is_asked(session) else ""
     return of.Ritz(
         values_K=pairs.values.tolist(),
         residuals_K=pairs.residuals.tolist(),
@@ -226,7 +228,7 @@ def _ritz(session: Session) -> of.Ritz:
         dropped=spectrum.report.dropped + spectrum.report.changed,
         orthogonality=pairs.orthogonality,
         asymmetry=pairs.asymmetry,
-        operator=OPERATORS[session.settings.curvature.kind],
+        operator=prefix + OPERATORS[session.settings.curvature.kind],
         all_values=values_M.tolist(),
         all_residuals=residuals_M.tolist(),
     )

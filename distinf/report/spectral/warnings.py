@@ -37,7 +37,7 @@ def deviations(session: Session) -> list[str]:
     told: dict[str, Any] = {
         "conditions": several,
         "complement": scoring.complement != "none",
-        "damping" if scoring.filter == "damped" else "unrolled": damping.value,
+        "damping" if scoring.filter == "damped" else scoring.filter: damping.value,
         "ritz": report.changed or report.dropped,
         "seen": report.complement,
         "newfluence": scoring.scaling != "paper" and "newfluence" in variants,

@@ -55,14 +55,27 @@ class Lamb(torch.optim.Optimizer):
             state["square"] = torch.zeros_like(parameter)
         state["step"] += 1
         beta1, beta2 = group["betas"]
-        mean = state["mean"].lerp_(gradient, 1 - beta1)
-        square = state["square"].lerp_(gradient.square(), 1 - beta2)
+        state["mean"].lerp_(gradient, 1 - beta1)
+        state["square"].lerp_(gradient.square(), 1 - beta2)
+        update, _, ratio = self._parts(parameter, group)
+        parameter.sub_(group["lr"] * (update * ratio))
+
+    @torch.no_grad()
+    def preconditioner(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, decay) by the stored moments: a step is -lr * (P m_hat + decay w)."""
+        group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
+        _, divisor, ratio = self._parts(parameter, group)
+        return ratio / divisor, ratio * group["weight_decay"] * torch.ones_like(divisor)
+
+    def _parts(self, parameter: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """m_hat / divisor + weight_decay w; the divisor sqrt(v_hat) + eps; the ratio."""
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
         step = state["step"]
-        update = mean / (1 - beta1**step)
-        update = update / ((square / (1 - beta2**step)).sqrt() + group["eps"])
-        update = update + group["weight_decay"] * parameter
+        divisor = (state["square"] / (1 - beta2**step)).sqrt() + group["eps"]
+        update = state["mean"] / (1 - beta1**step) / divisor + group["weight_decay"] * parameter
+        ratio = torch.ones((), dtype=update.dtype, device=update.device)
         if parameter.ndim > 1 or group["adapt_vectors"]:
-            ratio = parameter.norm() / update.norm()
+            found = parameter.norm() / update.norm()
             # Zero weights give 0 and zero updates infinity or NaN: both take a plain step.
-            update = update * torch.where((ratio > 0) & ratio.isfinite(), ratio, 1.0)
-        parameter.sub_(group["lr"] * update)
+            ratio = torch.where((found > 0) & found.isfinite(), found, 1.0)
+        return update, divisor, ratio
