@@ -1,7 +1,5 @@
 """The filter of training by Adam and LAMB: eigenpairs and scores against dense float64 algebra."""
 
-import json
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +8,11 @@ import torch
 from torch.func import functional_call, hessian
 
 from distinf.engine.recipe import recipe_named
+from distinf.engine.session import draw
 from distinf.engine.stage import keys_of
 from distinf.errors import InputError
 from distinf.numerics.parameters import Layout
-from distinf.spectral import curvature, train
+from distinf.spectral import attribution, curvature, train
 from distinf.spectral.baselines import products
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.scores import stored_scores
@@ -21,7 +20,8 @@ from distinf.studies.receiver.lamb import Lamb
 from distinf.tasks.tensor_task import TensorTask
 from tests.engine.test_stage_keys import values_of
 from tests.support import blobs_task
-from tests.support.runs import run_points
+from tests.support.partial import points_config, run_until
+from tests.support.runs import merged, run_points
 
 SIZE = 30  # parameters of the net below
 LOSS = "cross-entropy"
@@ -29,38 +29,32 @@ SPECTRAL = recipe_named("spectral")
 OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
-    "amsgrad": partial(torch.optim.AdamW, amsgrad=True),
     "lamb": Lamb,
     "rmsprop": torch.optim.RMSprop,
 }
 
 
-def task(settings: dict, seed: int) -> TensorTask:
+def task(settings: dict[str, Any], seed: int) -> TensorTask:
     made = blobs_task.task(blobs_task.Points(width=4), seed)
     made._optimizer = OPTIMIZERS[settings["optimizer"]]
     return made
 
 
-def run(out, optimizer, **changes: Any):
+def settings(optimizer: str, **changes: Any) -> dict[str, Any]:
     """30 steps of rates that change, every pair, all rows in the curvature."""
-    changes = {
+    base: dict[str, Any] = {
         "task": "tests.spectral.test_preconditioning:task",
         "settings": {"optimizer": optimizer},
+        "train": {"steps": 30, "weight_decay": 0.05},
         "curvature": {"steps": SIZE, "keep": SIZE, "samples": 240, "probes": 0},
         "scores": {"filter": "preconditioned", "damping": None, "negative": None},
         "actions": {"seeds": 0},
-        **changes,
     }
-    changes["train"] = {"steps": 30, "weight_decay": 0.05, **changes.get("train", {})}
-    return run_points(out, **changes)
-
-
-def optimizer_of(session) -> torch.optim.Optimizer:
-    return session.task.optimizer(session.fresh_model().parameters(), 0.1, 0.0)
+    return merged(base, changes)
 
 
 def dense(session, optimizer) -> dict[str, torch.Tensor]:
-    """fp64: A = P^1/2 H P^1/2 + decay [P, P], and the rows' and targets' P^1/2 g [·, P]."""
+    """fp64: root [P] of P, A = P^1/2 H P^1/2 + decay [P, P], rows' and targets' P^1/2 g [·, P]."""
     unit = [unit for unit, _ in train.units(session.outline)][-1]
     stored = {k: torch.from_numpy(v).double() for k, v in session.arrays(unit).items()}
     model = train.trained_model(session).double()
@@ -68,8 +62,6 @@ def dense(session, optimizer) -> dict[str, torch.Tensor]:
     weights = {name: stored[f"model.{name}"] for name in layout.names}
     lamb, eps = optimizer == "lamb", 1e-6 if optimizer == "lamb" else 1e-8
     moments = ("mean", "square") if lamb else ("exp_avg", "exp_avg_sq")
-    if optimizer == "amsgrad":
-        moments = ("exp_avg", "max_exp_avg_sq")
     scale, decayed = {}, {}
     for name, w in weights.items():
         first, second = (stored[f"optimizer.{name}.{key}"] for key in moments)
@@ -92,7 +84,7 @@ def dense(session, optimizer) -> dict[str, torch.Tensor]:
     mean = hessian(lambda v: losses(v, "train", range(240)).mean())(flat_P.detach())
     return {
         "A": root_P[:, None] * mean * root_P + torch.diag(layout.flatten(decayed)),
-        "H": mean,
+        "root": root_P,
         "train": gradients("train", range(240)) * root_P,
         "query": gradients("evaluation", chosen_targets(session).ids) * root_P,
     }
@@ -112,10 +104,11 @@ def nearly(found, expected) -> bool:
 
 @pytest.mark.parametrize(
     ("optimizer", "batch_size"),
-    [("adamw", 24), ("adamw", 8), ("adam", 24), ("amsgrad", 24), ("lamb", 24), ("lamb", 8)],
+    [("adamw", 24), ("adamw", 8), ("adam", 24), ("lamb", 24), ("lamb", 8)],
 )
 def test_pairs_and_scores_are_those_of_dense_algebra(tmp_path, optimizer, batch_size):
-    session = run(tmp_path / "run", optimizer, train={"batch_size": batch_size})
+    changes = settings(optimizer, train={"batch_size": batch_size})
+    session = run_until("scores", points_config(tmp_path / "run", **changes))
     known = dense(session, optimizer)
     values_K, expected_P = curvature.stored_pairs(session).values, torch.linalg.eigvalsh(known["A"])
     apart_KP = (values_K[:, None] - expected_P).abs() / expected_P.abs().max()
@@ -127,22 +120,26 @@ def test_pairs_and_scores_are_those_of_dense_algebra(tmp_path, optimizer, batch_
     assert nearly(stored_scores(session, variant="classic"), classic_TN)
     assert nearly(stored_scores(session), classic_TN / own_N)
     assert nearly(products(session, LOSS)["dot"], known["query"] @ known["train"].T)
-    told = json.loads(session.blobs.get("report/findings.json"))["deviations"]
-    assert any(f"30 steps of {type(optimizer_of(session)).__name__}" in line for line in told)
+    steps_TP = known["query"] @ inverse_PP * known["root"]
+    assert nearly(attribution._direction(session, 0).numpy(), steps_TP[0])
 
 
 def test_outside_of_a_few_pairs_stands_what_preconditioned_gradients_see(tmp_path):
-    few = {"steps": 12, "keep": 6, "samples": 240, "probes": 240}
-    session = run(tmp_path / "run", "adamw", curvature=few)
+    few = settings("adamw", curvature={"steps": 12, "keep": 6, "probes": 9})
+    session = run_points(tmp_path / "run", **few)
     known, pairs = dense(session, "adamw"), curvature.stored_pairs(session)
     vectors_KP = pairs.vectors.double()
-    outside_NP = known["train"] - known["train"] @ vectors_KP.T @ vectors_KP
-    mean = (outside_NP @ known["A"] * outside_NP).sum() / outside_NP.square().sum()
+    seen_RP = known["train"][draw(session.seed, "seen complement", 240, None)[:9]]
+    outside_RP = seen_RP - seen_RP @ vectors_KP.T @ vectors_KP
+    mean = (outside_RP @ known["A"] * outside_RP).sum() / outside_RP.square().sum()
     values_P = torch.cat([pairs.values, mean.expand(SIZE - 6)])
     rest_PP = torch.linalg.svd(vectors_KP, full_matrices=True).Vh[6:]
     inverse_PP = by_training(session, values_P, torch.cat([vectors_KP, rest_PP]).T)
     expected_TN = known["query"] @ inverse_PP @ known["train"].T
     assert nearly(stored_scores(session, variant="classic"), expected_TN)
+    page = session.blobs.get("report/index.html").decode()
+    assert "1 / the sum of the learning rates of 30 steps of AdamW" in page
+    assert "Spectrum of the preconditioned Hessian" in page
 
 
 @pytest.mark.parametrize(
@@ -157,7 +154,7 @@ def test_outside_of_a_few_pairs_stands_what_preconditioned_gradients_see(tmp_pat
 )  # fmt: skip
 def test_training_without_a_preconditioner_is_refused_before_any_of_it(tmp_path, changes, line):
     with pytest.raises(InputError) as refused:
-        run(tmp_path / "run", "adamw", **changes)
+        run_points(tmp_path / "run", **settings("adamw", **changes))
     assert line in str(refused.value)
     assert not (tmp_path / "run/ledger/train").exists()
 

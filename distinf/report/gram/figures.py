@@ -285,8 +285,8 @@ def loss_and_influence(findings: Findings, _rows: Tables, canvas: Canvas) -> boo
     svg.line(axes, x, y, "harmful", "D", ms=4.5, mew=0, alpha=0.9, label=told)
     for upright in (True, False):
         level(axes, share, "ink", upright, ls=DASH["baseline"], lw=1.0)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(100, 0)
+    axes.set_xlim(-1, 101)  # no mark is cut in half
+    axes.set_ylim(101, -1)
     axes.set_xlabel("place by own loss [% of the rows], the largest loss first")
     title(axes, "place by influence [% of the rows], the lowest score first")
     legend(canvas, axes)
