@@ -217,7 +217,7 @@ def test_the_basis_routes_workers_look_again_too(tmp_path, monkeypatch):
     session = open_session(resolve(raw))
     assert session.settings.gradients.method == "hooks"
     model = Net("rows one by one")
-    monkeypatch.setattr(basis_gradients, "trained_model", lambda *_: model)
+    monkeypatch.setattr(basis_gradients, "trained_layers", lambda _: (model, Layout.of(model)))
     (unit, _), *_ = basis_gradients.units(session.outline)
     with pytest.raises(InputError, match=r"--set gradients\.method=loop"):
         basis_gradients.body(session, unit, "1-0")
