@@ -31,7 +31,8 @@ def preconditioner(
     if not state:
         return torch.zeros_like(parameter), torch.zeros_like(parameter)
     if hasattr(optimizer, "preconditioner"):
-        return optimizer.preconditioner(parameter)
+        own: tuple[Tensor, Tensor] = optimizer.preconditioner(parameter)
+        return own
     group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
     square = state.get("max_exp_avg_sq", state["exp_avg_sq"])
     unbiased = square / (1 - group["betas"][1] ** float(state["step"]))
