@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from distinf.engine.recipe import extreme_rows
-from distinf.engine.stage import Stage
+from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.gram.asking import answer
 from distinf.gram.configurations import BETWEEN, headline
@@ -22,7 +22,7 @@ from distinf.gram.settings import StageSettings
 from distinf.gram.task import Tokenised, described_rows
 from distinf.gram.train import trained_model
 from distinf.numerics.elements import element_shares
-from distinf.runtime import Cost, Runtime, Unit
+from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.task import error_context
 
@@ -61,12 +61,6 @@ def check(session: Session) -> None:
             "report.tokens: needs a task with parts(model, batch) and tokens(split, row), as sft; "
             "leave it out"
         )
-
-
-def run(session: Session, runtime: Runtime) -> None:
-    wanted = [unit for unit, _ in units(session.outline)]
-    if wanted:
-        runtime.pool(session.work("distinf.gram.tokens:body"), wanted, session.ledger(NAME))
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
@@ -113,6 +107,7 @@ def shares_of(session: Session, cell: Cell) -> Iterator[dict[str, Any]]:
                 }  # fmt: skip
 
 
+run = pooled(f"{__name__}:body", NAME, units)
 STAGE = Stage(
     NAME, "shares of tokens", needs=("scores",), reads=("report.ranking",),
     uncounted=("report.tokens", "report.per_query", "scores", "gradients"), units=units, run=run,
