@@ -171,20 +171,25 @@ def plan_table(plan: Plan, console: Terminal | None = None) -> None:
     sharing = "GPUs" if plan.workers == plan.gpus else "workers"
     on_gpus = any(p.gpu_memory for p in plan.stages)
     peaks = ("host/worker", "GPU/worker") if on_gpus else ("peak/worker",)
-    for name in ("units", "FLOP", "stored", *peaks, sharing, "time"):
+    moves = {"stored": plan.bytes, "read": sum(p.read for p in plan.stages)}
+    if any(p.network for p in plan.stages):
+        moves["network"] = sum(p.network for p in plan.stages)
+    for name in ("units", "FLOP", *moves, *peaks, sharing, "time"):
         table.add_column(name, justify="right", overflow="fold")
+    table.add_column("bound by", overflow="fold")
     for p in plan.stages:
         if p.units:
             held = [_bytes(p.memory), _bytes(p.gpu_memory)][: len(peaks)]
-            cells = (f"{p.flops:.3g}", _bytes(p.bytes), *held, str(p.workers))
-            table.add_row(p.stage, str(p.units), *cells, _duration(p.seconds))
+            moved = [_bytes(size) for size in (p.bytes, p.read, p.network)][: len(moves)]
+            cells = (f"{p.flops:.3g}", *moved, *held, str(p.workers))
+            table.add_row(p.stage, str(p.units), *cells, _duration(p.seconds), p.bound)
     table.add_section()
     most_gpu = max(p.gpu_memory for p in plan.stages)
     table.add_row(
         "all",
         str(sum(p.units for p in plan.stages)),
         f"{sum(p.flops for p in plan.stages):.3g}",
-        _bytes(plan.bytes),
+        *map(_bytes, moves.values()),
         *[_bytes(max(p.memory for p in plan.stages)), _bytes(most_gpu)][: len(peaks)],
         str(plan.workers),
         _duration(plan.seconds),
@@ -199,6 +204,9 @@ def plan_table(plan: Plan, console: Terminal | None = None) -> None:
     if plan.idle_seconds and plan.idle_seconds < 0.9 * plan.seconds:
         total += f"; about {_duration(plan.idle_seconds)} on an idle machine"
     out.print(total)
+    largest = sorted(plan.parts.items(), key=lambda part: -part[1])[:3]
+    shares = [f"{name} ({seconds / plan.seconds:.0%} of the time)" for name, seconds in largest]
+    out.print(f"bound by {', then '.join(shares)}")
     for note in plan.notes:
         out.print(note, soft_wrap=not out.is_terminal)
 

@@ -13,6 +13,9 @@ import yaml
 from distinf.cli import main
 from distinf.config import resolve
 from distinf.errors import InputError
+from distinf.gram import gradients as gram_gradients
+from distinf.gram import gram
+from distinf.gram import scores as gram_scores
 from distinf.planning import (
     calibration,
     devices,
@@ -30,6 +33,7 @@ from distinf.runtime import Cost
 from distinf.spectral.session import Session
 from distinf.store import Rows
 from distinf.terminal import Terminal
+from tests.gram.test_gram_route import session_of as gram_session
 from tests.support.blobs_task import Points, points
 from tests.support.blobs_task import task as points_task
 from tests.support.runs import POINTS, merged
@@ -139,6 +143,83 @@ def test_a_pool_is_as_fast_as_its_units_allow(tmp_path):
     for workers, rows in ((1, 240), (3, 120), (4, 60), (100, 60)):
         found = staged(staging.stage_plans(session, workers, lambda _: FLAT))
         assert found["gradients"].seconds == pytest.approx(rows + 0.5, rel=1e-3)
+
+
+def test_bytes_that_are_read_and_that_cross_hosts(tmp_path):
+    session = session_of(tmp_path)
+    over = replace(FLAT, network=10.0)
+    alone = staged(staging.stage_plans(session, 2, lambda _: FLAT))
+    found = staged(staging.stage_plans(session, 2, lambda _: over))
+    assert not any(stage.network for stage in alone.values())
+    vector = 4.0 * session.outline.shapes.parameters
+    model = 3 * vector  # with two moments, once for each worker
+    train, curvature, gradients = (found[name] for name in ("train", "curvature", "gradients"))
+    assert train.read == 0
+    # Of two ranks each sends its one of 2 shards in float64, at each of 12 steps.
+    assert train.network == train.bytes + 12 * 2 * 2 * vector
+    assert found["evaluate"].read == model  # of one worker, as there is one unit
+    assert curvature.read == model  # of the other
+    products, steps, kept = 8 + 4 + 2, 8, 4
+    summed = (4 * products + steps + kept) * vector  # 4 shards; the next vector; the pairs
+    assert curvature.network == curvature.read + curvature.bytes + summed
+    assert found["queries"].read == 2 * 4 * vector  # for solves, each rank the pairs' directions
+    assert gradients.read == 2 * 2 * vector  # each worker the queries' gradients
+    assert gradients.network == gradients.read + gradients.bytes
+    took = train.network / 2 / 10.0 - train.parts["store writes"]
+    assert train.seconds == pytest.approx(alone["train"].seconds + took, rel=1e-6)
+    assert train.bound == "network"
+    assert alone["train"].bound == "compute"
+
+
+def test_rows_are_read_by_who_works_on_them_or_once(tmp_path):
+    outline = session_of(tmp_path, data={"cache_mb": 1e-3}).outline
+    rows = {"train": 100.0, "evaluation": 1.0}
+    large = replace(outline, shapes=replace(outline.shapes, row_bytes=rows))
+    work = {"product": 40, "screen": 8, "forward": 3, "checkpoint": 1}
+    assert speeds.row_bytes(large, work) == (4800.0, {"rows of evaluation": 64.0})
+
+
+def test_tiles_are_read_from_the_gradients_and_the_scores_from_the_tiles(tmp_path):
+    session = gram_session(tmp_path)  # 60 rows, 12 queries; slab 0 is 36 wide, in float32
+    found = {}
+    for stage in (gram_gradients, gram, gram_scores):
+        for unit, cost in stage.units(session.outline):
+            place = unit.job.get("phase"), unit.job.get("slab"), unit.start, unit.stop
+            found.setdefault((stage.NAME, *place, *unit.job.get("columns", [])), cost)
+    loaded = found["gradients", None, None, 0, 17].loaded
+    assert loaded == {"model": 4.0 * 300, "rows of words-0": 5760.0}
+    assert found["gram", "cross", 0, 0, 25].read == 25 * 36 * 4
+    assert found["gram", "cross", 0, 0, 25].loaded == {"cross words-0 0": 12 * 36 * 4}
+    assert found["gram", "self", 0, 25, 50, 0, 25].read == (25 + 25) * 36 * 4
+    assert found["gram", "sums", 0, 0, 60].read == 60 * 36 * 4 + 60 * 12 * 4
+    assert found["gram", "correction", 0, 50, 60].read == 10 * 36 * 4
+    assert found["scores", None, 0, 0, 0].read == 2 * 60 * 12 * 4  # cross and correction
+
+
+@pytest.mark.parametrize(
+    ("cost", "bound"),
+    [
+        (Cost(work={"forward": 3}), "memory bandwidth"),
+        (Cost(work={"forward": 1, "train": 3}), "compute"),
+        (Cost(work={"gradient": 1}), "store reads"),
+        (Cost(work={"gradient": 1}, calls={"gradient": 9}), "batches"),
+        (Cost(read=9e9, work={"forward": 3}), "store reads"),
+        (Cost(bytes=9e9, work={"forward": 3}), "store writes"),
+        (Cost(work={"model": 4, "forward": 1}), "loading"),
+        (Cost(flops=4.0), "compute"),
+    ],
+)
+def test_what_most_of_a_units_time_goes_into(cost, bound):
+    rates = {
+        "forward": devices.longer(0.0, 0.5, 1.0), "train": devices.longer(0.0, 1.0, 0.5),
+        "gradient": Rate(0.5, 1.0).plus("store reads", 2.0), "model": Rate(0.0, 1.0),
+    }  # fmt: skip
+    found = Speeds(flops=1.0, rates=rates, unit_s=0.0)
+    parts = found.unit_parts(cost)
+    assert staging.most(parts) == bound
+    assert sum(parts.values()) == pytest.approx(
+        found.seconds(cost) + found.commit_s(cost) + cost.read / speeds.READ_BYTES_S
+    )
 
 
 def test_work_without_a_rate_goes_by_its_flops():
@@ -360,6 +441,8 @@ def test_nothing_is_cut_off_however_narrow_the_output(tmp_path):
     for stage in found.stages:
         assert not stage.units or stage.stage in text
     assert "GPU-hours" in text
+    assert all(word in text for word in ("stored", "read", "network", "bound by"))
+    assert "bound by memory bandwidth" in text or "bound by fixed start" in text
     assert "roofline at 50% of peak FLOP/s and 40% of memory bandwidth" in text
 
 
@@ -370,3 +453,8 @@ def test_the_numbers_of_a_plan_as_json(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["workers"] == found["gpus"] == 2
     assert found["seconds"] == pytest.approx(sum(s["seconds"] for s in found["stages"]))
+    for each in (found, *(stage for stage in found["stages"] if stage["units"])):
+        assert each["parts"][each["bound"]] == max(each["parts"].values())
+    assert all(s["network"] >= s["read"] + s["bytes"] for s in found["stages"])
+    total = sum(s["parts"].get("compute", 0) for s in found["stages"])
+    assert found["parts"].get("compute", 0) == pytest.approx(total)

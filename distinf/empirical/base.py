@@ -40,6 +40,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         device=8.0 * shapes.parameters + _batch_bytes(outline),
         levers=(batch_lever(outline),),
         work={"base": 1.0, **work} if outline.is_based else work,
+        loaded={"model": shapes.model_bytes},
     )
     return [(Unit(NAME, outline.keys[NAME]), cost)]
 

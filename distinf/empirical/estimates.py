@@ -68,6 +68,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         device=base.peak_bytes(outline),
         staged=4.0 * shapes.parameters,
         work={"forward": 3.0 * rows * spaces},
+        loaded=outline.loaded,
     )
     return [(Unit(NAME, outline.keys[NAME]), cost)]
 

@@ -30,6 +30,12 @@ class Outline(engine_session.Outline):
     most: int
     is_based: bool
 
+    @property
+    def loaded(self) -> dict[str, float]:
+        """Cost.loaded: the model as the task has it, and the base if it is trained here."""
+        based = 4.0 * self.shapes.parameters * self.is_based
+        return {"model": self.shapes.model_bytes, "base": based}
+
 
 class Session(engine_session.Session):
     """Its outline says how much is measured after each row."""

@@ -94,6 +94,7 @@ def cost_of(outline: Outline, work: Mapping[str, float], stored: float) -> Cost:
         staged=4.0 * outline.shapes.parameters,
         levers=(batch_lever(outline),),
         work=work,
+        loaded=outline.loaded,
     )
 
 

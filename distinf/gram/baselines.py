@@ -79,7 +79,8 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     rows, every = cell.rows[TRAIN], sum(cell.rows.values())
     if unit.job["of"] == SELF:
         flops = rows**3 + sum(2.0 * rows**2 * b.width for b in cell.blocks.dense if narrow(cell, b))
-        return Cost(flops=flops, bytes=8.0 * rows, memory=4 * 8.0 * rows**2)
+        read = 2.0 * rows**2 * sum(not narrow(cell, b) for b in cell.blocks.dense)  # half of each
+        return Cost(flops=flops, bytes=8.0 * rows, memory=4 * 8.0 * rows**2, read=read)
     shapes, at_once = cell.shapes, outline.settings.gradients.rows_per_batch
     return Cost(
         flops=shapes.flops_per_sample * every,
@@ -88,6 +89,7 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         device=shapes.model_bytes + at_once * shapes.activation_bytes_per_sample,
         staged=shapes.model_bytes,
         work={"forward": every},
+        loaded=cell.loaded,
     )
 
 

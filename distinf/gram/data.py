@@ -19,11 +19,10 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     return [
         (
             data_unit(cell.name, cell.asked_keys),
-            Cost(bytes=stored, memory=2 * stored),
+            Cost(bytes=cell.stored, memory=2 * cell.stored),
         )
         for cell in outline.cells.values()
         if cell.prepared
-        for stored in [sum(n * cell.shapes.row_bytes.get(s, 0.0) for s, n in cell.rows.items())]
     ]
 
 

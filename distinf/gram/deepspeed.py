@@ -102,6 +102,18 @@ def shared_bytes(train: Any, model: float, trained: float) -> tuple[float, float
     return host, weights + gradients + state - host
 
 
+def summed_bytes(train: Any, model: float, trained: float, rows: int, evaluated: int) -> float:
+    """Cost.summed of a training on `rows` rows an epoch, with `evaluated` rows after each: of a
+    step the gradients summed and the parameters gathered; in stage 3 all weights are gathered in
+    both passes over each piece instead (Rajbhandari et al. 2020, section 7)."""
+    steps, together = -(-rows // train.batch_size), rows_at_once(train) * train.devices
+    pieces = steps * -(-train.batch_size // together)
+    if train.deepspeed["zero_optimization"]["stage"] < 3:
+        return train.epochs * steps * 2.0 * 4.0 * trained
+    pieces = 2 * pieces - (-evaluated // (train.evaluation_batch * train.devices))
+    return train.epochs * (steps * 4.0 * trained + pieces * model)
+
+
 def refuse_missing() -> None:
     """InputError where DeepSpeed is not installed."""
     if importlib.util.find_spec("deepspeed") is None:

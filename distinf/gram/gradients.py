@@ -77,12 +77,18 @@ def split_units(settings: StageSettings, cell: Cell, split: str) -> list[Unit]:
 def _cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     settings = outline.settings.gradients
     stored = sum(block.width for block in cell.blocks.dense)
-    word = cell.blocks.embedding
-    per_row = (2.0 if settings.store == "bfloat16" else 4.0) * stored
-    per_row += (4.0 * word.width + 4.0) * WORDS_PER_ROW if word else 0.0
+    per_row = sum(row_bytes(settings, cell, slab) for slab in cell.blocks.slabs)
     together = 4.0 * stored * rows + 2 * per_row * rows  # of a unit: in float32, stored, read back
     unit = Lever("gradients.rows_per_unit", rows, together, where="host")
     return pass_cost(outline, cell, rows, stored=per_row * rows, held=together, levers=(unit,))
+
+
+def row_bytes(settings: GradientSettings, cell: Cell, slab: int) -> float:
+    """What is stored of a row's gradients in a slab."""
+    width = cell.blocks.width(slab)
+    if slab == SPARSE:
+        return (4.0 * width + 4.0) * WORDS_PER_ROW
+    return (2.0 if settings.store == "bfloat16" else 4.0) * width
 
 
 def pass_cost(
@@ -114,6 +120,7 @@ def pass_cost(
         staged=shapes.model_bytes,
         levers=(Lever(f"gradients.{name}_per_batch", value, passed, least), *levers),
         work={"gradient": rows},
+        loaded=cell.loaded,
     )
 
 

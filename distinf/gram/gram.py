@@ -28,7 +28,7 @@ from torch import Tensor
 
 from distinf.engine.stage import Stage
 from distinf.gram.blocks import SPARSE, Block
-from distinf.gram.gradients import dense_rows, sparse_rows
+from distinf.gram.gradients import dense_rows, row_bytes, sparse_rows
 from distinf.gram.paired import EACH, QUERIES, SELF, chosen
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, pool_phases
 from distinf.gram.settings import EKFAC, OF_ALL_PAIRS, OF_WORDS
@@ -102,6 +102,9 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     computed = tiles * (2 if phase == "self" else 1)  # both of its sides are tiles
     parts = {"device" if moved else "host": computed, "staged": tiles}
     parts["host"] = parts.get("host", 0.0) + tiles
+    per_row = row_bytes(outline.settings.gradients, cell, slab)
+    products = 4.0 * blocks * queries * rows if phase == "sums" else 0.0  # which weigh the rows
+    asked_for = {"cross": per_row * queries, "correction": 4.0 * queries * width}.get(phase, 0.0)
     largest = max((block.width for block in cell.blocks.of(slab)), default=1)
     levers = [
         Lever("gram.rows_per_tile", tile, size, LEAST_TILE, where=where)
@@ -111,7 +114,11 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     memory, device, staged = (tiles + made, held + made, tiles)
     if not moved:
         memory, device, staged = memory + device, 0.0, 0.0
-    return Cost(flops, made, memory, device, staged=staged, levers=tuple(levers))
+    return Cost(
+        flops, made, memory, device, staged=staged, levers=tuple(levers),
+        read=per_row * (rows + side * (phase == "self")) + products,
+        loaded={f"{phase} {cell.name} {slab}": asked_for},
+    )  # fmt: skip
 
 
 def run(session: Session, runtime: Runtime) -> None:

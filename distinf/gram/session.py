@@ -47,6 +47,16 @@ class Cell:
     trained: bool  # it is trained, and can be trained again
     of_texts: bool = False  # of which there are baselines
 
+    @property
+    def stored(self) -> float:
+        """Bytes of its rows; 0 where they are the task's own."""
+        return sum(n * self.shapes.row_bytes.get(split, 0.0) for split, n in self.rows.items())
+
+    @property
+    def loaded(self) -> dict[str, float]:
+        """Cost.loaded: the model as it starts, the same for all cells, and its own rows."""
+        return {"model": self.shapes.model_bytes, f"rows of {self.name}": self.stored}
+
 
 @dataclass(frozen=True)
 class Outline:

@@ -50,6 +50,7 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         device=2 * shapes.model_bytes + 2 * shapes.activation_bytes_per_sample,
         staged=shapes.model_bytes,
         work={"forward": passes},
+        loaded=cell.loaded,
     )
 
 

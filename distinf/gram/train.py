@@ -18,7 +18,7 @@ from distinf.collective import Collective
 from distinf.engine.session import done_for_all
 from distinf.engine.stage import Stage
 from distinf.errors import InputError, Interrupted
-from distinf.gram.deepspeed import refuse_missing, rows_at_once, shared_bytes
+from distinf.gram.deepspeed import refuse_missing, rows_at_once, shared_bytes, summed_bytes
 from distinf.gram.session import DATA, QUERY, TRAIN, Cell, Outline, Session
 from distinf.gram.settings import Epoch, StageSettings, TrainSettings
 from distinf.gram.task import METRICS, Fit, Gang, Shared, Trainable, selected_epoch
@@ -53,9 +53,11 @@ def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     at_once = rows_at_once(recipe) if recipe.deepspeed else recipe.batch_size
     at_once = math.ceil(at_once / recipe.accumulation)
     passed = at_once * shapes.activation_bytes_per_sample
-    on_host, on_device = 0.0, shapes.model_bytes + STATE_BYTES * trained
+    on_host, on_device, summed = 0.0, shapes.model_bytes + STATE_BYTES * trained, 0.0
     if recipe.deepspeed:
         on_host, on_device = shared_bytes(recipe, shapes.model_bytes, trained)
+        measured = 2 * cell.rows[QUERY]
+        summed = summed_bytes(recipe, shapes.model_bytes, trained, rows, measured)
     return Cost(
         flops=forward * steps,
         bytes=4.0 * trained,
@@ -64,6 +66,8 @@ def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
         staged=shapes.model_bytes,
         levers=(Lever("train.batch_size", recipe.batch_size, passed),),
         work={"train": recipe.epochs * rows, "forward": 2 * recipe.epochs * cell.rows[QUERY]},
+        loaded=cell.loaded,
+        summed=summed,
     )
 
 

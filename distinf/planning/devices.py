@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distinf.errors import InputError
-from distinf.planning.speeds import Rate
+from distinf.planning.speeds import BANDWIDTH, Rate
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,15 @@ def roofline(
             moved *= VMAP_TRAFFIC
         if precision == "bfloat16":
             moved /= 2
-        seconds = max(arithmetic, moved / (gpu.bandwidth * BANDWIDTH_SHARE))
-        found[name] = Rate(LAUNCH_S[name], seconds, batches.get(name, 1.0))
+        through = moved / (gpu.bandwidth * BANDWIDTH_SHARE)
+        found[name] = longer(LAUNCH_S[name], arithmetic, through, batches.get(name, 1.0))
     return found
+
+
+def longer(call: float, arithmetic: float, through: float, batch: float = 1.0) -> Rate:
+    """The rate of arithmetic, or of the way through memory if that takes longer."""
+    parts = {BANDWIDTH: through} if through > arithmetic else {}
+    return Rate(call, max(arithmetic, through), batch, parts=parts)
 
 
 def too_small(rates: Mapping[str, Rate]) -> list[str]:

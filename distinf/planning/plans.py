@@ -21,6 +21,9 @@ from distinf.planning.room import (
     with_fewer_workers,
 )
 from distinf.planning.speeds import (
+    BATCHES,
+    NETWORK_BYTES_S,
+    NETWORK_NOTE,
     Speeds,
     batches,
     precisions,
@@ -28,7 +31,7 @@ from distinf.planning.speeds import (
     scaled,
     split_bytes,
 )
-from distinf.planning.staging import SpeedsOf, StagePlan, stage_plans
+from distinf.planning.staging import SpeedsOf, StagePlan, most, stage_plans
 from distinf.runtime import Node, RuntimeSettings, this_machine
 from distinf.spectral.session import Outline, Session
 from distinf.store import Blobs, open_root
@@ -67,10 +70,20 @@ class Plan:
     def bytes(self) -> float:
         return sum(stage.bytes for stage in self.stages)
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by what they go into, all stages together."""
+        names = dict.fromkeys(name for stage in self.stages for name in stage.parts)
+        return {n: sum(stage.parts.get(n, 0.0) for stage in self.stages) for n in names}
+
     def as_json(self) -> dict[str, Any]:
         """Plain numbers: bytes, seconds, FLOPs."""
-        stages = [{k: v for k, v in asdict(p).items() if k != "asked"} for p in self.stages]
-        return {**asdict(self), "stages": stages, "seconds": self.seconds, "bytes": self.bytes}
+        stages = [
+            {**{k: v for k, v in asdict(p).items() if k != "asked"}, "bound": p.bound}
+            for p in self.stages
+        ]
+        whole = {"seconds": self.seconds, "bytes": self.bytes, "parts": self.parts}
+        return {**asdict(self), "stages": stages, **whole, "bound": most(self.parts)}
 
 
 def plan(
@@ -97,9 +110,10 @@ def plan(
         refuse_what_cannot_fit(quick_plans(session, config.runtime), config.runtime, blobs)
         speeds = calibration.measured(session, config.runtime, workers)
 
-    def speeds_of(outline: Outline) -> Speeds:
+    def of_model(outline: Outline) -> Speeds:
         return scaled(speeds, session.outline, outline)
 
+    speeds_of = _with_network(of_model, config.runtime)
     found, notes = _with_reading(session, workers, speeds_of, config.runtime)
     notes += refuse_what_cannot_fit(found, config.runtime, blobs)
     notes += [UNSEEN] if joins(config.runtime) else []
@@ -109,7 +123,7 @@ def plan(
     undisturbed = partial(_undisturbed, speeds_of)
     idle, _ = _with_reading(session, workers, undisturbed, config.runtime)
     return Plan(
-        tuple(found), workers, where, (*speeds.notes, *notes), speeds.share,
+        tuple(found), workers, where, (*speeds_of(session.outline).notes, *notes), speeds.share,
         idle_seconds=sum(stage.seconds for stage in idle),
     )  # fmt: skip
 
@@ -149,6 +163,7 @@ def _of_passes(
     else:
         refuse_what_cannot_fit(quick_plans(session, config.runtime), config.runtime, blobs)
         speeds_of = known[0](session, config.runtime)
+    speeds_of = _with_network(speeds_of, runtime, gpu)
     found = stage_plans(session, workers, speeds_of, runtime)
     notes = [*speeds_of(session.outline).notes]
     if gpu is None:
@@ -187,14 +202,13 @@ def _on_gpus(
             settings.gradients.chosen,
         )
         # Workers that share a GPU share its speed; rows are made into batches by the CPU.
-        slower = {n: replace(rate, sample=rate.sample / share) for n, rate in rates.items()}
         rows = host.rates["batch"].sample if "batch" in host.rates else 0.0
-        fed = {n: replace(rate, sample=rate.sample + rows) for n, rate in slower.items()}
-        return replace(host, rates={**host.rates, **fed})
+        fed = {n: r.times(1 / share, calls=1.0).plus(BATCHES, rows) for n, r in rates.items()}
+        return replace(host, rates={**host.rates, **fed}, network=NETWORK_BYTES_S)
 
     found, notes = _with_reading(session, workers, speeds_of, runtime)
     idling = devices.too_small(speeds_of(session.outline).rates)
-    notes = [devices.assumptions(gpu), *host.notes, *idling, *notes]
+    notes = [devices.assumptions(gpu), NETWORK_NOTE, *host.notes, *idling, *notes]
     if workers < most:
         notes.append(f"runtime.workers is {workers}: {gpus - workers * share:g} GPUs have no work")
     free = blobs.free_bytes()
@@ -227,6 +241,20 @@ def _with_reading(
             knob = SHARDS[name]
             notes.append(f"{p.stage} can use {p.workers} of {workers} workers: raise {knob}")
     return found, notes
+
+
+def _with_network(
+    speeds_of: SpeedsOf, runtime: RuntimeSettings, gpu: str | None = None
+) -> SpeedsOf:
+    """With a network between workers and the store, unless all of them are on this machine."""
+    if gpu is None and not joins(runtime):
+        return speeds_of
+
+    def over_network(outline: Any) -> Speeds:
+        found = speeds_of(outline)
+        return replace(found, network=NETWORK_BYTES_S, notes=(*found.notes, NETWORK_NOTE))
+
+    return over_network
 
 
 def _undisturbed(speeds_of: SpeedsOf, outline: Outline) -> Speeds:

@@ -1,7 +1,9 @@
 """How fast work goes: seconds of one worker for a cost, and what that depends on in a run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from distinf.errors import InputError
 from distinf.runtime import Cost
@@ -12,12 +14,25 @@ from distinf.spectral.settings import StageSettings
 # Measured where these runs were made: 2 cores, a local disk (tests/benchmarks/RESULTS.md).
 UNIT_S = 0.05  # a unit's way to its worker and back, its files, its commit record
 STORED_BYTES_S = 5e8  # written, synchronised, read back and hashed
+READ_BYTES_S = 1e9  # of one of two readers, from the page cache
+DRIVER_S = 1e-3  # of the driver's processor, a unit
+NETWORK_BYTES_S = 1.25e9  # of each worker: 10 Gbit/s, assumed
+NETWORK_NOTE = (
+    "network: at most, each worker and the store on a host of its own, at an assumed "
+    f"{8 * NETWORK_BYTES_S / 1e9:.0f} Gbit/s a worker"
+)
 CLUSTER_S = 4.0  # Ray, before the first worker starts
 WORKER_S = 6.0  # a worker: Python, Ray and torch
 STAGE_S = 0.5  # a stage's start and end: the ledger is listed, a gang is formed
 NO_GPU = "runtime.num_gpus: {:g}, but there is no GPU here to measure; name one, as in --gpu h100"
 OTHER_FLOPS = 5e9  # per second: the scores' float64 products, and what nothing measures
 REPORT_S = 3.0  # the page and its tables
+# What the time of a stage goes into. The network's is that of the store's bytes too.
+COMPUTE, BANDWIDTH, BATCHES = "compute", "memory bandwidth", "batches"
+READS, WRITES, NETWORK = "store reads", "store writes", "network"
+DRIVER, LOADING, FIXED = "driver", "loading", "fixed start"
+PARTS = (COMPUTE, BANDWIDTH, BATCHES, READS, WRITES, LOADING)  # of units
+OF_WORK = {"model": LOADING, "checkpoint": WRITES}  # else COMPUTE
 
 
 @dataclass(frozen=True)
@@ -26,20 +41,33 @@ class Rate:
 
     batch  samples of a batch where a cost does not say how many batches there are
     first  once per worker, before it does this for the first time
+    parts  what of `sample` is not arithmetic, in seconds
     """
 
     call: float
     sample: float
     batch: float = 1.0
     first: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def arithmetic(self) -> float:
+        """Of a sample."""
+        return self.sample - sum(self.parts.values())
 
     def seconds(self, samples: float, calls: float | None = None) -> float:
         made = samples / self.batch if calls is None else calls
         return self.call * made + self.sample * samples
 
-    def times(self, factor: float) -> "Rate":
-        """Slower by this factor."""
-        return Rate(self.call * factor, self.sample * factor, self.batch, self.first * factor)
+    def times(self, factor: float, calls: float | None = None) -> "Rate":
+        """Slower by this factor; its calls by another, if that is given."""
+        other = factor if calls is None else calls
+        parts = {name: seconds * factor for name, seconds in self.parts.items()}
+        return Rate(self.call * other, self.sample * factor, self.batch, self.first * other, parts)
+
+    def plus(self, part: str, seconds: float) -> "Rate":
+        """With a part more to each sample."""
+        return replace(self, sample=self.sample + seconds, parts={**self.parts, part: seconds})
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,7 @@ class Speeds:
     base      bytes of a worker that holds nothing yet
     share     of a core, that a worker is taken to have
     notes     what all this rests on, a line each
+    network   bytes a second of a worker; infinite where all of the run is on this machine
     """
 
     flops: float
@@ -60,6 +89,7 @@ class Speeds:
     base: float = 0.4e9
     share: float = 1.0
     notes: tuple[str, ...] = ()
+    network: float = math.inf
 
     def undisturbed(self) -> "Speeds":
         """With a core for each worker."""
@@ -76,22 +106,37 @@ class Speeds:
         return bool(cost.work.keys() & self.rates.keys())
 
     def seconds(self, cost: Cost) -> float:
-        """A unit's work on one worker, its commit aside."""
-        return self.work_s(cost, cost.work) if self.knows(cost) else cost.flops / self.flops
+        """A unit's work on one worker, its commit and reads aside."""
+        return sum(self.parts(cost).values())
 
-    def work_s(self, cost: Cost, work: Mapping[str, float]) -> float:
-        """A part of its work."""
-        return sum(
-            self.rates[name].seconds(samples, cost.calls.get(name))
-            for name, samples in work.items()
-            if name in self.rates
-        )
+    def parts(self, cost: Cost, share: float = 1.0) -> dict[str, float]:
+        """The same by what it goes into; of a gang's shared work, one rank's share."""
+        found = dict.fromkeys(PARTS, 0.0)
+        if not self.knows(cost):
+            found[COMPUTE] = share * cost.flops / self.flops
+        for name, samples in cost.work.items():
+            if name in self.rates:
+                rate, of = self.rates[name], 1.0 if name in RANK_ZERO else share
+                calls = rate.seconds(samples, cost.calls.get(name)) - rate.sample * samples
+                found[BATCHES] += of * calls
+                found[OF_WORK.get(name, COMPUTE)] += of * samples * rate.arithmetic
+                for part, seconds in rate.parts.items():
+                    found[part] += of * samples * seconds
+        return found
+
+    def unit_parts(self, cost: Cost, share: float = 1.0) -> dict[str, float]:
+        """With what it reads, and its commit."""
+        found = self.parts(cost, share)
+        found[READS] += share * cost.read / READ_BYTES_S
+        found[WRITES] += self.commit_s(cost)
+        return found
 
     def commit_s(self, cost: Cost) -> float:
         """Storing a unit's result."""
         return self.unit_s + cost.bytes / STORED_BYTES_S
 
 
+RANK_ZERO = ("checkpoint", "model", "gradient")  # work of a gang that is not shared
 MODEL_WORK = ("forward", "screen", "train", "product", "gradient")  # goes by the model's size
 
 
@@ -128,10 +173,16 @@ def scaled(speeds: Speeds, measured: Outline, outline: Outline) -> Speeds:
     if ratio == 1.0:
         return speeds
     rates = {
-        name: replace(rate, sample=rate.sample * ratio) if name in MODEL_WORK else rate
+        name: rate.times(ratio, calls=1.0) if name in MODEL_WORK else rate
         for name, rate in speeds.rates.items()
     }
     return replace(speeds, rates=rates)
+
+
+IN_ORDER = ("gradient", "forward")
+SPLIT_OF = {
+    **dict.fromkeys(("train", "screen", "product", "gradient"), "train"), "forward": "evaluation",
+}  # fmt: skip
 
 
 def reading(speeds: Speeds, outline: Outline) -> Speeds:
@@ -142,18 +193,28 @@ def reading(speeds: Speeds, outline: Outline) -> Speeds:
     at_random = _sample_s(speeds, "random row")
     in_order = _sample_s(speeds, "row in order")
     read = {split: size > _limit(outline) for split, size in split_bytes(outline).items()}
-    added = {
-        "train": at_random * read["train"],
-        "screen": at_random * read["train"],
-        "product": at_random * read["train"],
-        "gradient": in_order * read["train"],
-        "forward": in_order * read["evaluation"],
-    }
     rates = {
-        name: replace(rate, sample=rate.sample + added.get(name, 0.0))
+        name: rate.plus(READS, in_order if name in IN_ORDER else at_random)
+        if read.get(SPLIT_OF.get(name, ""))
+        else rate
         for name, rate in speeds.rates.items()
     }
     return replace(speeds, rates=rates)
+
+
+def row_bytes(outline: Any, work: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Stored bytes of the rows that are worked on, and as in Cost.loaded those of splits that a
+    worker keeps in memory instead."""
+    if not isinstance(outline, Outline):
+        return 0.0, {}
+    read, kept = 0.0, dict[str, float]()
+    for split, size in split_bytes(outline).items():
+        used = sum(n for name, n in work.items() if SPLIT_OF.get(name) == split)
+        if used and size > _limit(outline):
+            read += used * outline.shapes.row_bytes.get(split, 0.0)
+        elif used:
+            kept[f"rows of {split}"] = size
+    return read, kept
 
 
 def _sample_s(speeds: Speeds, name: str) -> float:

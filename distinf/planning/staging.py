@@ -1,7 +1,9 @@
 """What each stage of a run takes: its units' costs, shared out among workers."""
 
 import heapq
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +14,34 @@ from distinf.engine.recipe import REPORT
 from distinf.engine.session import Session
 from distinf.engine.stage import Stage
 from distinf.planning.room import Asked, demand
-from distinf.planning.speeds import REPORT_S, STAGE_S, Speeds
-from distinf.runtime import Cost, RuntimeSettings, Unit
-
-RANK_ZERO = ("checkpoint", "model", "gradient")  # work of a gang that is not shared
+from distinf.planning.speeds import (
+    DRIVER,
+    DRIVER_S,
+    FIXED,
+    LOADING,
+    NETWORK,
+    PARTS,
+    READ_BYTES_S,
+    READS,
+    REPORT_S,
+    STAGE_S,
+    WRITES,
+    Speeds,
+    row_bytes,
+)  # fmt: skip
+from distinf.runtime import Cost, RuntimeSettings
 
 SpeedsOf = Callable[[Any], Speeds]  # of an outline
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage will take. `bytes` are stored; `memory` is the peak of one worker in its
-    host's memory, of which `cached` are rows that it keeps, and `gpu_memory` that on its GPU, if it
-    has one; `workers` is how many have work at once; `asked` is what machines are checked for."""
+    """What one stage will take. `bytes` are stored and `read` read, by all workers together;
+    `network` are bytes that cross hosts, each worker and the store on one of its own, and 0 where
+    all is on this machine. `memory` is the peak of one worker in its host's memory, of which
+    `cached` are rows that it keeps, and `gpu_memory` that on its GPU, if it has one; `workers` is
+    how many have work at once; `parts` are the seconds of a worker by what they go into (the
+    network's overlap with the store's); `asked` is what machines are checked for."""
 
     stage: str
     units: int
@@ -35,7 +52,20 @@ class StagePlan:
     cached: float
     workers: int
     seconds: float
+    read: float
+    network: float
+    parts: Mapping[str, float]
     asked: Asked
+
+    @property
+    def bound(self) -> str:
+        """What most of its time goes into."""
+        return most(self.parts)
+
+
+def most(parts: Mapping[str, float]) -> str:
+    """The largest of them."""
+    return max(parts, key=lambda name: parts[name], default="")
 
 
 def stage_plans(
@@ -46,6 +76,7 @@ def stage_plans(
 ) -> list[StagePlan]:
     """The run's stages, then those of its variations: each unit once, where it comes first."""
     seen: set[str] = set()
+    loaded: dict[str, Counter[str]] = {}  # by run or variation, what its workers have in memory
     found: list[StagePlan] = []
     for each, stage in running.parts(session):
         new = [(unit, cost) for unit, cost in stage.units(each.outline) if unit.id not in seen]
@@ -53,8 +84,10 @@ def stage_plans(
         if new or each is session:
             speeds = speeds_of(each.outline)
             start_s = speeds.start_s if new and not any(p.units for p in found) else 0.0
-            of = _asked(each, stage, [cost for _, cost in new], speeds.base, runtime)
-            found.append(_stage_plan(each, stage, new, workers, speeds, start_s, of))
+            costs = [cost for _, cost in new]
+            of = _asked(each, stage, costs, speeds.base, runtime)
+            had = loaded.setdefault(each.name, Counter())
+            found.append(_stage_plan(each, stage, costs, workers, speeds, start_s, of, had))
     return found
 
 
@@ -81,47 +114,69 @@ def _asked(
 def _stage_plan(
     session: Session,
     stage: Stage,
-    units: Sequence[tuple[Unit, Cost]],
+    costs: Sequence[Cost],
     workers: int,
     speeds: Speeds,
     start_s: float,
     asked: Asked,
+    had: Counter[str],
 ) -> StagePlan:
-    costs = [cost for _, cost in units]
+    """`had`: of what the run's workers have loaded, how many have it; this stage's is added."""
     shards = stage.shards(session.settings) if stage.shards else None
     shards = stage.ranks(session.settings) if stage.ranks else shards
     useful = max(1, min(workers, len(costs) if shards is None else shards))
+    # Of a gang the rank that owns most shards is waited for, then rank 0 commits.
+    share = 1.0 if shards is None else -(-shards // useful) / shards
+    units = [speeds.unit_parts(cost, share) for cost in costs]
+    times = [sum(unit.values()) for unit in units]
+    at_once = useful if shards is None else 1
+    parts = {name: sum(unit[name] for unit in units) / at_once for name in PARTS}
+    seconds = makespan(times, at_once)
+    rows, loaded = _reads(session.outline, costs, useful, at_once == 1, had)
+    read, stored = sum(cost.read for cost in costs) + rows + loaded, sum(c.bytes for c in costs)
+    moved = read + stored + (useful - 1) * sum(cost.summed for cost in costs)
+    network = moved if speeds.network < math.inf else 0.0
+    load_s = loaded / useful / READ_BYTES_S
+    network_s = network / useful / speeds.network
+    beside_s = max(0.0, network_s - load_s - parts[READS] - parts[WRITES])
+    fixed_s = STAGE_S + start_s + _first_s(costs, speeds)
     if stage.name == REPORT:
-        seconds = REPORT_S
-    elif shards is None:
-        times = [speeds.seconds(cost) + speeds.commit_s(cost) for cost in costs]
-        seconds = makespan(times, useful) + _first_s(costs, speeds)
-    else:
-        seconds = sum(_gang_s(cost, speeds, shards, useful) for cost in costs)
-    cached = session.kept_rows() if costs else ()
+        seconds, fixed_s = 0.0, REPORT_S + STAGE_S + start_s
+    parts |= {DRIVER: DRIVER_S * len(costs), NETWORK: network_s, FIXED: fixed_s}
+    parts[LOADING] += load_s
     return StagePlan(
         stage=running.part_of(session, stage).title,
         units=len(costs),
         flops=sum(cost.flops for cost in costs),
-        bytes=sum(cost.bytes for cost in costs),
+        bytes=stored,
         memory=asked.host,
         gpu_memory=asked.gpu,
-        cached=sum(lever.bytes for lever in cached),
+        cached=sum(lever.bytes for lever in session.kept_rows()) if costs else 0.0,
         workers=useful,
-        seconds=seconds + STAGE_S + start_s if costs else 0.0,
+        seconds=max(seconds, parts[DRIVER]) + load_s + beside_s + fixed_s if costs else 0.0,
+        read=read,
+        network=network,
+        parts={name: s for name, s in parts.items() if s and costs},
         asked=asked,
     )
 
 
-def _gang_s(cost: Cost, speeds: Speeds, shards: int, ranks: int) -> float:
-    """One unit of a gang: the rank that owns most shards is waited for, then rank 0 commits."""
-    alone = {name: n for name, n in cost.work.items() if name in RANK_ZERO}
-    shared = {name: n for name, n in cost.work.items() if name not in RANK_ZERO}
-    most = -(-shards // ranks) / shards
-    if not speeds.knows(cost):
-        return most * speeds.seconds(cost) + speeds.commit_s(cost)
-    waited = most * speeds.work_s(cost, shared)
-    return waited + speeds.work_s(cost, alone) + speeds.commit_s(cost)
+def _reads(
+    outline: Any, costs: Sequence[Cost], workers: int, by_all: bool, had: Counter[str]
+) -> tuple[float, float]:
+    """Bytes of rows that units read, and of what their workers load; a unit is one worker's, or
+    shared by all of them. `had` counts the workers that have it, and those that get it here."""
+    read, loaded, sizes, units = 0.0, 0.0, dict[str, float](), Counter[str]()
+    for cost in costs:
+        rows, kept = row_bytes(outline, cost.work)
+        read += rows
+        sizes |= {**cost.loaded, **kept}
+        units.update([*cost.loaded, *kept])
+    for name, size in sizes.items():
+        new = max(0, (workers if by_all else min(workers, units[name])) - had[name])
+        had[name] += new
+        loaded += size * new
+    return read, loaded
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:

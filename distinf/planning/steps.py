@@ -13,8 +13,14 @@ from distinf.empirical.session import Outline, Session
 from distinf.empirical.task import TRAIN, Based, places, relations
 from distinf.engine.running import together
 from distinf.errors import InputError
-from distinf.planning.devices import BANDWIDTH_SHARE, COMPUTE_SHARE, LAUNCH_S, Device
-from distinf.planning.speeds import NO_GPU, OTHER_FLOPS, Rate, Speeds
+from distinf.planning.devices import (
+    BANDWIDTH_SHARE,
+    COMPUTE_SHARE,
+    LAUNCH_S,
+    Device,
+    longer,
+)  # fmt: skip
+from distinf.planning.speeds import BATCHES, NO_GPU, OTHER_FLOPS, Rate, Speeds
 from distinf.planning.staging import SpeedsOf
 from distinf.runtime import RuntimeSettings
 from distinf.tasks.task import error_context
@@ -136,11 +142,12 @@ def roofline_steps(session: Session, gpu: Device) -> SpeedsOf:
             launch = LAUNCH_S["train" if name == "step" else "forward"]
             at_once = 1 if name == "step" else rows
             moved = WEIGHTS_MOVED[name] * weights
-            rates[name] = Rate(0.0, max(passes * forward, moved / at_once) + launch / at_once)
+            rate = longer(0.0, passes * forward, moved / at_once)
+            rates[name] = rate.plus(BATCHES, launch / at_once)
         note = (
             f"estimate for {gpu.name} ({gpu.sheet}): roofline at {COMPUTE_SHARE:.0%} of peak "
             f"FLOP/s and {BANDWIDTH_SHARE:.0%} of memory bandwidth, texts at their mean length; "
-            "loading models and training a base are left out; not measured on this GPU"
+            "training a base is left out; not measured on this GPU"
         )
         return Speeds(flops=gpu.peak("float32") * COMPUTE_SHARE, rates=rates, notes=(note,))
 

@@ -109,6 +109,10 @@ class Cost:
            trained one is rebuilt), "checkpoint" (model and optimizer are stored). Of the empirical
            recipe: "step" (a row tuned on), "derivative", "prompted" (rows so evaluated), "base"
     calls  how many batches those samples come in; where it says nothing, of the usual size
+    read   bytes that it reads of what other units stored, rows of the data aside
+    loaded by name, what its worker reads once in a run: weights, directions, rows that it keeps
+    summed of a gang's unit, bytes that each rank beyond the first adds to what the ranks send: a
+           vector summed by all-reduce counts twice, one summed in order as often as it has shards
     """
 
     flops: float = 0.0
@@ -119,6 +123,9 @@ class Cost:
     levers: tuple[Lever, ...] = ()
     work: Mapping[str, float] = field(default_factory=dict)
     calls: Mapping[str, float] = field(default_factory=dict)
+    read: float = 0.0
+    loaded: Mapping[str, float] = field(default_factory=dict)
+    summed: float = 0.0
 
 
 IN_GRADIENTS = {"forward": 1 / 3, "screen": 1 / 3, "train": 1.0, "gradient": 1.0, "product": 3.0}

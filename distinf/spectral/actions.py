@@ -63,6 +63,7 @@ def _cost(outline: Outline, arm: Arm, others: int) -> Cost:
         staged=4.0 * shapes.parameters,
         levers=(Lever("actions.batch_size", arm.batch_size, passed),),
         work={"train": trained, "forward": measured, "model": 1},
+        loaded=outline.loaded,
         calls={
             "train": arm.steps,
             "forward": arm.steps + 1 + -(-others // outline.settings.evaluate.batch_size),

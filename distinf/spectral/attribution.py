@@ -72,6 +72,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         staged=4.0 * shapes.parameters,
         levers=(Lever("gradients.chunk", settings.gradients.chunk, passed),),
         work={"forward": PASSES * rows},
+        loaded={**outline.loaded, "directions": 4.0 * shapes.parameters * settings.curvature.keep},
     )
     return [(unit, cost) for unit in target_units(outline, settings.targets.count)]
 

@@ -98,17 +98,28 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
             Lever("curvature.keep", settings.keep, vector * settings.keep),
         ),
         work={"product": samples, "screen": samples * settings.fresh},
+        loaded=outline.loaded,
+        summed=summed_bytes(outline) + vector,  # and the next vector, from the ranks' slices
     )
     measured = settings.keep if settings.residuals == "products" else 0
     work = {"product": samples * measured, "screen": samples}  # once over: which are finite
-    kept, probe = vector * settings.keep, replace(step, work={"product": samples})
+    kept, summed = vector * settings.keep, summed_bytes(outline)
+    probe = replace(step, work={"product": samples}, summed=summed)
     pairs = replace(step, flops=product * measured, bytes=kept, memory=kept, work=work)
+    pairs = replace(pairs, summed=kept + summed * measured)
     return [
         *((unit, step) for unit in step_units(outline)),
         (pairs_unit(outline), pairs),
         *((unit, replace(probe, bytes=64.0)) for unit in probe_units(outline)),
         *((unit, replace(probe, bytes=8.0 * settings.keep)) for unit in seen_units(outline)),
     ]
+
+
+def summed_bytes(outline: Outline) -> float:
+    """Cost.summed of one product."""
+    settings = outline.settings.curvature
+    times = settings.shards if settings.reduction == "ordered" else 2
+    return 4.0 * times * outline.shapes.parameters
 
 
 def product_bytes(outline: Outline) -> tuple[float, Lever]:

@@ -57,6 +57,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
                 staged=4.0 * shapes.parameters,
                 levers=(Lever("evaluate.batch_size", settings.batch_size, passed),),
                 work={"forward": b - a},
+                loaded=outline.loaded,
             ),
         )
         for a, b in row_ranges(outline.rows["evaluation"], settings.rows_per_unit)

@@ -61,11 +61,13 @@ def _cost(outline: Outline, unit: Unit) -> Cost:
     settings, shapes, forms = outline.settings, outline.shapes, outline.forms
     factors, vector, rows = 8.0 * squares(forms), 4.0 * shapes.parameters, unit.stop - unit.start
     if unit.job["phase"] == "bases":
-        return Cost(10.0 * squares(forms, 3), bytes=factors, memory=2.0 * factors)
+        flops, read = 10.0 * squares(forms, 3), SHARDS * factors
+        return Cost(flops, bytes=factors, memory=2.0 * factors, read=read)
     if unit.job["phase"] == QUERIES:
         count = settings.targets.count * len(outline.losses)
         held = 16.0 * shapes.parameters * count + factors
-        return Cost(count * rotations(forms) * 2.0, bytes=vector * count, memory=held)
+        flops, read = count * rotations(forms) * 2.0, vector * count + factors
+        return Cost(flops, bytes=vector * count, memory=held, read=read)
     summed = unit.job["phase"] == "sums"
     stored = factors if summed else 2.0 * vector
     each = 2.0 * max(shapes.tokens_per_row or 1.0, 1.0) * squares(forms)
@@ -82,6 +84,7 @@ def _cost(outline: Outline, unit: Unit) -> Cost:
             Lever("scores.ekfac", 1.0, factors + stored, advice="set scores.ekfac to false"),
         ),
         work={"gradient": rows},
+        loaded=outline.loaded | ({} if summed else {"factors": factors}),
     )
 
 

@@ -56,6 +56,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     chunk, keep = settings.gradients.chunk, settings.curvature.keep
     passed = chunk * (per_row + copies * shapes.activation_bytes_per_sample)
     flops = 3 * shapes.flops_per_sample + 2.0 * shapes.parameters * width
+    asked = {"queries": per_row * (width - keep - 4)}
     return [
         (
             Unit(NAME, outline.keys[NAME], a, b),
@@ -70,6 +71,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
                     Lever("curvature.keep", keep, per_row * keep),
                 ),
                 work={"gradient": b - a},
+                loaded={**outline.loaded, "directions": per_row * keep, **asked},
             ),
         )
         for a, b in row_ranges(scored_rows(outline), settings.gradients.rows_per_unit)

@@ -39,6 +39,8 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         device=3 * shapes.activation_bytes_per_sample + vector * (count + 1),
         staged=vector,
         work={"gradient": count},
+        loaded=outline.loaded,
+        summed=vector * count,
     )
     return [(gradient_unit(outline), gradients), *solves.costed_units(outline)]
 

@@ -46,6 +46,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
                 flops=2.0 * (b - a) * count * keep,
                 bytes=8.0 * (b - a) * count,
                 memory=per_row * (b - a),
+                read=4.0 * (b - a) * (keep + 4 + targets * len(outline.losses)),
                 levers=(
                     Lever("targets.count", targets, (per_row - fixed) * (b - a), where="host"),
                 ),

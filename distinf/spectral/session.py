@@ -53,6 +53,11 @@ class Outline:
         """How many rows of the training split, from the first on, the model is trained on."""
         return min(self.settings.train.rows or self.rows["train"], self.rows["train"])
 
+    @property
+    def loaded(self) -> dict[str, float]:
+        """Cost.loaded of the trained model, which is stored with two moments of each parameter."""
+        return {"model": 4.0 * self.shapes.parameters * (3 if self.settings.train.steps else 1)}
+
 
 class Session(engine_session.Session):
     """Opens nothing before it is asked."""

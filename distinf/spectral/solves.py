@@ -32,6 +32,7 @@ from distinf.spectral.curvature import (
     product_bytes,
     seen_units,
     stored_pairs,
+    summed_bytes,
 )
 from distinf.spectral.damping import damping_of, naming_settings
 from distinf.spectral.evaluate import chosen_targets
@@ -130,6 +131,8 @@ def costed_units(outline: Outline) -> list[tuple[Unit, Cost]]:
         staged=vector * (settings.keep + 1),
         levers=(lever, Lever("curvature.refine_steps", settings.refine_steps, kept)),
         work={"product": samples * products},
+        loaded={**outline.loaded, "directions": vector * settings.keep},
+        summed=summed_bytes(outline) * products,
     )
     first = replace(cost, work={**cost.work, "gradient": SAMPLED})
     return [(unit, cost if place else first) for place, unit in enumerate(units)]

@@ -60,6 +60,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
                 staged=4.0 * shapes.parameters,
                 levers=(Lever("train.batch_size", size, passed, least=shards, step=shards),),
                 work={"train": train.batch_size * (b - a), "checkpoint": 1},
+                summed=8.0 * shards * shapes.parameters * (b - a),  # in order, in float64
             ),
         )
         for a, b in row_ranges(train.steps, train.checkpoint_every)

@@ -75,6 +75,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
                 staged=per_row,
                 levers=(Lever("gradients.chunk", chunk, passed),),
                 work={"gradient": unit.stop - unit.start},
+                read=per_row,  # the checkpoint
             ),
         )
         for checkpoint in chosen_checkpoints(outline)

@@ -122,6 +122,16 @@ def test_parts_of_a_rank_are_those_of_the_stage():
     assert deepspeed.shared_bytes(settings(offload), 40.0, 10.0) == (20.0 + 60.0, 20.0)
 
 
+def test_bytes_that_ranks_send_are_those_of_the_paper():
+    # 20 rows in batches of 8 are 3 steps, of 2 ranks with 4 rows each; 2 epochs.
+    whole = {"model": 40.0, "trained": 10.0, "rows": 20, "evaluated": 10}
+    assert deepspeed.summed_bytes(settings(ZERO2, epochs=2), **whole) == 2 * 3 * 2 * 40.0
+    zero3 = {"zero_optimization": {"stage": 3}}
+    made = settings({**zero3, deepspeed.MICRO: 2}, epochs=2, evaluation_batch=2)
+    # Two pieces a step, forward and backward; 10 rows evaluated are 3 pieces.
+    assert deepspeed.summed_bytes(made, **whole) == 2 * (3 * 40.0 + (3 * 2 * 2 + 3) * 40.0)
+
+
 def test_what_is_saved_comes_back_and_damage_is_told_with_a_remedy_that_helps(
     tmp_path, monkeypatch
 ):
