@@ -17,7 +17,9 @@ pytest.importorskip("transformers", reason="needs distinf[llm]")
 import transformers
 
 from distinf.config import resolve
-from distinf.engine.run import execute
+from distinf.engine.run import execute, open_session
+from distinf.errors import InputError
+from distinf.studies.language import pretrained
 from distinf.studies.language.settings import LoraSettings
 from distinf.studies.noisy_labels.models import load_model
 from distinf.studies.noisy_labels.settings import ModelSettings
@@ -148,3 +150,46 @@ def test_the_hub_is_asked_by_its_client_once_and_not_looked_up(proxy):
 
 def test_without_a_hub_only_what_was_downloaded_is_there():
     assert asked() == ["main", True]
+
+
+@pytest.fixture
+def downloaded(tmp_path, monkeypatch):
+    """commit, name -> what a hub's client keeps of some/model, with no hub: `name` is `commit`."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--some--model"
+    (folder / "refs").mkdir(parents=True)
+
+    def keep(commit: str, name: str) -> None:
+        pretrained.asked.cache_clear()
+        if not (folder / "snapshots" / commit).exists():
+            tiny_model(folder / "snapshots" / commit)
+        (folder / "refs" / name).write_text(commit)
+
+    yield keep
+    pretrained.asked.cache_clear()
+
+
+def test_a_revision_that_moved_or_is_not_there_is_refused_before_any_work(tmp_path, downloaded):
+    def opened(out: str, revision: str):
+        raw = {
+            "task": "noisy_labels", "out": str(tmp_path / out), "runtime": {"kind": "local"},
+            "data": {"path": str(tmp_path / "rows.csv"),
+                     "train_rows": 24, "query_rows": 12, "test_rows": 12},
+            "model": {"name": "some/model", "revision": revision, "max_length": 12},
+        }  # fmt: skip
+        return open_session(resolve(raw))
+
+    write_classes(tmp_path / "rows.csv", ("good", "bad"), rows=48)
+    downloaded("a" * 40, "v1")
+    opened("by-name", "v1")
+    opened("by-name", "v1")
+    opened("by-commit", "a" * 40)
+    downloaded("b" * 40, "v1")
+    with pytest.raises(InputError, match=r"differing: digest.*digest.revision"):
+        opened("by-name", "v1")
+    opened("by-commit", "a" * 40)
+    with pytest.raises(InputError, match=f"some/model at revision {'c' * 40} could not be loaded"):
+        opened("absent", "c" * 40)
+    assert not (tmp_path / "absent").exists()

@@ -29,15 +29,15 @@ def model_digests(settings: Pretrained, known: Container[str] = ()) -> dict[str,
     if where.is_file():
         return {where.name: file_digest(str(where), "model.name")}
     if not where.is_dir():
-        commit = None
+        commit = settings.revision
         try:
             with loading(settings) as (transformers, name, options):
-                config = transformers.AutoConfig.from_pretrained(name, **options)
-                commit = getattr(config, "_commit_hash", None)
+                transformers.AutoConfig.from_pretrained(name, **options)
+                commit = options["revision"]
         except InputError:
             if settings.name not in known:
                 raise
-        return {"hub": f"{settings.name}@{commit or settings.revision}"}
+        return {"hub": f"{settings.name}@{commit}"}
     kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".py", ".jinja")
     files = sorted(file for file in where.iterdir() if file.suffix in kinds)
     return {file.name: file_digest(str(file)) for file in files}

@@ -135,21 +135,20 @@ def loading(settings: Pretrained) -> Iterator[tuple[Any, str, dict[str, Any]]]:
             else "log in if it is gated, download it beforehand if there is no network, or give "
             "a folder"
         )
-        raise InputError(
-            f"model.name: {settings.name} could not be loaded ({reason}); {remedy}"
-        ) from error
+        which = f"{settings.name} at revision {settings.revision}" if not local else settings.name
+        raise InputError(f"model.name: {which} could not be loaded ({reason}); {remedy}") from error
 
 
 @cache
 def asked(name: str, revision: str) -> tuple[str, bool]:
-    """(the commit that a revision on the hub is, or its name where the hub does not say; whether
-    there is no hub, and only what was downloaded).
+    """(the commit that a revision on the hub is, or was when it was downloaded, or its name where
+    neither says; whether there is no hub, and only what was downloaded).
 
     Asked of the hub's client, which knows of proxies, mirrors and HF_HUB_OFFLINE, and once, so
     that all files that a process loads are of one commit.
     """
     try:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, try_to_load_from_cache
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:  # an older client decides by itself, file by file
         return revision, False
@@ -158,7 +157,8 @@ def asked(name: str, revision: str) -> tuple[str, bool]:
     except (HfHubHTTPError, ValueError):  # the hub refuses, and will say so of the files too
         return revision, False
     except Exception:  # offline by its setting, or no connection, whatever the client stands on
-        return revision, True
+        kept = try_to_load_from_cache(name, "config.json", revision=revision)
+        return Path(kept).parent.name if isinstance(kept, str) else revision, True
     return found.sha or revision, False
 
 
