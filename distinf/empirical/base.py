@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from distinf.empirical.session import Outline, Session
-from distinf.empirical.task import EVALUATION, Based, Place, places, relations
+from distinf.empirical.task import EVALUATION, Based, Pieced, Place, places, relations
 from distinf.engine.session import row_ranges, to_device
 from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
@@ -18,7 +18,7 @@ from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
-from distinf.numerics.tuning import Losses, losses_of, parameters_of
+from distinf.numerics.tuning import Losses, losses_of, of_pieces, parameters_of
 from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.task import error_context
@@ -140,18 +140,23 @@ def tuning_loss(session: Session) -> Any:
 def evaluation(session: Session, model: nn.Module, place: Place) -> tuple[Losses, np.ndarray]:
     """The losses of a matrix's evaluation rows, and their ids; in batches that are the same before
     and after."""
-    ids = _columns(session)[place]
-
+    ids, task = _columns(session)[place], session.task
     size = rows_at_once(BATCH, session.settings.tune.evaluation_batch)
 
-    def batches() -> list[Any]:
-        return [
-            to_device(session.task.batch(EVALUATION, ids[a:b]), session.device)
-            for a, b in row_ranges(len(ids), size)
-        ]
+    def made() -> tuple[list[Any], np.ndarray | None]:
+        shares_EP = None
+        if isinstance(task, Pieced):
+            with error_context("pieces()"):
+                batches, shares_EP = task.pieces(ids, size)
+        else:
+            batches = [task.batch(EVALUATION, ids[a:b]) for a, b in row_ranges(len(ids), size)]
+        return [to_device(batch, session.device) for batch in batches], shares_EP
 
-    held = session.latest("batches", (place, size), batches)
-    return losses_of(model, tuning_loss(session), held), ids
+    batches, shares_EP = session.latest("batches", (place, size), made)
+    losses = losses_of(model, tuning_loss(session), batches)
+    if shares_EP is None:
+        return losses, ids
+    return lambda parameters: of_pieces(losses(parameters), shares_EP), ids
 
 
 def _columns(session: Session) -> dict[Place, np.ndarray]:

@@ -80,6 +80,15 @@ class Parted(Protocol):
 
 
 @runtime_checkable
+class Pieced(Protocol):
+    """A task whose evaluation rows consist of pieces, some of which are in several rows."""
+
+    def pieces(self, ids: np.ndarray, most: int) -> tuple[Sequence[Batch], np.ndarray]:
+        """Batches of at most so many pieces, each piece once, and its share of each row's loss
+        [rows, pieces]."""
+
+
+@runtime_checkable
 class Prompted(Protocol):
     """A task whose samples can stand in a prompt instead of being learned."""
 

@@ -3,13 +3,14 @@
 Matelsky, Ungar and Kording, Empirical influence functions to understand the logic of fine-tuning
 (2024), Eq. 4, in our sign: the loss before minus the loss after, > 0 where training on the row
 lowers it. To first order it is minus the losses' derivative along the step (Eq. 2 and 3 there).
-Shape legend: E rows that are evaluated.
+Shape legend: E rows that are evaluated, P pieces of them.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import jvp
@@ -52,6 +53,15 @@ def losses_of(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> Losses:
         return torch.cat([per_sample(values(parameters, b), b).double() for b in batches])
 
     return losses
+
+
+def of_pieces(losses_P: Tensor, shares_EP: np.ndarray) -> Tensor:
+    """fp64 [E]: of rows, the sum of their pieces' by shares [E, P]; one that is not finite is told
+    to no row that does not have it."""
+    rows, pieces = (torch.from_numpy(each).to(losses_P.device) for each in np.nonzero(shares_EP))
+    shares = torch.from_numpy(shares_EP[shares_EP != 0]).to(losses_P)
+    found = losses_P.new_zeros(len(shares_EP))
+    return found.index_add(0, rows, losses_P[pieces] * shares)
 
 
 class Tuning:

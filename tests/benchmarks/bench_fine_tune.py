@@ -19,7 +19,7 @@ from torch import nn
 
 from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
-from distinf.numerics.tuning import Tuning, losses_of, parameters_of
+from distinf.numerics.tuning import Tuning, losses_of, of_pieces, parameters_of
 from distinf.studies.knowledge.task import Knowledge, Statements, task, token_loss
 
 RATE = 1e-6
@@ -67,13 +67,14 @@ def main() -> None:
     start = parameters_of(model, Layout.of(model, "all"))
     tuning = Tuning(start, partial(torch.optim.AdamW, lr=RATE, fused=True))
     ids = np.arange(statements.rows("evaluation"))
-    losses = losses_of(model, token_loss, [statements.batch("evaluation", ids)])
+    batches, shares_EP = statements.pieces(ids, len(ids))
+    losses = losses_of(model, token_loss, batches)
 
     def ours(row: int) -> None:
         own = losses_of(model, token_loss, [statements.batch("train", np.array([row]))])
         made = tuning.on([own])
         with torch.no_grad():
-            losses(made.parameters)
+            of_pieces(losses(made.parameters), shares_EP)
 
     rounds: dict[str, list[float]] = {}
     for row in range(given.rounds + 1):  # the first, which takes new memory, does not count

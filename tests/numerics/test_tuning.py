@@ -10,7 +10,14 @@ from torch import nn
 
 from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
-from distinf.numerics.tuning import FOLLOWED, Tuning, first_order, losses_of, parameters_of
+from distinf.numerics.tuning import (
+    FOLLOWED,
+    Tuning,
+    first_order,
+    losses_of,
+    of_pieces,
+    parameters_of,
+)
 
 
 def network(dtype=torch.float64):
@@ -143,3 +150,9 @@ def test_of_a_large_model_every_so_many_entries_are_followed():
     whole = float((asked * step["weight"][0]).sum() / asked.square().sum())
     assert found.taken == pytest.approx(whole, rel=0.01)
     assert whole < 0.98
+
+
+def test_a_piece_that_is_not_finite_is_in_its_own_rows_alone():
+    shares_EP = np.array([[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
+    found = of_pieces(torch.tensor([2.0, 4.0, torch.inf], dtype=torch.float64), shares_EP)
+    assert found.tolist() == [2.0, 3.5, float("inf")]

@@ -3,6 +3,7 @@
 import json
 import re
 from functools import partial
+from itertools import chain, combinations, pairwise
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ from distinf.errors import InputError
 from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
 from distinf.numerics.text_baselines import bm25
-from distinf.numerics.tuning import Tuning, first_order, losses_of, parameters_of
+from distinf.numerics.tuning import Tuning, first_order, losses_of, of_pieces, parameters_of
 from distinf.studies.knowledge import task as knowledge
 from distinf.studies.knowledge.domains import domains, word
-from distinf.studies.knowledge.task import Knowledge, packed, task, token_loss
+from distinf.studies.knowledge.task import Knowledge, of_like_lengths, packed, task, token_loss
 from tests.support.causal import write_causal
 from tests.support.runs import silent
 
@@ -79,6 +80,36 @@ def test_the_loss_is_that_of_each_text_by_itself(tiny):
         assert float(value) == pytest.approx(total / many, rel=1e-5)
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_text_of_several_items_is_read_once(tmp_path, begins):
+    mine = statements(write_causal(tmp_path / "model", begins=begins), domains=("squares",))
+    model, ids = mine.model(), np.arange(6)
+    batches, shares_EP = mine.pieces(ids, 2)
+    texts = {text for item in mine.items[:6] for text in item.texts}
+    assert sum(len(batch["tokens"]) for batch in batches) == len(texts) == shares_EP.shape[1] < 8
+    assert max(len(batch["tokens"]) for batch in batches) == 2
+    losses_P = torch.cat([token_loss(model, batch) for batch in batches]).double()
+    whole = token_loss(model, mine.batch("evaluation", ids)).double()
+    torch.testing.assert_close(of_pieces(losses_P, shares_EP), whole, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("most", [2, 9])
+def test_texts_are_batched_as_costs_least(most):
+    random = np.random.default_rng(most)
+    for lengths in (np.sort(random.integers(1, 60, 9)).tolist() for _ in range(5)):
+
+        def cost(ends, lengths=lengths):
+            steps = pairwise((0, *ends, len(lengths)))
+            return sum((stop - start) * lengths[stop - 1] + knowledge.A_PASS
+                       for start, stop in steps)  # fmt: skip
+
+        found = of_like_lengths(lengths, most)
+        assert max(stop - start for start, stop in found) <= most
+        every = chain.from_iterable(combinations(range(1, 9), k) for k in range(9))
+        fitting = [e for e in every if max(b - a for a, b in pairwise((0, *e, 9))) <= most]
+        assert cost([stop for _, stop in found[:-1]]) == min(map(cost, fitting))
+
+
 def test_tokens_drawn_from_the_model_hang_on_no_other_row(tiny):
     mine = statements(tiny)
     model, ids = mine.model(), np.arange(mine.rows("train"))
@@ -128,7 +159,7 @@ def test_a_prompt_read_once_is_the_prompt_read_before_every_text(tiny, monkeypat
     once = mine.prompted(model, 4, ids)
     kept = []
     whole = knowledge.kept_of
-    monkeypatch.setattr(knowledge, "kept_of", lambda *given: kept.append(whole(*given)) or {})
+    monkeypatch.setattr(knowledge, "kept_of", lambda *given: kept.append(whole(*given)))
     for mean, each in zip(once, mine.prompted(model, 4, ids), strict=True):
         assert torch.allclose(mean, each, rtol=1e-5)
     assert all(kept), "the model keeps nothing: this compares a thing with itself"

@@ -22,6 +22,7 @@ from distinf.digest import sha256
 from distinf.empirical.task import Contrast
 from distinf.errors import InputError
 from distinf.numerics.ekfac import sampled_labels
+from distinf.numerics.tuning import of_pieces
 from distinf.studies.knowledge.domains import domains, fits
 from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.causal import KNOWN, Assumed, CausalModel, kept_of
@@ -31,6 +32,7 @@ from distinf.studies.language.settings import LoraSettings, Pretrained
 from distinf.studies.language.sizes import shapes_of
 from distinf.tasks.task import Shapes, Wording
 
+A_PASS = 20  # tokens that cost what it costs to have all weights through memory, about
 TEXTS = 1_000  # of an item, fewer: each has a number of its own
 UNRELATED = (
     "The ferry leaves the harbour at nine and comes back in the evening. On the way it stops at "
@@ -303,14 +305,51 @@ class Statements:
                 self._refuse_long(tokens, f"settings.prompts: {where}", "prompts or texts")
 
     def _after(self, model: nn.Module, prefix: list[int], ids: np.ndarray) -> Tensor:
-        texts = [self._encoded[int(row)] for row in ids]
-        device = next(model.parameters()).device
         with torch.no_grad():
-            kept = kept_of(model, prefix[:-1], sum(map(len, texts)))
-            begin = prefix[-1:] if kept else prefix
-            batch = packed([[(begin, text) for text in row] for row in texts])
-            batch = {name: values.to(device) for name, values in batch.items()}
-            return token_loss(model, batch, kept=kept).double()
+            before = kept_of(model, prefix[:-1])
+            begin = prefix[-1:] if before else prefix
+            batches, shares_EP = self._pieces(begin, ids, len(self._encoded))
+            device = next(model.parameters()).device
+            found = []
+            for batch in batches:
+                kept = before(len(batch["tokens"])) if before else None
+                batch = {name: values.to(device) for name, values in batch.items()}
+                found.append(token_loss(model, batch, kept=kept).double())
+            return of_pieces(torch.cat(found), shares_EP)
+
+    def pieces(
+        self, ids: np.ndarray, most: int
+    ) -> tuple[Sequence[Mapping[str, Tensor]], np.ndarray]:
+        return self._pieces(self._language.begin, ids, most)
+
+    def _pieces(
+        self, begin: list[int], ids: np.ndarray, most: int
+    ) -> tuple[list[dict[str, Tensor]], np.ndarray]:
+        """Batches of texts after `begin`, each text once, and its share of each item's scored
+        tokens [items, texts]."""
+        rows = [[tuple(text) for text in self._encoded[int(row)]] for row in ids]
+        texts = sorted(dict.fromkeys(text for row in rows for text in row), key=len)
+        counts_EP = np.array([[row.count(text) for text in texts] for row in rows], float)
+        counts_EP *= [len(text) - (not begin) for text in texts]
+        batches = [
+            packed([[(begin, [*text])] for text in texts[start:stop]])
+            for start, stop in of_like_lengths([len(begin) + len(text) for text in texts], most)
+        ]
+        return batches, counts_EP / counts_EP.sum(1, keepdims=True)
+
+
+def of_like_lengths(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Start and end of batches, of at most so many, of texts sorted by length: those that cost
+    least, each text being read to the end of its batch's longest."""
+    best = [(0, 0)]  # what the first texts cost, and where the last of their batches starts
+    for stop, longest in enumerate(lengths, 1):
+        starts = range(max(0, stop - most), stop)
+        best.append(min((best[k][0] + (stop - k) * longest + A_PASS, k) for k in starts))
+    found, stop = [], len(lengths)
+    while stop:
+        found.append((best[stop][1], stop))
+        stop = best[stop][1]
+    return found[::-1]
 
 
 def packed(rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -97,18 +98,23 @@ class CausalModel:
             )
 
 
-def kept_of(model: nn.Module, prefix: list[int], texts: int) -> dict[str, Any]:
-    """What the model is called with to go on after `prefix` in each of so many texts: the prefix
-    is read once. Empty where there is none, or where the model keeps nothing of it."""
+def kept_of(model: nn.Module, prefix: list[int]) -> Callable[[int], dict[str, Any]] | None:
+    """(texts) -> what the model is called with to go on after `prefix` in each of so many texts:
+    the prefix is read once. None where there is none, or where the model keeps nothing of it."""
     takes = inspect.signature(model.forward).parameters
     # newer releases of transformers say `cache`
     name = next((each for each in ("cache", "past_key_values") if each in takes), "")
     if not (name and prefix):
-        return {}
+        return None
     ids = torch.tensor([prefix], device=next(model.parameters()).device)
-    kept = getattr(model(input_ids=ids, use_cache=True), name)
-    kept.batch_repeat_interleave(texts)
-    return {name: kept}
+    read = getattr(model(input_ids=ids, use_cache=True), name)
+
+    def before(texts: int) -> dict[str, Any]:
+        kept = copy.deepcopy(read)  # the model goes on in it
+        kept.batch_repeat_interleave(texts)
+        return {name: kept}
+
+    return before
 
 
 def _loaded(settings: Pretrained) -> nn.Module:
