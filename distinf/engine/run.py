@@ -16,7 +16,7 @@ import yaml
 
 from distinf.config import METHOD, RunConfig, dump, load
 from distinf.config_file import todays
-from distinf.engine import running
+from distinf.engine import board, running
 from distinf.engine.fingerprint import fingerprint, provenance
 from distinf.engine.format import refuse_other_format
 from distinf.engine.heartbeat import Beating, is_begun
@@ -242,6 +242,8 @@ def execute(config: RunConfig, watch: running.Watcher, accept: Sequence[str] = (
 
     InputError if another driver that lives works in its folder.
     """
+    if config.runtime.tensorboard:
+        board.refuse_missing()
     before = _raw_config(open_root(str(config.out)))
     session, text = checked_session(config, accept)
     with held(session.blobs):
@@ -276,6 +278,8 @@ def _carried_out(
         hidden = partial(without, settings=config.settings)
         titles = [running.part_of(*part).title for part in running.parts(session)]
         beat = Beating(session.blobs, titles, hidden)
+        if config.runtime.tensorboard:
+            watch = board.watching(watch, session, config.runtime.tensorboard)
         with beat.beating():
             running.run(session, runtime, beat.watching(watch))
     except (DistinfError, OSError) as error:

@@ -25,6 +25,11 @@ def no_units(outline: Any) -> Sequence[tuple[Unit, Cost]]:
     return ()
 
 
+def no_curves(session: Any, unit: Unit) -> Mapping[str, Any]:
+    """Of a stage that shows none."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a recipe.
@@ -46,6 +51,7 @@ class Stage:
     ranks      settings -> ranks that share each unit, in a gang, no fewer; None: each its own
     resources  settings -> what its jobs take, where that is not what the run's workers have
     is_jobs    each unit is a job with a folder of its own under jobs/
+    curves     session, committed unit -> numbers by name, one a step from the unit's start on
     """
 
     name: str
@@ -61,6 +67,7 @@ class Stage:
     resources: Callable[[Any], Resources | None] | None = None
     is_jobs: bool = False
     ranks: Callable[[Any], int | None] | None = None
+    curves: Callable[[Any, Unit], Mapping[str, Any]] = no_curves
 
     def read(self, values: Values) -> Names:
         """The names of what it reads under these values."""

@@ -27,6 +27,7 @@ from distinf.gram.settings import BASELINES, GRID, StageSettings
 from distinf.gram.task import METRICS, Fit, Labelled
 from distinf.gram.train import (
     WEIGHT,
+    curves,
     fit_cost,
     fit_summary,
     fitted,
@@ -261,5 +262,5 @@ STAGE = Stage(  # a job is named by the rows that it keeps
     NAME, "fine-tune", needs=("train",), reads=("actions.adapters",),
     uncounted=("actions", "scores"),
     units=units, run=run, wanted=wanted_units, done=is_done, resources=job_resources, is_jobs=True,
-    ranks=gang_size,
+    ranks=gang_size, curves=curves,
 )  # fmt: skip

@@ -25,6 +25,7 @@ from distinf.gram.task import METRICS, Fit, Gang, Shared, Trainable, selected_ep
 from distinf.numerics.checkpointing import recompute_blocks
 from distinf.runtime import Cost, Lever, Resources, Runtime, Unit
 from distinf.runtime.ledger import Record
+from distinf.store import array_of, open_group
 from distinf.tasks.culprit import InHand
 
 NAME = "train"
@@ -246,6 +247,13 @@ def history_arrays(fit: Fit) -> dict[str, np.ndarray]:
     return {**found, "best": np.asarray(fit.best)}
 
 
+def curves(session: Session, unit: Unit) -> dict[str, np.ndarray]:
+    """METRICS by epoch, of the cell, and of a retraining by what it kept."""
+    name = "/".join(filter(None, (unit.job["cell"], unit.job.get("kept", "")[:8])))
+    group = open_group(session.blobs, session.manifest(unit))
+    return {f"{key}/{name}": np.asarray(array_of(group, key)) for key in METRICS if key in group}
+
+
 def fit_summary(fit: Fit) -> dict[str, float]:
     """The last word on a training: its best epoch, and the best test accuracy of all epochs."""
     found = {"best": fit.best, "query_loss": float(fit.history["query_loss"][fit.best])}
@@ -305,5 +313,5 @@ def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
 STAGE = Stage(
     NAME, "train", needs=(DATA,),
     reads=("train", "-train.evaluation_batch", "-train.checkpoint_every"),
-    uncounted=("train.checkpoint_every",), units=units, run=run, ranks=gang_size,
+    uncounted=("train.checkpoint_every",), units=units, run=run, ranks=gang_size, curves=curves,
 )  # fmt: skip

@@ -41,6 +41,8 @@ class RuntimeSettings:
     collective_timeout_s  for the slowest rank to arrive at a sum; a rank's death is seen at once,
                 so this is for a rank that hangs, and must outlast one shard of one product
     dashboard   Ray's, of a cluster started here, on localhost: takes a dozen processes' start
+    tensorboard  a folder for what TensorBoard shows: the losses of training, units a second of each
+                stage; written by the run's driver. null: nothing
     working_dir  a folder to send to the workers of a joined cluster, where your own task lives
     insecure    True to join a cluster beyond this machine that has no token authentication
     """
@@ -58,6 +60,7 @@ class RuntimeSettings:
     first_unit_s: float = 7_200.0
     collective_timeout_s: float = 7_200.0
     dashboard: bool = False
+    tensorboard: str | None = None
     working_dir: str | None = None
     insecure: bool = False
 

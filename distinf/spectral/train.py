@@ -386,4 +386,5 @@ STAGE = Stage(
     reads=("task.settings", "task.identity", "task.losses", "train", "-train.checkpoint_every"),
     uncounted=("train.checkpoint_every",),
     units=units, run=run, done=is_done, shards=lambda settings: settings.train.shards,
+    curves=lambda session, unit: session.arrays(unit, ["loss"]),
 )  # fmt: skip
