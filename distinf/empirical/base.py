@@ -18,7 +18,7 @@ from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
-from distinf.numerics.tuning import Losses, losses_of, of_pieces, parameters_of
+from distinf.numerics.tuning import FOLLOWED, Losses, losses_of, of_pieces, parameters_of
 from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.task import error_context
@@ -26,6 +26,7 @@ from distinf.tasks.task import error_context
 NAME = "base"
 WEIGHT = "weight."
 BATCH = "tune.evaluation_batch"
+GRADIENTS = 2  # of a parameter at once: its uses', before they are added up
 LIVE = 0.5  # of the activations that a backward pass keeps, in an evaluation and a derivative
 HALF = (torch.float16, torch.bfloat16)
 
@@ -36,8 +37,9 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     cost = Cost(
         flops=shapes.flops_per_sample * outline.evaluated,
         bytes=4.0 * shapes.parameters * outline.is_based + 8.0 * rows,
-        memory=4.0 * shapes.parameters * outline.is_based,
-        device=8.0 * shapes.parameters + _batch_bytes(outline),
+        memory=4.0 * shapes.parameters * outline.is_based + shapes.kept_bytes,
+        device=4.0 * shapes.parameters + _batch_bytes(outline),
+        staged=4.0 * shapes.parameters,
         levers=(batch_lever(outline),),
         work={"base": 1.0, **work} if outline.is_based else work,
         loaded={"model": shapes.model_bytes},
@@ -56,12 +58,23 @@ def batch_lever(outline: Outline) -> Lever:
 
 
 def peak_bytes(outline: Outline) -> float:
-    """The model as loaded and in float32, a batch that is evaluated; where there are steps, also
-    what is tuned, its gradient, its step, the optimizer's state, and a row's activations."""
+    """The model in float32, which stays, and a batch that is evaluated; where there are steps, also
+    what is tuned (the derivative's step is in its memory) and what `Tuning` follows of it, and
+    while one is taken a row's activations, and the gradient and the optimizer's state of one
+    parameter. Of several steps the states of all parameters stay. All that the task trains is
+    taken to be tuned, though tune.blocks may name less.
+    """
     tune, shapes = outline.settings.tune, outline.shapes
-    copies = {"prompt": 2, "sgd": 5 + (tune.momentum > 0), "adamw": 7}[tune.optimizer]
-    row = shapes.activation_bytes_per_sample * (tune.optimizer != "prompt")
-    return 4.0 * copies * shapes.parameters + max(row, _batch_bytes(outline))
+    model, batch = 4.0 * shapes.parameters, _batch_bytes(outline)
+    if tune.optimizer == "prompt":
+        return model + batch
+    trained = shapes.trained or shapes.parameters
+    states = 2 if tune.optimizer == "adamw" else int(tune.momentum > 0)
+    staying = states if outline.steps_often else 0
+    step = 4.0 * (GRADIENTS + states - staying) * (shapes.largest or trained)
+    followed = 8.0 * (2 + states) * min(trained, 2 * FOLLOWED)
+    tuned = 4.0 * trained * (1 + staying) + followed
+    return model + tuned + max(shapes.activation_bytes_per_sample + step, batch)
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:

@@ -64,7 +64,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     cost = Cost(
         flops=3.0 * shapes.flops_per_sample * rows * spaces,
         bytes=8.0 * outline.rows[TRAIN] * outline.rows[EVALUATION],
-        memory=shapes.parameters * (4.0 + (8.0 * rows if whole else 0.0)),
+        memory=shapes.parameters * (4.0 + (8.0 * rows if whole else 0.0)) + shapes.kept_bytes,
         device=base.peak_bytes(outline),
         staged=4.0 * shapes.parameters,
         work={"forward": 3.0 * rows * spaces},
@@ -104,7 +104,7 @@ def _refuse_embedding(model: nn.Module, space: str, layout: Layout) -> None:
 def body(session: Session, unit: Unit, attempt: str) -> Record:
     """Arrays by estimator: fp64 [N, E], NaN of pairs of different matrices or draws, and where an
     exact solve is not to be had (too many parameters, or not positive definite)."""
-    model = based_model(session)
+    model = session.cached("base", lambda: based_model(session))
     rows, columns = (places(relations(session.task, split)) for split in SPLIT)
     every = list(dict.fromkeys(rows))
     arrays: Found = {}

@@ -7,7 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from distinf.empirical.task import EVALUATION, TRAIN, Based, Worded, places, relations
+from distinf.empirical.settings import TuneSettings
+from distinf.empirical.task import EVALUATION, TRAIN, Based, Parted, Worded, places, relations
 from distinf.engine import session as engine_session
 from distinf.tasks.task import error_context
 
@@ -22,6 +23,7 @@ class Outline(engine_session.Outline):
     evaluated   all evaluation rows, so counted
     most        evaluation rows of the largest matrix
     is_based    whether the task trains a base of its own
+    steps_often whether any row is tuned on in more than one step
     """
 
     measured_N: np.ndarray
@@ -29,6 +31,7 @@ class Outline(engine_session.Outline):
     evaluated: float
     most: int
     is_based: bool
+    steps_often: bool
 
     @property
     def loaded(self) -> dict[str, float]:
@@ -56,7 +59,14 @@ class Session(engine_session.Session):
             evaluated=float(lengths_E.sum()),
             most=max(Counter(others).values(), default=0),
             is_based=isinstance(self.task, Based),
+            steps_often=_steps_often(plain.settings.tune, self.task, len(mine)),
         )  # fmt: skip
+
+
+def _steps_often(tune: TuneSettings, task: object, rows: int) -> bool:
+    if tune.steps > 1 or tune.leave_one_out:
+        return True
+    return isinstance(task, Parted) and any(len(task.parts(row)) > 1 for row in range(rows))
 
 
 def _lengths(task: object, rows: int) -> np.ndarray:

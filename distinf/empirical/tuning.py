@@ -90,6 +90,7 @@ def cost_of(outline: Outline, work: Mapping[str, float], stored: float) -> Cost:
     return Cost(
         flops=outline.shapes.flops_per_sample * passes,
         bytes=stored,
+        memory=outline.shapes.kept_bytes,
         device=peak_bytes(outline),
         staged=4.0 * outline.shapes.parameters,
         levers=(batch_lever(outline),),
@@ -219,7 +220,7 @@ def tuned_on(
     settings = session.settings.tune
     rate = settings.lr if rate is None else rate
 
-    def losses(row: int) -> list[Losses]:
+    def losses(row: int) -> list[Losses]:  # of one step Tuning keeps no state: see steps_often
         parts = [session.read(session.task, TRAIN, np.array([row]))]
         if isinstance(session.task, Parted):
             parts = [to_device(part, session.device) for part in session.task.parts(row)]
@@ -228,7 +229,8 @@ def tuned_on(
     def made() -> Tuning:
         return Tuning(start_of(session, model), partial(_optimizer, replace(settings, lr=rate)))
 
-    return session.latest("tuning", (model, rate), made).on(chain.from_iterable(map(losses, rows)))
+    each = losses(rows[0]) if len(rows) == 1 else chain.from_iterable(map(losses, rows))
+    return session.latest("tuning", (model, rate), made).on(each)
 
 
 def tried(session: Session) -> list[int]:

@@ -7,12 +7,15 @@ Shape legend: E rows that are evaluated, P pieces of them.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.func import jvp
 
 from distinf.numerics.batches import Batch
@@ -22,7 +25,9 @@ from distinf.numerics.updates import State, updates_of
 
 FOLLOWED = 1_000_000  # entries whose steps are made in float64 too, about: all of a small model's
 Losses = Callable[[Parameters], Tensor]  # of the parameters that are tuned -> fp64 [E]
-Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]  # with one rate for all of them
+Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+Optimizers = dict[str, torch.optim.Optimizer]  # by parameter
+LATER = "modified by an inplace operation"  # of a weight that is read after its gradient is there
 
 
 @dataclass(frozen=True)
@@ -65,74 +70,117 @@ def of_pieces(losses_P: Tensor, shares_EP: np.ndarray) -> Tensor:
 
 
 class Tuning:
-    """Fine-tuning, again and again from the same `start`, which stays."""
+    """Fine-tuning, again and again from the same `start`, which stays.
+
+    Each parameter has an optimizer of its own, and takes its step as soon as its gradient is there,
+    after all of its uses; the gradient is then let go, so that those of all never exist together.
+    Nothing that an optimizer does may go by several parameters (a norm of all gradients).
+    """
 
     def __init__(self, start: Parameters, optimizer: Optimizer) -> None:
         self.start, self._optimizer = start, optimizer
-        self._used: tuple[Parameters, torch.optim.Optimizer] | None = None
+        self._used: tuple[Parameters, Optimizers] | None = None
+        self._at_once = True
 
     def on(self, each: Iterable[Losses]) -> Tuned:
-        """A step on the mean of `each` losses, by an optimizer that has not stepped before."""
-        now, optimizer = self._restored()
-        followed = _Followed(self.start, optimizer, now)
-        for losses in each:
-            slopes = torch.autograd.grad(
-                losses(now).mean(), [*now.values()], allow_unused=True, materialize_grads=True
-            )
-            for value, slope in zip(now.values(), slopes, strict=True):
-                value.grad = slope
-            followed.ask(now)
-            optimizer.step()
-        for value in now.values():
+        """A step on the mean of `each` losses, by optimizers that have not stepped before. Where
+        they are a list of one, an optimizer's state is let go with the gradient."""
+        return self._on(iter(each), isinstance(each, list) and len(each) == 1)
+
+    def _on(self, each: Iterator[Losses], once: bool) -> Tuned:
+        now, optimizers = self._restored()
+        followed = _Followed(self.start, optimizers, now)
+
+        def step(name: str, value: Tensor) -> None:
+            followed.ask(name, value)
+            optimizers[name].step()
+            increment_version(value)  # fused steps do not, and what is saved would not be missed
             value.grad = None
+            if once:
+                optimizers[name].state.clear()
+
+        for number, losses in enumerate(each):
+            try:
+                _descend(losses, now, step, self._at_once)
+            except RuntimeError as error:
+                if number or not self._at_once or LATER not in str(error):
+                    raise
+                self._at_once = False
+                return self._on(chain([losses], each), once)
+            followed.steps += 1
         return Tuned({name: v.detach() for name, v in now.items()}, *followed.compared(now))
 
     @torch.no_grad()
-    def _restored(self) -> tuple[Parameters, torch.optim.Optimizer]:
+    def _restored(self) -> tuple[Parameters, Optimizers]:
         """The start, and no step before: memory that is used again costs less than new."""
         if self._used is None:
             now = {name: v.detach().clone().requires_grad_() for name, v in self.start.items()}
-            self._used = now, self._optimizer([*now.values()])
+            self._used = now, {name: self._optimizer([value]) for name, value in now.items()}
             return self._used
-        now, optimizer = self._used
+        now, optimizers = self._used
         for name, value in self.start.items():
             now[name].copy_(value)
-        if isinstance(optimizer, torch.optim.SGD):  # a momentum of 0 is not the same as none
-            optimizer.state.clear()
-        for state in optimizer.state.values():
-            for value in state.values():
-                value.zero_()
-        return now, optimizer
+            now[name].grad = None
+        for optimizer in optimizers.values():
+            if isinstance(optimizer, torch.optim.SGD):  # a momentum of 0 is not the same as none
+                optimizer.state.clear()
+            for state in optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+        return now, optimizers
+
+
+def _descend(
+    losses: Losses, now: Parameters, step: Callable[[str, Tensor], None], at_once: bool
+) -> None:
+    """One step of each parameter: in the backward pass where `at_once`, else after it."""
+    waiting = dict(now)
+
+    def arrived(name: str, value: Tensor) -> None:
+        step(name, waiting.pop(name))
+
+    hooks = [
+        value.register_post_accumulate_grad_hook(partial(arrived, name))
+        for name, value in now.items()
+        if at_once
+    ]
+    try:
+        losses(now).mean().backward(inputs=[*now.values()])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, value in waiting.items():
+        if value.grad is None:  # the losses do not depend on it, but a decay of weights does
+            value.grad = torch.zeros_like(value)
+        step(name, value)
 
 
 class _Followed:
     """Every so many entries of the parameters, and in float64 what steps are asked of them."""
 
-    def __init__(self, start: Parameters, optimizer: torch.optim.Optimizer, now: Parameters):
+    def __init__(self, start: Parameters, optimizers: Optimizers, now: Parameters):
         self._stride = max(1, sum(v.numel() for v in start.values()) // FOLLOWED)
-        self._updates, self._rate = updates_of(optimizer, now), optimizer.param_groups[0]["lr"]
+        self._updates = {n: updates_of(optimizers[n], {n: value})[n] for n, value in now.items()}
+        self._rate = {name: o.param_groups[0]["lr"] for name, o in optimizers.items()}
         self._start = {name: self._entries(value) for name, value in start.items()}
         self._asked = {name: torch.zeros_like(values) for name, values in self._start.items()}
         self._state: dict[str, State] = {
             name: (torch.zeros_like(values),) * self._updates[name][1]
             for name, values in self._start.items()
         }
-        self._steps = 0
+        self.steps = 0  # that all parameters have taken
 
     def _entries(self, values: Tensor) -> Tensor:
         return values.detach().reshape(-1)[:: self._stride].double()
 
-    def ask(self, now: Parameters) -> None:
-        """Of a step that is about to be taken, by its gradients."""
-        for name, (update, _) in self._updates.items():
-            grad = now[name].grad
-            assert grad is not None
-            value, slope = self._entries(now[name]), self._entries(grad)
-            exact, self._state[name] = update(
-                value, slope, self._state[name], self._rate, self._steps
-            )
-            self._asked[name] += exact - value
-        self._steps += 1
+    def ask(self, name: str, parameter: Tensor) -> None:
+        """Of its step that is about to be taken, by its gradient."""
+        assert parameter.grad is not None
+        value, slope = self._entries(parameter), self._entries(parameter.grad)
+        exact, self._state[name] = self._updates[name][0](
+            value, slope, self._state[name], self._rate[name], self.steps
+        )
+        self._asked[name] += exact - value
 
     def compared(self, now: Parameters) -> tuple[float, float]:
         """|asked|^2, and its product with what was taken."""
@@ -144,8 +192,11 @@ class _Followed:
 
 
 def first_order(losses: Losses, start: Parameters, end: Parameters) -> Tensor:
-    """fp64 [E]: what going from start to end would do, were the losses linear; > 0 lowers them."""
-    step = {name: end[name] - start[name] for name in start}
+    """fp64 [E]: what going from start to end would do, were the losses linear; > 0 lowers them.
+
+    `end` becomes the step, in its own memory.
+    """
+    step = {name: end[name].sub_(value) for name, value in start.items()}
     slopes: Tensor = jvp(losses, (start,), (step,))[1]
     return -slopes
 

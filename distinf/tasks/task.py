@@ -45,6 +45,9 @@ class Shapes:
     row_bytes                    stored per row, by split; 0 where the task's data are its own
     weight_bytes                 of all parameters; 0: four a parameter
     tokens_per_row               on average; 0 where rows have no lengths
+    trained                      how many of the parameters are; 0: all
+    largest                      entries of the largest parameter that is; 0: as if all were one
+    kept_bytes                   of weights that a process keeps on its host beside each model
     """
 
     parameters: int
@@ -53,6 +56,9 @@ class Shapes:
     row_bytes: Mapping[str, float] = field(default_factory=dict)
     weight_bytes: float = 0.0
     tokens_per_row: float = 0.0
+    trained: int = 0
+    largest: int = 0
+    kept_bytes: float = 0.0
 
     @property
     def model_bytes(self) -> float:

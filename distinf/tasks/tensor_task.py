@@ -190,10 +190,13 @@ class TensorTask:
         except RuntimeError:  # torch's counter passes no loss that differentiates by its inputs
             flops, kept = self._forward_costs(model, None)
         parameters = sum(p.numel() for p in model.parameters())
+        trained = [p.numel() for p in model.parameters() if p.requires_grad]
         return Shapes(
             parameters=parameters,
             flops_per_sample=2.0 * parameters if flops is None else flops,
             activation_bytes_per_sample=kept,
+            trained=sum(trained),
+            largest=max(trained, default=0),
         )
 
     def _forward_costs(

@@ -18,6 +18,7 @@ from distinf.numerics.tuning import (
     of_pieces,
     parameters_of,
 )
+from tests.support.tuned import all_together
 
 
 def network(dtype=torch.float64):
@@ -87,6 +88,74 @@ def test_the_error_of_the_first_order_falls_as_the_rate_does(kind):
         errors.append(float((influence_E - slope_E).norm() / influence_E.norm()))
     slope = np.polyfit(np.log(rates), np.log(errors), 1)[0]
     assert slope == pytest.approx(1.0, abs=0.05)
+
+
+class Tied(nn.Module):
+    """One weight is the embedding and the head; another is not in the loss at all."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.between = nn.Embedding(7, 4), nn.Linear(4, 4)
+        self.head, self.beside = nn.Linear(4, 7, bias=False), nn.Linear(2, 2)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.between(self.embed(ids))))
+
+
+class Detached(Tied):
+    """A weight is read once more after its gradient is there."""
+
+    def forward(self, ids):
+        first = nn.functional.linear(self.embed(ids), self.between.weight.detach())
+        return self.head(torch.tanh(self.between(first)))
+
+
+def tied_loss(model, batch):
+    return nn.functional.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("made_of", [Tied, Detached])
+def test_a_parameter_at_a_time_is_all_at_once_bit_for_bit(kind, steps, made_of):
+    model = made_of()
+    start = parameters_of(model, Layout.of(model, "all"))
+    assert "head.weight" not in start
+    batches = [{"x": torch.tensor([k]), "y": torch.tensor([(k + 2) % 7])} for k in range(steps)]
+    each = [losses_of(model, tied_loss, [batch]) for batch in batches]
+    optimizer = partial(OPTIMIZERS[kind], lr=0.05, fused=True)
+    tuning, wanted = Tuning(start, optimizer), all_together(start, optimizer, each)
+    for _ in range(2):
+        found = tuning.on(each).parameters
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert torch.equal(found["beside.weight"], start["beside.weight"]) == (kind == "sgd")
+    assert not torch.equal(found["embed.weight"], start["embed.weight"])
+
+
+def test_of_gradients_one_is_there_at_a_time_and_of_one_step_no_state_stays():
+    model, made, seen = Tied(), [], []
+    start = parameters_of(model, Layout.of(model, "all"))
+    own = losses_of(model, tied_loss, [{"x": torch.tensor([1]), "y": torch.tensor([2])}])
+
+    def before_a_step(stepping, *_):
+        every = [value for each in made for value in each.param_groups[0]["params"]]
+        grads = sum(value.grad is not None for value in every)
+        seen.append((stepping, grads, sum(bool(each.state) for each in made)))
+
+    def optimizer(parameters):
+        made.append(torch.optim.AdamW(parameters, lr=0.1, fused=True))
+        made[-1].register_step_pre_hook(before_a_step)
+        return made[-1]
+
+    tuning = Tuning(start, optimizer)
+    tuning.on([own])
+    assert sorted(id(stepped) for stepped, *_ in seen) == sorted(map(id, made))
+    assert [counts for _, *counts in seen] == [[1, 0]] * len(made)
+    assert not any(each.state for each in made)
+    tuning.on([own, own])
+    assert all(each.state for each in made)
 
 
 def test_a_step_that_the_weights_cannot_hold_is_told():

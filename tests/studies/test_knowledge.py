@@ -12,7 +12,7 @@ import yaml
 
 pytest.importorskip("transformers", reason="needs distinf[llm]")
 
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from distinf.cli import main
 from distinf.config import resolve
@@ -29,6 +29,7 @@ from distinf.studies.knowledge.domains import domains, word
 from distinf.studies.knowledge.task import Knowledge, of_like_lengths, packed, task, token_loss
 from tests.support.causal import write_causal
 from tests.support.runs import silent
+from tests.support.tuned import all_together
 
 PICTURES = True
 
@@ -189,6 +190,38 @@ def test_the_error_of_the_first_order_falls_as_the_rate_does(tiny, optimizer):
             errors.append(float(error_E.norm() / influence_E.norm()))
     assert errors[-1] > 1e-9
     assert np.polyfit(np.log(rates), np.log(errors), 1)[0] == pytest.approx(1.0, abs=0.05)
+
+
+TIED = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, tie_word_embeddings=True)),
+}  # fmt: skip
+STEPS = {
+    "sgd": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, weight_decay=0.1),
+    "adamw": partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("rows", [[7], [7, 8, 9]])
+def test_a_parameter_at_a_time_is_all_at_once_bit_for_bit(tiny, name, kind, rows):
+    """Of language models whose head is their embedding, which steps once, after both uses."""
+    mine = statements(tiny, domains=("belongs_to",))
+    torch.manual_seed(0)
+    model, optimizer = TIED[name]().eval(), partial(STEPS[kind], fused=True)
+    start = parameters_of(model, Layout.of(model, "all"))
+    assert "lm_head.weight" not in start
+    each = [losses_of(model, token_loss, [mine.batch("train", np.array([row]))]) for row in rows]
+    with twice_differentiable(model):
+        found = Tuning(start, optimizer).on(each).parameters
+        wanted = all_together(start, optimizer, each)
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value), key
+        assert not torch.equal(value, start[key]), key
 
 
 def test_padding_on_the_right_is_not_seen(tiny):

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("peft", reason="needs distinf[llm]")
 pytest.importorskip("transformers", reason="needs distinf[llm]")
@@ -19,12 +21,15 @@ import transformers
 from distinf.config import resolve
 from distinf.engine.run import execute, open_session
 from distinf.errors import InputError
+from distinf.runtime import Ledger
+from distinf.store import open_root
 from distinf.studies.language import pretrained
 from distinf.studies.language.settings import LoraSettings
 from distinf.studies.noisy_labels.models import load_model
 from distinf.studies.noisy_labels.settings import ModelSettings
 from distinf.tasks.warm import let_go
 from tests.support.noisy import tiny_model, write_classes
+from tests.support.runs import distinf
 
 
 @pytest.fixture
@@ -42,19 +47,42 @@ def loads(monkeypatch):
     return found
 
 
-def test_cells_and_jobs_of_a_run_load_the_model_once(tmp_path, loads):
-    raw = {
-        "task": "noisy_labels", "out": str(tmp_path / "run"), "seeds": 2,
+def two_cells(tmp_path):
+    return {
+        "out": str(tmp_path / "run"), "seeds": 2,
         "data": {"path": write_classes(tmp_path / "rows.csv", ("good", "bad"), rows=48),
                  "train_rows": 24, "query_rows": 12, "test_rows": 12, "flips": 0.2},
         "model": {"name": tiny_model(tmp_path / "model", "llama"), "max_length": 12},
-        "runtime": {"kind": "local"},
         "train": {"epochs": 1, "batch_size": 12},
         "scores": {"estimators": ["tracin"]},
         "actions": {"configurations": ["random", "full"]},
     }  # fmt: skip
+
+
+def test_cells_and_jobs_of_a_run_load_the_model_once(tmp_path, loads):
+    raw = two_cells(tmp_path) | {"task": "noisy_labels", "runtime": {"kind": "local"}}
     execute(resolve(raw), lambda *_: nullcontext())
     assert len(loads) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_each_worker_on_ray_loads_the_model_once(tmp_path, monkeypatch):
+    raw = two_cells(tmp_path) | {
+        "task": "tests.support.counted_models:task", "recipe": "gram",
+        "gradients": {"rows_per_unit": 6},
+        "runtime": {"kind": "ray", "workers": 2, "num_cpus": 0.5, "dashboard": False},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.setenv("DISTINF_TEST_LOADS", str(tmp_path / "loads"))
+    done = distinf("run", str(tmp_path / "run.yaml"), timeout_s=500)
+    assert done.returncode == 0, done.stderr
+    blobs, stages = open_root(raw["out"]), ("train", "gradients", "actions")
+    units = {stage: len(Ledger(blobs, stage).committed_ids()) for stage in stages}
+    assert units == {"train": 2, "gradients": 12, "actions": 8}
+    loads = Counter((tmp_path / "loads").read_text().split())
+    assert [*loads.values()] == [1, 1, 1]  # the driver's, to try the task out, and two workers'
 
 
 @pytest.mark.parametrize("quantise", ["none", "4bit", "8bit"])

@@ -207,14 +207,14 @@ class Statements:
     def shapes(self) -> Shapes:
         """Of a row of the mean length; the activations are the longest one's."""
         tokens = [sum(map(len, texts)) for texts in self._encoded]
-        model, settings = self._language.skeleton(), self._language.settings
+        model, settings = self._adapted(self._language.skeleton()), self._language.settings
         vocabulary = self._language.config.get_text_config().vocab_size
         mean, longest = (
             shapes_of(model, count, settings, vocabulary=vocabulary)
             for count in (sum(tokens) / len(tokens), max(tokens))
         )
         kept = longest.activation_bytes_per_sample
-        return replace(mean, activation_bytes_per_sample=kept)
+        return replace(mean, activation_bytes_per_sample=kept, kept_bytes=mean.model_bytes)
 
     # -- what the empirical recipe asks ------------------------------------------------------
 

@@ -39,6 +39,7 @@ def shapes_of(
     kept = tokens * widths + 2.0 * layers * heads * tokens**2
     beyond = 3.0 if itemsize == 2 else 2.0  # logits in 32 bits are among the outputs
     row = tokens * (8 + BYTES_PER_TOKEN) + SCALARS
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
     return Shapes(
         parameters=sum(p.numel() for p in model.parameters()),
         flops_per_sample=2.0 * tokens * weights + attention,
@@ -46,6 +47,8 @@ def shapes_of(
         row_bytes=dict.fromkeys(stored, row),
         weight_bytes=sum(_weight_bytes(m, settings) for m in model.modules()),
         tokens_per_row=tokens,
+        trained=sum(trained),
+        largest=max(trained, default=0),
     )
 
 
