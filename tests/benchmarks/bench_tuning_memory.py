@@ -10,6 +10,7 @@ that holds nothing), and the model's in float32.
 import argparse
 import json
 import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def resident(which: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(which)).split()[1])
 
 
-def write_phi(folder: Path, width: int, layers: int) -> Path:
+def write_phi(folder: Path, width: int, layers: int) -> None:
     write_causal(folder)  # for its tokenizer
     torch.manual_seed(0)
     config = Phi3Config(
@@ -41,7 +42,6 @@ def write_phi(folder: Path, width: int, layers: int) -> Path:
         max_position_embeddings=512, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     Phi3ForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def compared(raw: dict[str, object], out: Path) -> dict[str, float]:
@@ -49,10 +49,9 @@ def compared(raw: dict[str, object], out: Path) -> dict[str, float]:
     open_root(str(out)).put(CONFIG, b"")  # a folder without one is no run's
     worker = Worker(1)
     worker.ready()
+    before = resident("VmRSS")  # preparing, a worker loads the model to see whose it is
     session = prepare(config.context(str(out)), worker.device())
     units = [stage.units(session.outline)[0] for stage in (base, tuning)]
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     for stage, (unit, _) in zip((base, tuning), units, strict=True):
         stage.body(session, unit, "1-probe")
     return {
@@ -77,7 +76,11 @@ def main() -> None:
         (section, key), value = change.partition("=")[0].split("."), change.partition("=")[2]
         raw = merged(raw, {section: {key: yaml.safe_load(value)}})
     with tempfile.TemporaryDirectory() as folder:
-        model = write_phi(Path(folder) / "model", given.width, given.layers)
+        model = Path(folder) / "model"
+        size = (model, given.width, given.layers)
+        writing = get_context("spawn").Process(target=write_phi, args=size)
+        writing.start()
+        writing.join()  # what it took is given back
         raw = merged(raw, {"settings": {"model": str(model)}})
         print(json.dumps(compared(raw, Path(folder) / "run")))
 
