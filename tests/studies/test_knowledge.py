@@ -382,7 +382,11 @@ def test_adapters_alone_are_tuned_where_that_is_asked_for(tiny):
         ({}, "d: {items: {a: b}, wordings: [{b: 'y {'}]}", "a wording leaves a brace"),
         ({"wordings": 3}, None, "settings.wordings: belongs_to has 2, its own among them"),
         ({"abstracts": "/nowhere"}, None, "settings.abstracts: [Errno 2]"),
-        ({"model": "/nowhere/model"}, None, "model.name: /nowhere/model could not be loaded"),
+        (
+            {"model": "/nowhere/model"},
+            None,
+            "model.name: /nowhere/model at revision main could not be loaded",
+        ),
         ({"prompts": ["no place"]}, None, "prompts"),
     ],
 )
