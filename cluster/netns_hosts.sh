@@ -9,7 +9,7 @@
 #
 # A host is a network namespace: its processes reach other hosts by their addresses (10.77.0.1 and
 # following) and nothing else; files and processes are the machine's. DIR is a new folder with a
-# short name (Ray's sockets lie in it). CPUS is of a host (1), FAST=1 notices a lost host in 4 s.
+# name of 40 letters at most (Ray's sockets lie in it). CPUS is of a host (1), FAST=1 notices a lost host in 4 s.
 set -euo pipefail
 
 usage() {
@@ -34,6 +34,8 @@ on() { # on HOST CMD...: in its network, with what Ray asks for
 begin() {
     local count=${1:-3} host address
     [ ! -e "$directory" ] || { echo "netns_hosts: $directory is there; give a new folder" >&2; exit 2; }
+    [ ${#directory} -le 40 ] || # of the 107 that a socket's name may have
+        { echo "netns_hosts: $directory is too long for Ray's sockets; give 40 letters at most" >&2; exit 2; }
     [ "$(id -u)" = 0 ] || { echo "netns_hosts: namespaces need root" >&2; exit 2; }
     mkdir -p "$directory" && chmod 700 "$directory"
     (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$directory/token")
