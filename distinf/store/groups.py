@@ -19,7 +19,7 @@ from distinf.blobs import Blobs
 from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError
 from distinf.store.layout import ITEM_BYTES, Manifest
-from distinf.store.objects import checked_layouts, chunk_sizes, intact, verify_group
+from distinf.store.objects import at_once, checked_layouts, chunk_sizes, intact, verify_group
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -75,9 +75,12 @@ def write_group(
         if not np.isfinite(values).all():
             raise ValueError(f"{group}: array '{name}' has a non-finite value; nothing committed")
     objects = encode(arrays, chunk_rows=chunk_rows)
-    for key, data in objects.items():
-        blobs.put(f"{group}/{key}", data)
-    files = {key: sha256(data) for key, data in objects.items()}
+
+    def write(key: str) -> str:
+        blobs.put(f"{group}/{key}", objects[key])
+        return sha256(objects[key])
+
+    files = dict(zip(objects, at_once(write, objects), strict=True))
     manifest = {"group": group, "files": files, "bytes": sum(map(len, objects.values()))}
     verify_group(blobs, manifest)
     return manifest

@@ -1,6 +1,8 @@
 """The objects of a committed group, each verified as it is read. No array is decoded here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from distinf.blobs import Blobs
 from distinf.digest import sha256
@@ -8,14 +10,27 @@ from distinf.errors import CorruptionError, in_one_line
 from distinf.store.layout import METADATA_BYTES, ArrayLayout, Manifest, layouts
 
 REPAIR = "`distinf verify --repair` makes it again"
+AT_ONCE = 8  # objects written or read at once
 LARGE_BYTES = 64 << 20  # an array of more is allocated once all its chunks are seen to be there
+
+T = TypeVar("T")
 
 
 def verify_group(blobs: Blobs, manifest: Manifest) -> None:
     """Read every object the manifest names; CorruptionError for the first that is not intact."""
     sizes = chunk_sizes(checked_layouts(blobs, manifest))
-    for key in manifest["files"]:
+
+    def read(key: str) -> None:
         intact(blobs, manifest, key, sizes.get(key))
+
+    at_once(read, manifest["files"])
+
+
+def at_once(do: Callable[[str], T], keys: Collection[str]) -> list[T]:
+    """`do` of each key, some at a time: a disk syncs many files in the time of one, and a bucket
+    answers many requests. Raises what the first of the keys raised, after all have ended."""
+    with ThreadPoolExecutor(max(1, min(AT_ONCE, len(keys)))) as threads:
+        return list(threads.map(do, keys))
 
 
 def damage(blobs: Blobs, manifest: Manifest) -> list[str]:
