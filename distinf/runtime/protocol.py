@@ -36,7 +36,8 @@ class RuntimeSettings:
     silent_s    a worker that does not answer for so long is stopped as a process, and a sum that
                 all ranks are in for so long is hung: it is replaced, and its unit tried again
     unit_s      without a report of progress a unit, or a shard of a gang, is hung after three times
-                the longest one so far, and not before this
+                the longest one so far (in proportion, if it has more rows than any), and not
+                before this
     first_unit_s  the same before there is a first one to go by
     collective_timeout_s  for the slowest rank to arrive at a sum; a rank's death is seen at once,
                 so this is for a rank that hangs, and must outlast one shard of one product

@@ -11,6 +11,7 @@ from distinf.errors import Interrupted
 from distinf.runtime import Ledger, Runtime, RuntimeSettings, Unit, open_runtime
 from distinf.runtime.activity import COLLECTIVE, SHARD, UNIT, Activity, Seen
 from distinf.runtime.liveness import Answers, Limits
+from distinf.runtime.worker import Outcome
 from distinf.store import open_root
 from tests.support.bodies import calls, work
 
@@ -23,6 +24,20 @@ def test_a_unit_may_take_three_times_the_longest_like_it_and_at_least_the_floor(
     assert LIMITS.unit(5.0, 0) == 60.0
     assert LIMITS.unit(100.0, 0) == 300.0
     assert LIMITS.unit(100.0, 2) == 1_200.0  # tried again, an honest long one is let be
+
+
+def test_a_unit_of_more_rows_than_any_before_may_take_as_much_longer():
+    """Three queries, done, beside 21 training rows of the same stage."""
+    pytest.importorskip("ray")
+    from distinf.runtime.ray.pool import Pool
+
+    few, many = (Unit("gradients", "key", 0, rows, {"split": f"{rows}"}) for rows in (3, 21))
+    pool = Pool(None, None, {few.id: few, many.id: many}, None, RuntimeSettings(unit_s=60.0))
+    pool._attempts.update([few.id, many.id])
+    assert pool._allowed_s(many, Seen()) == RuntimeSettings().first_unit_s
+    pool._hear(few, Outcome(seconds=30.0))
+    assert pool._allowed_s(few, Seen()) == 90.0
+    assert pool._allowed_s(many, Seen()) == 7 * 90.0
 
 
 def test_a_sum_hangs_once_all_ranks_are_in_it_and_not_while_one_is_on_its_way():

@@ -39,6 +39,7 @@ class Pool:
         self._failed: dict[str, Outcome] = {}  # how a unit failed last
         self._halvings: Counter[str] = Counter()  # of microbatches: by workers killed for memory
         self._longest_s: float | None = None
+        self._most_rows = 1  # of a unit that is done
         self._finished = 0
         self._told: set[str] = set()
 
@@ -87,18 +88,29 @@ class Pool:
             return []
         running = [unit for _, unit in self._running.values() if unit and unit.id in self._open]
         workers = Counter(unit.id for unit in running)
-        before = time.monotonic() - max(LATE_S, LATE * self._longest_s)
-        return [u for u in running if workers[u.id] == 1 and self._began[u.id] < before]
+        now, late_s = time.monotonic(), LATE * self._longest_s
+        return [
+            unit
+            for unit in running
+            if workers[unit.id] == 1
+            and now - self._began[unit.id] > max(LATE_S, late_s * self._times(unit))
+        ]
+
+    def _times(self, unit: Unit) -> float:
+        """As long as the longest so far: in proportion where it has more rows than any of them."""
+        return max(1.0, (unit.stop - unit.start) / self._most_rows)
 
     def _allowed_s(self, unit: Unit | None, _: Seen) -> float:
         if unit is None:
             return math.inf
-        return self._settings.limits.unit(self._longest_s, self._attempts[unit.id] - 1)
+        longest_s = self._longest_s and self._longest_s * self._times(unit)
+        return self._settings.limits.unit(longest_s, self._attempts[unit.id] - 1)
 
     def _hear(self, unit: Unit, outcome: Outcome) -> None:
         if outcome.error is None:
             self._open.remove(unit.id)
             self._longest_s = max(self._longest_s or 0.0, outcome.seconds)
+            self._most_rows = max(self._most_rows, unit.stop - unit.start)
             self._finished += 1
             tell_lowered(outcome, self._told)
             if self._finished % SEGMENT_RECORDS == 0:
