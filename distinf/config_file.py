@@ -6,6 +6,7 @@ Imports nothing heavy, so that a command can say within a moment what it is abou
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from distinf.store import open_root
 
 MOST_NESTED, MOST_VALUES = 50, 1_000_000
 RENAMED = {"beside": "variations"}  # keys of 0.1, and what they are called now
+TUNED_ON = {  # a file of rows alone is fine-tuned on as by configs/sft/smollm.yaml
+    "train": {
+        "epochs": 3, "lr": 1e-3, "batch_size": 8, "evaluation_batch": 8, "selected_epoch": "last"
+    },
+    "gradients": {"tokens_per_batch": 1024},
+}  # fmt: skip
 TASK_NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -83,7 +90,7 @@ def _given(path: str) -> tuple[dict[str, Any], str]:
         return {"task": path}, "."
     file = Path(path)
     if path.removesuffix(".gz").endswith(".jsonl"):
-        return {"task": "sft", "settings": {"data": {"path": path}}}, "."
+        return {"task": "sft", "settings": {"data": {"path": path}}, **deepcopy(TUNED_ON)}, "."
     if not file.suffix and not file.exists():
         raise InputError(
             f"{path}: No such file or directory; give the path of a YAML file, a run's folder, or "

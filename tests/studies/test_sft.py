@@ -12,6 +12,7 @@ pytest.importorskip("peft", reason="needs distinf[llm]")
 
 from distinf.cli import main
 from distinf.config import load, resolve
+from distinf.config_file import read
 from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.gram.asking import query_scores
@@ -162,8 +163,16 @@ def test_a_file_is_scored_for_each_query(tiny, folder, capsys):
     assert "1 and ba" in (folder / "runs/train-score/report/index.html").read_text()
 
 
+def test_a_file_alone_is_tuned_on_as_by_the_configuration_that_is_shipped():
+    shipped = read(str(Path(__file__).parents[2] / "configs/sft/smollm.yaml"), verb="score")
+    alone = read("my_sft.jsonl", verb="score")
+    assert {name: alone[name] for name in ("train", "gradients")} == {
+        name: shipped[name] for name in ("train", "gradients")
+    }
+
+
 def test_scores_by_query_are_those_of_a_later_question(tiny, folder):
-    assert score(tiny, "--set", "train.selected_epoch=last") == 0
+    assert score(tiny) == 0
     (folder / "later.jsonl").write_text((folder / "asked.jsonl").read_text().splitlines()[1] + "\n")
     run = str(folder / "runs/train-score")
     assert main(["query", run, "--queries", "later.jsonl", "--top", "5"]) == 0
