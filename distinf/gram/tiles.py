@@ -116,8 +116,9 @@ def rows_of(
     """[stop - start, N]: some rows of a block's array, its tiles side by side."""
     parts = []
     for unit in slab_units(session.settings, cell, phase, slab):
-        group = open_group(session.blobs, session.manifest(unit))
-        parts.append(np.asarray(array_of(group, key)[start:stop]))
+        manifest = session.manifest(unit)
+        group = open_group(session.blobs, manifest)
+        parts.append(array_of(group, manifest, key).values(start, stop))
     return np.concatenate(parts, axis=-1)
 
 

@@ -25,7 +25,7 @@ from distinf.gram.task import METRICS, Fit, Gang, Shared, Trainable, selected_ep
 from distinf.numerics.checkpointing import recompute_blocks
 from distinf.runtime import Cost, Lever, Resources, Runtime, Unit
 from distinf.runtime.ledger import Record
-from distinf.store import array_of, open_group
+from distinf.store import open_group
 from distinf.tasks.culprit import InHand
 
 NAME = "train"
@@ -251,7 +251,7 @@ def curves(session: Session, unit: Unit) -> dict[str, np.ndarray]:
     """METRICS by epoch, of the cell, and of a retraining by what it kept."""
     name = "/".join(filter(None, (unit.job["cell"], unit.job.get("kept", "")[:8])))
     group = open_group(session.blobs, session.manifest(unit))
-    return {f"{key}/{name}": np.asarray(array_of(group, key)) for key in METRICS if key in group}
+    return {f"{key}/{name}": group[key].values() for key in METRICS if key in group}
 
 
 def fit_summary(fit: Fit) -> dict[str, float]:

@@ -26,7 +26,13 @@ class Folder:
 
     def _path(self, key: str) -> Path:
         """Where the key lies; CorruptionError if that is outside of the folder."""
-        path = Path(self.root, key)
+        path, below = Path(self.root, key), self.root
+        for part in key.split("/"):
+            below = f"{below}/{part}"
+            if part in ("", "..") or os.path.islink(below):
+                break
+        else:
+            return path  # no link and no way up
         folder = os.path.realpath(self.root)
         if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
             raise CorruptionError(f"{key} lies outside of {self.root}, by a link or by its name")

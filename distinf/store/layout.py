@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from distinf.errors import CorruptionError
@@ -37,11 +36,15 @@ FREE |= {"fill_value"}  # which no chunk is ever read as
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """An array's shape and chunks, the last of them whole."""
+    """An array's shape and chunks: some rows each, the last of them as long as the others."""
 
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
-    item_bytes: int
+    dtype: str
+
+    @property
+    def item_bytes(self) -> int:
+        return ITEM_BYTES[self.dtype]
 
     @property
     def bytes(self) -> int:
@@ -53,15 +56,17 @@ class ArrayLayout:
 
     @property
     def chunks(self) -> int:
-        return math.prod(self._counts)
+        if not math.prod(self.shape):
+            return 0
+        return -(-self.shape[0] // self.chunk[0]) if self.shape else 1
 
-    @property
-    def _counts(self) -> tuple[int, ...]:
-        return tuple(-(-size // side) for size, side in zip(self.shape, self.chunk, strict=True))
+    def chunk_place(self, number: int) -> list[str]:
+        """Its place on the grid, as its key has it."""
+        return [str(number), *["0"] * (len(self.shape) - 1)] if self.shape else []
 
     def chunk_keys(self) -> Iterable[str]:
-        for place in product(*map(range, self._counts)):
-            yield "/".join(["c", *map(str, place)])
+        for number in range(self.chunks):
+            yield "/".join(["c", *self.chunk_place(number)])
 
 
 def is_inside(name: Any) -> bool:
@@ -162,7 +167,9 @@ def _layout(found: Mapping[str, Any]) -> ArrayLayout | None:
         return None
     if not _sides(shape, least=0) or not _sides(chunk, least=1):
         return None
-    return ArrayLayout(tuple(shape), tuple(chunk), ITEM_BYTES[dtype])
+    if chunk[1:] != [max(1, side) for side in shape[1:]]:
+        return None
+    return ArrayLayout(tuple(shape), tuple(chunk), dtype)
 
 
 def _sides(value: list[Any], least: int) -> bool:

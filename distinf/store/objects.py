@@ -48,18 +48,11 @@ def damage(blobs: Blobs, manifest: Manifest) -> list[str]:
     return found
 
 
-def checked_layouts(
-    blobs: Blobs, manifest: Manifest, metadata: dict[str, bytes] | None = None
-) -> dict[str, ArrayLayout]:
-    """The group's arrays, all of whose bytes are there: of large ones every chunk's size.
-
-    What was read for it is put into `metadata`, by key.
-    """
-    seen = {} if metadata is None else metadata
+def checked_layouts(blobs: Blobs, manifest: Manifest) -> dict[str, ArrayLayout]:
+    """The group's arrays, all of whose bytes are there: of large ones every chunk's size."""
 
     def read(key: str) -> bytes:
-        seen[key] = intact(blobs, manifest, key, METADATA_BYTES, most=True)
-        return seen[key]
+        return intact(blobs, manifest, key, METADATA_BYTES, most=True)
 
     found = layouts(manifest, read)
     for name, array in found.items():

@@ -8,7 +8,7 @@ import numpy as np
 
 from distinf.blobs import Blobs
 from distinf.errors import SEE, CorruptionError
-from distinf.store.groups import open_group
+from distinf.store.groups import Stored, open_group
 
 OPEN_UNITS = 1_024  # units whose arrays stay open, about 11 kB each: no metadata is read twice
 
@@ -20,7 +20,7 @@ class Rows:
         """`units`: (start, stop, manifest) of each committed unit, any order."""
         self._blobs = blobs
         self._units = sorted(units, key=lambda unit: unit[0])
-        self._open: dict[int, dict[str, Any]] = {}
+        self._open: dict[int, dict[str, Stored]] = {}
         self._kinds: Any = None  # of the first unit's arrays, by name: a row's shape, and its dtype
         expected = 0
         for start, stop, _ in self._units:
@@ -39,7 +39,7 @@ class Rows:
         for owner, (start, stop, _) in enumerate(self._units):
             arrays = self._arrays(owner)
             for name in sorted(arrays) if names is None else names:
-                values = np.asarray(self._named(arrays, name)[...])
+                values = self._named(arrays, name).values()
                 if name not in found:
                     found[name] = np.empty((self._count, *values.shape[1:]), dtype=values.dtype)
                 found[name][start:stop] = values
@@ -56,13 +56,13 @@ class Rows:
             places = np.flatnonzero(owners == owner)
             inside = ids[places] - self._starts[owner]
             for name, array in self._arrays(int(owner)).items():
-                values = array.oindex[np.sort(inside)]
+                values = array.take(np.sort(inside))
                 if name not in taken:
                     taken[name] = np.empty((len(ids), *values.shape[1:]), dtype=values.dtype)
                 taken[name][places[np.argsort(inside, kind="stable")]] = values
         return taken
 
-    def _arrays(self, owner: int) -> dict[str, Any]:
+    def _arrays(self, owner: int) -> dict[str, Stored]:
         """A unit's arrays, opened; the first opened of too many are let go."""
         if owner not in self._open:
             if len(self._open) == OPEN_UNITS:
@@ -71,15 +71,15 @@ class Rows:
         return self._open[owner]
 
     @staticmethod
-    def _named(arrays: Mapping[str, Any], name: str) -> Any:
+    def _named(arrays: Mapping[str, Stored], name: str) -> Stored:
         if name not in arrays:
             raise CorruptionError(f"no array '{name}' was committed; {SEE}")
         return arrays[name]
 
-    def _checked(self, owner: int) -> dict[str, Any]:
+    def _checked(self, owner: int) -> dict[str, Stored]:
         """The unit's arrays; CorruptionError unless they are its rows of what the first has."""
         start, stop, manifest = self._units[owner]
-        arrays = dict(open_group(self._blobs, manifest).arrays())
+        arrays = open_group(self._blobs, manifest)
         rows = {name: array.shape[:1] for name, array in arrays.items()}
         kinds = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
         if self._kinds is None:

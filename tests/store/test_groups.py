@@ -4,12 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from distinf.errors import CorruptionError, InputError
-from distinf.store import Blobs, Rows, groups, open_root, read_group, verify_group, write_group
+from distinf.store import (
+    Blobs,
+    Rows,
+    groups,
+    open_group,
+    open_root,
+    read_group,
+    verify_group,
+    write_group,
+)
 from distinf.store import rows as rows_module
 from distinf.store.groups import encode
 
@@ -43,6 +53,28 @@ def test_arrays_come_back_bit_for_bit(blobs):
     for name, values in written.items():
         assert found[name].dtype == values.dtype
         assert np.array_equal(found[name], values)
+
+
+def test_plain_zarr_reads_it_too(tmp_path):
+    written = {**sample(), "flags": np.arange(50) % 3 == 0, "phase": np.full((9, 2), 1 - 2j)}
+    write_group(open_root(str(tmp_path)), "data.zarr/u/1", written, chunk_rows=24)
+    found = zarr.open_group(tmp_path / "data.zarr/u/1", mode="r", zarr_format=3)
+    assert set(found.array_keys()) == written.keys()
+    for name, values in written.items():
+        assert found[name].dtype == values.dtype
+        assert np.array_equal(found[name][...], values)
+
+
+@given(st.lists(st.integers(0, 49), max_size=60), st.integers(0, 60), st.integers(0, 60))
+@settings(max_examples=40)
+def test_rows_of_an_array_are_those_of_it_whole(rows, start, stop):
+    blobs, values = open_root("memory://rows"), np.arange(150_000).reshape(50, 3_000)
+    manifest = write_group(blobs, "g", {"x": values}, chunk_rows=7)
+    found = open_group(blobs, manifest)["x"]
+    assert found.layout.chunks == 8
+    rows = np.sort(np.array(rows, dtype=np.int64))
+    assert np.array_equal(found.take(rows), values[rows])
+    assert np.array_equal(found.values(start, stop), values[start:stop])
 
 
 def test_all_zero_chunks_are_stored(blobs):
