@@ -39,5 +39,5 @@ def _pictures(request):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distinf.report.svg.export", lambda figure, name, title: BLANK)
+        patch.setattr("distinf.report.svg.picture", lambda name, title, draw: BLANK)
         yield

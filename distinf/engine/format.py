@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from distinf.config_file import parsed
 from distinf.errors import CorruptionError, InputError
 from distinf.naming import CONFIG
 from distinf.runtime import Agenda
@@ -33,7 +34,7 @@ def refuse_other_format(blobs: Any) -> None:
 def _provenance(blobs: Any) -> Mapping[str, Any]:
     for read in (Agenda(blobs).config, lambda: blobs.get(CONFIG)):
         try:
-            stored = yaml.safe_load(read())
+            stored = parsed(read())
         except (KeyError, CorruptionError, OSError, ValueError, RecursionError, yaml.YAMLError):
             continue
         record = stored.get("provenance") if isinstance(stored, dict) else None

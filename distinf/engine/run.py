@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from distinf.config import METHOD, RunConfig, dump, load
-from distinf.config_file import todays
+from distinf.config_file import parsed, todays
 from distinf.engine import board, running
 from distinf.engine.fingerprint import fingerprint, provenance
 from distinf.engine.format import refuse_other_format
@@ -204,7 +204,7 @@ def stored_provenance(blobs: Blobs) -> Mapping[str, Any] | None:
 def _provenance_in(config: bytes, name: str) -> Mapping[str, Any] | None:
     """None if it has none, as it is not of a run; CorruptionError if it is no configuration."""
     try:
-        stored = yaml.safe_load(config)
+        stored = parsed(config)
     except (yaml.YAMLError, ValueError, RecursionError):
         stored = None
     found = stored.get("provenance") if isinstance(stored, dict) else False

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from distinf.config_file import parsed
 from distinf.engine.session import Session
 from distinf.errors import SEE, CorruptionError
 from distinf.naming import CONFIG
@@ -77,7 +78,7 @@ def provenance_of(session: Session) -> Provenance:
     """From the run's configuration; CorruptionError if there is none that can be read."""
     text = _configuration(session)
     try:
-        stored: dict[str, Any] = yaml.safe_load(text) or {}
+        stored: dict[str, Any] = parsed(text) or {}
     except yaml.YAMLError:
         raise CorruptionError(f"{CONFIG} is not a run's configuration; {SEE}") from None
     record = stored.get("provenance") or {}

@@ -1,10 +1,10 @@
 """One unit's arrays as one Zarr group: written whole, read back, and verified on every read.
 
-zarr encodes, and any reader of Zarr v3 decodes; here a chunk, which is rows of raw numbers, is
-read without it, in a fifth of the time. The bytes travel through `Blobs`. A reader is given the
-manifest from a commit record, never a listing: an object that the manifest names must be there with
-its sha256 (plain zarr would read a missing chunk as zeros), and one that it does not name is not
-read. What the objects may be is checked first (see `layout`).
+zarr writes the metadata, as any reader of Zarr v3 has it; a chunk, which is rows of raw numbers,
+is read without zarr, in a tenth of the time. The bytes travel through `Blobs`. A reader is given
+the manifest from a commit record, never a listing: an object that the manifest names must be there
+with its sha256 (plain zarr would read a missing chunk as zeros), and one that it does not name is
+not read. What the objects may be is checked first (see `layout`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

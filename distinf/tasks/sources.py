@@ -10,8 +10,8 @@ import ast
 import site
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator
-from functools import cache
+from collections.abc import Collection
+from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -64,13 +64,19 @@ def digest_of(name: str) -> str:
     return _digest(str(spec.origin)) if spec is not None and spec.origin else ABSENT
 
 
-def _imports(name: str, spec: ModuleSpec) -> Iterator[str]:
+def _imports(name: str, spec: ModuleSpec) -> tuple[str, ...]:
     """The modules that a module's file names, and the packages that they are in."""
     package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+    return _named_in(Path(str(spec.origin)).read_bytes(), package)
+
+
+@lru_cache(4096)
+def _named_in(source: bytes, package: str) -> tuple[str, ...]:
     try:
-        tree = ast.parse(Path(str(spec.origin)).read_bytes())
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return  # told when it is imported
+        return ()  # told when it is imported
+    found: list[str] = []
     for node in ast.walk(tree):
         named: list[str] = []
         if isinstance(node, ast.Import):
@@ -85,7 +91,8 @@ def _imports(name: str, spec: ModuleSpec) -> Iterator[str]:
                 named = [first.value]
         for full in filter(None, named):
             parts = full.split(".")
-            yield from (".".join(parts[:k]) for k in range(1, len(parts) + 1))
+            found += (".".join(parts[:k]) for k in range(1, len(parts) + 1))
+    return tuple(dict.fromkeys(found))
 
 
 def _is_import(function: ast.expr) -> bool:
@@ -123,8 +130,13 @@ def _is_own(origin: str | None) -> bool:
     """Whether a file is of no installed distribution, nor of Python itself."""
     if origin is None or not Path(origin).is_file():
         return False
+    return not _lies_installed(origin)
+
+
+@cache
+def _lies_installed(origin: str) -> bool:
     lies = Path(origin).resolve()
-    return not any(lies.is_relative_to(folder) for folder in _installed())
+    return any(lies.is_relative_to(folder) for folder in _installed())
 
 
 @cache
