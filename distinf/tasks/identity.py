@@ -22,6 +22,7 @@ from distinf.errors import InputError
 from distinf.numerics.rounding import rounding_of
 from distinf.numerics.undisturbed import undisturbed
 from distinf.tasks.task import SPLITS, GeneratingTask, StoredTask, Task, error_context
+from distinf.tasks.warm import looking
 
 MODEL, LOSS = "model()", "loss "  # names, and the beginning of names, of what a model is needed for
 SAMPLED = 64  # entries of one parameter
@@ -80,7 +81,7 @@ def seen_model(task: Task, model: nn.Module | None = None) -> dict[str, str]:
     if not has_own_rows(task) or getattr(task, "lacks_model", False):
         return {}
     if model is None:
-        with error_context("model()"):
+        with error_context("model()"), looking():
             model = task.model()
     found = {MODEL: sha256(*_entries(model))}
     try:

@@ -18,6 +18,7 @@ from distinf.naming import refuse_names
 from distinf.numerics.batches import rows as batch_rows
 from distinf.tasks.identity import rows_of
 from distinf.tasks.task import SPLITS, Shapes, Task, Wording, check_losses, error_context, kind_of
+from distinf.tasks.warm import looking
 
 BY_SPLIT = ("truncated", "empty", "texts_shared_with_train", "largest_class")
 
@@ -33,7 +34,7 @@ def rehearse(task: Task) -> nn.Module:
         raise InputError(
             "task: one training row has no others to be ranked among; give two or more"
         )
-    with error_context("model()"):
+    with error_context("model()"), looking():
         model = task.model()
     if not isinstance(model, nn.Module):
         raise InputError(f"task: model() returned {kind_of(model)}, not a torch.nn.Module")

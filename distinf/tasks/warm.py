@@ -1,10 +1,12 @@
 """What a process keeps between units, cells and runs because it takes long to make: weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Made = TypeVar("Made")
 _KEPT: dict[Any, Any] = {}
+_LOOKING: list[None] = []
 
 
 def kept(key: Any, make: Callable[[], Made]) -> Made:
@@ -19,3 +21,18 @@ def kept(key: Any, make: Callable[[], Made]) -> Made:
 def let_go() -> None:
     """For a process that computes nothing more itself."""
     _KEPT.clear()
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Models that are made meanwhile are tried out and not trained: see `is_looking`."""
+    _LOOKING.append(None)
+    try:
+        yield
+    finally:
+        _LOOKING.pop()
+
+
+def is_looking() -> bool:
+    """Whether a model that is made now may share all of its weights with what is kept."""
+    return bool(_LOOKING)

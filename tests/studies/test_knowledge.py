@@ -27,6 +27,7 @@ from distinf.numerics.tuning import Tuning, first_order, losses_of, of_pieces, p
 from distinf.studies.knowledge import task as knowledge
 from distinf.studies.knowledge.domains import domains, word
 from distinf.studies.knowledge.task import Knowledge, of_like_lengths, packed, task, token_loss
+from distinf.tasks.rehearsal import rehearse
 from tests.support.causal import write_causal
 from tests.support.runs import silent
 from tests.support.tuned import all_together
@@ -354,6 +355,19 @@ def test_claims_are_first_sentences_of_other_abstracts_in_each_draw(tmp_path):
     assert all(text.startswith("We show ") and text.endswith("{x}.") for (text,) in first.values())
     with pytest.raises(InputError, match="no 'random_claim_100' among"):
         domains("", ["random_claim_100"], str(file))
+
+
+def test_a_model_that_is_only_tried_out_takes_no_memory_of_its_own(tiny):
+    def places(model):
+        return {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+
+    mine = statements(tiny)
+    frozen = mine._language.model(frozen=True).requires_grad_(False)
+    tried, own = rehearse(mine), mine.model()
+    assert places(tried) == places(frozen)
+    assert not set(places(own).values()) & set(places(tried).values())
+    for model, trained in ((tried, True), (own, True), (frozen, False)):
+        assert {parameter.requires_grad for parameter in model.parameters()} == {trained}
 
 
 def test_adapters_alone_are_tuned_where_that_is_asked_for(tiny):

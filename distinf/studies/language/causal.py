@@ -14,6 +14,7 @@ from distinf.errors import InputError
 from distinf.studies.language.pretrained import base_of, loading, own, positions
 from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import Pretrained
+from distinf.tasks.warm import is_looking
 
 # hub id -> its configuration, whose defaults it has: a plan needs no network
 KNOWN = {"microsoft/Phi-3-mini-4k-instruct": "phi3"}
@@ -39,13 +40,16 @@ class CausalModel:
 
     def model(self, frozen: bool = False) -> Any:
         """The pretrained model, in evaluation mode; one of its own for every call, but for its
-        weights where they stay frozen (quantised ones do)."""
+        weights where they stay frozen (quantised ones do), or the model is only looked at."""
         if isinstance(self.tokenizer, Assumed):
             _loaded_tokenizer(self.settings)  # says what is missing
         base = base_of(self.settings, None, lambda: _loaded(self.settings))
         if frozen or self.settings.quantise != "none":
             return own(base)
-        return copy.deepcopy(base).requires_grad_()  # models of adapters froze what they share
+        shared = {id(p): nn.Parameter(p.detach()) for p in base.parameters() if is_looking()}
+        # Models of adapters froze what they share.
+        made: nn.Module = copy.deepcopy(base, shared).requires_grad_()
+        return made
 
     def skeleton(self) -> Any:
         """Its names and shapes on the meta device, from its configuration."""
