@@ -23,6 +23,7 @@ from tests.gram.test_gram_route import agree, dense, expected_scores
 from tests.support import words_task
 
 ESTIMATORS = [*BLOCKWISE, JOINT, *OF_WORDS]
+OFTEN = ("tracin", "datainf", "ekfac", JOINT)
 CANDIDATES, POISON = 21, 3  # one of them has no finite gradient
 OTHERS = [("rows", CANDIDATES), ("poison", POISON)]
 
@@ -100,7 +101,10 @@ def wanted_scores(run, cell, estimator, group):
     return sum(parts) / len(parts)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(
+    "estimator",
+    [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.slow]) for name in ESTIMATORS],
+)
 def test_scores_are_the_dense_ones_with_the_curvature_of_the_runs_rows(run, estimator):
     cells = list(run.outline.cells.values())
     assert {narrow(cell, b) for cell in cells for b in cell.blocks.dense} == {True, False}

@@ -59,7 +59,7 @@ def agree(got, wanted, how):
         assert np.abs(got - wanted).mean() <= 0.02 * abs(wanted).mean()
 
 
-@pytest.mark.parametrize("unit", [SMALL, LARGE])
+@pytest.mark.parametrize("unit", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)])
 def test_the_unit_of_the_loss_changes_no_score_but_dot_products(ordinary, tmp_path, unit):
     found = scores_in(tmp_path / "run", [unit])
     for (estimator, group, how), wanted in ordinary.items():

@@ -386,6 +386,7 @@ def test_text_from_data_and_config_is_escaped(document):
     assert "$x_1$" in parsed.text
 
 
+@pytest.mark.slow
 def test_same_findings_same_bytes_in_another_process():
     code = "from tests.support.gram_findings import findings;"
     code += "from tests.report.test_gram_page import render;"

@@ -51,7 +51,7 @@ def test_a_truncated_inverse_contradicts_a_refined_solve_before_anything_runs(tm
 @pytest.mark.parametrize(
     ("scaling", "damping", "said"),
     [("paper", 1e-3, "which turns the sign of their scores"),
-     ("mean", 1e-3, "which leaves them without a score"),
+     pytest.param("mean", 1e-3, "which leaves them without a score", marks=pytest.mark.slow),
      ("mean", 10.0, "")],
 )  # fmt: skip
 def test_newfluence_is_warned_of_where_denominators_are_not_positive(

@@ -152,6 +152,9 @@ def test_a_bug_of_ours_is_no_bad_input_and_not_resumable(runtime, root):
     assert raised.value.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "runtime", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_gang_whose_rank_fails_twice_in_the_same_way_stops(runtime, root):
     scripted = work(root, "ordered_mean", **{"0": {f"before{n}": "fail" for n in range(1, 5)}})
     with pytest.raises(InputError, match=r"task: bodies failed at .*scripted failure"):

@@ -58,7 +58,7 @@ def run(out: Path, complement: str, **changes):
 BOTH = {"settings": {"pool": "both"}, "train": {"rows": OWN}, "gradients": {"candidates": "all"}}
 
 
-@pytest.fixture(scope="module", params=["none", "mean"])
+@pytest.fixture(scope="module", params=[pytest.param("none", marks=pytest.mark.slow), "mean"])
 def two(request, tmp_path_factory):
     """A run, and one whose training split had the candidates from the start."""
     folder = tmp_path_factory.mktemp(request.param)

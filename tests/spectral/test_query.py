@@ -42,7 +42,7 @@ def run(out: Path, complement: str, **changes):
     return execute(resolve(raw), lambda *_: nullcontext())
 
 
-@pytest.fixture(scope="module", params=["none", "mean"])
+@pytest.fixture(scope="module", params=[pytest.param("none", marks=pytest.mark.slow), "mean"])
 def two(request, tmp_path_factory):
     """A run of 64 evaluation rows, and one that had the six others from the start."""
     folder = tmp_path_factory.mktemp(request.param)

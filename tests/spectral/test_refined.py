@@ -91,6 +91,7 @@ def test_the_cost_and_what_the_others_are_is_said(finished):
     assert told.split(", beside")[0] in finished.blobs.get("report/index.html").decode()
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_two_solves_ends_with_the_same_bits(finished, tmp_path):
     """The second solve goes on from the directions of the first, read from its record."""
     config = points_config(tmp_path / "run", **POSITIVE)

@@ -98,7 +98,10 @@ def test_queries_in_parts_are_as_all_at_once(finished, monkeypatch):
             marks=pytest.mark.slow,
         ),
         ("normed", {}, "losses in training are not those of evaluation (dropout, batch norms"),
-        ("task", {"precision": "bfloat16"}, "needs a run of train.precision: float32"),
+        pytest.param(
+            *("task", {"precision": "bfloat16"}, "needs a run of train.precision: float32"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_training_that_cannot_be_unrolled_is_refused_before_any(
@@ -112,6 +115,7 @@ def test_a_training_that_cannot_be_unrolled_is_refused_before_any(
     assert not (tmp_path / "run/ledger/retrain").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_elsewhere_is_refused(tmp_path, capsys):
     """A model that is another one at each step, which no single step shows."""
     run_points(tmp_path / "run", task="tests.support.blobs_task:drifting")

@@ -45,7 +45,7 @@ def scored(base: Path, ranking: str, queries: str = ""):
     return ask(run, changes, lambda *_: nullcontext(), candidates=pool, ranking=ranking, top=2)
 
 
-@pytest.mark.parametrize("queries", ["", "new.csv"])
+@pytest.mark.parametrize("queries", ["", pytest.param("new.csv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_copy_of_a_training_row_has_that_rows_score(base, estimator, queries):
     (answer,) = scored(base, f"{estimator}/all", queries).answers

@@ -88,7 +88,17 @@ def ranked(out, kind, **changes):
 CHOSEN = {"several": "vmap", "tied": "vmap", "rows one by one": "vmap"}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mixing"])
+OFTEN = ("linear", "conv", "several")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in OFTEN else [pytest.mark.slow])
+        for kind in KINDS
+        if kind != "mixing"
+    ],
+)
 def test_every_method_ranks_every_kind_of_layer_alike_or_names_one_that_does(kind, tmp_path):
     expected, method = ranked(tmp_path / "loop", kind, gradients={"method": "loop"})
     assert method == "loop"

@@ -103,6 +103,7 @@ def test_losses_may_differ_by_rounding_between_processes():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_worker_with_other_rows_than_the_driver_is_refused(tmp_path, capsys):
     workers = ["--set", "runtime.workers=1", "--set", "runtime.dashboard=false"]
     out = str(tmp_path / "run")

@@ -89,6 +89,7 @@ def test_ours_are_covered_where_they_are_no_installed_distribution():
     assert len(sources("receiver:x")["distinf"]) > len("0.0.0+")
 
 
+@pytest.mark.slow
 def test_a_module_of_a_computed_name_is_refused_too_once_it_was_changed(folder):
     def run(accept=()):
         return run_points(folder / "run", accept=accept, task="mine:task")
