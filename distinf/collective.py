@@ -4,18 +4,22 @@ Work is cut into a fixed number of logical shards; a rank owns a contiguous rang
 Shape legend: S logical shards owned by a rank, X any shape.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 class Collective:
-    """A gang of `size` ranks. Every rank calls the same methods in the same order.
+    """A gang of `size` ranks. Every rank calls the same methods in the same order. `share`: ids of
+    the units that are this gang's, beside others; None: all.
 
     Of more than one rank it is a subclass with `all_reduce`, `all_gather` and `barrier` of its own.
     """
 
     rank = 0
     size = 1
+    share: Sequence[str] | None = None
 
     def owned(self, shards: int) -> range:
         """This rank's shards."""

@@ -179,6 +179,23 @@ def test_rows_are_read_by_who_works_on_them_or_once(tmp_path):
     assert speeds.row_bytes(large, work) == (4800.0, {"rows of evaluation": 64.0})
 
 
+def test_trainings_by_gangs_go_side_by_side_as_workers_allow(tmp_path):
+    zero = {"zero_optimization": {"stage": 2}}
+    train = {"epochs": 3, "batch_size": 10, "devices": 2, "deepspeed": zero}
+    session = gram_session(tmp_path, train=train)  # two cells of 60 rows, 2 x 12 evaluated
+    flat = replace(FLAT, network=1e9, start_s=0.0)
+    for workers, at_once in ((1, 1), (2, 1), (3, 1), (4, 2), (9, 2)):
+        found = staged(staging.stage_plans(session, workers, lambda _: flat))["train"]
+        ranks = min(workers, 2)
+        one = (3 * 60 + 3 * 24) / ranks
+        assert found.seconds == pytest.approx(2 * one / at_once + 0.5, rel=1e-3)
+        assert found.workers == ranks * at_once
+        summed = 2 * 3 * 6 * 2 * 4.0 * 86  # two cells, 3 epochs of 6 steps, both ways
+        rest = found.read + found.bytes
+        assert found.network - rest == pytest.approx((ranks - 1) * summed, abs=1e-3)
+        assert found.asked.most == 4
+
+
 def test_tiles_are_read_from_the_gradients_and_the_scores_from_the_tiles(tmp_path):
     session = gram_session(tmp_path)  # 60 rows, 12 queries; slab 0 is 36 wide, in float32
     found = {}

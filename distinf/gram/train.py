@@ -101,13 +101,15 @@ def train(
     session: Session, runtime: Runtime, stage: str, wanted: Sequence[Unit],
     resources: Resources | None = None,
 ) -> None:  # fmt: skip
-    """Each training on a worker of its own, or, with DeepSpeed, one after the other by a gang."""
+    """Each training on a worker of its own, or, with DeepSpeed, by a gang, as many gangs at once as
+    there are workers for."""
     work = partial(session.work, f"distinf.gram.{stage}:body")
     if not session.settings.train.deepspeed:
         runtime.pool(work(), wanted, session.ledger(stage), resources)
     elif len(session.done(wanted)) < len(wanted):
         together = session.work(f"distinf.gram.{stage}:gang")
-        runtime.gang(together, session.settings.train.devices, session.ledger(stage))
+        devices, ledger = session.settings.train.devices, session.ledger(stage)
+        runtime.gang(together, devices, ledger, wanted)
 
 
 def gang_size(settings: StageSettings) -> int | None:
@@ -160,13 +162,16 @@ def fitted_together(
     wanted: Sequence[Unit],
     rows_of: Callable[[Unit], np.ndarray],
 ) -> Iterator[tuple[Unit, Fit]]:
-    """On every rank: train those that are not committed, in order, and give each to rank 0."""
+    """On every rank: train those of the gang's that are not committed, in order, and give each to
+    rank 0."""
     devices = session.settings.train.devices
     if collective.size != devices:
         raise Interrupted(
             f"train.devices: {devices} workers share a training and {collective.size} are there; "
             "run the same command when the others are back, or begin a run with fewer"
         )
+    if collective.share is not None:
+        wanted = [unit for unit in wanted if unit.id in collective.share]
     for unit, is_done in zip(wanted, done_for_all(session, collective, wanted), strict=True):
         folder = f"{CHECKPOINTS}/{unit.id}"
         if not is_done:

@@ -101,9 +101,10 @@ def _asked(
     on_gpu = on_gpus(runtime) or (resources.num_gpus > 0 and runtime.kind == "ray")
     demands = dict.fromkeys(demand(cost, base, session.kept_rows(), on_gpu) for cost in costs)
     ranks = stage.ranks(session.settings) if stage.ranks else None
+    shards = stage.shards(session.settings) if stage.shards else None
     return Asked(
         stage=running.part_of(session, stage).title,
-        most=ranks or (stage.shards(session.settings) if stage.shards else len(costs)),
+        most=ranks * len(costs) if ranks else shards or len(costs),
         resources=resources,
         gpu_setting="actions.resources_gpus" if jobs else "runtime.num_gpus",
         demands=tuple(demands),
@@ -123,18 +124,20 @@ def _stage_plan(
 ) -> StagePlan:
     """`had`: of what the run's workers have loaded, how many have it; this stage's is added."""
     shards = stage.shards(session.settings) if stage.shards else None
-    shards = stage.ranks(session.settings) if stage.ranks else shards
-    useful = max(1, min(workers, len(costs) if shards is None else shards))
+    ranks = stage.ranks(session.settings) if stage.ranks else None
+    size = ranks or shards or 1
+    of_gang = max(1, min(workers, size))
+    at_once = 1 if shards and not ranks else max(1, min(workers // of_gang, len(costs)))
+    useful = of_gang * at_once
     # Of a gang the rank that owns most shards is waited for, then rank 0 commits.
-    share = 1.0 if shards is None else -(-shards // useful) / shards
+    share = -(-size // of_gang) / size
     units = [speeds.unit_parts(cost, share) for cost in costs]
     times = [sum(unit.values()) for unit in units]
-    at_once = useful if shards is None else 1
     parts = {name: sum(unit[name] for unit in units) / at_once for name in PARTS}
     seconds = makespan(times, at_once)
-    rows, loaded = _reads(session.outline, costs, useful, at_once == 1, had)
+    rows, loaded = _reads(session.outline, costs, useful, of_gang, had)
     read, stored = sum(cost.read for cost in costs) + rows + loaded, sum(c.bytes for c in costs)
-    moved = read + stored + (useful - 1) * sum(cost.summed for cost in costs)
+    moved = read + stored + (of_gang - 1) * sum(cost.summed for cost in costs)
     network = moved if speeds.network < math.inf else 0.0
     load_s = loaded / useful / READ_BYTES_S
     network_s = network / useful / speeds.network
@@ -162,10 +165,10 @@ def _stage_plan(
 
 
 def _reads(
-    outline: Any, costs: Sequence[Cost], workers: int, by_all: bool, had: Counter[str]
+    outline: Any, costs: Sequence[Cost], workers: int, of_gang: int, had: Counter[str]
 ) -> tuple[float, float]:
-    """Bytes of rows that units read, and of what their workers load; a unit is one worker's, or
-    shared by all of them. `had` counts the workers that have it, and those that get it here."""
+    """Bytes of rows that units read, and of what their workers load, of which `of_gang` share each
+    unit. `had` counts the workers that have it, and those that get it here."""
     read, loaded, sizes, units = 0.0, 0.0, dict[str, float](), Counter[str]()
     for cost in costs:
         rows, kept = row_bytes(outline, cost.work)
@@ -173,7 +176,7 @@ def _reads(
         sizes |= {**cost.loaded, **kept}
         units.update([*cost.loaded, *kept])
     for name, size in sizes.items():
-        new = max(0, (workers if by_all else min(workers, units[name])) - had[name])
+        new = max(0, min(workers, of_gang * units[name]) - had[name])
         had[name] += new
         loaded += size * new
     return read, loaded

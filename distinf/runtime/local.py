@@ -27,7 +27,11 @@ class LocalRuntime:
             self._attempt(unit.describe(), lambda n, unit=unit: self._ready().run(work, unit, n))
         ledger.seal_full_segments()
 
-    def gang(self, work: Work, ranks: int, ledger: Ledger | None = None) -> Any:
+    def gang(
+        self, work: Work, ranks: int, ledger: Ledger | None = None, units: Sequence[Unit] = ()
+    ) -> Any:
+        if units and ledger and {unit.id for unit in units} <= ledger.committed_ids():
+            return None
         timeout_s = self._settings.collective_timeout_s
         return self._attempt(
             work.title, lambda _: self._ready().run_rank(work, 0, 1, "", timeout_s)

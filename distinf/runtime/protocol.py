@@ -128,12 +128,16 @@ class Runtime(Protocol):
         Each once (by id), on workers of the given (or usual) resources.
         """
 
-    def gang(self, work: Work, ranks: int, ledger: Ledger | None = None) -> Any:
+    def gang(
+        self, work: Work, ranks: int, ledger: Ledger | None = None, units: Sequence[Unit] = ()
+    ) -> Any:
         """Run the body on every rank at once -> rank 0's JSON-able return value.
 
         If a rank dies all are stopped, and the gang starts again from what is committed; with a
         ledger, only attempts that committed nothing count against `attempts`.
         `ranks` is the most that can be used; 0 means as many as there are workers.
+        `units`: are shared out among as many gangs as there are workers for (Collective.share);
+        one that fails is stopped alone, and what is left shared out anew when all have ended.
         """
 
     def blind_nodes(self, path: str) -> list[str]:

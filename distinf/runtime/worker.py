@@ -147,14 +147,16 @@ class Worker:
             return self._guard(call, work.title)
 
     def run_rank(
-        self, work: Work, rank: int, size: int, address: str, timeout_s: float, halvings: int = 0
-    ) -> Outcome:
-        """The body as one rank of a gang."""
+        self, work: Work, rank: int, size: int, address: str, timeout_s: float, halvings: int = 0,
+        share: Sequence[str] | None = None,
+    ) -> Outcome:  # fmt: skip
+        """The body as one rank of a gang; share: see Collective."""
 
         def call() -> Any:
             shared = self.device().type == "cpu" or self._gpus < 1  # NCCL wants a GPU for each rank
             backend = "gloo" if shared else "nccl"
             collective = join_group(rank, size, address, backend=backend, timeout_s=timeout_s)
+            collective.share = share
             try:
                 name, state = f"g-{uuid.uuid4().hex[:8]}", self._prepared(work)
                 MICROBATCHES.begin(halvings)

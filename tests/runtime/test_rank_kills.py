@@ -32,6 +32,7 @@ RUN = {
     "settings": {"pause_s": 0.01},
     "train": {"steps": 60, "checkpoint_every": 3},
     "curvature": {"steps": 30, "keep": 10, "samples": 240, "probes": 3},
+    "scores": {"complement": "mean"},  # which takes the trace
 }
 
 

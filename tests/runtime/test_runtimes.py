@@ -16,7 +16,7 @@ from distinf.runtime import (
     open_runtime,
 )
 from distinf.store import open_root, read_group
-from tests.support.bodies import calls, work
+from tests.support.bodies import at_once, calls, shared_records, work
 
 pytestmark = pytest.mark.ray
 
@@ -111,6 +111,15 @@ def test_gang_restarts_after_a_rank_raises(runtime, root):
     result = runtime.gang(work(root, "ordered_mean", **{"0": {"before1": "raise"}}), 2)
     assert len(result) == 8
     assert calls(root, "rank0") == 2
+
+
+def test_units_are_shared_out_among_gangs_side_by_side(runtime, root):
+    found = shared_records(runtime, root, 1, seconds=0.2)
+    pids = {record["ranks"][0] for record in found}
+    assert len(pids) == (2 if is_ray(runtime) else 1)
+    if is_ray(runtime):
+        assert at_once(found[0], found[1])
+        assert [r["ranks"] for r in found] == [found[i % 2]["ranks"] for i in range(6)]
 
 
 def test_a_missing_body_is_bad_input(runtime, root):

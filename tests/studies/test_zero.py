@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,12 +17,13 @@ import torch
 from distinf.config import resolve
 from distinf.engine.run import open_session
 from distinf.errors import CorruptionError, InputError
-from distinf.gram import deepspeed, train
+from distinf.gram import data, deepspeed, train
 from distinf.gram.settings import StageSettings, TrainSettings
 from distinf.planning.room import Asked, refuse_few
 from distinf.runtime import Node, Resources, RuntimeSettings, open_runtime
 from distinf.store import open_root
 from distinf.studies.language.saving import Saved
+from tests.support.noisy import tiny_model, write_classes
 from tests.support.runs import ROOT, workers_of
 
 FILES = ROOT / "configs" / "deepspeed"
@@ -245,12 +247,14 @@ def relative(found, wanted):
     return (change / sum(float(np.square(wanted[n]).sum()) for n in names)) ** 0.5
 
 
-@pytest.mark.ray
-@pytest.mark.slow
+def needs_deepspeed(test):
+    lacks = find_spec("deepspeed") is None
+    why = "needs distinf[deepspeed], ninja and a C++ compiler"
+    return pytest.mark.ray(pytest.mark.slow(pytest.mark.skipif(lacks, reason=why)(test)))
+
+
+@needs_deepspeed
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="needs distinf[deepspeed], ninja and a C++ compiler"
-)
 @pytest.mark.parametrize("stage", ["zero2", "zero3", "zero3-offload"])
 def test_a_gang_killed_at_a_random_step_ends_in_the_bits_of_one_that_was_not(
     tiny, alone, cluster, tmp_path, stage
@@ -264,3 +268,33 @@ def test_a_gang_killed_at_a_random_step_ends_in_the_bits_of_one_that_was_not(
     assert relative(whole, alone) < 1e-5
     assert np.allclose(whole["query_loss"], alone["query_loss"], rtol=1e-5)
     assert np.allclose(whole["row_losses"], alone["rows"], rtol=1e-4)
+
+
+@needs_deepspeed
+@pytest.mark.timeout(3600)
+def test_two_gangs_side_by_side_end_in_the_bits_of_one_after_the_other(tmp_path):
+    found = {}
+    for workers in (2, 4):
+        configuration = resolve({
+            "task": "noisy_labels", "out": str(tmp_path / f"{workers}"), "seeds": 3,
+            "data": {"path": write_classes(tmp_path / "rows.csv", ("good", "bad"), rows=48),
+                     "train_rows": 24, "query_rows": 12, "test_rows": 12},
+            "model": {"name": tiny_model(tmp_path / "model", "llama"), "max_length": 12},
+            "runtime": {"kind": "ray", "workers": workers, "num_cpus": 0.5, "timeout_s": 900},
+            "train": {"epochs": 2, "batch_size": 8, "devices": 2,
+                      "deepspeed": str(FILES / "zero2.json")},
+        })  # fmt: skip
+        session = open_session(configuration)
+        cluster = open_runtime(replace(configuration.runtime, silent_s=900))
+        try:
+            data.run(session, cluster)
+            train.run(session, cluster)
+        finally:
+            cluster.close()
+        wanted = [unit for unit, _ in train.units(session.outline)]
+        assert len(wanted) == 3
+        gangs = {session.record(unit)["name"] for unit in wanted}
+        found[workers] = [session.arrays(unit) for unit in wanted], len(gangs)
+    for one, other in zip(found[2][0], found[4][0], strict=True):
+        assert all(np.array_equal(one[n], other[n], equal_nan=True) for n in one)
+    assert (found[2][1], found[4][1]) == (1, 2)

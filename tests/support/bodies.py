@@ -116,6 +116,39 @@ def ordered_mean(state: Mapping[str, Any], collective: Any, attempt: str) -> lis
     return [*total.tolist(), float(collective.size), float(gathered.sum()), float(reduced)]
 
 
+def shared_out(state: Mapping[str, Any], collective: Any, attempt: str) -> int:
+    """A gang body: its share of the units "shared_out" 0 to 5, each committed with who was at it
+    and when; the gang that has unit 0 may die at its nth start."""
+    ledger = Ledger(state["blobs"], "shared_out")
+    wanted = [Unit("shared_out", "key", i, i + 1) for i in range(6)]
+    for unit in wanted:
+        if collective.share is None or unit.id in collective.share:
+            began = time.time()
+            time.sleep(state["script"].get("seconds", 0.0))
+            if collective.rank == 1 and unit.start == 0:
+                _act(state["script"].get("0", {}).get(f"before{_count(state, 'gang0')}"))
+            ranks = collective.all_gather(torch.tensor([float(os.getpid())])).tolist()
+            if collective.rank == 0:
+                about = {"ranks": ranks, "began": began, "ended": time.time()}
+                ledger.commit(unit, 1, about)
+    collective.barrier()
+    return collective.size
+
+
+def shared_records(runtime: Any, root: str, ranks: int, **script) -> list[dict]:
+    """The records of units 0 to 5, which gangs of so many ranks shared."""
+    wanted = [Unit("shared_out", "key", i, i + 1) for i in range(6)]
+    ledger = Ledger(open_root(root), "shared_out")
+    runtime.gang(work(root, "shared_out", **script), ranks, ledger, wanted)
+    runtime.gang(work(root, "shared_out", **script), ranks, ledger, wanted)  # which has nothing
+    records = ledger.read(wanted)
+    return [records[unit.id] for unit in wanted]
+
+
+def at_once(one: dict, other: dict) -> bool:
+    return one["began"] < other["ended"] and other["began"] < one["ended"]
+
+
 def where(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]:
     """Commits what this worker was given."""
     content = {

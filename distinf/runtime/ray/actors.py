@@ -66,6 +66,10 @@ class Actors:
     def __contains__(self, actor: Any) -> bool:
         return actor in self._shapes
 
+    def node(self, actor: Any) -> str:
+        """Where it is."""
+        return self._born.get(actor, ("", None))[0]
+
     def last_seen(self, actor: Any) -> Seen:
         """What it last said it was at."""
         return self._pulses.last(actor)

@@ -47,7 +47,9 @@ class RayRuntime:
             pool.run(resources, self._room(resources))
             ledger.seal_full_segments()
 
-    def gang(self, work: Work, ranks: int, ledger: Ledger | None = None) -> Any:
+    def gang(
+        self, work: Work, ranks: int, ledger: Ledger | None = None, units: Sequence[Unit] = ()
+    ) -> Any:
         resources = self._settings.resources
         self._start()
         attempt = 0
@@ -55,9 +57,13 @@ class RayRuntime:
         halvings = 0  # of microbatches: by ranks killed for memory
         while True:
             attempt += 1
-            before = len(ledger.committed_ids()) if ledger else 0
-            actors = self._gang_actors(resources, ranks)
-            outcome = self._run_gang(work, actors, attempt - 1, halvings)
+            done = ledger.committed_ids() if ledger else set()
+            left, before = [unit.id for unit in units if unit.id not in done], len(done)
+            if units and not left:
+                return None
+            gangs = self._gangs(resources, ranks, len(left) or 1)
+            shares = [left[k :: len(gangs)] if left else None for k in range(len(gangs))]
+            outcome = self._run_gangs(work, gangs, shares, attempt - 1, halvings)
             if outcome.error is None:
                 return outcome.value
             metrics.failed(work.title)
@@ -109,18 +115,23 @@ class RayRuntime:
 
     # -- gangs -----------------------------------------------------------------------------
 
-    def _gang_actors(self, resources: Resources, ranks: int) -> list[Any]:
-        """As many ready actors as ranks, or, when time is up, as many as there are (at least 1)."""
+    def _gangs(self, resources: Resources, ranks: int, most: int) -> list[list[Any]]:
+        """Ready actors for as many gangs of so many ranks as there is room for, at most `most`; of
+        one gang, when time is up, as many as there are (at least 1)."""
         actors = self._actors.warm(resources)
         starting: Calls = {}
         deadline = time.monotonic() + self._settings.timeout_s
         try:
             while True:
                 room = self._room(resources)  # less after a node was lost: don't wait for those
-                wanted = min(ranks or room, room)
+                size = wanted = min(ranks or room, room)
+                if ranks and most > 1:
+                    wanted = max(size, min(most, room // ranks) * ranks)
                 late = time.monotonic() > deadline
                 if len(actors) >= wanted or (actors and late):
-                    return actors[:wanted]
+                    actors.sort(key=self._actors.node)  # a gang's ranks are near each other
+                    ends = range(size, min(len(actors), wanted) + 1, size)
+                    return [actors[end - size : end] for end in ends] or [actors]
                 if late:
                     raise none_started("gang", self._settings)
                 for _ in range(wanted - len(actors) - len(starting)):
@@ -134,43 +145,55 @@ class RayRuntime:
             for actor, _ in starting.values():
                 self._actors.stop(actor)
 
-    def _run_gang(self, work: Work, actors: list[Any], again: int, halvings: int) -> Outcome:
-        """Rank 0's outcome, or a failure after which every rank was stopped."""
+    def _run_gangs(
+        self, work: Work, gangs: list[list[Any]], shares: Sequence[list[str] | None], again: int,
+        halvings: int,
+    ) -> Outcome:  # fmt: skip
+        """The first gang's rank 0's outcome when all have ended, or a failure: every rank of a gang
+        that failed was stopped, and the others went on."""
 
-        def allowed_s(_: int, seen: Seen) -> float:
-            others = [self._actors.last_seen(actor) for actor, _ in running.values()]
+        def allowed_s(label: tuple[int, int], seen: Seen) -> float:
+            same = (actor for actor, (gang, _) in running.values() if gang == label[0])
+            others = [self._actors.last_seen(actor) for actor in same]
             return self._settings.limits.rank(seen, others, again)
 
-        asked = {actors[0].free_address.remote(): (actors[0], 0)}
-        address = Outcome()
+        asked = {actors[0].free_address.remote(): (actors[0], k) for k, actors in enumerate(gangs)}
+        addresses: dict[int, str] = {}
         while asked:
-            for _, _, address in self._actors.finished(asked):
+            for _, k, address in self._actors.finished(asked):
                 if address.error is not None:
                     return address
+                addresses[k] = address.value
         timeout_s = self._settings.collective_timeout_s
         running = {
-            actor.run_rank.remote(work, rank, len(actors), address.value, timeout_s, halvings): (
-                actor,
-                rank,
-            )
+            actor.run_rank.remote(
+                work, rank, len(actors), addresses[k], timeout_s, halvings, shares[k]
+            ): (actor, (k, rank))
+            for k, actors in enumerate(gangs)
             for rank, actor in enumerate(actors)
         }
         result = Outcome()
-        failures: list[Outcome] = []
-        while running and not failures:
-            for _, rank, outcome in self._actors.finished(running, allowed_s):
+        failures: dict[int, list[Outcome]] = {}
+        while running:
+            failed = [*failures]  # the first to fail may have only lost its peer: hear once more
+            if any(o.error in RAISABLE for each in failures.values() for o in each):
+                failed = [*range(len(gangs))]  # none will come further
+            for _, (k, rank), outcome in self._actors.finished(running, allowed_s):
                 tell_lowered(outcome, self._told)
                 if outcome.error is not None:
-                    failures.append(outcome)
-                elif rank == 0:
+                    failures.setdefault(k, []).append(outcome)
+                elif k == rank == 0:
                     result = outcome
-        if not failures:
-            return result
-        if running:  # the first to fail may have only lost its peer: hear the next one too
-            failures += [o for _, _, o in self._actors.finished(running) if o.error is not None]
-        for survivor in actors:  # they would hang in their collective until its time-out
-            self._actors.stop(survivor)
-        return min(failures, key=_remoteness)
+            for k in failed:  # its survivors would hang in their collective until its time-out
+                self._stop(gangs[k])
+                running = {call: at for call, at in running.items() if at[1][0] != k}
+        for k in failures:
+            self._stop(gangs[k])
+        return min((o for each in failures.values() for o in each), key=_remoteness, default=result)
+
+    def _stop(self, actors: list[Any]) -> None:
+        for actor in actors:
+            self._actors.stop(actor)
 
 
 def _remoteness(outcome: Outcome) -> int:
