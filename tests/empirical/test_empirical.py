@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.numerics.randomness import generator
 from distinf.report import maps
+from distinf.report.empirical import figures
 from distinf.report.empirical.figures import pairwise
+from distinf.report.formats import number
 from distinf.studies.fashion_digits.task import cross_entropy
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.runs import silent
@@ -129,6 +132,24 @@ def test_tables_are_of_the_matrix(run):
     assert order[0]["r2"] == pytest.approx(r2)
     stored = np.load(f"{run.blobs.root}/report/influence.npy", allow_pickle=False)
     np.testing.assert_array_equal(stored, measured(run).influence_NE)
+
+
+def test_costs_are_of_the_variations_too(run):
+    *each, total = json.loads(run.blobs.get("report/costs.json"))
+    names = ["base", "rates", "tuning", "adamw: rates", "adamw: tuning"]
+    assert [row["stage"] for row in each] == names
+    assert total["units"] == sum(row["units"] for row in each) == 1 + 2 * (3 + 4)
+
+
+def test_each_picture_of_noise_has_colours_of_its_own(run):
+    """Noisy samples have far larger influences, which would all be of full colour."""
+    canvas, found = Figure(), finite(measured(run))
+    assert figures.blocks(found, canvas) is None
+    titles = [axes.title.get_text() or axes.get_title(loc="left") for axes in canvas.axes]
+    sizes = [np.abs(found.block(*of)) for of in product(("", "0.5"), repeat=2)]
+    wanted = [number(float(np.percentile(size, figures.STRONG))) for size in sizes]
+    assert [title.rpartition(" ")[2] for title in titles] == wanted
+    assert len({*wanted}) == 4
 
 
 def test_the_whole_matrix_is_a_table_whose_heading_says_its_sign(run):

@@ -10,6 +10,7 @@ from distinf.empirical.matrix import Matrix, finite
 from distinf.empirical.measures import drawn, level_name
 from distinf.empirical.task import CLEAN
 from distinf.report import maps, svg
+from distinf.report.formats import number
 from distinf.report.plots import Dot, Panel, rows_of_dots
 from distinf.report.rows import Row
 
@@ -38,17 +39,20 @@ def pairwise(shown: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
 
 
 def blocks(matrix: Matrix, canvas: Canvas) -> bool | None:
-    levels, clean = matrix.levels, matrix.block(CLEAN, CLEAN)
-    if len(levels) < 2 or not len(clean):
+    levels = matrix.levels
+    if len(levels) < 2 or not len(matrix.block(CLEAN, CLEAN)):
         return False
     canvas.set_figheight(2.7 * len(levels) + 0.4)
     panels = canvas.subplots(len(levels), len(levels), squeeze=False)
     for (i, j), axes in np.ndenumerate(panels):
         square = matrix.block(levels[i], levels[j])
+        title = f"{level_name(levels[i])} → {level_name(levels[j])}"
         if square.size:
-            _show(axes, square, _scaled(clean), SHOWN // 3)
+            full = _scaled(square)
+            _show(axes, square, full, SHOWN // 3)
+            title += f", full at {number(full)}"
         axes.set(xticks=[], yticks=[])
-        svg.title(axes, f"{level_name(levels[i])} → {level_name(levels[j])}")
+        svg.title(axes, title)
     return None
 
 

@@ -10,14 +10,21 @@ from typing import Any
 import numpy as np
 
 from distinf.empirical.matrix import Matrix, finite, measured
-from distinf.empirical.measures import FROM_NOISY, OTHER, tables
+from distinf.empirical.measures import FROM_NOISY, OTHER, SAME, tables
 from distinf.empirical.rates import plateau
 from distinf.empirical.table import in_words
 from distinf.empirical.yardstick import agreements
 from distinf.engine.session import Session
 from distinf.report.empirical import figures
 from distinf.report.formats import count, fixed, number, percent
-from distinf.report.provenance import cost_rows, costs, origin, provenance_of, stage_costs
+from distinf.report.provenance import (
+    StageCost,
+    cost_rows,
+    costs,
+    origin,
+    provenance_of,
+    stage_costs,
+)  # fmt: skip
 from distinf.report.publishing import publish
 from distinf.report.rows import Row, csv_text
 from distinf.report.schema import Bullets, Column, Entry, Item, Page, Section, Table, Text
@@ -32,7 +39,7 @@ PARTS = {"off": "off the diagonal", "within": "within columns"}  # of the yardst
 def write(session: Session) -> None:
     """report/, from committed arrays alone."""
     runs, rows = found(session)
-    rows["costs"] = cost_rows(stage_costs(session))
+    rows["costs"] = cost_rows([*_costs(session)])
     main, buffer = runs[""], io.BytesIO()
     np.save(buffer, main.influence_NE, allow_pickle=False)
     findings = {"rows": main.influence_NE.shape[0], "columns": main.influence_NE.shape[1]}
@@ -41,6 +48,13 @@ def write(session: Session) -> None:
     if sign := session.settings.report.matrix:
         more["matrix.csv"] = csv_text([*in_words(main, sign)]).encode()
     publish(session, findings, rows, shown, more=more)
+
+
+def _costs(session: Session) -> Iterator[StageCost]:
+    """Of the run's stages, and of those of its variations that are theirs alone."""
+    yield from stage_costs(session)
+    for name, each in session.variations.items():
+        yield from (replace(cost, stage=f"{name}: {cost.stage}") for cost in stage_costs(each))
 
 
 def found(session: Session) -> tuple[dict[str, Matrix], dict[str, list[Row]]]:
@@ -90,7 +104,7 @@ def answer(runs: Mapping[str, Matrix], rows: Tables) -> list[str]:
         share, own = of["antisymmetric share"], of["largest is its own"]
         which = name or f"The matrix of the {count(share['samples'])} clean samples"
         said.append(
-            f"{which} is {fixed(100 * share['value'])} % antisymmetric "
+            f"{which} is {number(100 * share['value'])} % antisymmetric "
             f"({_interval(share)}50 % would be no relation at all); "
             f"{fixed(100 * own['value'], 0)} % of its samples help themselves most."
         )
@@ -169,8 +183,9 @@ def sections(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Iter
     named = [drawn("contrasts", found, "{matrix}: {contrast}", draw=dots), table("contrasts")]
     named += [_wide(words, rows, "meanings", "regressor"), _wide(words, rows, "variances", "part")]
     yield Section("conclusions", "Conclusions", named)
-    noisy = [row for row in rows.get("noise", []) if row["relation"] != OTHER]
-    noise = drawn("noise", noisy, "{contrast}, {level}, {relation}", draw=dots)
+    every = rows.get("noise", [])
+    noisy = [row for row in every if row["relation"] == SAME] or every
+    noise = drawn("noise", noisy, "{contrast}, {level}", draw=dots)
     yield Section("noise", "Noise", [noise, table("noise")])
     yield Section("relations", "Who helps whom", [table("relations")])
     parts = list(_parted(rows["yardstick"]))
