@@ -106,7 +106,7 @@ def test_a_bad_override_is_one_line(tmp_path, override):
         load(str(file), [override])
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n", "", "a: b: c"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "", "a: b: c", "a: !!int ''", "a: !!bool maybe"])
 def test_a_broken_file_is_one_line(tmp_path, text):
     file = tmp_path / "c.yaml"
     file.write_text(text)

@@ -79,7 +79,7 @@ def provenance_of(session: Session) -> Provenance:
     text = _configuration(session)
     try:
         stored: dict[str, Any] = parsed(text) or {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise CorruptionError(f"{CONFIG} is not a run's configuration; {SEE}") from None
     record = stored.get("provenance") or {}
     machine = {key: str(value) for key, value in (record.get("machine") or {}).items()}

@@ -43,10 +43,15 @@ class Folder:
             raise FileNotFoundError(errno.ENOENT, "the folder is gone", self.root)
         _make_durable_folder(path.parent)
         staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-        with open(staged, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(staged, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:  # a full disk has no room for drafts
+            with contextlib.suppress(OSError):
+                os.unlink(staged)
+            raise
         return staged
 
     def put(self, key: str, data: bytes) -> None:

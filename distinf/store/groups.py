@@ -19,7 +19,7 @@ from zarr.storage import MemoryStore
 from distinf.blobs import Blobs
 from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError
-from distinf.store.layout import ITEM_BYTES, METADATA, ArrayLayout, Manifest
+from distinf.store.layout import ITEM_BYTES, METADATA, ArrayLayout, Manifest, is_inside
 from distinf.store.objects import at_once, checked_layouts, intact, verify_group
 
 Arrays = Mapping[str, np.ndarray]
@@ -39,8 +39,10 @@ def encode(arrays: Arrays, *, chunk_rows: int | None = None) -> dict[str, bytes]
     for name, values in arrays.items():
         values = np.asarray(values, order="C")
         dtype = str(values.dtype.newbyteorder("="))
-        if dtype not in ITEM_BYTES or "/" in name:
+        if dtype not in ITEM_BYTES:
             raise ValueError(f"array '{name}' of {values.dtype}: only numbers are stored")
+        if not is_inside(name) or "/" in name or name == METADATA:
+            raise ValueError(f"array {name!r}: cannot be called that, as folders are")
         layout = ArrayLayout(values.shape, _chunk(values, chunk_rows), dtype)
         objects[f"{name}/{METADATA}"] = _array_metadata(layout)
         for number, key in enumerate(layout.chunk_keys()):

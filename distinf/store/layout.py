@@ -176,7 +176,7 @@ def _sides(value: list[Any], least: int) -> bool:
     """Sides of an array that can be: sizes are counted in 63 bits."""
     if len(value) > MOST_SIDES or not all(type(side) is int and side >= least for side in value):
         return False
-    return math.prod(value) < 2**58  # type: ignore[no-any-return]
+    return math.prod(max(1, side) for side in value) < 2**58  # type: ignore[no-any-return]
 
 
 def _codec_is_bytes(codecs: Any, item_bytes: int) -> bool:

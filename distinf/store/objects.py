@@ -11,7 +11,8 @@ from distinf.store.layout import METADATA_BYTES, ArrayLayout, Manifest, layouts
 
 REPAIR = "`distinf verify --repair` makes it again"
 AT_ONCE = 8  # objects written or read at once
-LARGE_BYTES = 64 << 20  # an array of more is allocated once all its chunks are seen to be there
+LARGE_BYTES = 64 << 20  # an array of more is allocated once all its chunks are seen to be there;
+# and no more than this is read at once to be verified, if no object is larger
 
 T = TypeVar("T")
 
@@ -23,13 +24,13 @@ def verify_group(blobs: Blobs, manifest: Manifest) -> None:
     def read(key: str) -> None:
         intact(blobs, manifest, key, sizes.get(key))
 
-    at_once(read, manifest["files"])
+    at_once(read, manifest["files"], LARGE_BYTES // max(sizes.values(), default=1))
 
 
-def at_once(do: Callable[[str], T], keys: Collection[str]) -> list[T]:
+def at_once(do: Callable[[str], T], keys: Collection[str], most: int = AT_ONCE) -> list[T]:
     """`do` of each key, some at a time: a disk syncs many files in the time of one, and a bucket
-    answers many requests. Raises what the first of the keys raised, after all have ended."""
-    with ThreadPoolExecutor(max(1, min(AT_ONCE, len(keys)))) as threads:
+    answers many requests. Raises what the first of the keys raised, after all begun have ended."""
+    with ThreadPoolExecutor(max(1, min(AT_ONCE, len(keys), most))) as threads:
         return list(threads.map(do, keys))
 
 

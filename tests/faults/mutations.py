@@ -57,7 +57,8 @@ MUTATIONS = [
         DURABLE + "test_a_name_lies_on_the_disk_before_it_counts",
     ),
     _without(
-        "bytes synced before their name", "store/blobs.py", "            os.fsync(file.fileno())\n",
+        "bytes synced before their name", "store/blobs.py",
+        "                os.fsync(file.fileno())\n",
         DURABLE + "test_a_name_lies_on_the_disk_before_it_counts",
     ),
     _without(

@@ -1,5 +1,6 @@
 """What must lie on the disk before a name says so, and of two writers at once one."""
 
+import errno
 import multiprocessing
 import os
 
@@ -112,6 +113,21 @@ def test_what_the_disk_did_not_keep_is_not_committed(tmp_path, monkeypatch):
     monkeypatch.setattr(Folder, "put", lossy)
     with pytest.raises(CorruptionError):
         write_group(open_root(str(tmp_path)), "g", {"x": np.ones(3)})
+
+
+def test_a_full_disk_commits_nothing_and_keeps_no_drafts(tmp_path, monkeypatch):
+    calls, fsync = [], os.fsync
+
+    def filling(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(OSError, match="No space left"):
+        write_group(open_root(str(tmp_path)), "g", {"x": np.ones((64, 1 << 13))}, chunk_rows=1)
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 class Prepared:

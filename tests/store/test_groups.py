@@ -1,5 +1,6 @@
 """Groups: what was committed comes back, and anything else raises. On a folder and in a bucket."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from distinf.store import (
     Blobs,
     Rows,
     groups,
+    objects,
     open_group,
     open_root,
     read_group,
@@ -21,6 +23,7 @@ from distinf.store import (
     write_group,
 )
 from distinf.store import rows as rows_module
+from distinf.store.blobs import Folder
 from distinf.store.groups import encode
 
 
@@ -179,6 +182,33 @@ def test_half_written_files_are_invisible(tmp_path):
 def test_an_unknown_scheme_is_bad_input():
     with pytest.raises(InputError, match="out: cannot open nowhere://x"):
         open_root("nowhere://x")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "zarr.json", "a\0", "a" * 300])
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(ValueError, match="cannot be called that"):
+        encode({name: np.ones(3)})
+
+
+def test_large_objects_are_verified_one_at_a_time(tmp_path, monkeypatch):
+    store = open_root(str(tmp_path))
+    manifest = write_group(store, "g", {"x": np.ones((8, 1 << 17))}, chunk_rows=1)
+    get, now, seen = Folder.get, [], []
+
+    def counted(blobs, key, most=None):
+        now.append(key)
+        seen.append(len(now))
+        time.sleep(0.01)
+        now.remove(key)
+        return get(blobs, key, most)
+
+    monkeypatch.setattr(Folder, "get", counted)
+    verify_group(store, manifest)
+    assert max(seen) > 1
+    seen.clear()
+    monkeypatch.setattr(objects, "LARGE_BYTES", 1 << 20)
+    verify_group(store, manifest)
+    assert max(seen) == 1
 
 
 def test_encode_chunks_along_rows_only():

@@ -16,6 +16,7 @@ from tests.support.hostile import changed, put_metadata
 
 ARRAYS = {"grid": np.arange(24, dtype=np.float32).reshape(6, 4), "flags": np.ones(6, bool)}
 LONG = 5_000
+REGULAR = {"name": "regular", "configuration": {"chunk_shape": [1, 1]}}
 
 
 @pytest.fixture
@@ -80,6 +81,8 @@ def test_a_large_array_is_allocated_only_where_its_chunks_have_their_size(blobs,
         {"dimension_names": ["a", "b"]},
         {"shape": [6, 4.0]},
         {"shape": [True, 24]},
+        {"shape": [2**62, 0], "chunk_grid": REGULAR},
+        {"shape": [2**70, 0], "chunk_grid": REGULAR},
         {"node_type": "group"},
     ],
 )

@@ -43,6 +43,7 @@ def test_outputs_and_gradients(pair):
     fast, plain = pair
     x = inputs(fast)
     torch.testing.assert_close(fast(x), plain(x))
+    torch.testing.assert_close(fast(x[0]), plain(x[0]))
     assert fast(x).is_contiguous(memory_format=torch.channels_last)
     found, wanted = (grad(total, argnums=(1, 2))(conv, of(conv), x) for conv in pair)
     torch.testing.assert_close(found, wanted)

@@ -73,7 +73,7 @@ class DepthwiseConv(nn.Conv2d):
     """
 
     def forward(self, x_NCSF: Tensor) -> Tensor:
-        if x_NCSF.device.type != "cpu":
+        if x_NCSF.device.type != "cpu" or x_NCSF.dim() == 3:
             return super().forward(x_NCSF)
         assert self.bias is not None
         times, edge = self.out_channels // self.in_channels, self.kernel_size[0] // 2
