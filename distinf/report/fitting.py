@@ -80,10 +80,11 @@ def _crowded(axis: Any, dpi: float) -> bool:
 
 
 def _halve(axis: Any) -> None:
-    """Every second tick, with zero where it is one of them."""
+    """Every second tick, with zero where it is one of them; the outer two, were it alone."""
     low, high = sorted(axis.get_view_interval())
     ticks = [t for t in axis.get_majorticklocs() if low <= t <= high]
-    axis.set_major_locator(FixedLocator(ticks[ticks.index(0.0) % 2 if 0.0 in ticks else 0 :: 2]))
+    kept = ticks[ticks.index(0.0) % 2 if 0.0 in ticks else 0 :: 2]
+    axis.set_major_locator(FixedLocator(kept if kept[1:] else ticks[:: max(len(ticks) - 1, 1)]))
 
 
 def name_points(

@@ -100,7 +100,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for at, color, name in panel.levels:
         svg.level(axes, at, color, ls=svg.DASH["reference"], lw=1.3, label=name)
     axes.set_xlim(low, high)
-    svg.row_axis(axes, [shortened(text, 44) for text in panel.labels], panel.from_zero)
+    svg.row_axis(axes, [shortened(text, 46) for text in panel.labels], panel.from_zero)
     axes.locator_params(axis="x", nbins=4)
     svg.title(axes, panel.heading)
 

@@ -117,9 +117,10 @@ def _conclusions(rows: Sequence[Row]) -> Iterator[str]:
         mine = [row for row in rows if row["run"] == name]
         if not any(np.isfinite(row["low"]) for row in mine):
             continue
+        said = name or "this run"
         right, wrong = (sum(each) for each in zip(*((r["low"] > 0, r["high"] < 0) for r in mine)))
         yield (
-            f"{(name or 'this run').capitalize()}: of {count(len(mine))} contrasts {count(right)} "
+            f"{said[:1].upper()}{said[1:]}: of {count(len(mine))} contrasts {count(right)} "
             f"are for the right conclusion and {count(wrong)} for the wrong one, their intervals "
             "over draws beyond 0."
         )
