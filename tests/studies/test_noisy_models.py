@@ -216,7 +216,7 @@ def test_a_hub_id_without_a_network_is_one_line(monkeypatch):
     made = ModelSettings(name="nobody/nothing")
     with pytest.raises(InputError) as error:
         meta_model(made, PLAIN)
-    one_line(error, "model.name: nobody/nothing could not be loaded", "log in if it is gated")
+    one_line(error, "nobody/nothing at revision main could not be loaded", "log in if it is gated")
 
 
 def test_a_folder_that_holds_no_model_is_one_line(tmp_path):
