@@ -69,7 +69,7 @@ class DepthwiseConv(nn.Conv2d):
 
     PyTorch's CPU kernels are slow on several outputs a channel, and slower on dilation: so each of
     the phases of a dilated grid becomes a sample of its own, and meets an undilated kernel, once
-    for each output of a channel. Forward the bits are the same.
+    for each output of a channel. Outputs are those of nn.Conv2d up to rounding.
     """
 
     def forward(self, x_NCSF: Tensor) -> Tensor:
