@@ -124,6 +124,14 @@ def test_tokens_drawn_from_the_model_hang_on_no_other_row(tiny):
     assert (other != together).all()
 
 
+@pytest.mark.parametrize("text", ["a: !!bool maybe", "a: !!int ''", "[" * 5000])
+def test_a_file_of_domains_that_is_no_yaml_is_one_line(text, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"settings\.domains_file: .*own\.yaml"):
+        domains(str(file), [])
+
+
 def test_without_a_token_to_begin_with_the_first_is_not_scored(tmp_path):
     bare = write_causal(tmp_path / "bare", begins=False)
     mine = statements(bare, domains=("squares",))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from distinf.config_file import parsed
 from distinf.errors import InputError
 from distinf.numerics.randomness import generator
 
@@ -107,8 +108,8 @@ def domains(path: str, wanted: Sequence[str], abstracts: str = "") -> list[Domai
     where = "settings.domains_file" + (f": {path}" if path else "")
     try:
         text = Path(path).read_text(encoding="utf-8") if path else _published()
-        raw = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        raw = parsed(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{where}: {' '.join(str(error).split()):.200}") from None
     if not isinstance(raw, Mapping) or not raw:
         raise InputError(f"{where}: holds no domains; see distinf/studies/knowledge/domains.yaml")
