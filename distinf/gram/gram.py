@@ -111,11 +111,10 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         for where, size in parts.items()
     ]
     levers += [Lever("gradients.slab", width, held, largest)] if moved else []
-    memory, device, staged = (tiles + made, held + made, tiles)
-    if not moved:
-        memory, device, staged = memory + device, 0.0, 0.0
+    host, device = tiles + made, held + made
     return Cost(
-        flops, made, memory, device, staged=staged, levers=tuple(levers),
+        flops, made, host if moved else host + device, device if moved else 0.0,
+        staged=tiles if moved else 0.0, levers=tuple(levers),
         read=per_row * (rows + side * (phase == "self")) + products,
         loaded={f"{phase} {cell.name} {slab}": asked_for},
     )  # fmt: skip
