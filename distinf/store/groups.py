@@ -20,7 +20,7 @@ from distinf.blobs import Blobs
 from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError
 from distinf.store.layout import ITEM_BYTES, METADATA, ArrayLayout, Manifest, is_inside
-from distinf.store.objects import at_once, checked_layouts, intact, verify_group
+from distinf.store.objects import LARGE_BYTES, at_once, checked_layouts, intact
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -100,13 +100,22 @@ def write_group(
     objects = encode(arrays, chunk_rows=chunk_rows)
 
     def write(key: str) -> str:
-        blobs.put(f"{group}/{key}", objects[key])
-        return sha256(objects[key])
+        name, data = f"{group}/{key}", objects[key]
+        blobs.put(name, data)
+        if not _reads(blobs, name, data):
+            raise CorruptionError(f"{name} does not read as it was written")
+        return sha256(data)
 
-    files = dict(zip(objects, at_once(write, objects), strict=True))
-    manifest = {"group": group, "files": files, "bytes": sum(map(len, objects.values()))}
-    verify_group(blobs, manifest)
-    return manifest
+    sums = at_once(write, objects, LARGE_BYTES // max(map(len, objects.values())))
+    files = dict(zip(objects, sums, strict=True))
+    return {"group": group, "files": files, "bytes": sum(map(len, objects.values()))}
+
+
+def _reads(blobs: Blobs, name: str, data: bytes) -> bool:
+    try:
+        return blobs.get(name, most=len(data)) == data
+    except KeyError:
+        return False
 
 
 def read_group(
