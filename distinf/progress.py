@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from rich.progress import (
     BarColumn,
@@ -27,7 +28,7 @@ from distinf.printable import printable
 from distinf.report.formats import number
 from distinf.report.worth import remark
 from distinf.runtime import Part, Unit
-from distinf.saying import own_stderr
+from distinf.saying import alongside, own_stderr
 from distinf.terminal import Terminal, by_query_table, fitted
 
 POLL_S = 0.5
@@ -47,17 +48,11 @@ class Reporter:
     def __call__(
         self, part: Part, units: Sequence[Unit], done: Callable[[], float]
     ) -> Iterator[None]:
-        stop = threading.Event()
         began = time.monotonic()
         start = done()
         show = self._live if self._console.is_terminal else self._plain
-        thread = threading.Thread(target=show, args=(part.words, len(units), start, done, stop))
-        thread.start()
-        try:
+        with alongside(partial(show, part.words, len(units), start, done)):
             yield
-        finally:
-            stop.set()
-            thread.join()
         count = len(units)
         seconds = time.monotonic() - began
         kept = f", {int(start)} were done before" if start >= 1 else ""

@@ -4,6 +4,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from distinf.printable import one_line
@@ -41,6 +43,19 @@ class Voice:
         while not over.wait(AGAIN_S):
             seconds = time.monotonic() - began
             print(f"     {line}: after {seconds:.0f} s", file=self._out, flush=True)
+
+
+@contextmanager
+def alongside(show: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`show` in a thread of its own; its event is set when the block ends, which waits for it."""
+    over = threading.Event()
+    thread = threading.Thread(target=show, args=(over,))
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def own_stderr() -> TextIO:

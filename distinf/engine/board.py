@@ -2,15 +2,17 @@
 curves of its units (Stage.curves) as they are committed."""
 
 import importlib.util
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from threading import Event
 from typing import Any
 
 from distinf.engine import running
 from distinf.errors import DistinfError, InputError
 from distinf.runtime import Part, Unit
+from distinf.saying import alongside
 
 EVERY_S = 5.0
 
@@ -31,11 +33,11 @@ def watching(inner: running.Watcher, session: Any, folder: str) -> running.Watch
     writer: Any = SummaryWriter(folder)
     of = {running.part_of(*each).title: each for each in running.parts(session)}
 
-    def follow(title: str, units: Sequence[Unit], done: Callable[[], float], stop: Any) -> None:
+    def follow(title: str, units: Sequence[Unit], done: Callable[[], float], over: Event) -> None:
         each, stage = of[title]
         going, shown, before, at = True, set[str](), done(), time.monotonic()
         while going:
-            going = not stop.wait(EVERY_S)
+            going = not over.wait(EVERY_S)
             now, later = done(), time.monotonic()
             rate = (now - before) / max(later - at, 1e-3)
             writer.add_scalar(f"units a second/{title}", rate, int(now))
@@ -51,14 +53,7 @@ def watching(inner: running.Watcher, session: Any, folder: str) -> running.Watch
 
     @contextmanager
     def watch(part: Part, units: Sequence[Unit], done: Callable[[], float]) -> Iterator[None]:
-        stop = threading.Event()
-        thread = threading.Thread(target=follow, args=(part.title, units, done, stop))
-        with inner(part, units, done):
-            thread.start()
-            try:
-                yield
-            finally:
-                stop.set()
-                thread.join()
+        with inner(part, units, done), alongside(partial(follow, part.title, units, done)):
+            yield
 
     return watch

@@ -106,10 +106,7 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     products = 4.0 * blocks * queries * rows if phase == "sums" else 0.0  # which weigh the rows
     asked_for = {"cross": per_row * queries, "correction": 4.0 * queries * width}.get(phase, 0.0)
     largest = max((block.width for block in cell.blocks.of(slab)), default=1)
-    levers = [
-        Lever("gram.rows_per_tile", tile, size, LEAST_TILE, where=where)
-        for where, size in parts.items()
-    ]
+    levers = [Lever("gram.rows_per_tile", tile, n, LEAST_TILE, where=at) for at, n in parts.items()]
     levers += [Lever("gradients.slab", width, held, largest)] if moved else []
     host, device = tiles + made, held + made
     return Cost(
