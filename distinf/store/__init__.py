@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from distinf.blobs import Blobs
     from distinf.store.blobs import open_root
     from distinf.store.groups import array_of, open_group, read_group, write_group
-    from distinf.store.objects import damage, verify_group
+    from distinf.store.objects import damage
     from distinf.store.rows import CachedRows, Rows
 
 _HOMES = {
@@ -20,7 +20,6 @@ _HOMES = {
     "open_group": "groups",
     "open_root": "blobs",
     "read_group": "groups",
-    "verify_group": "objects",
     "write_group": "groups",
 }
 
@@ -33,7 +32,6 @@ __all__ = [
     "open_group",
     "open_root",
     "read_group",
-    "verify_group",
     "write_group",
 ]
 

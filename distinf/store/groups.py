@@ -8,6 +8,7 @@ not read. What the objects may be is checked first (see `layout`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -20,11 +21,12 @@ from distinf.blobs import Blobs
 from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError
 from distinf.store.layout import ITEM_BYTES, METADATA, ArrayLayout, Manifest, is_inside
-from distinf.store.objects import LARGE_BYTES, at_once, checked_layouts, intact
+from distinf.store.objects import checked_layouts, intact
 
 Arrays = Mapping[str, np.ndarray]
 
 CHUNK_BYTES = 8 << 20
+AT_ONCE, AT_ONCE_BYTES = 8, 64 << 20  # objects written and read back at a time; at least one
 LEAST_BYTES = 64 << 10  # a column of 4 bytes a row would else be hundreds of tiny files
 
 
@@ -106,8 +108,10 @@ def write_group(
             raise CorruptionError(f"{name} does not read as it was written")
         return sha256(data)
 
-    sums = at_once(write, objects, LARGE_BYTES // max(map(len, objects.values())))
-    files = dict(zip(objects, sums, strict=True))
+    # A disk syncs many files in the time of one, and a bucket answers many requests.
+    few = AT_ONCE_BYTES // max(map(len, objects.values()))
+    with ThreadPoolExecutor(max(1, min(AT_ONCE, few))) as threads:
+        files = dict(zip(objects, threads.map(write, objects), strict=True))
     return {"group": group, "files": files, "bytes": sum(map(len, objects.values()))}
 
 

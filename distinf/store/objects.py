@@ -1,8 +1,6 @@
 """The objects of a committed group, each verified as it is read. No array is decoded here."""
 
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Mapping
 
 from distinf.blobs import Blobs
 from distinf.digest import sha256
@@ -10,28 +8,7 @@ from distinf.errors import CorruptionError, in_one_line
 from distinf.store.layout import METADATA_BYTES, ArrayLayout, Manifest, layouts
 
 REPAIR = "`distinf verify --repair` makes it again"
-AT_ONCE = 8  # objects written or read at once
-LARGE_BYTES = 64 << 20  # an array of more is allocated once all its chunks are seen to be there;
-# and no more than this is read at once to be verified, if no object is larger
-
-T = TypeVar("T")
-
-
-def verify_group(blobs: Blobs, manifest: Manifest) -> None:
-    """Read every object the manifest names; CorruptionError for the first that is not intact."""
-    sizes = chunk_sizes(checked_layouts(blobs, manifest))
-
-    def read(key: str) -> None:
-        intact(blobs, manifest, key, sizes.get(key))
-
-    at_once(read, manifest["files"], LARGE_BYTES // max(sizes.values(), default=1))
-
-
-def at_once(do: Callable[[str], T], keys: Collection[str], most: int = AT_ONCE) -> list[T]:
-    """`do` of each key, some at a time: a disk syncs many files in the time of one, and a bucket
-    answers many requests. Raises what the first of the keys raised, after all begun have ended."""
-    with ThreadPoolExecutor(max(1, min(AT_ONCE, len(keys), most))) as threads:
-        return list(threads.map(do, keys))
+LARGE_BYTES = 64 << 20  # an array of more is allocated once all its chunks are seen to be there
 
 
 def damage(blobs: Blobs, manifest: Manifest) -> list[str]:
