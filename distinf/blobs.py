@@ -2,21 +2,26 @@
 
 from typing import Protocol
 
+Buffer = bytes | memoryview  # of single bytes
+
 
 class Blobs(Protocol):
     """Keys are '/'-separated, relative to the root; values are whole byte strings."""
 
     root: str
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Buffer) -> None:
         """Write durably, replacing what was there."""
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: Buffer) -> bool:
         """Write durably unless the key exists, atomically; True if this call wrote it."""
 
     def get(self, key: str, most: int | None = None) -> bytes:
         """The bytes; KeyError if there are none, CorruptionError if they are more than `most`, or
         if it is no regular file in the folder."""
+
+    def holds(self, key: str, data: Buffer) -> bool:
+        """Whether the bytes are there and just these, as they are read again."""
 
     def size(self, key: str) -> int:
         """How many bytes there are; errors as in `get`."""

@@ -11,7 +11,7 @@ def digest(value: Any) -> str:
     return sha256(text.encode())[:20]
 
 
-def sha256(*parts: bytes) -> str:
+def sha256(*parts: bytes | memoryview) -> str:
     """Of the bytes, one part after the other: 64 hexadecimal digits."""
     total = hashlib.sha256()
     for part in parts:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from distinf.blobs import Blobs
+from distinf.blobs import Blobs, Buffer
 from distinf.errors import CorruptionError, InputError
-from distinf.store.regular import open_regular, read_whole, too_large
+from distinf.store.regular import equals, open_regular, read_whole, too_large
 
 DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
 
@@ -38,7 +38,7 @@ class Folder:
             raise CorruptionError(f"{key} lies outside of {self.root}, by a link or by its name")
         return path
 
-    def _staged(self, path: Path, data: bytes) -> Path:
+    def _staged(self, path: Path, data: Buffer) -> Path:
         if self._required and not path.parent.exists() and not self._path(self._required).exists():
             raise FileNotFoundError(errno.ENOENT, "the folder is gone", self.root)
         _make_durable_folder(path.parent)
@@ -54,12 +54,12 @@ class Folder:
             raise
         return staged
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Buffer) -> None:
         path = self._path(key)
         os.replace(self._staged(path, data), path)
         _sync_folder(path.parent)
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: Buffer) -> bool:
         path = self._path(key)
         staged = self._staged(path, data)
         try:
@@ -74,6 +74,13 @@ class Folder:
     def get(self, key: str, most: int | None = None) -> bytes:
         with self._opened(key) as file:
             return read_whole(file, key, most)
+
+    def holds(self, key: str, data: Buffer) -> bool:
+        try:
+            with self._opened(key) as file:
+                return equals(file, data)
+        except KeyError:
+            return False
 
     def size(self, key: str) -> int:
         with self._opened(key) as file:
@@ -137,12 +144,12 @@ class Bucket:
         self.root = root
         self._store = store
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: Buffer) -> None:
         import obstore
 
         obstore.put(self._store, key, data)
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: Buffer) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
@@ -163,6 +170,12 @@ class Bucket:
             return bytes(found.bytes())
         except (NotFoundError, FileNotFoundError):
             raise KeyError(key) from None
+
+    def holds(self, key: str, data: Buffer) -> bool:
+        try:
+            return self.get(key, most=len(data)) == bytes(data)
+        except KeyError:
+            return False
 
     def size(self, key: str) -> int:
         import obstore

@@ -34,5 +34,16 @@ def read_whole(file: BinaryIO, name: str, most: int | None = None) -> bytes:
         raise CorruptionError(f"{name} has {size} bytes, more than this memory holds") from None
 
 
+def equals(file: BinaryIO, data: bytes | memoryview) -> bool:
+    """Whether an open file has just these bytes; in pieces, which no memory has to be made for."""
+    piece = bytearray(1 << 18)  # compared with a view as memory is; two views go byte by byte
+    for start in range(0, len(data) + 1, len(piece)):  # once more at the end: no byte is over
+        read = file.readinto(piece)  # type: ignore[attr-defined]
+        wanted = memoryview(data)[start : start + len(piece)]
+        if (piece if read == len(piece) else piece[:read]) != wanted:
+            return False
+    return True
+
+
 def too_large(name: str, size: int, most: int) -> CorruptionError:
     return CorruptionError(f"{name} has {size} bytes; no more than {most} were written")

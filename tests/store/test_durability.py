@@ -104,15 +104,27 @@ def test_of_writers_at_once_one_wins_and_its_bytes_stand(tmp_path):
         assert blobs.get(f"ledger/{number}.json") == f"{writer}".encode() * 1000
 
 
-def test_what_the_disk_did_not_keep_is_not_committed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("values", [3, 1 << 15, (1 << 15) + 1])  # 256 KiB are a piece
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: bytes([data[0] ^ 1]) + data[1:],
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: b"",
+    ],
+    ids=["last byte", "first byte", "short", "long", "empty"],
+)
+def test_what_the_disk_did_not_keep_is_not_committed(tmp_path, monkeypatch, damage, values):
     put = Folder.put
 
     def lossy(blobs, key, data):
-        put(blobs, key, data[:-1] + bytes([data[-1] ^ 1]) if "/c/" in key else data)
+        put(blobs, key, damage(bytes(data)) if "/c/" in key else data)
 
     monkeypatch.setattr(Folder, "put", lossy)
     with pytest.raises(CorruptionError):
-        write_group(open_root(str(tmp_path)), "g", {"x": np.ones(3)})
+        write_group(open_root(str(tmp_path)), "g", {"x": np.ones(values)})
 
 
 def test_a_full_disk_commits_nothing_and_keeps_no_drafts(tmp_path, monkeypatch):

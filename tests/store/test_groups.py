@@ -191,16 +191,16 @@ def test_a_name_that_is_no_folder_is_refused(name):
 
 def test_large_objects_are_read_back_one_at_a_time(tmp_path, monkeypatch):
     store, wide = open_root(str(tmp_path)), {"x": np.ones((8, 1 << 17))}
-    get, now, seen = Folder.get, [], []
+    holds, now, seen = Folder.holds, [], []
 
-    def counted(blobs, key, most=None):
+    def counted(blobs, key, data):
         now.append(key)
         seen.append(len(now))
         time.sleep(0.01)
         now.remove(key)
-        return get(blobs, key, most)
+        return holds(blobs, key, data)
 
-    monkeypatch.setattr(Folder, "get", counted)
+    monkeypatch.setattr(Folder, "holds", counted)
     write_group(store, "g", wide, chunk_rows=1)
     assert max(seen) > 1
     seen.clear()
