@@ -32,8 +32,9 @@ class Blobs(Protocol):
     def delete(self, key: str) -> None:
         """Remove the key if it is there."""
 
-    def move(self, key: str, to: str) -> None:
-        """Put what is there under another key, whatever it is; nothing if nothing is."""
+    def move(self, key: str, into: str) -> None:
+        """Put what is there, whatever it is, below the folder `into`; so what lies where one of
+        the key's own folders has to be. Nothing if nothing is there."""
 
     def sweep(self) -> int:
         """Delete the drafts of puts that never ended -> how many."""

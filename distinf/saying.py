@@ -1,14 +1,15 @@
 """What a command says until its stages have progress of their own, and that it is still at it."""
 
+import contextlib
+import io
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TextIO
 
-from distinf.printable import one_line
+from distinf.printable import show
 
 AGAIN_S = 10.0
 
@@ -27,8 +28,7 @@ class Voice:
 
     def say(self, line: str, again: bool = True) -> None:
         self._over.set()
-        line = one_line(line)
-        print(line, file=self._out, flush=True)
+        show(line, self._out)
         if again and not self._rests:
             self._over = threading.Event()
             thread = threading.Thread(target=self._repeat, args=(line, self._over), daemon=True)
@@ -42,10 +42,10 @@ class Voice:
         began = time.monotonic()
         while not over.wait(AGAIN_S):
             seconds = time.monotonic() - began
-            print(f"     {line}: after {seconds:.0f} s", file=self._out, flush=True)
+            show(f"     {line}: after {seconds:.0f} s", self._out)
 
 
-@contextmanager
+@contextlib.contextmanager
 def alongside(show: Callable[[threading.Event], None]) -> Iterator[None]:
     """`show` in a thread of its own; its event is set when the block ends, which waits for it."""
     over = threading.Event()
@@ -59,9 +59,24 @@ def alongside(show: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 def own_stderr() -> TextIO:
-    """Standard error, also while the start of Ray holds back what is written to it."""
+    """Standard error, also while the start of Ray holds back what is written to it, and once
+    nobody reads it any more."""
     try:
         copy = os.dup(sys.stderr.fileno())
     except (OSError, ValueError, AttributeError):  # it is no file
         return sys.stderr
-    return os.fdopen(copy, "w", buffering=1, encoding=sys.stderr.encoding, errors="replace")
+    raw, kind = os.fdopen(copy, "wb"), sys.stderr.encoding
+    return _Unheard(raw, encoding=kind, errors="replace", line_buffering=True)
+
+
+class _Unheard(io.TextIOWrapper):
+    """What cannot be written is dropped: a terminal that is gone, a closed pipe, a full disk."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()

@@ -21,6 +21,10 @@ class Terminal(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on, as of `| head`: a run goes on all the same."""
+        self.quiet = True
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Of every text that is printed, alone or in a table."""
         return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})

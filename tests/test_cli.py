@@ -256,6 +256,24 @@ def test_what_cannot_be_read_is_told_as_soon(tmp_path, arguments, line):
     assert done.stderr.startswith(line), done.stderr
 
 
+@pytest.mark.parametrize("command", [["run"], ["run", "points.yaml", "--out"], ["score"]])
+def test_a_path_that_no_file_can_have_is_no_stop_to_resume(config, monkeypatch, capsys, command):
+    monkeypatch.chdir(config.parent)
+    assert main([*command, "x" * 300]) == 2
+    assert last_line(capsys).startswith("error: File name too long: ")
+
+
+def test_a_folder_that_is_gone_and_a_url_of_no_bucket_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["status", "http://here/run"]) == 2
+    assert "cannot open http://here/run: it is no bucket, as s3://" in last_line(capsys)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["status", "run"]) == 2
+    assert last_line(capsys) == "error: the folder that you are in was deleted; cd to another"
+
+
 # -- ways out that errors name -----------------------------------------------------------------
 
 

@@ -1,9 +1,15 @@
 """What is said before the stages have progress of their own."""
 
+import os
 import re
+import sys
 import time
 
+import pytest
+
 from distinf import saying
+from distinf.cli import _drop_what_nobody_reads
+from distinf.terminal import Terminal
 
 
 def test_what_takes_long_is_said_again_until_something_else_is(monkeypatch, capsys):
@@ -25,3 +31,20 @@ def test_what_takes_long_is_said_again_until_something_else_is(monkeypatch, caps
     assert [line for line in after if "second" not in line][-1] == "fourth"
     assert "     fourth" not in "".join(after)
     assert "first: after" not in said
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_nobody_reads_stops_nothing(monkeypatch, stream):
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = os.fdopen(writing, "w")
+    monkeypatch.setattr(sys, stream, closed)
+    if stream == "stderr":
+        saying.Voice().say("said", again=False)
+        Terminal(file=saying.own_stderr()).print("said")
+        os.close(os.dup2(os.open(os.devnull, os.O_WRONLY), writing))
+        return
+    Terminal().print("said")
+    print("more")
+    _drop_what_nobody_reads()
+    closed.flush()  # as at the end of the process

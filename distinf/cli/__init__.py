@@ -1,5 +1,6 @@
 """The command line: parse, call, print. What a user can mend is one line and an exit code."""
 
+import errno
 import os
 import signal
 import sys
@@ -11,11 +12,16 @@ from distinf.errors import ClusterEnded, DistinfError, InputError, Interrupted
 from distinf.printable import shortened, show
 from distinf.saying import Voice
 
+STAYS = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)  # at each try
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 a bug of ours, 2 bad config or input, 3 corrupted, 4 resumable."""
     options = parser().parse_args(arguments)
-    sys.path.append(os.getcwd())  # a user's `task: module:function` lies where they are
+    try:
+        sys.path.append(os.getcwd())  # a user's `task: module:function` lies where they are
+    except FileNotFoundError:
+        return _fail("error: the folder that you are in was deleted; cd to another", 2)
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, _terminate)
@@ -38,6 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _told(error)
     finally:
         voice.rest()
+        _drop_what_nobody_reads()
+
+
+def _drop_what_nobody_reads() -> None:
+    """Of `distinf ... | head` the rest; Python would say that the pipe is closed."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (AttributeError, OSError, ValueError):  # closed before; a full disk, told at the end
+        pass
 
 
 def _told(error: BaseException) -> int:
@@ -52,6 +69,8 @@ def _told(error: BaseException) -> int:
     what = faults.told(error)
     if isinstance(error, OSError) and error.strerror:  # a disk that is full, a folder that went
         what = error.strerror + (f": {error.filename}" if error.filename else "")
+        if isinstance(error, STAYS) or error.errno in (errno.ENAMETOOLONG, errno.EROFS):
+            return _fail(f"error: {what}; that has to be put right first", InputError.exit_code)
     return _fail(f"error: {what}; run the same command to resume", Interrupted.exit_code)
 
 

@@ -126,7 +126,8 @@ def _repair(options: argparse.Namespace, blobs: "Blobs", found: "Verification") 
     from distinf.engine.verifying import set_aside
 
     config = load(options.run)
-    checked_session(config)  # nothing is moved that cannot be made again
+    by = f"first distinf run {shlex.quote(options.run)}"
+    checked_session(config, by=by)  # nothing is moved that cannot be made again
     with held(blobs):
         count = set_aside(blobs, found)
     units = f"{count} unit{'s' if count != 1 else ''}"

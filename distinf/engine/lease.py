@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from distinf.errors import InputError, Interrupted
+from distinf.errors import CorruptionError, InputError, Interrupted
 from distinf.runtime.orphans import end_orphans
 from distinf.store import Blobs
 
@@ -125,7 +125,8 @@ def _take(blobs: Blobs) -> Lease:
         dead = _driver(blobs, earlier)
         if dead is not None and dead.machine == _machine() and not start_of(dead.process):
             end_orphans(dead.process)
-        blobs.delete(_name(earlier))
+        with contextlib.suppress(CorruptionError):  # no file: nobody's, and passed over
+            blobs.delete(_name(earlier))
     return lease
 
 
@@ -162,7 +163,7 @@ def _taken(blobs: Blobs, driver: Driver | None) -> InputError:
 
 def _numbers(blobs: Blobs) -> list[int]:
     stems = [name.rsplit("/", 1)[-1].removesuffix(".json") for name in blobs.names(FOLDER)]
-    return sorted(int(stem) for stem in stems if stem.isdigit())
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
 def _name(number: int) -> str:
@@ -178,7 +179,7 @@ def _driver(blobs: Blobs, number: int) -> Driver | None:
     try:
         found = json.loads(blobs.get(_name(number)))
         driver = Driver(**found)
-    except (KeyError, ValueError, TypeError, RecursionError):
+    except (CorruptionError, KeyError, ValueError, TypeError, RecursionError):
         return None
     kinds = (str, str, int, str, int)
     return driver if all(map(isinstance, asdict(driver).values(), kinds)) else None

@@ -70,8 +70,13 @@ def _write_config(session: Session, config: RunConfig, text: str | None) -> None
         raise InputError(f"out: cannot write {blobs.root}: {reason}") from None
 
 
-def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Session, str | None]:
-    """The session, and the config.yaml to write (None: it stands); nothing is written here."""
+def checked_session(
+    config: RunConfig, accept: Sequence[str] = (), by: str = ""
+) -> tuple[Session, str | None]:
+    """The session, and the config.yaml to write (None: it stands); nothing is written here.
+
+    by  the command that takes --accept, where the one that was given does not
+    """
     blobs = open_root(str(config.out))
     refuse_other_format(blobs)
     stored = stored_provenance(blobs)
@@ -99,7 +104,7 @@ def checked_session(config: RunConfig, accept: Sequence[str] = ()) -> tuple[Sess
     differing = [*differing, *(f"code.{name}" for name in session.changed_sources())]
     refused = [key for key in differing if not _accepted(key, accept)]
     if refused:
-        raise InputError(_refusal(config, blobs, refused))
+        raise InputError(_refusal(config, blobs, refused, by))
     if not differing:
         return session, None
     accepted = sorted({*stored.get("accepted", []), *differing})
@@ -147,10 +152,12 @@ def _fitting(
     return found
 
 
-def _refusal(config: RunConfig, blobs: Blobs, keys: Sequence[str]) -> str:
+def _refusal(config: RunConfig, blobs: Blobs, keys: Sequence[str], by: str) -> str:
     keys = sorted(keys, key=lambda key: (key not in WHOLE, key.startswith(("code.", "digest."))))
     shown = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-    accept = " ".join(f"--accept {shlex.quote(key)}" for key in _prefixes(keys))
+    accept = " ".join(
+        [*filter(None, [by]), *(f"--accept {shlex.quote(k)}" for k in _prefixes(keys))]
+    )
     code = [key for key in keys if key.startswith(("code.", "version."))]
     about = f" ({code[0]}: the source or a package changed)" if code else ""
     line = (
@@ -309,7 +316,7 @@ def _with_details(session: Session, error: DistinfError) -> DistinfError:
     if not details.strip():
         return error
     name = f"log/failure-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-    with contextlib.suppress(OSError):  # a full disk must not take this error's place
+    with contextlib.suppress(CorruptionError, OSError):  # a full disk must not take its place
         session.blobs.put(name, details.encode("utf-8", "replace"))
     return type(error)(f"{error} (details: {session.blobs.root}/{name})")
 

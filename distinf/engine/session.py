@@ -349,7 +349,9 @@ class Session:
         """All notes of `note_time` that can be read, a variation's only in that variation."""
         found = []
         for name in self.blobs.names("timing"):
-            with contextlib.suppress(KeyError, ValueError, OSError, RecursionError):
+            with contextlib.suppress(
+                CorruptionError, KeyError, ValueError, OSError, RecursionError
+            ):
                 note = json.loads(self.blobs.get(name))
                 if _is_time(note) and note.get("run", "") == self.name:
                     found.append(note)

@@ -61,6 +61,11 @@ def verify(blobs: Blobs) -> Verification:
             if part.stage == stage:
                 _look_for_missing(part, examined, found)
     _verify_handed(blobs, parts, found)
+    for folder in ("repairs", "timing"):  # nothing is promised of what is in them
+        try:
+            blobs.names(folder)
+        except (CorruptionError, OSError) as error:
+            _not_listed(found, folder, error)
     return found
 
 
@@ -88,16 +93,22 @@ def _agenda(blobs: Blobs, found: Verification) -> list[Part]:
 def _stages_in(blobs: Blobs, found: Verification) -> set[str]:
     try:
         return {name.split("/")[1] for name in blobs.names("ledger") if name.count("/") > 1}
-    except OSError as error:
-        found.problems.append(in_one_line(error, "ledger"))
+    except (CorruptionError, OSError) as error:
+        _not_listed(found, "ledger", error)
         return set()
+
+
+def _not_listed(found: Verification, folder: str, error: CorruptionError | OSError) -> None:
+    """A folder that may not be read stays where it is; a link that leads out of the run goes."""
+    found.problems.append(in_one_line(error, folder))
+    found.names |= {folder} if isinstance(error, CorruptionError) else set()
 
 
 def _verify_stage(blobs: Blobs, stage: str, found: Verification) -> Examined:
     try:
         examined = Ledger(blobs, stage).examine()
-    except OSError as error:  # a folder that may not be read
-        found.problems.append(in_one_line(error, f"ledger/{stage}"))
+    except (CorruptionError, OSError) as error:
+        _not_listed(found, f"ledger/{stage}", error)
         return Examined()
     found.problems += examined.problems.values()
     found.names |= examined.problems.keys()
@@ -120,6 +131,7 @@ def _look_for_missing(part: Part, examined: Examined, found: Verification) -> No
         return
     lost = set(part.units) - examined.records.keys()
     found.units.setdefault(part.stage, set()).update(lost)
+    found.names |= {f"ledger/{part.stage}/{unit_id}.json" for unit_id in lost}  # maybe a folder
     missing = sorted(lost - _unit_ids(examined.problems))
     if any("/segment-" in name for name in examined.problems):
         missing = []  # they were in it
@@ -142,14 +154,16 @@ def _unit_ids(names: Iterable[str]) -> set[str]:
 
 def _verify_handed(blobs: Blobs, parts: Sequence[Part], found: Verification) -> None:
     """What was handed out; the report and the weights have to be, once their part is over."""
+    kinds: set[str] = set()
     try:
         kinds = _kinds(blobs)
         kinds |= {name for name in _weights(parts) if _is_there(blobs, name)}
         if blobs.names(f"ledger/{REPORT}"):
             kinds.add(REPORT)
-    except OSError as error:
-        found.problems.append(in_one_line(error, FOLDER))
-        return
+    except (CorruptionError, OSError) as error:
+        _not_listed(found, FOLDER, error)
+        if isinstance(error, OSError):
+            return
     over = {part.title for part in parts if part.is_over and part.units}
     kinds |= {REPORT} & over
     if {TRAIN, "curvature"} <= over:  # the Gram recipe exports none
@@ -215,6 +229,7 @@ def set_aside(blobs: Blobs, found: Verification) -> int:
         try:
             move(handed(blobs, kind))
         except (KeyError, CorruptionError):
-            move(blobs.names(REPORT) if kind == REPORT else [kind])
+            move([kind])
+            move(blobs.names(kind))  # of a bucket, which has no folder to move
         move([sums_of(kind)])
     return sum(map(len, found.units.values()))

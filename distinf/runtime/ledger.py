@@ -212,7 +212,8 @@ class Ledger:
     def _loose_record(self, name: str) -> Record:
         record = unseal(self._blobs.get(name, most=RECORD_BYTES), name)
         if record.get("unit") != self._unit_of(name):
-            raise CorruptionError(f"{name} holds the record of unit {record.get('unit')!r:.40}")
+            other = f"{record.get('unit')!r:.40}"
+            raise CorruptionError(f"{name} holds the record of unit {other}; {SEE}")
         return believed(record, self.stage, name)
 
 

@@ -50,7 +50,7 @@ def moving(blobs: Blobs, name: str) -> Callable[[Iterable[str]], None]:
 
     def move(names: Iterable[str]) -> None:
         for key in names:
-            blobs.move(key, f"{ASIDE}/{name}/{key}")
+            blobs.move(key, f"{ASIDE}/{name}")
 
     return move
 

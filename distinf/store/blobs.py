@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from distinf.blobs import Blobs, Buffer
-from distinf.errors import CorruptionError, InputError
+from distinf.errors import SEE, CorruptionError, InputError
 from distinf.store.regular import equals, open_regular, read_whole, too_large
 
 DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
@@ -35,8 +35,24 @@ class Folder:
             return path  # no link and no way up
         folder = os.path.realpath(self.root)
         if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
-            raise CorruptionError(f"{key} lies outside of {self.root}, by a link or by its name")
+            where = f"outside of {self.root}, by a link or by its name"
+            raise CorruptionError(f"{key} lies {where}; {SEE}")
         return path
+
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[Path]:
+        """Where the key lies; CorruptionError if what it is to replace is no file, or what has to
+        hold it no folder: another try would end in the same way."""
+        path = self._path(key)
+        try:
+            yield path
+        except (IsADirectoryError, NotADirectoryError):
+            if not os.path.isdir(self.root):
+                raise
+            raise CorruptionError(
+                f"{key} cannot be written: what lies there, or where its folder has to be, is in "
+                "the way; move that elsewhere"
+            ) from None
 
     def _staged(self, path: Path, data: Buffer) -> Path:
         if self._required and not path.parent.exists() and not self._path(self._required).exists():
@@ -55,13 +71,13 @@ class Folder:
         return staged
 
     def put(self, key: str, data: Buffer) -> None:
-        path = self._path(key)
-        os.replace(self._staged(path, data), path)
-        _sync_folder(path.parent)
+        with self._writing(key) as path:
+            os.replace(self._staged(path, data), path)
+            _sync_folder(path.parent)
 
     def put_if_absent(self, key: str, data: Buffer) -> bool:
-        path = self._path(key)
-        staged = self._staged(path, data)
+        with self._writing(key) as path:
+            staged = self._staged(path, data)
         try:
             os.link(staged, path)  # fails if the name exists, also over NFS
         except FileExistsError:
@@ -103,18 +119,32 @@ class Folder:
                     yield name if inside == "." else f"{inside}/{name}"
 
     def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._path(key).unlink()
+        absent = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with self._writing(key) as path, absent:
+            path.unlink()
 
-    def move(self, key: str, to: str) -> None:
-        folder, _, name = key.rpartition("/")
-        source, target = self._path(folder) / name, self._path(to)  # of a link the link
-        if name in ("", ".", ".."):
-            raise CorruptionError(f"{key} names no file")
+    def move(self, key: str, into: str) -> None:
+        parts = key.split("/")
+        if {"", ".", ".."} & {*parts}:
+            raise CorruptionError(f"{key} names no file; {SEE}")
+        above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+        key = next(filter(self._is_in_the_way, above), key)
+        source = Path(self.root, key)  # of a link the link
+        if not os.path.lexists(source):
+            return
+        target = self._path(f"{into}/{key}")
         _make_durable_folder(target.parent)
         with contextlib.suppress(FileNotFoundError):
             os.rename(source, target)
             _sync_folder(target.parent)
+
+    def _is_in_the_way(self, folder: str) -> bool:
+        """Whether what lies under the name of a folder is none, or leads out of the run."""
+        try:
+            path = self._path(folder)
+        except CorruptionError:
+            return True
+        return os.path.lexists(path) and not path.is_dir()
 
     def sweep(self) -> int:
         drafts = [
@@ -201,11 +231,11 @@ class Bucket:
         with contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, key)
 
-    def move(self, key: str, to: str) -> None:
+    def move(self, key: str, into: str) -> None:
         import obstore
 
         with contextlib.suppress(FileNotFoundError):
-            obstore.rename(self._store, key, to)
+            obstore.rename(self._store, key, f"{into}/{key}")
 
     def sweep(self) -> int:
         return 0
@@ -228,14 +258,17 @@ def open_root(root: str) -> Blobs:
     if "://" not in root or root.startswith("file://"):
         return Folder(root.removeprefix("file://"))
     scheme = root.split("://", 1)[0]
-    from obstore.store import MemoryStore, from_url
+    from obstore.store import HTTPStore, MemoryStore, from_url
 
     if scheme == "memory":
         if root not in _memory:
             _memory[root] = Bucket(MemoryStore(), root)
         return _memory[root]
     try:
-        return Bucket(from_url(root), root)
+        store = from_url(root)
+        if isinstance(store, HTTPStore):
+            raise ValueError("it is no bucket, as s3://, gs:// and az:// are")
+        return Bucket(store, root)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"out: cannot open {root}: {reason}; check the URL and its keys") from None

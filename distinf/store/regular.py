@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from distinf.errors import CorruptionError
+from distinf.errors import SEE, CorruptionError
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -15,12 +15,16 @@ def open_regular(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):  # links in a ring, a socket
-            raise CorruptionError(f"{path} is no regular file") from None
+            raise _irregular(path) from None
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise CorruptionError(f"{path} is no regular file")
+        raise _irregular(path)
     return os.fdopen(descriptor, "rb")
+
+
+def _irregular(path: Path) -> CorruptionError:
+    return CorruptionError(f"{path} is no regular file; {SEE}")
 
 
 def read_whole(file: BinaryIO, name: str, most: int | None = None) -> bytes:
@@ -46,4 +50,4 @@ def equals(file: BinaryIO, data: bytes | memoryview) -> bool:
 
 
 def too_large(name: str, size: int, most: int) -> CorruptionError:
-    return CorruptionError(f"{name} has {size} bytes; no more than {most} were written")
+    return CorruptionError(f"{name} has {size} bytes; no more than {most} were written; {SEE}")

@@ -106,6 +106,12 @@ def test_a_file_that_says_nothing_is_no_living_driver(blobs):
         blobs.put(lease._name(2), text)
         with held(blobs):
             pass
+    os.makedirs(os.path.join(blobs.root, "driver"))
+    os.mkfifo(os.path.join(blobs.root, lease._name(7)))
+    os.symlink("/nowhere", os.path.join(blobs.root, lease._name(8)))
+    blobs.put("driver/²", b"")
+    with held(blobs):
+        pass
 
 
 def test_a_driver_whose_place_was_taken_stops(blobs):

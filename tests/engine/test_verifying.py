@@ -365,6 +365,28 @@ def test_repair_makes_what_is_damaged_again_and_nothing_else(blobs, pristine, ca
     assert blobs.names("repairs") == []
 
 
+@pytest.mark.parametrize("links", [False, True])
+def test_repair_sets_aside_what_is_no_file_or_no_folder_of_the_run(
+    blobs, pristine, tmp_path, links
+):
+    """A file in a folder's place; a folder in a record's, and links that lead out of the run."""
+    root, record = Path(blobs.root), blobs.names("ledger/gradients")[0]
+    away, linked = tmp_path / "away", ["handed", "ledger/scores", "report"]
+    away.mkdir()
+    for number, name in enumerate([record, *linked] if links else ["agenda"]):
+        os.rename(root / name, tmp_path / str(number))
+    if links:
+        (root / record).mkdir()
+        for name in linked:
+            (root / name).symlink_to(away)
+    else:
+        (root / "agenda").write_text("")
+    assert main(["verify", "--repair", blobs.root]) == 0
+    assert problems(blobs) == ""
+    assert same_bits(all_scores(pristine), all_scores(run_points(blobs.root)))
+    assert list(away.iterdir()) == []
+
+
 @pytest.mark.parametrize("command", [["verify", "--repair"], ["run"]])
 def test_altered_weights_are_exported_again(blobs, pristine, command, capsys):
     flip(blobs, "model.safetensors")
@@ -433,7 +455,7 @@ def test_repair_moves_nothing_from_outside_the_run(blobs, tmp_path):
     assert secret.read_text() == "of somebody else"
     for key in ("../secret", "report/../../secret", "report/.."):
         with pytest.raises(CorruptionError):
-            blobs.move(key, "damaged/x")
+            blobs.move(key, "damaged")
     assert secret.exists()
 
 
@@ -503,6 +525,7 @@ def test_repair_of_another_tasks_run_moves_nothing(blobs, capsys):
     blobs.put("config.yaml", config.encode())
     assert main(["verify", "--repair", blobs.root]) == InputError.exit_code
     assert blobs.names("damaged") == []
+    assert f"or first distinf run {blobs.root} --accept seed --acc" in capsys.readouterr().err
 
 
 # -- status ----------------------------------------------------------------------------------

@@ -149,6 +149,21 @@ def test_a_linked_folder_is_not_followed_out_of_the_run(blobs, manifest, tmp_pat
         blobs.names("s.zarr")
 
 
+def test_what_is_in_the_way_of_a_file_is_no_stop_to_wait_out(blobs):
+    blobs.put("a", b"")
+    os.makedirs(os.path.join(blobs.root, "c"))
+    for write in (blobs.put, blobs.put_if_absent):
+        with pytest.raises(CorruptionError, match="a/b cannot be written"):
+            write("a/b", b"")
+    with pytest.raises(CorruptionError, match="c cannot be written"):
+        blobs.put("c", b"")
+    blobs.delete("a/b")
+    blobs.move("a/b", "aside")
+    assert blobs.names("aside") == ["aside/a"]
+    with pytest.raises(NotADirectoryError):  # the run's folder itself is the user's to name
+        open_root(f"{blobs.root}/aside/a").put("b", b"")
+
+
 def test_the_folder_itself_may_be_a_link(blobs, manifest, tmp_path):
     link = tmp_path.parent / f"{tmp_path.name}-link"
     link.symlink_to(tmp_path)
