@@ -73,7 +73,7 @@ class Folder:
     def put(self, key: str, data: Buffer) -> None:
         with self._writing(key) as path:
             os.replace(self._staged(path, data), path)
-            _sync_folder(path.parent)
+        _sync_folder(path.parent)
 
     def put_if_absent(self, key: str, data: Buffer) -> bool:
         with self._writing(key) as path:

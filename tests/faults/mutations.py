@@ -52,8 +52,8 @@ MUTATIONS = [
     ),
     Mutation(
         "folder synced after put", "store/blobs.py",
-        "        os.replace(self._staged(path, data), path)\n        _sync_folder(path.parent)\n",
-        "        os.replace(self._staged(path, data), path)\n",
+        "    os.replace(self._staged(path, data), path)\n        _sync_folder(path.parent)\n",
+        "    os.replace(self._staged(path, data), path)\n",
         DURABLE + "test_a_name_lies_on_the_disk_before_it_counts",
     ),
     _without(
