@@ -3,9 +3,11 @@
 import csv
 import gzip
 import json
+import shlex
 
 import pytest
 
+from distinf.config_file import override_of
 from distinf.errors import InputError
 from distinf.studies.noisy_labels.files import read_table
 from distinf.studies.noisy_labels.glue import from_hub, glue_table
@@ -144,6 +146,26 @@ def test_a_bad_file_is_one_line(tmp_path, name, content, settings, said):
         read_table(DataSettings(path=str(path), **settings))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("label", ["Class Name", "yes", "label: 1", "it's", "Étiquette"])
+def test_what_is_to_be_set_is_printed_as_a_shell_takes_it(tmp_path, label):
+    path = tmp_path / "a.jsonl"
+    rows = [{"Review Text": f"{n} words of it", label: n % 2} for n in range(4)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="did you mean ") as refused:
+        read_table(DataSettings(path=str(path)))
+    sets = shlex.split(str(refused.value).rpartition("did you mean ")[2].removesuffix("?"))
+    assert sets[::2] == ["--set"] * (len(sets) // 2)
+    values = {key.removeprefix("data."): value for key, value in map(override_of, sets[1::2])}
+    assert values["label"] == label
+    assert read_table(DataSettings(path=str(path), label=label)).labels.tolist() == [0, 1, 0, 1]
+
+
+def test_names_of_columns_have_no_spaces_around_them(tmp_path):
+    (tmp_path / "a.csv").write_text("text, label\nsome words, 1\nothers, 0\n")
+    found = read_table(DataSettings(path=str(tmp_path / "a.csv")))
+    assert (found.texts, found.labels.tolist()) == ([("some words",), ("others",)], [1, 0])
 
 
 def test_a_damaged_archive_is_one_line(tmp_path):

@@ -164,7 +164,7 @@ def _fields_of_any_length(most: int) -> Iterator[None]:
 def _by_column(rows: Sequence[Sequence[str]], lines: Sequence[int]) -> Columns:
     if not rows:
         return {}
-    header, *body = rows
+    header, body = [name.strip() for name in rows[0]], rows[1:]  # "text, label" is usual
     _refuse_twice(header)
     for row, fields in enumerate(body):
         if len(fields) != len(header):

@@ -1,9 +1,14 @@
 """Which columns of a file hold texts, labels, ids, splits and groups."""
 
+import contextlib
 import difflib
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from distinf.errors import InputError
 from distinf.studies.noisy_labels.settings import DataSettings
@@ -43,30 +48,39 @@ class Chosen:
 
 def choose_columns(settings: DataSettings, columns: Columns) -> Chosen:
     """As the settings say, or by usual names. InputError says all that is missing at once."""
-    path, problems, tries = settings.path, [], []
+    path, problems, tries = settings.path, [], dict[str, str]()
     for setting in ("label", "id", "split", "group"):
         name = getattr(settings, setting)
         if name and name not in columns:
             problems.append(f"data.{setting}: {path} has no column '{name}'")
             near = _near(name, columns)
             guess = near or (_guessed_label(columns, settings.text) if setting == "label" else "")
-            tries += [f"data.{setting}={guess}"] if guess else []
+            tries |= {setting: guess} if guess else {}
     split = settings.split or ("split" if "split" in columns else "")
     named = (settings.label, settings.id, split, settings.group)
-    guessed = [guess.partition("=")[2] for guess in tries]
-    text = tuple(settings.text) or _usual_text(columns, {*named, *guessed})
+    guessed = {*named, *tries.values()}
+    text = tuple(settings.text) or _usual_text(columns, guessed)
     absent = [name for name in settings.text if name not in columns]
     problems += [f"data.text: {path} has no column '{name}'" for name in absent]
     if not text:
         problems.append(f"data.text: which columns of {path} hold the text? name one or two")
     if absent or not text:
         guess = next(filter(None, (_near(name, columns) for name in absent)), "")
-        guess = guess or _guessed_text(columns, {*named, *guessed})
-        tries += [f"data.text={guess}"] if guess else []
+        guess = guess or _guessed_text(columns, guessed)
+        tries |= {"text": guess} if guess else {}
     if problems:
-        hint = f"; did you mean --set {' --set '.join(tries)}?" if tries else ""
+        hint = "; did you mean " + " ".join(map(_set, tries, tries.values())) if tries else ""
+        hint += "?" if hint else ""
         raise InputError(f"{'; '.join(problems)}; it has {_listed(list(columns))}{hint}")
     return Chosen(text, settings.label, settings.id, split, settings.group)
+
+
+def _set(setting: str, name: str) -> str:
+    """What a shell and YAML take for this name."""
+    with contextlib.suppress(yaml.YAMLError, ValueError):
+        if yaml.safe_load(name) == name:
+            return f"--set {shlex.quote(f'data.{setting}={name}')}"
+    return f"--set {shlex.quote(f'data.{setting}={json.dumps(name)}')}"
 
 
 def _usual_text(columns: Columns, taken: set[str]) -> tuple[str, ...]:
