@@ -80,12 +80,20 @@ def _check_tensors(
             f"train.checkpoint: {path} has {_names(extra)}, which this model has not; {remedy}"
         )
     for name, values in found.items():
-        bad = int((~torch.isfinite(values)).sum()) if values.is_floating_point() else 0
+        if _kind(values) != _kind(wanted[name]):  # quantised: without its scale it is no weight
+            kinds = f"{values.dtype} in {path} but {wanted[name].dtype} here".replace("torch.", "")
+            raise InputError(f"train.checkpoint: '{name}' is {kinds}; {remedy}")
+        wide = values.float() if values.itemsize == 1 and values.is_floating_point() else values
+        bad = int((~torch.isfinite(wide)).sum())
         if bad:
             raise InputError(
                 f"train.checkpoint: {bad} of {values.numel()} values of '{name}' in {path} are not "
                 "finite; give a checkpoint from before training diverged"
             )
+
+
+def _kind(values: Tensor) -> tuple[bool, bool]:
+    return values.is_floating_point(), values.is_complex()
 
 
 def _shape(values: Tensor) -> str:

@@ -177,7 +177,17 @@ def poisoned(tensors):
     tensors["2.weight"][1, 4] = float("inf")
 
 
+def quantised(tensors):
+    tensors["2.weight"] = tensors["2.weight"].to(torch.int8)
+
+
+def poisoned_8_bits(tensors):
+    tensors["2.weight"] = torch.full((2, 12), float("nan")).to(torch.float8_e4m3fn)
+
+
 BAD = {
+    quantised: r"'2.weight' is int8 in .* but float32 here; make the model the one that was saved",
+    poisoned_8_bits: r"24 of 24 values of '2.weight' in .* are not finite; give",
     without: r"has no '0.bias', '2.bias'; make the model the one that was saved",
     with_more: r"has 'head.weight', which this model has not; make",
     wider: r"'0.weight' has shape \(16, 4\) in .* but \(12, 4\) here; make",
