@@ -3,7 +3,7 @@
 Widths are those of DejaVu Sans, wider than most fonts that a page is shown in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from textwrap import wrap
 from typing import Any
@@ -16,12 +16,10 @@ from matplotlib.transforms import Bbox
 
 APART = 8.0  # least distance of two titles or tick labels, in points
 MOST_LINES = 3
-SIDES: tuple[tuple[tuple[float, float], str, str], ...] = (  # offset in points, alignments
-    ((8, 0), "left", "center"),
-    ((-8, 0), "right", "center"),
-    ((0, 7), "center", "bottom"),
-    ((0, -7), "center", "top"),
-)
+SIDES: Any = (  # offset in points, alignments
+    ((8, 0), "left", "center"), ((-8, 0), "right", "center"),
+    ((0, 7), "center", "bottom"), ((0, -7), "center", "top"),
+)  # fmt: skip
 
 
 def lay_out(figure: Figure) -> None:
@@ -50,7 +48,12 @@ def _break_titles(figure: Figure) -> bool:
     """A title may reach to the next one on its right, or to the picture's edge -> any broken?"""
     broken = False
     apart = APART * figure.dpi / 72
-    boxes = {text: text.get_window_extent() for text in _titles(figure)}
+    boxes = {
+        part: part.get_window_extent()
+        for axes in (a for a in figure.axes if a.get_visible())
+        for part in axes.get_children()
+        if isinstance(part, Text) and part.get_text() == axes.get_title(loc="left") != ""
+    }
     for text, box in boxes.items():
         beside = [b.x0 for b in boxes.values() if b.x0 > box.x0 and b.y0 < box.y1 and b.y1 > box.y0]
         room = min([figure.bbox.x1, *beside]) - box.x0 - apart
@@ -60,13 +63,6 @@ def _break_titles(figure: Figure) -> bool:
             text.set_text("\n".join(lines))
             broken = True
     return broken
-
-
-def _titles(figure: Figure) -> Iterator[Text]:
-    for axes in (a for a in figure.axes if a.get_visible()):
-        for part in axes.get_children():
-            if isinstance(part, Text) and part.get_text() == axes.get_title(loc="left") != "":
-                yield part
 
 
 def _crowded(axis: Any, dpi: float) -> bool:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distinf.report.formats import fixed, shortened
-from distinf.report.svg import COLOR, title
+from distinf.report.svg import COLOR, grid_of, title
 
 ABOVE, BELOW, MISSING = (0, 140, 105), (214, 84, 20), (127, 127, 127)
 MISSING_ALPHA = 0.42
@@ -40,9 +40,7 @@ def show(axes: Axes, values: np.ndarray) -> None:
     """Draw `values` [rows, columns], a cell around every whole number; the first row at the top."""
     axes.imshow(tinted(values), interpolation="none", aspect="auto")
     axes.grid(False)
-    for side in ("left", "right", "top", "bottom"):
-        axes.spines[side].set_visible(True)
-        axes.spines[side].set_color(COLOR["grid"])
+    axes.spines[:].set(visible=True, color=COLOR["grid"])
 
 
 def scale_bar(axes: Axes, places: Sequence[float], labels: Sequence[str], heading: str) -> None:
@@ -53,23 +51,13 @@ def scale_bar(axes: Axes, places: Sequence[float], labels: Sequence[str], headin
     title(axes, heading)
 
 
-def grid_of(figure: Figure, many: int, across: int, each_in: float, more_in: float = 0.0) -> Any:
-    """So many axes, some beside each other, each so high."""
-    down = math.ceil(many / across)
-    figure.set_figheight(more_in + each_in * down)
-    every = figure.subplots(down, across, squeeze=False).ravel()
-    for spare in every[many:]:
-        spare.set_visible(False)
-    return every[:many]
-
-
 def several(
     figure: Figure, made: Sequence[Map], across: int, each_in: float, shades: Shades, **more: Any
-) -> bool:
+) -> None:
     """Side by side where there is room, with their numbers, of so many digits, where there is;
     strong: a heading."""
     if not made:
-        return False
+        return
     highest, widest = (max(len(each[side]) for each in made) for side in (1, 2))
     across = 1 if across * widest > MOST_BESIDE else min(across, len(made))
     drawn = grid_of(figure, len(made), across, each_in + ROW_IN * max(3, highest))
@@ -90,4 +78,3 @@ def several(
         for (i, j), value in np.ndenumerate(values) if len(columns) <= most else ():
             if math.isfinite(value):
                 axes.text(j, i, fixed(float(value), digits), **style)
-    return True

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from distinf.report import svg
 from distinf.report.formats import fixed, shortened
-from distinf.report.rows import Row
+from distinf.report.rows import Row, gathered
 
 EDGE = 0.025  # of a panel's width: how far from its edge an arrow stands
 
@@ -57,18 +57,17 @@ def dot(row: float, of: Row, prefix: str = "", unit: str = "_pct", **style: Any)
     return Dot(row, *(of.get(key, math.nan) for key in keys), **style)
 
 
-def rows_of_dots(canvas: Figure, height: float, *panels: Panel, **shape: Any) -> bool:
-    """Draw the panels that have a finite mean; False where there is none."""
+def rows_of_dots(canvas: Figure, height: float, *panels: Panel, **shape: Any) -> None:
+    """Draw the panels that have a finite mean."""
     shown = [p for p in panels if any(math.isfinite(d.mean) for d in p.dots)]
     if not shown:
-        return False
+        return
     every = svg.panels(canvas, height, 1, len(shown), **shape)[0]
     for k, (axes, panel) in enumerate(zip(every, shown, strict=True)):
         _draw(axes, panel)
         again = k > 0 and shown[k - 1].labels == panel.labels
         axes.tick_params(axis="y", labelleft=not again)
     svg.legend(canvas, *every, most=48)
-    return True
 
 
 def stacked(dots: Iterable[Dot]) -> list[Dot]:
@@ -83,18 +82,18 @@ def stacked(dots: Iterable[Dot]) -> list[Dot]:
 
 def _draw(axes: Axes, panel: Panel) -> None:
     low, high = _limits(panel)
-    faint: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    beyond: dict[tuple[int, bool, bool, str], list[Dot]] = {}
-    for d in (d for d in panel.dots if math.isfinite(d.mean)):
-        if not low <= d.mean <= high:
-            beyond.setdefault((round(d.row), d.mean < low, d.faint, d.color), []).append(d)
-        elif d.faint:
-            faint.setdefault((d.color, d.marker), []).append((d.mean, d.row))
-        else:
-            _dot(axes, d, low + 0.85 * (high - low))
-    for (color, marker), places in faint.items():
-        x, y = zip(*places, strict=True)
+    finite = [d for d in panel.dots if math.isfinite(d.mean)]
+    inside = [d for d in finite if low <= d.mean <= high]
+    for d in (d for d in inside if not d.faint):
+        _dot(axes, d, low + 0.85 * (high - low))
+    faint = gathered((d for d in inside if d.faint), lambda d: (d.color, d.marker))
+    for (color, marker), those in faint.items():
+        x, y = [d.mean for d in those], [d.row for d in those]
         svg.line(axes, x, y, color, marker, ms=4.2, mew=0, alpha=0.5)
+    beyond = gathered(
+        (d for d in finite if not low <= d.mean <= high),
+        lambda d: (round(d.row), d.mean < low, d.faint, d.color),
+    )
     for (_, left, *_), those in beyond.items():
         _arrow(axes, those, (low, 1) if left else (high, -1), EDGE * (high - low))
     for at, color, name in panel.levels:

@@ -14,51 +14,31 @@ from distinf.engine.session import Session
 from distinf.errors import SEE, CorruptionError
 from distinf.naming import CONFIG
 from distinf.report.formats import count, duration, size
-from distinf.report.schema import (
-    Bullets,
-    Column,
-    Facts,
-    Row,
-    Section,
-    Table,
-    Text,
-    text,
-)
+from distinf.report.schema import Bullets, Column, Facts, Row, Section, Table, Text, text
 from distinf.runtime import Agenda
 from distinf.runtime.records import lowered_in
 from distinf.tasks.task import STUDIES
 
-
-@dataclass(frozen=True)
-class StageCost:
-    """What one stage took, over all its runs."""
-
-    stage: str
-    units: int
-    seconds: float  # wall
-    worker_seconds: float
-    bytes: int
+COSTS = ("stage", "units", "seconds", "worker_seconds", "bytes")  # wall time; what was stored
 
 
-def stage_costs(session: Session) -> list[StageCost]:
-    """Of the stages that did anything; a variation shares what it can."""
+def stage_costs(session: Session) -> list[Row]:
+    """COSTS of the stages that did anything, over all runs; a variation shares what it can."""
     times, found = session.times(), []
     for stage in session.recipe.working:
         records = session.done(stage.wanted_units(session)).values()
         spent = [t for t in times if t["stage"] == stage.name]
         if records and (spent or not session.name):
-            seconds, busy = (sum(t[k] for t in spent) for k in ("seconds", "busy_s"))
+            took = [sum(t[k] for t in spent) for k in ("seconds", "busy_s")]
             stored = sum(r["manifest"]["bytes"] for r in records)
-            found.append(StageCost(stage.name, len(records), seconds, busy, stored))
+            found.append(dict(zip(COSTS, (stage.name, len(records), *took, stored), strict=True)))
     return found
 
 
-def cost_rows(found: Sequence[StageCost]) -> list[Row]:
-    """Of costs.csv: per stage, then the total; `bytes` is what the stage stored."""
-    rows: list[Row] = [{**vars(c)} for c in found]
-    names = ("units", "seconds", "worker_seconds", "bytes")
-    total: Row = {"stage": "total"} | {n: sum(r[n] for r in rows) for n in names}
-    return [*rows, total] if len(rows) > 1 else rows
+def cost_rows(rows: Sequence[Row]) -> list[Row]:
+    """Of costs.csv: per stage, then the total."""
+    total: Row = {"stage": "total"} | {name: sum(r[name] for r in rows) for name in COSTS[1:]}
+    return [*rows, total] if len(rows) > 1 else [*rows]
 
 
 @dataclass(frozen=True)
@@ -76,50 +56,34 @@ class Provenance:
 
 def provenance_of(session: Session) -> Provenance:
     """From the run's configuration; CorruptionError if there is none that can be read."""
-    text = _configuration(session)
+    try:
+        text = Agenda(session.blobs).config()
+    except (KeyError, CorruptionError):  # an earlier version began the run, or it is damaged too
+        text = session.blobs.get(CONFIG).decode()
     try:
         stored: dict[str, Any] = parsed(text) or {}
     except (yaml.YAMLError, ValueError, RecursionError):
         raise CorruptionError(f"{CONFIG} is not a run's configuration; {SEE}") from None
-    record = stored.get("provenance") or {}
+    record, root = stored.get("provenance") or {}, session.blobs.root
     machine = {key: str(value) for key, value in (record.get("machine") or {}).items()}
+    # Only in another folder is it carried out anew: in its own, all is done. A task of one's own
+    # is looked for in the folder that one is in.
+    command = f"distinf run {shlex.quote(root)} --out {shlex.quote(f'{root}-again')}"
+    if session.context["task"] not in STUDIES:
+        command = f"cd {shlex.quote(os.getcwd())} && {command}"
     return Provenance(
         config_yaml=text,
-        command=_replay(session),
+        command=command,
         fingerprint=session.keys["report"],
         versions=record.get("versions") or {},
         machine={**machine, "processor": platform.machine()},
         seeds={"run": session.seed},
-        memory=_lowered(session),
+        memory=[
+            f"{stage.name}: {each}"
+            for stage in session.recipe.working
+            for each in lowered_in(session.done(stage.wanted_units(session)).values())
+        ],
     )
-
-
-def _lowered(session: Session) -> list[str]:
-    found = []
-    for stage in session.recipe.working:
-        records = session.done(stage.wanted_units(session)).values()
-        found += [f"{stage.name}: {each}" for each in lowered_in(records)]
-    return found
-
-
-def _configuration(session: Session) -> str:
-    """config.yaml as it was written, whatever became of it."""
-    try:
-        return Agenda(session.blobs).config()
-    except (KeyError, CorruptionError):  # an earlier version began the run, or it is damaged too
-        return session.blobs.get(CONFIG).decode()
-
-
-def _replay(session: Session) -> str:
-    """For a shell, wherever it is. A task of one's own is looked for in the folder that one is in.
-
-    Only in another folder is it carried out anew: in its own, all is done.
-    """
-    root = session.blobs.root
-    command = f"distinf run {shlex.quote(root)} --out {shlex.quote(f'{root}-again')}"
-    if session.context["task"] in STUDIES:
-        return command
-    return f"cd {shlex.quote(os.getcwd())} && {command}"
 
 
 def origin(source: Provenance) -> Section:
@@ -129,16 +93,9 @@ def origin(source: Provenance) -> Section:
     facts += [(f"{name} version", str(found)) for name, found in source.versions.items()]
     facts += [(f"{name} seed", str(found)) for name, found in source.seeds.items()]
     again = "Carry this run out again, in a folder beside it:" if source.command else ""
-    return Section(
-        "provenance",
-        "Provenance",
-        [
-            Text(again),
-            Text(source.command, "pre"),
-            Facts(facts),
-            Text(source.config_yaml, "pre", folded="Resolved configuration"),
-        ],
-    )
+    whole = Text(source.config_yaml, "pre", folded="Resolved configuration")
+    command = Text(source.command, "pre")
+    return Section("provenance", "Provenance", [Text(again), command, Facts(facts), whole])
 
 
 def remarks(deviations: Sequence[str], quarantined: Mapping[str, Sequence[int]]) -> Section:
@@ -148,23 +105,14 @@ def remarks(deviations: Sequence[str], quarantined: Mapping[str, Sequence[int]])
     ]
     why = "Left out because their loss or gradient was not finite."
     apart = "Deviations from what was published, and reconstructions"
-    return Section(
-        "remarks",
-        "Deviations",
-        [
-            Section("quarantined", "Quarantined samples", [Bullets(left_out)], why),
-            Section("deviations", apart, [Bullets([("", line) for line in deviations])]),
-        ],
-    )
+    parts = [Section("quarantined", "Quarantined samples", [Bullets(left_out)], why)]
+    parts += [Section("deviations", apart, [Bullets([("", line) for line in deviations])])]
+    return Section("remarks", "Deviations", parts)
 
 
 def costs(rows: Sequence[Row]) -> Table:
     """From the rows of costs.csv."""
-    columns = [
-        text("stage", "stage"),
-        Column("units", "units", count),
-        Column("wall time", "seconds", duration),
-        Column("worker time", "worker_seconds", duration),
-        Column("stored", "bytes", size),
-    ]
+    columns = [text("stage", "stage"), Column("units", "units", count)]
+    columns += [Column("wall time", "seconds", duration)]
+    columns += [Column("worker time", "worker_seconds", duration), Column("stored", "bytes", size)]
     return Table("Cost by stage", rows, columns, "costs")

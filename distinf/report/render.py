@@ -63,7 +63,8 @@ def html(page: Page, files: Collection[str] = ()) -> str:
         lstrip_blocks=True,
         loader=PackageLoader("distinf.report", ""),
     )
-    script, style = (_resource(name) for name in ("sort.js", "style.css"))
+    beside = (resources("distinf.report") / name for name in ("sort.js", "style.css"))
+    script, style = (file.read_text(encoding="utf-8") for file in beside)
     template = environment.get_template("page.html.jinja")
     return template.render(
         page=replace(page, sections=_Maker(files).kept(page.sections)),
@@ -72,10 +73,6 @@ def html(page: Page, files: Collection[str] = ()) -> str:
         allowed=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         files=files,
     )
-
-
-def _resource(name: str) -> str:
-    return (resources("distinf.report") / name).read_text(encoding="utf-8")
 
 
 def _shown(value: Any) -> Any:

@@ -5,17 +5,44 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from distinf.printable import printable
 
 Row = dict[str, Any]
+T = TypeVar("T")
+K = TypeVar("K")
 FORMULA = re.compile("[\t\r\n ]*[-=+@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")  # of a spreadsheet
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def gathered(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items by their keys, in the order that they come in."""
+    found: dict[K, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
+    """The rows by their values under these names."""
+    return gathered(rows, lambda row: tuple(row[name] for name in names))
+
+
+def combined(
+    rows: Iterable[Row],
+    names: Sequence[str],
+    of: Callable[[list[Row]], Row],
+    order: Callable[[tuple], Any] | None = None,
+) -> list[Row]:
+    """A row for each of the names' values: them, and what `of` makes of their rows."""
+    found = grouped(rows, *names)
+    keys = found if order is None else sorted(found, key=order)
+    return [dict(zip(names, key, strict=True)) | of(found[key]) for key in keys]
 
 
 def csv_text(rows: Sequence[Row]) -> str:

@@ -1,7 +1,7 @@
 """What a page is made of: sections of text, tables, figures. `render.html(page, files)` prints it.
 
 A page module builds one `Page`; everything may be listed without an `if`: a table without rows, a
-column that says nothing, a figure whose `draw` returns False and a section without items vanish.
+column that says nothing, a figure whose `draw` draws nothing and a section without items vanish.
 
     Page(title, task, answer=(verdict, what was gained, at what price), warnings=…, sections=[
         Section("effect", "Effect", [
@@ -27,15 +27,16 @@ inches and draws with the colours of svg.py. Texts are escaped; the same page gi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from distinf.report.formats import MISSING, SPACE, fixed, missing, number, signed
+from distinf.report.rows import Row, grouped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-Row = dict[str, Any]
-Draw = Callable[["Canvas"], bool | None]
+Draw = Callable[["Canvas"], None]
 LARGE = 200.0  # percent or points, from which decimals say nothing
 
 
@@ -116,6 +117,23 @@ def difference(
     return Column(heading, cell, group=group)
 
 
+def crossed(
+    rows: Sequence[Row], by: Sequence[str], across: str, told: Callable[[Row], Entry]
+) -> tuple[list[Row], list[Column]]:
+    """A line for each of the values of `by`; a column for each value of `across`, which may be
+    "group | heading", with what `told` says of the row that has both."""
+    lines = [{**m[0], "of": {r[across]: r for r in m}} for m in grouped(rows, *by).values()]
+
+    def cell(name: str, line: Row) -> Entry:
+        return told(line["of"][name]) if name in line["of"] else Entry()
+
+    columns = []
+    for name in dict.fromkeys(row[across] for row in rows):
+        group, _, heading = name.rpartition(" | ")
+        columns.append(Column(heading, partial(cell, name), group=group))
+    return lines, columns
+
+
 def _span(row: Row, low: str, high: str, form: Callable[[Any], str]) -> str:
     return "" if missing(row.get(low)) else f"{form(row[low])} to {form(row[high])}"
 
@@ -143,7 +161,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """`draw(canvas)` returns False where there is nothing to draw."""
+    """Left out where `draw(canvas)` draws nothing."""
 
     name: str
     title: str

@@ -7,8 +7,7 @@ picture is right in light, in dark and on paper. The same figure gives the same 
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -22,26 +21,13 @@ from distinf.printable import printable
 from distinf.report.fitting import fit
 from distinf.report.formats import fixed, power, shortened
 
-ROLES = (
-    "ink",
-    "muted",
-    "grid",
-    "paper",
-    "helpful",
-    "random",
-    "harmful",
-    "reference",
-    "baseline",
-    "before",
-    "accent",
-    "other",
-    "soft",
-)
+ROLES = ("ink", "muted", "grid", "paper", "helpful", "random", "harmful", "reference", "baseline",
+         "before", "accent", "other", "soft")  # fmt: skip
 COLOR = {role: f"#{index:02x}{index:02x}fe" for index, role in enumerate(ROLES, 1)}
 MARKER = {"helpful": "o", "random": "s", "harmful": "v", "baseline": "D", "reference": "^"}
 UPDATE_DASH = {"first-order": "-", "second-order": (0, (4, 1.6)), "ascent": (0, (1.2, 1.2))}
 DASH = {"reference": (0, (5, 2)), "baseline": (0, (1, 1.6)), "before": (0, (3, 1.5, 1, 1.5))}
-WIDTH_IN = 9.0
+WIDTH_IN, HEIGHT_IN = 9.0, 3.5
 LEGEND_WIDTH = 0.96  # of the figure's, at most: it stands a little in from the left
 SHORT_DECADES, NARROW_DECADES = 0.6, 0.3
 
@@ -89,17 +75,15 @@ def role(name: str) -> str:
     return name if name in COLOR else "other"
 
 
-@contextmanager
-def drawing(name: str, height_in: float) -> Iterator[Figure]:
-    """A styled figure to draw and `export` inside the block; text in it is never markup."""
+def picture(name: str, title: str, draw: Callable[[Figure], None]) -> str | None:
+    """What `draw` draws into a figure, as `export` gives it; None where it draws nothing.
+
+    Text in it is never markup.
+    """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        yield Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-
-
-def picture(name: str, title: str, draw: Callable[[Figure], bool | None]) -> str | None:
-    """What `draw` draws into a figure, as `export` gives it; None where it returns False."""
-    with drawing(name, 3.5) as figure:
-        return None if draw(figure) is False else export(figure, name, title)
+        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
+        draw(figure)
+        return export(figure, name, title) if figure.axes else None
 
 
 def export(figure: Figure, name: str, title: str) -> str:
@@ -135,10 +119,8 @@ def _font(match: re.Match[str]) -> str:
 
 def title(axes: Axes, text: str, strong: bool = False) -> None:
     """What the y axis shows, upright at its top left instead of turned at its side."""
-    if strong:
-        axes.set_title(shortened(text, 110), color=COLOR["ink"], fontweight="bold")
-    else:
-        axes.set_title(shortened(text, 110))
+    style: Any = {"color": COLOR["ink"], "fontweight": "bold"} if strong else {}
+    axes.set_title(shortened(text, 110), **style)
 
 
 def log_axis(axes: Axes, which: str, values: list[float]) -> None:
@@ -176,10 +158,7 @@ def frame(
 
 
 def axis(axes: Axes, which: str, values: list[float], log: bool) -> None:
-    if log:
-        log_axis(axes, which, values)
-    else:
-        linear_axis(axes, which)
+    log_axis(axes, which, values) if log else linear_axis(axes, which)
 
 
 def line(axes: Axes, x: Any, y: Any, color: str, form: str = "", **style: Any) -> None:
@@ -198,6 +177,15 @@ def panels(figure: Figure, height_in: float, rows: int, columns: int, **shape: A
     """[rows, columns] panels in a figure of that height."""
     figure.set_figheight(height_in)
     return figure.subplots(rows, columns, squeeze=False, **shape)
+
+
+def grid_of(figure: Figure, many: int, across: int, each_in: float, more_in: float = 0.0) -> Any:
+    """So many panels, some beside each other, each so high."""
+    down = math.ceil(many / across)
+    every = panels(figure, more_in + each_in * down, down, across).ravel()
+    for spare in every[many:]:
+        spare.set_visible(False)
+    return every[:many]
 
 
 def note(axes: Axes, text: str, at: tuple[float, float], dx: float, **style: Any) -> None:

@@ -19,28 +19,11 @@ from typing import Any
 import yaml
 
 from distinf.report import formats
-from distinf.report.formats import (
-    count,
-    duration,
-    fixed,
-    identifier,
-    missing,
-    number,
-    shortened,
-    size,
-)
-from distinf.report.schema import (
-    Column,
-    Draw,
-    Entry,
-    Figure,
-    Row,
-    Table,
-    difference,
-    spread,
-)
+from distinf.report.formats import count, fixed, missing, number, shortened
+from distinf.report.schema import Column, Draw, Entry, Figure, Row, Table, difference, spread
 
-FORMS = {f.__name__: f for f in (count, duration, fixed, identifier, number, size)}
+PLAIN = ("count", "duration", "fixed", "identifier", "number", "size")
+FORMS: dict[str, Any] = {name: getattr(formats, name) for name in PLAIN}
 FORMS |= {"general": "{:g}".format, "some": lambda many: count(many) if many else ""}
 FORMS |= {"mark": lambda true: "✓" if true else "", "share": lambda part: fixed(100 * part)}
 FORMS |= {"two": lambda value: fixed(value, 2), "three": lambda value: fixed(value, 3)}

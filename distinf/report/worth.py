@@ -9,7 +9,7 @@ from distinf.engine.measures import CEILING_BY, TRAINED
 from distinf.engine.session import Session
 from distinf.numerics.counterfactual import LEAST_CEILING
 from distinf.report.formats import count, number
-from distinf.report.rows import Row
+from distinf.report.rows import Row, grouped
 from distinf.report.schema import Column, Entry, Page, Section, Table, stub
 
 FOLDER, FILE = "evaluations", "measures.json"
@@ -39,8 +39,8 @@ def shown(page: Page, rows: Sequence[Row]) -> Page:
     if not rows:
         return page
     place = next((k for k, s in enumerate(page.sections) if s.anchor == "reading"), None)
-    section = Section("worth", "What the scores are worth", list(map(_table, _by_measure(rows))),
-                      INTRO, short="Worth")  # fmt: skip
+    tables = list(map(_table, grouped(rows, "measure").values()))
+    section = Section("worth", "What the scores are worth", tables, INTRO, short="Worth")
     sections = [*page.sections]
     sections.insert(len(sections) if place is None else place, section)
     return replace(page, answer=[*page.answer, sentence(rows)], sections=sections)
@@ -82,20 +82,18 @@ def too_noisy(rows: Sequence[Row]) -> str:
     )
 
 
-def _by_measure(rows: Sequence[Row]) -> list[list[Row]]:
-    names = dict.fromkeys(row["measure"] for row in rows)
-    return [[row for row in rows if row["measure"] == name] for name in names]
-
-
 def _table(rows: Sequence[Row]) -> Table:
     rows = sorted(rows, key=lambda r: (r["cell"], -(r["value"] or 0.0)))
-    columns = [stub("cell", "cell")] if len({r["cell"] for r in rows}) > 1 else []
-    columns += [stub("ranking", "ranking"), Column("value", _with_interval("value", "low", "high"))]
-    columns += [Column("of a possible", _with_interval("ceiling", "ceiling_low", "ceiling_high"))]
-    columns += [Column("share of it", "of_ceiling", number)]
-    columns += [Column("gradients for the scores", "gradients", number)]
-    columns += [Column("queries", "queries", count), Column("subsets", "subsets", count)]
-    columns += [Column("trainings of each", "repeats", count)]
+    columns = [
+        *([stub("cell", "cell")] if len({r["cell"] for r in rows}) > 1 else []),
+        stub("ranking", "ranking"),
+        Column("value", _with_interval("value", "low", "high")),
+        Column("of a possible", _with_interval("ceiling", "ceiling_low", "ceiling_high")),
+        Column("share of it", "of_ceiling"),
+        Column("gradients for the scores", "gradients"),
+        *(Column(name, name, count) for name in ("queries", "subsets")),
+        Column("trainings of each", "repeats", count),
+    ]
     return Table(rows[0]["measure"], rows, columns, "worth", remark(rows))
 
 

@@ -11,10 +11,10 @@ from distinf.gram.session import QUERY, TRAIN
 from distinf.gram.tiles import slab_units
 from distinf.numerics.separation import GroupProducts, separations
 from distinf.report.gram import findings
-from distinf.report.gram.page import render
 from distinf.report.gram.tables import tables
 from tests.gram.test_gram_route import PLAIN, dense, scored, session_of
 from tests.numerics.test_separation import counted
+from tests.support.gram_findings import render
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ from distinf.gram.blocks import SPARSE
 from distinf.gram.session import QUERY, TRAIN
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
 from distinf.report.gram import findings
-from distinf.report.gram.page import render
 from distinf.report.gram.tables import tables
 from tests.gram.test_gram_route import scored, session_of
+from tests.support.gram_findings import render
 
 pytestmark = pytest.mark.slow
 

@@ -13,13 +13,13 @@ import pytest
 
 from distinf.gram import configurations
 from distinf.report import formats
-from distinf.report.gram import page as gram_page
 from distinf.report.gram.findings import Findings
-from distinf.report.gram.page import answer
+from distinf.report.gram.page import answer, words_of
 from distinf.report.gram.tables import tables
 from distinf.report.provenance import Provenance
 from distinf.report.rows import json_text
 from tests.report.test_page import ATTACK, BROWSER, Document
+from tests.support import gram_findings
 from tests.support.gram_findings import cell, findings, free, plain_scores, retrained, scored
 
 HEAD = Findings.headline
@@ -28,7 +28,7 @@ HEAD_KEY = configurations.parts(HEAD)
 
 def render(made: Findings) -> str:
     rows = tables(made)
-    return gram_page.render(made, rows, list(rows))
+    return gram_findings.render(made, rows, list(rows))
 
 
 def told(made: Findings) -> tuple[str, str]:
@@ -332,7 +332,7 @@ def test_ids_are_unique_links_resolve_and_figures_are_numbered_in_order(document
     used |= set(re.findall(r"url\(#([^)]*)\)", page))
     assert used <= set(ids)
     numbers = [int(n) for n in re.findall(r"<b>Figure (\d+)\.", page)]
-    assert numbers == list(range(1, len(gram_page.words_of(made, {}).of("figures")) + 1))
+    assert numbers == list(range(1, len(words_of(made, {}).of("figures")) + 1))
     drawings = [attrs for tag, attrs in document.tags if tag == "svg"]
     assert all(d["role"] == "img" and d["aria-labelledby"] for d in drawings)
     svgs = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
@@ -414,6 +414,6 @@ def test_a_browser_opens_the_whole_page_without_complaint(page, made, tmp_path):
     assert "CONSOLE" not in opened.stderr
     shown = Document(opened.stdout)
     assert len([tag for tag, _ in shown.tags if tag == "svg"]) == len(
-        gram_page.words_of(made, {}).of("figures")
+        words_of(made, {}).of("figures")
     )
     assert shown.text.startswith("Mislabelled rows of two GLUE tasks")

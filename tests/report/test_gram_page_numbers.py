@@ -10,12 +10,12 @@ from distinf.gram import configurations
 from distinf.numerics.comparison import pareto_ranks, win_matrix, win_rates
 from distinf.report.gram.figures import MOST_POINTS, thinned
 from distinf.report.gram.findings import Findings
-from distinf.report.gram.page import render, words_of
+from distinf.report.gram.page import words_of
 from distinf.report.gram.tables import tables
 from distinf.report.gram.views import methods
 from distinf.report.rows import csv_text, json_text
 from distinf.studies.noisy_labels import published
-from tests.support.gram_findings import findings
+from tests.support.gram_findings import findings, render
 
 HEAD = Findings.headline
 

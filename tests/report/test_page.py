@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from distinf.report import formats
+from distinf.report.provenance import COSTS
 from distinf.report.render import html, printed
 from distinf.report.schema import Figure
 from distinf.report.spectral.findings import (
@@ -111,6 +112,10 @@ def test_baselines_are_the_last_rows_beside_published_numbers_by_their_own_names
     assert [tuple(cell.text for cell in cells) for cells in shown] == [
         ("bce", "ell-relative"), ("nearest", ""), ("random", ""),
     ]  # fmt: skip
+
+
+def test_the_table_of_selections_links_its_files(document):
+    assert {"summary.csv", "summary.json"} <= set(document.values("href"))
 
 
 def test_of_chance_alone_the_page_says_so():
@@ -241,7 +246,7 @@ def test_ids_are_unique_and_links_resolve(document, page):
 def test_every_figure_is_drawn_named_and_takes_the_pages_colours(document, page):
     drawings = [attrs for tag, attrs in document.tags if tag == "svg"]
     drawn = [f.name for f in parts(made_of(findings())) if isinstance(f, Figure)]
-    assert len(drawings) == len([n for n in drawn if picture(made_of(findings()), n)]) == 8
+    assert len(drawings) == len([n for n in drawn if picture(made_of(findings()), n)]) == 7
     assert all(d["role"] == "img" and d["aria-labelledby"] for d in drawings)
     svgs = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert not re.search(r"#[0-9a-f]{6}\b", svgs)
@@ -253,7 +258,7 @@ def test_every_figure_is_drawn_named_and_takes_the_pages_colours(document, page)
         assert sheet.count(f"--{color}:") == 3, f"--{color} in light, dark and print"
 
 
-ROW = ("target", "rank", "id", "score", "columns", "loss", "status", "steps", "residual")
+ROW = (*COSTS, "target", "rank", "id", "score", "columns", "loss", "status", "steps", "residual")
 
 
 def inject(value, keep=(Outcome, Headline)):

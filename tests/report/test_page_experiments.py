@@ -12,7 +12,7 @@ import pytest
 
 from distinf.numerics.truncation import truncation_bound
 from distinf.report import formats
-from distinf.report.rows import csv_text, json_text
+from distinf.report.rows import csv_text, json_text, plain
 from distinf.report.spectral.families import experiments
 from distinf.report.spectral.findings import Attribution, Family, Findings
 from distinf.report.spectral.page import page as made_of
@@ -177,7 +177,7 @@ def test_all_tables_are_strict_json_and_csv(whole, rows):
         assert json.loads(json_text(table)) is not None, name
         read = list(csv.DictReader(io.StringIO(csv_text(table))))
         assert len(read) == len(table), name
-    json.dumps(whole.to_json(), allow_nan=False)
+    json.dumps(plain(whole), allow_nan=False)
 
 
 # The file

@@ -16,7 +16,6 @@ from distinf.report import svg
 from distinf.report.formats import shortened
 from distinf.report.gram import figures as gram_figures
 from distinf.report.gram.findings import Findings as GramFindings
-from distinf.report.gram.page import render as render_gram
 from distinf.report.gram.tables import tables as gram_tables
 from distinf.report.spectral.findings import (
     AxisCurves,
@@ -26,7 +25,7 @@ from distinf.report.spectral.findings import (
     Target,
 )
 from distinf.report.spectral.page import page
-from distinf.report.svg import drawing, export, legend, title
+from distinf.report.svg import legend, title
 from tests.report.test_page import render
 from tests.support import gram_findings
 from tests.support.experiments import study
@@ -42,7 +41,7 @@ NAMES = st.text("abcdefgh ,:50", min_size=1, max_size=70).map(str.strip).filter(
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
     made = gram_findings.findings()
-    return {"study": render(WHOLE), "layers": render_gram(made, gram_tables(made))}
+    return {"study": render(WHOLE), "layers": gram_findings.render(made, gram_tables(made))}
 
 
 def read(drawn: str | None) -> str:
@@ -156,14 +155,16 @@ def test_epochs_near_each_other_do_not_meet(best):
 @given(st.lists(NAMES, min_size=1, max_size=12, unique=True), st.lists(NAMES, max_size=4))
 @example([f"one name of ten of some length, {k}" for k in range(10)], [])
 def test_a_legend_and_titles_stay_in_the_picture(names, titles):
-    with drawing("any", 4.0) as figure:
+
+    def draw(figure):
         panels = figure.subplots(1, max(1, len(titles)), squeeze=False)[0]
         for axes, text in zip(panels, titles, strict=False):
             title(axes, text, strong=True)
         for name in names:
             panels[0].plot([0, 1], [0, 1], label=name)
         legend(figure, *panels, columns=8, most=40)
-        drawn = read(export(figure, "any", "t"))
+
+    drawn = read(svg.picture("any", "t", draw))
     assert {shortened(name, 40) for name in names} <= {x.text for x in labels(drawn)}
 
 

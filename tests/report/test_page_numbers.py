@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from distinf.report import formats
-from distinf.report.rows import csv_text, json_text
+from distinf.report.rows import csv_text, json_text, plain
 from distinf.report.spectral.findings import Findings, Outcome
 from distinf.report.spectral.page import page
 from distinf.report.spectral.tables import tables
@@ -87,7 +87,7 @@ def test_json_and_csv_hold_no_nan():
 
 def test_findings_are_strict_json():
     made = findings(outcomes=[Outcome("helpful", 1, 0, math.nan)])
-    kept = json.loads(json.dumps(made.to_json(), allow_nan=False))
+    kept = json.loads(json.dumps(plain(made), allow_nan=False))
     assert kept["outcomes"][0]["gap_reduction_pct"] is None
     assert kept["scores"][0]["scores"]["417"]["count"] == 4080
     assert kept["ritz"]["kept"] == 10

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from distinf.report.provenance import COSTS
 from distinf.report.spectral.findings import (
     AxisCurves,
     EvaluationPoints,
@@ -14,7 +15,6 @@ from distinf.report.spectral.findings import (
     Provenance,
     Ritz,
     ScoreSet,
-    StageCost,
     Target,
     TrainingCurve,
 )
@@ -30,6 +30,11 @@ scenario: {resource_blocks: 4, train: 4080, evaluation: 600}
 curvature: {steps: 20, keep: 10, damping: 0.01}
 actions: {pool: 50, steps: 3, batch: 24, learning_rate: 0.005}
 """
+
+
+def cost(*values: object) -> dict:
+    """What a stage took."""
+    return dict(zip(COSTS, values, strict=True))
 
 
 def outcomes(
@@ -92,13 +97,13 @@ def findings(**changes: object) -> Findings:
         ],
         training=_training(rng),
         costs=[
-            StageCost("data", 26, 2.1, 3.9, 153_000_000),
-            StageCost("train", 1, 38.4, 38.2, 410_000),
-            StageCost("evaluate", 6, 3.3, 6.0, 62_000),
-            StageCost("curvature", 20, 23.2, 44.8, 1_630_000),
-            StageCost("gradients", 16, 7.4, 14.1, 880_000),
-            StageCost("scores", 1, 0.4, 0.4, 390_000),
-            StageCost("actions", 270, 16.2, 31.0, 310_000),
+            cost("data", 26, 2.1, 3.9, 153_000_000),
+            cost("train", 1, 38.4, 38.2, 410_000),
+            cost("evaluate", 6, 3.3, 6.0, 62_000),
+            cost("curvature", 20, 23.2, 44.8, 1_630_000),
+            cost("gradients", 16, 7.4, 14.1, 880_000),
+            cost("scores", 1, 0.4, 0.4, 390_000),
+            cost("actions", 270, 16.2, 31.0, 310_000),
         ],
         published=[
             Published("targeted fine-tuning paper, Table 1 (800k samples)", *row)

@@ -1,5 +1,6 @@
 """Made-up findings of a Gram route run: two datasets, three seeds, six estimators."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ from distinf.gram.paired import Separated
 from distinf.gram.settings import HOWS
 from distinf.numerics.separation import LEVELS, Separations
 from distinf.report.gram.findings import Findings
-from distinf.report.provenance import Provenance, StageCost
+from distinf.report.gram.page import page
+from distinf.report.provenance import Provenance
+from distinf.report.render import html
 from distinf.report.rows import Row
+from tests.support.findings import cost
 
 DATASETS = ("qnli", "sst2")
 GROUPS = ("embedding", "00-01", "02-03", "04-05", "06-07", "head", "all")
@@ -24,6 +28,11 @@ SMALL = ("tracin", "datainf")
 RETRAINED = ("datainf", "tracin", "cosine", "tracin-we-top10")
 PUBLISHED = "Vitel and Chhabra, Tables 4 to 6"
 Key = tuple[str, str, str]  # estimator, group, aggregation
+
+
+def render(made: Findings, rows: dict[str, list[Row]], files: Collection[str] = ()) -> str:
+    """The page; `files`: the tables that lie beside it."""
+    return html(page(made, rows), files)
 
 
 def cell(name: str = "a", dataset: str = "a", seed: int = 0, **more: Any) -> Row:
@@ -107,10 +116,10 @@ def findings(
              "win_rate": w}
             for k, r, w in ((1, 2, 0.53), (2, 1, 0.60), (3, 2, 0.39), (4, 3, 0.20))
         ],
-        "costs": [StageCost("train", 6, 412.0, 790.0, 12_000_000),
-                  StageCost("gradients", 36, 230.5, 455.0, 3_400_000_000),
-                  StageCost("gram", 12, 8.1, 15.0, 610_000_000),
-                  StageCost("scores", 6, 3.2, 6.0, 20_000_000)],
+        "costs": [cost("train", 6, 412.0, 790.0, 12_000_000),
+                  cost("gradients", 36, 230.5, 455.0, 3_400_000_000),
+                  cost("gram", 12, 8.1, 15.0, 610_000_000),
+                  cost("scores", 6, 3.2, 6.0, 20_000_000)],
         "separated": [
             Separated(c["name"], theta, w, Separations(level, 999, 300 - k, 290 - k, 900, 500, 600))
             for c in cells for theta, w in (("00-01", "head"), ("head", "embedding"))
@@ -163,7 +172,7 @@ def plain_scores(**changes: Any) -> Findings:
             }
             for k in range(5)
         ],
-        "costs": [StageCost("gradients", 4, 9.0, 17.0, 1_000_000)],
+        "costs": [cost("gradients", 4, 9.0, 17.0, 1_000_000)],
     }
     return Findings(**(made | changes))
 

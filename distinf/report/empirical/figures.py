@@ -1,4 +1,4 @@
-"""The page's pictures. Each draws on the canvas; False where there is nothing to draw."""
+"""The page's pictures. Each draws on the canvas, where there is something to draw."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,16 +17,19 @@ from distinf.report.rows import Row
 SHOWN = 300  # samples of a picture's matrix, at most: more are averaged
 STRONG = 99.0  # percentile of the influences' sizes that has the full colour
 NAMED = 30  # classes at the edges of a picture, at most
+HUES = ("accent", "helpful", "harmful", "reference")
 
 
-def pairwise(shown: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
+def pairwise(shown: Mapping[str, Matrix], canvas: Canvas) -> None:
     """Side by side, by what each is called; of tasks with draws, several by `domains`."""
     first = next(iter(shown.values()), None)
     if first is None or first.places != [("", 0)]:
-        return len(shown) > 1 and domains(shown, canvas)
+        if len(shown) > 1:
+            domains(shown, canvas)
+        return
     clean = first.block(CLEAN, CLEAN)
     if not len(clean) and len(shown) > 1:
-        return False
+        return
     whole = clean if len(clean) else first.influence_NE
     canvas.set_figheight((7.6 if whole.shape[0] == whole.shape[1] else 4.5) / len(shown) + 0.4)
     every = canvas.subplots(1, len(shown), squeeze=False)[0]
@@ -35,13 +38,12 @@ def pairwise(shown: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
         groups = matrix.groups().tolist() if len(clean) else []
         _show(axes, square, _scaled(whole), SHOWN // len(shown), groups)
         svg.title(axes, name)
-    return None
 
 
-def blocks(matrix: Matrix, canvas: Canvas) -> bool | None:
+def blocks(matrix: Matrix, canvas: Canvas) -> None:
     levels = matrix.levels
     if len(levels) < 2 or not len(matrix.block(CLEAN, CLEAN)):
-        return False
+        return
     canvas.set_figheight(2.7 * len(levels) + 0.4)
     panels = canvas.subplots(len(levels), len(levels), squeeze=False)
     for (i, j), axes in np.ndenumerate(panels):
@@ -53,7 +55,6 @@ def blocks(matrix: Matrix, canvas: Canvas) -> bool | None:
             title += f", full at {number(full)}"
         axes.set(xticks=[], yticks=[])
         svg.title(axes, title)
-    return None
 
 
 def _show(
@@ -85,7 +86,7 @@ def _small(square: np.ndarray, most: int) -> np.ndarray:
     return np.asarray(summed / (lengths[:, None] * lengths[None]))
 
 
-def domains(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
+def domains(runs: Mapping[str, Matrix], canvas: Canvas) -> None:
     """Of each matrix with names of its own the mean over draws, the runs of it side by side; none
     of tasks without names or draws."""
     named = {name: drawn(m) for name, m in runs.items() if m.places != [("", 0)]}
@@ -100,32 +101,31 @@ def domains(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
                 mean = np.mean([kept.block(CLEAN, CLEAN, place) for place in whole], axis=0)
                 share = 100 * mean / (np.abs(mean).max() or 1.0)
                 made.append((f"{matrix}: {name or 'this run'}", names, names, share))
-    return maps.several(canvas, made, 2, 1.2, lambda values: values / 100)
+    maps.several(canvas, made, 2, 1.2, lambda values: values / 100)
 
 
-def sizes(runs: Mapping[str, Matrix], canvas: Canvas) -> bool | None:
-    ends: list[float] = []
-    canvas.set_figheight(3.6)
-    axes, hues = canvas.subplots(), ("accent", "helpful", "harmful", "reference")
-    for (name, matrix), hue in zip(runs.items(), hues):
+def sizes(runs: Mapping[str, Matrix], canvas: Canvas) -> None:
+    found: dict[str, np.ndarray] = {}
+    for name, matrix in list(runs.items())[: len(HUES)]:
         squares = [finite(matrix).block(CLEAN, CLEAN, place) for place in matrix.places]
         off = [square[~np.eye(len(square), dtype=bool)] for square in squares]
-        values = np.abs(np.concatenate(off))
-        values = np.sort(values[values > 0])
+        values = np.sort(np.abs(np.concatenate(off)))
+        found[name] = values[values > 0]
+    ends = [float(values[k]) for values in found.values() if values.size for k in (0, -1)]
+    if not ends:
+        return
+    (axes,) = svg.grid_of(canvas, 1, 1, 3.6)
+    for (name, values), hue in zip(found.items(), HUES):
         if values.size:
             places = np.unique(np.linspace(0, values.size - 1, 400).astype(int))
             share = 1 - places / values.size
             svg.line(axes, values[places], share, hue, label=name or "this run")
-            ends += [float(values[0]), float(values[-1])]
-    if not ends:
-        return False
     svg.log_axis(axes, "x", ends)
     svg.title(axes, "share of pairs with at least this |influence|")
     svg.legend(canvas, axes)
-    return None
 
 
-def dots(rows: Sequence[Row], label: str, canvas: Canvas) -> bool | None:
+def dots(rows: Sequence[Row], label: str, canvas: Canvas) -> None:
     """Means with intervals, a panel for each run, a line for each label."""
     rows = [row for row in rows if np.isfinite(row["mean"])]
     names = [" ".join(label.format_map(row).split()) for row in rows]
@@ -136,4 +136,4 @@ def dots(rows: Sequence[Row], label: str, canvas: Canvas) -> bool | None:
         dot = Dot(places[name], row["mean"], row["low"], row["high"], hollow=hollow)
         panels[row["run"]].append(dot)
     made = [Panel(run or "this run", [*places], its) for run, its in panels.items()]
-    return bool(made) and rows_of_dots(canvas, 0.9 + 0.3 * len(places), *made)
+    rows_of_dots(canvas, 0.9 + 0.3 * len(places), *made)

@@ -17,17 +17,10 @@ from distinf.empirical.yardstick import agreements
 from distinf.engine.session import Session
 from distinf.report.empirical import figures
 from distinf.report.formats import count, fixed, number, percent
-from distinf.report.provenance import (
-    StageCost,
-    cost_rows,
-    costs,
-    origin,
-    provenance_of,
-    stage_costs,
-)  # fmt: skip
+from distinf.report.provenance import cost_rows, costs, origin, provenance_of, stage_costs
 from distinf.report.publishing import publish
 from distinf.report.rows import Row, csv_text
-from distinf.report.schema import Bullets, Column, Entry, Item, Page, Section, Table, Text
+from distinf.report.schema import Bullets, Column, Entry, Item, Page, Section, Table, Text, crossed
 from distinf.report.words import Words
 
 Tables = Mapping[str, Sequence[Row]]
@@ -39,7 +32,12 @@ PARTS = {"off": "off the diagonal", "within": "within columns"}  # of the yardst
 def write(session: Session) -> None:
     """report/, from committed arrays alone."""
     runs, rows = found(session)
-    rows["costs"] = cost_rows([*_costs(session)])
+    theirs = [  # what a variation's stages took that are its alone
+        cost | {"stage": f"{name}: {cost['stage']}"}
+        for name, each in session.variations.items()
+        for cost in stage_costs(each)
+    ]
+    rows["costs"] = cost_rows([*stage_costs(session), *theirs])
     main, buffer = runs[""], io.BytesIO()
     np.save(buffer, main.influence_NE, allow_pickle=False)
     findings = {"rows": main.influence_NE.shape[0], "columns": main.influence_NE.shape[1]}
@@ -48,13 +46,6 @@ def write(session: Session) -> None:
     if sign := session.settings.report.matrix:
         more["matrix.csv"] = csv_text([*in_words(main, sign)]).encode()
     publish(session, findings, rows, shown, more=more)
-
-
-def _costs(session: Session) -> Iterator[StageCost]:
-    """Of the run's stages, and of those of its variations that are theirs alone."""
-    yield from stage_costs(session)
-    for name, each in session.variations.items():
-        yield from (replace(cost, stage=f"{name}: {cost.stage}") for cost in stage_costs(each))
 
 
 def found(session: Session) -> tuple[dict[str, Matrix], dict[str, list[Row]]]:
@@ -102,10 +93,11 @@ def answer(runs: Mapping[str, Matrix], rows: Tables) -> list[str]:
     for name in dict.fromkeys(row["matrix"] for row in mine):
         of = {row["measure"]: row for row in mine if row["matrix"] == name}
         share, own = of["antisymmetric share"], of["largest is its own"]
+        known = f"{_span(share, 100)} %; " if np.isfinite(share["low"]) else ""
         which = name or f"The matrix of the {count(share['samples'])} clean samples"
         said.append(
             f"{which} is {number(100 * share['value'])} % antisymmetric "
-            f"({_interval(share)}50 % would be no relation at all); "
+            f"({known}50 % would be no relation at all); "
             f"{fixed(100 * own['value'], 0)} % of its samples help themselves most."
         )
     return [*said, *_conclusions(rows.get("contrasts", [])), *_noises(rows.get("noise", []))]
@@ -135,10 +127,6 @@ def _noises(rows: Sequence[Row]) -> Iterator[str]:
                 f"from the clean one: {number(row['mean'])} ({_span(row)}) in loss, in "
                 f"{percent(row['holds_pct'])} of pairs less."
             )
-
-
-def _interval(row: Row) -> str:
-    return f"{_span(row, 100)} %; " if np.isfinite(row["low"]) else ""
 
 
 def _span(row: Row, scale: float = 1.0) -> str:
@@ -219,19 +207,8 @@ def _wide(
 ) -> Table:
     """A line for each matrix of each run, or what else it is `of`; a column for each measure,
     "group | heading" where they have several."""
-    lines: dict[tuple[str, ...], Row] = {}
-    for row in rows.get(table, []):
-        line = lines.setdefault(tuple(row[key] for key in of), {**_named(row), "of": {}})
-        line["of"][row[by]] = row
-    columns = []
-    for name in dict.fromkeys(name for line in lines.values() for name in line["of"]):
-        group, _, heading = name.rpartition(" | ")
-        columns.append(Column(heading, partial(_measure, name=name), group=group))
-    return words.table(table, [*lines.values()], columns)
-
-
-def _measure(line: Row, name: str) -> Entry:
-    return _spanned(line["of"][name], "value") if name in line["of"] else Entry()
+    mine = [_named(row) for row in rows.get(table, [])]
+    return words.table(table, *crossed(mine, of, by, partial(_spanned, key="value")))
 
 
 def _spanned(row: Row, key: str) -> Entry:

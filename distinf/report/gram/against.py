@@ -10,8 +10,8 @@ import numpy as np
 
 from distinf.numerics.bootstrap import Trials, best_elsewhere, differences, estimate
 from distinf.report.gram.findings import Findings
-from distinf.report.gram.trials import grouped, keys
-from distinf.report.rows import Row
+from distinf.report.gram.trials import keys
+from distinf.report.rows import Row, grouped
 
 BEST = "best of these"
 COMBINED = "combined"
@@ -30,7 +30,8 @@ def against(findings: Findings) -> list[Row]:
     if not names or findings.headline not in found["caught"]:
         return []
     chosen = best_elsewhere({name: found["caught"][name] for name in names})
-    every = {what: {**of, BEST: _chosen(of, chosen)} for what, of in found.items()}
+    best = {what: {k: of[name][k] for k, name in chosen.items()} for what, of in found.items()}
+    every = {what: {**of, BEST: best[what]} for what, of in found.items()}
     said = ", ".join(dict.fromkeys(chosen.values()))
     return [
         {"ours": ours, "other": other, "chosen": said if other == BEST else ""}
@@ -57,10 +58,6 @@ def _methods(findings: Findings, what: str) -> Methods:
                 trials |= {(int(halves[k]), k): v for k, v in enumerate(values.tolist())}
         found[name] = trials
     return found
-
-
-def _chosen(methods: Methods, chosen: Mapping) -> Trials:
-    return {key: methods[name][key] for key, name in chosen.items()}
 
 
 def _differences(every: Mapping[str, Methods], ours: str, other: str, one_cell: bool) -> Row:

@@ -10,14 +10,7 @@ from distinf.gram import gradients, scores, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import layer
 from distinf.gram.configurations import BETWEEN, all_scores, headline
-from distinf.gram.ranking import (
-    COMBINED,
-    OWN_LOSS,
-    combined,
-    free_rankings,
-    own_columns,
-    suggested,
-)
+from distinf.gram.ranking import COMBINED, OWN_LOSS, combined, free_rankings, own_columns, suggested
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import HOWS
 from distinf.gram.task import METRICS, Predicting

@@ -1,4 +1,4 @@
-"""The page's pictures. Each draws on the canvas; False where there is nothing to draw."""
+"""The page's pictures. Each draws on the canvas, where there is something to draw."""
 
 import math
 from collections import Counter
@@ -15,11 +15,11 @@ from distinf.report import maps, svg
 from distinf.report.formats import SPACE, fixed, shortened
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.tables import Tables
-from distinf.report.gram.trials import ALL_ROWS, datasets, grouped
-from distinf.report.maps import ROW_IN, grid_of
+from distinf.report.gram.trials import ALL_ROWS, datasets
+from distinf.report.maps import ROW_IN
 from distinf.report.plots import Dot, Panel, dot, rows_of_dots
-from distinf.report.rows import Row
-from distinf.report.svg import COLOR, DASH, axis, legend, level, linear_axis, title
+from distinf.report.rows import Row, grouped
+from distinf.report.svg import COLOR, DASH, axis, grid_of, legend, level, linear_axis, title
 
 HUES: dict[str, tuple[str, Any, str]] = {  # colour role, line style and marker
     "tracin": ("accent", "-", "o"),
@@ -60,7 +60,7 @@ def _of_headline(findings: Findings, rows: Sequence[Row]) -> Iterator[tuple[str,
             yield estimator, mine
 
 
-def curves(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
+def curves(findings: Findings, rows: Tables, canvas: Canvas) -> None:
     """Share of the flipped rows found against share removed; free rankings in thin lines."""
     every = rows.get("curves", [])
     drawn: list[tuple[str, Sequence[Row], Any]] = [
@@ -68,7 +68,7 @@ def curves(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
         for name, line in _of_headline(findings, every)
     ]
     if not drawn:
-        return False
+        return
     (axes,), found = grid_of(canvas, 1, 1, 4.0), grouped(every, "configuration")
     for free, dash in zip(rows.get("free_rankings", []), FREE_DASHES):
         name, style = free["ranking"], {"color": "ink", "ls": dash, "lw": 1.0}
@@ -88,14 +88,13 @@ def curves(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     _, group, how = parts(findings.headline) or ("", "", "")
     title(axes, f"wrong labels found [%]; {shortened(group)}, {how}")
     legend(canvas, axes, columns=8)
-    return None
 
 
-def deciles(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
+def deciles(findings: Findings, rows: Tables, canvas: Canvas) -> None:
     """Where in each ranking the flipped rows are, by tenths."""
     mine = list(_of_headline(findings, rows.get("deciles", [])))
     if not mine:
-        return False
+        return
     (drawn,) = svg.panels(canvas, 2.3, 1, len(mine), sharey=True)
     head = findings.headline.partition("/")[0]
     for axes, (estimator, shares) in zip(drawn, mine, strict=True):
@@ -110,7 +109,6 @@ def deciles(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
         linear_axis(axes, "y")
         title(axes, shortened(estimator, 18), strong=estimator == head and len(mine) > 1)
     legend(canvas, drawn[0])
-    return None
 
 
 def shown(findings: Findings, rows: Tables, most: int) -> list[Row]:
@@ -120,7 +118,7 @@ def shown(findings: Findings, rows: Tables, most: int) -> list[Row]:
     return [r for k, r in enumerate(ours) if k < most or r["configuration"] == head]
 
 
-def accuracy(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
+def accuracy(findings: Findings, rows: Tables, canvas: Canvas) -> None:
     """Test accuracy after filtering, and its paired difference from random, with intervals."""
     mine = shown(findings, rows, MOST_ROWS)
     labels = [shortened(spoken(r["configuration"])) for r in mine]
@@ -130,7 +128,7 @@ def accuracy(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
         for r in beside
         for words, role, _ in [LINES[r["configuration"]]]
     ]
-    return rows_of_dots(
+    rows_of_dots(
         canvas,
         1.05 + ROW_IN * len(mine),
         Panel("test accuracy [%]", labels, _dots(mine, ""), levels=levels, from_zero=False),
@@ -146,7 +144,7 @@ def _dots(rows: Sequence[Row], prefix: str, unit: str = "_pct") -> list[Dot]:
     ]
 
 
-def trends(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
+def trends(findings: Findings, rows: Tables, canvas: Canvas) -> None:
     """Test accuracy by epoch, mean over seeds: the best configurations and the baselines. Hollow
     marks: an estimator's second best configuration and further ones."""
     of = {c["name"]: c["dataset"] for c in findings.cells}
@@ -158,7 +156,7 @@ def trends(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     found = grouped([r for r in every if len(r["series"])], "dataset", "configuration")
     best = [r["configuration"] for r in shown(findings, rows, MOST_LINES)]
     if not best or max((len(r["series"]) for r in every), default=0) < 2:
-        return False
+        return
     named = [name for name in datasets(findings) if any(key[0] == name for key in found)]
     across = min(4, len(named)) if len(named) != 4 else 2
     drawn = grid_of(canvas, len(named), across, 3.1 if len(named) == 1 else 2.0, 0.9)
@@ -178,7 +176,6 @@ def trends(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
             seen.add(estimator)
         svg.frame(axes, shortened(dataset, 24), whole=True, strong=len(named) > 1)
     legend(canvas, *drawn, columns=4)
-    return None
 
 
 def _mean(series: Sequence[Sequence[float]]) -> np.ndarray:
@@ -195,13 +192,13 @@ def thinned(points: list[Row]) -> list[Row]:
     return [points[k] for k in sorted(kept)]
 
 
-def proxies(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
+def proxies(findings: Findings, rows: Tables, canvas: Canvas) -> None:
     """Accuracy after filtering against NDR, AUC and the cancellation effect: one dot per trial."""
     points = thinned(rows.get("proxy_points", []))
     known = {key: [p for p in points if math.isfinite(p[key])] for key in PROXIES}
     kept = [key for key in PROXIES if len(known[key]) >= 3]
     if not kept:
-        return False
+        return
     (drawn,) = svg.panels(canvas, 3.3, 1, len(kept), sharey=True)
     for axes, key in zip(drawn, kept, strict=True):
         for estimator in estimators(known[key]):
@@ -217,14 +214,13 @@ def proxies(findings: Findings, rows: Tables, canvas: Canvas) -> bool | None:
     many = ", every dataset" if len(datasets(findings)) > 1 else ""
     title(drawn[0], f"test accuracy [%]{many}")
     legend(canvas, *drawn, columns=6)
-    return None
 
 
-def training(findings: Findings, _rows: Tables, canvas: Canvas) -> bool | None:
+def training(findings: Findings, _rows: Tables, canvas: Canvas) -> None:
     """Loss by epoch of the training on all rows, mean over cells, and the epochs scored."""
     cells = [c for c in findings.cells if any(len(c["history"].get(s, ())) > 1 for s in SERIES)]
     if not cells:
-        return False
+        return
     (axes,) = grid_of(canvas, 1, 1, 3.0)
     for key, (words, color) in SERIES.items():
         mine = [c["history"][key] for c in cells if len(c["history"].get(key, ()))]
@@ -241,7 +237,6 @@ def training(findings: Findings, _rows: Tables, canvas: Canvas) -> bool | None:
     name = "loss, mean over cells" if len(cells) > 1 else "loss"
     svg.frame(axes, name, "epoch", whole=True)
     legend(canvas, axes, most=60)
-    return None
 
 
 # -- maps: a value by row and column, as colours -------------------------------------------
@@ -259,7 +254,7 @@ def _at_chance(share: float, values: np.ndarray) -> np.ndarray:
     return found
 
 
-def grid(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
+def grid(findings: Findings, rows: Tables, canvas: Canvas) -> None:
     """NDR of every estimator by layer group, one map per aggregation."""
     detected, made = rows.get("detection", []), []
     names, columns = estimators(detected), groups(r["group"] for r in detected)
@@ -269,13 +264,13 @@ def grid(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
         made.append((how, names, columns, _values(names, columns, found)))
     strong = findings.headline.rpartition("/")[2] if len(made) > 1 else ""
     shades = partial(_at_chance, findings.share)
-    return maps.several(canvas, made, len(made), 0.95, shades, strong=strong)
+    maps.several(canvas, made, len(made), 0.95, shades, strong=strong)
 
 
-def loss_and_influence(findings: Findings, _rows: Tables, canvas: Canvas) -> bool | None:
+def loss_and_influence(findings: Findings, _rows: Tables, canvas: Canvas) -> None:
     """Each row of the first cell by both of its places, the wrong ones marked."""
     if not findings.placed:
-        return False
+        return
     cell, share = findings.placed[0], 100 * findings.share
     (axes,) = grid_of(canvas, 1, 1, 3.6)
     xy, wrong = np.array([cell["own_loss_pct"], cell["influence_pct"]]), np.array(cell["flipped"])
@@ -290,10 +285,9 @@ def loss_and_influence(findings: Findings, _rows: Tables, canvas: Canvas) -> boo
     axes.set_xlabel("place by own loss [% of the rows], the largest loss first")
     title(axes, "place by influence [% of the rows], the lowest score first")
     legend(canvas, axes)
-    return None
 
 
-def modules(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
+def modules(findings: Findings, rows: Tables, canvas: Canvas) -> None:
     """NDR of every block by itself: LoRA modules down, layers across, one map per estimator."""
     by_how = {how: mine for (how,), mine in grouped(rows.get("modules", []), "how").items()}
     ours = findings.headline.rpartition("/")[2]
@@ -306,11 +300,11 @@ def modules(findings: Findings, rows: Tables, canvas: Canvas) -> bool:
         found = {((r["module"], r["factor"]), r["layer"]): r["ndr_mean_pct"] for r in rates}
         labels = [" ".join(filter(None, part)) for part in of], [str(k) for k in layers]
         made.append((f"{name}, {how}, by layer", *labels, _values(of, layers, found)))
-    return maps.several(canvas, made, 2, 0.6, partial(_at_chance, findings.share))
+    maps.several(canvas, made, 2, 0.6, partial(_at_chance, findings.share))
 
 
-def correlations(findings: Findings, _rows: Tables, canvas: Canvas) -> bool:
+def correlations(findings: Findings, _rows: Tables, canvas: Canvas) -> None:
     """Spearman's correlation of the scores, one map per matrix."""
     several = [c for c in findings.correlations if len(c["names"]) > 1]
     made = [(c["title"], c["names"], c["names"], np.array(c["values_MM"])) for c in several]
-    return maps.several(canvas, made, 2, 1.0, lambda values_MM: values_MM, digits=2)
+    maps.several(canvas, made, 2, 1.0, lambda values_MM: values_MM, digits=2)

@@ -28,7 +28,7 @@ from distinf.numerics.cancellation import cancellation, norm_cancellation
 from distinf.numerics.comparison import mean_spearman
 from distinf.report.gram import cells
 from distinf.report.gram.warnings import summary, warnings
-from distinf.report.provenance import Provenance, StageCost, provenance_of, stage_costs
+from distinf.report.provenance import Provenance, provenance_of, stage_costs
 from distinf.report.rows import Row
 from distinf.tasks.notes import with_notes
 from distinf.tasks.task import error_context
@@ -71,7 +71,7 @@ class Findings:
     estimator_times: Sequence[Row] = ()
     methods_published: Sequence[Row] = ()
     layers_published: Sequence[Row] = ()
-    costs: Sequence[StageCost] = ()
+    costs: Sequence[Row] = ()
     deviations: Sequence[str] = ()
     warnings: Sequence[str] = ()
     quarantined: Mapping[str, Sequence[int]] = field(default_factory=dict)  # "cell split" -> rows
@@ -151,10 +151,6 @@ def _cancelled(session: Session, cell: Cell) -> Iterator[Row]:
         told = {"l1": c.l1, "norm": norm_cancellation(norms_N, sum_P)}
         told |= {"least": c.least, "median": c.median, "most": c.most}
         yield {"cell": cell.name, "group": group, **told}
-
-
-def _separated(session: Session, cell: Cell) -> Iterator[Separated]:
-    return separated(session, cell, flipped_rows(session, cell.name))
 
 
 def _correlations(session: Session, cells: Sequence[Cell]) -> list[Row]:
@@ -271,10 +267,10 @@ def _quarantined(session: Session, cells: Sequence[Cell]) -> Iterator[tuple[str,
 
 
 EACH = {
-    "cells": cells.cell, "scored": cells.scored, "free": cells.free,
-    "compared": cells.compared, "blocks": cells.blocks,
-    "cancellation": _cancelled, "separated": _separated, "ranking": _lowest,
-    "by_query": _by_query,
-    "conditioning": _conditioning, "estimator_times": estimator_times, "sensitivity": sensitivity,
+    "cells": cells.cell, "scored": cells.scored, "free": cells.free, "compared": cells.compared,
+    "blocks": cells.blocks, "cancellation": _cancelled,
+    "separated": lambda s, cell: separated(s, cell, flipped_rows(s, cell.name)),
+    "ranking": _lowest, "by_query": _by_query, "conditioning": _conditioning,
+    "estimator_times": estimator_times, "sensitivity": sensitivity,
     "placed": cells.placed, "tokens": shares_of,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """The page: an answer of a few fixed sentences with numbers in them, tables and figures."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,12 @@ from distinf.gram.session import Session
 from distinf.numerics.bootstrap import RESAMPLES
 from distinf.numerics.metrics import auc_by_chance, ndr_by_chance
 from distinf.report import publishing
-from distinf.report import render as renderer
 from distinf.report.formats import SPACE, count, missing, percent
 from distinf.report.gram import figures, views
 from distinf.report.gram.against import COMBINED, verdict
 from distinf.report.gram.findings import EPOCHS, Findings
 from distinf.report.gram.findings import findings as gathered
 from distinf.report.gram.tables import ANY, Tables, tables
-from distinf.report.gram.tokens import telling
 from distinf.report.gram.trials import ALL_ROWS, mean_sd
 from distinf.report.gram.warnings import chance_warnings
 from distinf.report.provenance import costs, origin, remarks
@@ -31,6 +29,7 @@ from distinf.report.words import Words
 FEWEST_PAIRS = 6
 FEWEST_POINTS = 3  # for a correlation
 ELSEWHERE = {1: "by the other half of the wrong labels", 2: "by the other runs"}
+AHEAD = {"gap": "points", "least": "high_points", "most": "low_points"}  # by what the other is
 MOST_CELLS = 12  # printed unfolded
 
 
@@ -42,11 +41,6 @@ def write(session: Session) -> None:
     rows = tables(found)
     keep(session)
     publishing.publish(session, plain(found), rows, page(found, rows), rankings)
-
-
-def render(findings: Findings, rows: Tables, files: Collection[str] = ()) -> str:
-    """The report as one HTML document; `files`: the tables that lie beside it."""
-    return renderer.html(page(findings, rows), files)
 
 
 def page(findings: Findings, rows: Tables) -> Page:
@@ -135,6 +129,7 @@ def words_of(findings: Findings, rows: Tables) -> Words:
     told = {f"{name}_{k}": v for name, row in named.items() for k, v in (row or {}).items()}
     labels = [c for c in findings.cells if c["suggested_wrong"] is not None]
     points, (low, high) = rows.get("proxy_points", []), chance(findings)
+    published = (*findings.methods_published, *findings.layers_published)
     told |= {
         "share": f"{100 * findings.share:g}{SPACE}%",
         "headline": spoken(findings.headline),
@@ -144,6 +139,7 @@ def words_of(findings: Findings, rows: Tables) -> Words:
         "configurations": len(rows.get("detection", [])),
         "dots": f"{count(len(figures.thinned(points)))} of {count(len(points))}",
         "resamples": RESAMPLES,
+        "sources": "; ".join(sorted({r["source"] for r in published})) or None,
         "pictured": f" of {findings.placed[0]['cell']}" if len(findings.placed) > 1 else "",
         "ranked": max((row["rank"] for row in rows.get("ranking", [])), default=None),
         "suggested": sum(c["suggested_wrong"] for c in labels) if labels else None,
@@ -168,7 +164,7 @@ def _noise(findings: Findings, rows: Tables) -> Row:
     by_class = noise["only_by_class"] if noise else None
     return {
         **{f"against_{k}": v for k, v in best_free.items()},
-        **_reversed(best_free),
+        **{f"against_{k}": -best_free[of] for k, of in AHEAD.items() if best_free},
         "elsewhere": ELSEWHERE[min(len(findings.cells), 2)],
         **{name: "" if beaten == name else None for name in ("won", "lost", "even")},
         "only_by_class": "" if by_class else None,
@@ -182,12 +178,6 @@ def _noise(findings: Findings, rows: Tables) -> Row:
         "most": best["ndr_mean_pct"],
         "random_area": area,
     }
-
-
-def _reversed(row: Row) -> Row:
-    """The difference as what the other is ahead by."""
-    ends = {"gap": "points", "least": "high_points", "most": "low_points"}
-    return {f"against_{name}": -row[key] for name, key in ends.items() if row}
 
 
 # -- the sections --------------------------------------------------------------------------
@@ -207,27 +197,26 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
         return words.table(name, views.known(more.pop("rows", found)), **more)
 
     note = notes["free"] if rows.get("free_rankings") else ""
-    found = [*of("curves", "grid")]
-    found += [table("detection", rows=views.detection(rows), note=note)]
+    found = [*of("curves", "grid"), table("detection", rows=views.detection(rows), note=note)]
     found += [table("against_baselines", columns=views.PAIR, note=notes["against"])]
     found += [table("every detection", file="detection", folded=True)]
-    found += of("deciles", "loss_and_influence")
-    found += [table("loss_and_influence")]
+    found += [*of("deciles", "loss_and_influence"), table("loss_and_influence")]
     yield Section("detection", "Wrong labels found", found, short="Detection")
-    intro = words.say("notes", "rows")
-    yield Section("rows", "Ranked rows", list(views.rankings(words, rows)), intro)
+    ranked = list(views.rankings(words, rows))
+    yield Section("rows", "Ranked rows", ranked, words.say("notes", "rows"))
     asked: list[Item] = list(views.by_query(words, rows))
-    note = words.say("notes", "by_query") if asked else ""
     if rows.get("tokens"):
-        told = words.table("tokens", [*telling(rows["tokens"])])
+        told = words.table("tokens", views.telling(rows["tokens"]))
         asked += [told, Text(notes["tokens"], "note")]
-    yield Section("queries", "By query", asked, note)
+    yield Section("queries", "By query", asked, words.say("notes", "by_query"))
     again = [] if tested else [table("query_loss", columns=[views.NAMED])]
     again += of("accuracy", "trends")
     again += [Text(notes["one trial"] if tested and len(findings.cells) == 1 else "", "note")]
-    again += [*views.methods(words, findings, rows), Text(_published(findings, words), "note")]
-    again += [views.gains(words, rows)]
-    again += [table("accuracy", columns=[views.NAMED], folded=True)]
+    again += [
+        *views.methods(words, findings, rows),
+        Text(words.clauses([notes["published"]]), "note"),
+    ]
+    again += [views.gains(words, rows), table("accuracy", columns=[views.NAMED], folded=True)]
     what = f"{'Accuracy' if tested else 'Query loss'} after filtering"
     yield Section("retrained", what, again if findings.retrained else [])
     pooled = [row for row in rows.get("theorem", []) if row["theta"] == ANY]
@@ -240,8 +229,7 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     yield Section("proxies", "Proxies for accuracy", proxies, short="Proxies")
     agreeing = [*of("correlations"), table("sensitivity")]
     yield Section("agreement", "Agreement of scores", agreeing, short="Agreement")
-    many = len(findings.cells) > MOST_CELLS
-    model = [*of("training"), table("cells", folded=many)]
+    model = [*of("training"), table("cells", folded=len(findings.cells) > MOST_CELLS)]
     yield Section("model", "Data and model", [*model, table("conditioning")])
     took = [costs(rows.get("costs", [])), views.estimator_times(words, rows)]
     yield Section("cost", "Cost", took)
@@ -259,10 +247,3 @@ def _reading(words: Words, rows: Tables) -> list[tuple[str, str]]:
         if not needed or rows.get(needed)
         for name, text in lines
     ]
-
-
-def _published(findings: Findings, words: Words) -> str:
-    """Where published numbers are from."""
-    every = (*findings.methods_published, *findings.layers_published)
-    sources = "; ".join(sorted({row["source"] for row in every}))
-    return words.say("notes", "published", sources=sources) if sources else ""

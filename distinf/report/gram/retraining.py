@@ -26,16 +26,14 @@ from distinf.report.gram.findings import Findings
 from distinf.report.gram.trials import (
     ALL_ROWS,
     by_trial,
-    combined,
     datasets,
     falling,
-    grouped,
     keys,
     mean_sd,
     versus,
     with_interval,
 )
-from distinf.report.rows import Row
+from distinf.report.rows import Row, combined, grouped
 
 PARETO_METHODS, PARETO_LAYERS = 0.75, 0.5  # Vitel and Chhabra, Tables 4 to 6, and Table 3
 MARK_P, MARK_CHANGE_PCT = 0.1, 1.0  # Figure 3: what is drawn in full colour
@@ -162,7 +160,7 @@ def _ranked(found: Accuracies, threshold: float) -> dict[str, Row]:
     won_CC = win_matrix(
         np.array([[of.get(key, math.nan) for key in trials] for of in found.values()])
     )
-    fronts, rates = pareto_ranks(won_CC, threshold).tolist(), win_rates(won_CC).tolist()
+    fronts, rates = (pareto_ranks(won_CC, threshold).tolist(), win_rates(won_CC).tolist())
     placed = {
         name: {"rank": front, "win_rate": rate, "win_rate_sd": float(np.nanstd(won_C))}
         for name, front, rate, won_C in zip(found, fronts, rates, won_CC, strict=True)

@@ -12,16 +12,9 @@ from distinf.numerics.metrics import only_by_label
 from distinf.report.gram import retraining
 from distinf.report.gram.against import against
 from distinf.report.gram.findings import Findings
-from distinf.report.gram.trials import (
-    by_trial,
-    combined,
-    falling,
-    grouped,
-    mean_sd,
-    with_interval,
-)
+from distinf.report.gram.trials import by_trial, falling, mean_sd, with_interval
 from distinf.report.provenance import cost_rows
-from distinf.report.rows import Row
+from distinf.report.rows import Row, combined, grouped
 
 Tables = dict[str, list[Row]]
 ANY = "any"  # of all pairs of groups

@@ -8,8 +8,7 @@ from distinf.report.formats import fixed, number
 from distinf.report.gram.findings import EPOCHS, Findings, findings
 from distinf.report.gram.page import answer
 from distinf.report.gram.tables import Tables, tables
-from distinf.report.gram.tokens import telling
-from distinf.report.gram.views import ranking_name
+from distinf.report.gram.views import ranking_name, telling
 from distinf.terminal import by_query_table, rows_table
 
 WORST, MOST_WARNINGS = 10, 8

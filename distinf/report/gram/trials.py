@@ -1,8 +1,7 @@
 """Values by trial, a dataset and seed each, and the columns that tables have of them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from distinf.numerics import means
 from distinf.numerics.bootstrap import Trials, differences, estimate
@@ -31,26 +30,6 @@ def by_trial(
         if row[what] is not None and math.isfinite(row[what]):
             found.setdefault(row["configuration"], {})[at[row["cell"]]] = times * row[what]
     return found
-
-
-def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
-    """The rows by their values under these names, in the order that they come in."""
-    found: dict[tuple, list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[name] for name in names), []).append(row)
-    return found
-
-
-def combined(
-    rows: Iterable[Row],
-    names: Sequence[str],
-    of: Callable[[list[Row]], Row],
-    order: Callable[[tuple], Any] | None = None,
-) -> list[Row]:
-    """A row for each of the names' values: them, and what `of` makes of their rows."""
-    found = grouped(rows, *names)
-    keys = found if order is None else sorted(found, key=order)
-    return [dict(zip(names, key, strict=True)) | of(found[key]) for key in keys]
 
 
 def with_interval(prefix: str, trials: Trials, unit: str = "_pct") -> Row:

@@ -1,7 +1,6 @@
 """The page's tables whose rows or columns are not a table as it is; all others: words.yaml."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 from distinf.gram.blocks import EMBEDDING, HEAD
 from distinf.gram.configurations import place, spoken
@@ -12,15 +11,14 @@ from distinf.report.gram.against import COMBINED
 from distinf.report.gram.findings import Findings
 from distinf.report.gram.retraining import MEASURED, TRACIN_WE
 from distinf.report.gram.tables import Tables
-from distinf.report.gram.trials import datasets, falling, grouped
-from distinf.report.rows import Row
-from distinf.report.schema import Column, Entry, Table, spread, stub, text
+from distinf.report.gram.trials import datasets, falling
+from distinf.report.rows import Row, combined, grouped
+from distinf.report.schema import Column, Entry, Table, crossed, spread, stub, text
 from distinf.report.words import Words, column
 
 MOST_DETECTION, MOST_METHODS, CELLS_LISTED = 15, 12, 8  # rows printed unfolded; cells listed
+MOST_TOKENS = 6  # of a row
 LAYERS = ("tracin-we-top10", TRACIN_WE, EMBEDDING, *(f"attention-{k}" for k in range(1, 5)), HEAD)
-
-
 NO_INFLUENCE = {COMBINED: "with the loss"}
 NAMED = stub("configuration", lambda row: spoken(row["configuration"]))
 CONFIGURATION = [column("estimator", "text"), column("layers", "text group"),
@@ -75,6 +73,19 @@ def by_query(told: Words, rows: Tables) -> Iterator[Table]:
         yield told.table("by_query", known(mine), folded=k > 0, cell=of)
 
 
+def telling(rows: Sequence[Row]) -> list[Row]:
+    """Of a line for each token, a line for each row of each query: its product, and as `text` the
+    tokens with the largest shares, either way."""
+
+    def of(mine: list[Row]) -> Row:
+        most = sorted(mine, key=lambda row: -abs(row["share"]))[:MOST_TOKENS]
+        told = (f"{r['token']!r} {'+' * (r['share'] > 0)}{number(r['share'])}" for r in most)
+        product = sum(row["share"] for row in mine)
+        return {"row": mine[0]["row"], "product": product, "text": ", ".join(told)}
+
+    return combined(rows, ("cell", "query_row", "place"), of)
+
+
 def methods(told: Words, findings: Findings, rows: Tables) -> Iterator[Table]:
     """The best by front, then all of them: below each the published row, and last those of the
     run's estimators and datasets that it did not train again."""
@@ -99,30 +110,6 @@ def methods(told: Words, findings: Findings, rows: Tables) -> Iterator[Table]:
     yield told.table("every method", known(more), columns, "methods", folded=True)
 
 
-# -- tables with a column for each name ----------------------------------------------------
-
-
-def crossed(
-    rows: Sequence[Row],
-    across: str,
-    stubs: Sequence[Column],
-    told: Callable[[Row], Entry],
-    group: str = "",
-) -> tuple[list[Row], list[Column]]:
-    """Rows by the stubs' keys, and their columns: the stubs, then of each value of `across` what
-    `told` says of the row that has it."""
-    keys = [str(each.cell) for each in stubs]
-    lines = [
-        {**mine[0], "of": {r[across]: r for r in mine}} for mine in grouped(rows, *keys).values()
-    ]
-
-    def cell(name: str, line: Row) -> Entry:
-        return told(line["of"][name]) if name in line["of"] else Entry()
-
-    names = dict.fromkeys(row[across] for row in rows)
-    return lines, [*stubs, *(Column(name, partial(cell, name), group=group) for name in names)]
-
-
 def layers(told: Words, rows: Tables) -> Table:
     """Groups down, estimator families across: front and win rate; the published below."""
     every = [{"group": "", **row} for row in rows.get("layers", [])]
@@ -132,9 +119,10 @@ def layers(told: Words, rows: Tables) -> Table:
     def placed(row: Row) -> Entry:
         return Entry(f"{row['rank'] or 'n/a'} ({fixed(row['win_rate'], 2)})", value=row["win_rate"])
 
+    lines, columns = crossed(both, ("layer", "group", "source"), "estimator", placed)
+    lines.sort(key=lambda row: place(row["layer"], LAYERS))
     stubs = [stub("layers", "layer"), text("group", "group"), SOURCE]
-    lines, columns = crossed(both, "estimator", stubs, placed)
-    return told.table("layers", sorted(lines, key=lambda row: place(row["layer"], LAYERS)), columns)
+    return told.table("layers", lines, [*stubs, *columns])
 
 
 def gains(told: Words, rows: Tables) -> Table:
@@ -144,8 +132,9 @@ def gains(told: Words, rows: Tables) -> Table:
         return Entry(text, sure, row["change_pct"])
 
     group = "change of accuracy against mean [%]"
-    lines, columns = crossed(rows.get("gains", []), "dataset", CONFIGURATION, changed, group)
-    return told.table("gains", lines, columns, folded=True)
+    every = [row | {"dataset": f"{group} | {row['dataset']}"} for row in rows.get("gains", [])]
+    lines, columns = crossed(every, ("estimator", "group", "how"), "dataset", changed)
+    return told.table("gains", lines, [*CONFIGURATION, *columns], folded=True)
 
 
 def estimator_times(told: Words, rows: Tables) -> Table:
@@ -154,6 +143,7 @@ def estimator_times(told: Words, rows: Tables) -> Table:
     def took(row: Row) -> Entry:
         return Entry(duration(row["wall_s"]), duration(row["processor_s"]), row["wall_s"])
 
-    every, stubs = rows.get("estimator_times", []), [stub("estimator", "estimator")]
-    lines, columns = crossed(every, "group", stubs, took, "layers")
+    every = [r | {"group": f"layers | {r['group']}"} for r in rows.get("estimator_times", [])]
+    lines, columns = crossed(every, ("estimator",), "group", took)
+    columns.insert(0, stub("estimator", "estimator"))
     return told.table("estimator_times", lines, columns, note=told.of("notes", "times"))

@@ -162,8 +162,8 @@ def main_tables(findings: Findings, rows: Tables, prefix: str = "") -> list[Tabl
     """What each selection did to its targets and to others; `prefix` of the files."""
     joined: dict[str, Row] = {}
     for r in rows["paired"]:  # the last control of a selection is the one that is told of
-        prefix = f"vs_{r['control'].partition(' ')[0]}_"
-        told = {f"{prefix}{k}": v for k, v in r.items()} | {"won": r["wins"], "of": r["pairs"]}
+        versus = f"vs_{r['control'].partition(' ')[0]}_"
+        told = {f"{versus}{k}": v for k, v in r.items()} | {"won": r["wins"], "of": r["pairs"]}
         joined.setdefault(r["selection"], {}).update(told)
     full = [r | joined.get(r["selection"], {}) for r in rows["summary"]]
     words, file = words_of(findings), f"{prefix}summary"

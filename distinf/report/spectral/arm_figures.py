@@ -1,6 +1,6 @@
 """Pictures that compare arms: what each closed, the metric over its steps, and rates as maps.
 
-Each function draws into a canvas and returns False where the findings do not hold its data.
+Each function draws into a canvas, or nothing where the findings do not hold its data.
 Shapes: R learning rates, S fine-tuning steps.
 """
 
@@ -17,7 +17,7 @@ from distinf.report import svg
 from distinf.report.formats import identifier, number, rounded, shortened, signed
 from distinf.report.maps import scale_bar, show
 from distinf.report.plots import Dot, Panel, dot, rows_of_dots, stacked
-from distinf.report.rows import Row
+from distinf.report.rows import Row, gathered
 from distinf.report.spectral.families import NAMES, arm_label, arms, rate, varied
 from distinf.report.spectral.findings import CONTROL, OPPOSITE, SELECTED, Family, Findings, Outcome
 from distinf.report.spectral.run_tables import versus
@@ -33,7 +33,7 @@ HERE: Any = {"color": "helpful", "name": "here, with 95 % interval"}
 THERE: Any = {"color": "muted", "marker": "D", "hollow": True, "name": "published, ± sd"}
 
 
-def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> bool:
+def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> None:
     """Gap reduction of every trial by selection, a lane per target, and the rows' means; beside
     it guided minus the best baseline per target."""
     groups, every = findings.by_selection(), dict.fromkeys(t.id for t in findings.targets)
@@ -56,21 +56,17 @@ def gap(findings: Findings, rows: Sequence[Row], canvas: Figure) -> bool:
     dots = [Dot(k, v, faint=True) for k, values in enumerate(beside.values()) for v in values]
     dots += [Dot(k, mean, marker="D") for k, mean in enumerate(means.values())]
     names = [f"target {identifier(i)}: {signed(mean, 0)}" for i, mean in means.items()]
-    return rows_of_dots(
+    of_each = "gap closed per trial, and the mean with its 95 % interval"
+    rows_of_dots(
         canvas,
         max(1.1 + 0.72 * len(groups), 1.2 + 0.34 * len(beside)),
-        Panel(
-            "gap closed per trial, and the mean with its 95 % interval [%]",
-            [*groups],
-            closed,
-            DIVERGED,
-        ),
+        Panel(f"{of_each} [%]", [*groups], closed, DIVERGED),
         Panel(f"{chosen} − {control}, same seeds [points]", names, dots, DIVERGED),
         width_ratios=[1.75, 1] if beside else None,
     )
 
 
-def table_1(rows: Sequence[Row], canvas: Figure) -> bool:
+def table_1(rows: Sequence[Row], canvas: Figure) -> None:
     """Per run a panel: every loss and variant, here and as published, and random's mean."""
     measured = [r for r in rows if r["source"] == "measured"]
     names = [(r["loss"], r["variant"]) for r in measured if r["selection"] != CONTROL]
@@ -86,18 +82,17 @@ def table_1(rows: Sequence[Row], canvas: Figure) -> bool:
                 mean, sd = r["mean_pct"], r["sd_pct"]
                 there = Dot(at, mean, mean - sd, mean + sd, **THERE)
                 dots.append(dot(at, r, **HERE) if here else there)
-        panels.append(
-            Panel(shortened(f"{column} [%]", 44), labels, stacked(dots), DIVERGED, levels)
-        )
-    return rows_of_dots(canvas, 1.1 + (ROW_IN + 0.05) * len(place), *panels)
+        heading = shortened(f"{column} [%]", 44)
+        panels.append(Panel(heading, labels, stacked(dots), DIVERGED, levels))
+    rows_of_dots(canvas, 1.1 + (ROW_IN + 0.05) * len(place), *panels)
 
 
-def experiment(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
+def experiment(rows: Sequence[Row], metric: str, canvas: Figure) -> None:
     """An experiment's arms: gap closed, the paired difference, what it did to other samples."""
     shown = [r for r in rows if math.isfinite(r["mean_pct"])][:MOST_ROWS]
     versus = "vs_base_" if any("vs_base_points" in r for r in shown) else "vs_random_"
     minus = "minus the base arm" if versus == "vs_base_" else f"minus {CONTROL}"
-    of: tuple[tuple[str, str, str, float], ...] = (
+    of: Any = (
         ("gap closed [%]", "", "_pct", DIVERGED),
         (f"{minus} [points]", versus, "_points", DIVERGED),
         (f"{metric} of others, change [%]", "non_target_", "_pct", -math.inf),
@@ -110,10 +105,10 @@ def experiment(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
             style: Any = {"color": svg.role(who), "marker": svg.MARKER.get(who, "D")}
             dots.append(dot(k, r, prefix, unit, hollow=r["base"], **style))
         panels.append(Panel(heading, [r["arm"] for r in shown], dots, least))
-    return rows_of_dots(canvas, 0.75 + ROW_IN * len(shown), *panels)
+    rows_of_dots(canvas, 0.75 + ROW_IN * len(shown), *panels)
 
 
-def variations(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
+def variations(rows: Sequence[Row], metric: str, canvas: Figure) -> None:
     """Per run: the model's mean metric, the gap closed by helpful and random, their difference."""
     every, labels = list(enumerate(rows)), [r["label"] for r in rows]
     closed = [
@@ -124,7 +119,7 @@ def variations(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
     ]
     level = [Dot(k, r["evaluation_metric"], color="ink") for k, r in every]
     apart = [dot(k, r, "vs_", "_points") for k, r in every]
-    return rows_of_dots(
+    rows_of_dots(
         canvas,
         1.05 + 0.4 * len(rows),
         Panel(f"{metric}, all evaluation samples", labels, level),
@@ -133,15 +128,14 @@ def variations(rows: Sequence[Row], metric: str, canvas: Figure) -> bool:
     )
 
 
-def steps(findings: Findings, canvas: Figure) -> bool:
+def steps(findings: Findings, canvas: Figure) -> None:
     """The targets' metric over fine-tuning steps: mean and one sd per selection."""
-    groups, axes = list(findings.by_selection().values()), canvas.subplots()
-    if max((len(o.metric_by_step) for g in groups for o in g), default=0) < 2:
-        return False
-    _paths(axes, findings, groups)
-    svg.title(axes, f"{findings.metric.name} of the targets")
-    svg.legend(canvas, axes, most=48)
-    return True
+    groups = list(findings.by_selection().values())
+    if max((len(o.metric_by_step) for g in groups for o in g), default=0) > 1:
+        axes = canvas.subplots()
+        _paths(axes, findings, groups)
+        svg.title(axes, f"{findings.metric.name} of the targets")
+        svg.legend(canvas, axes, most=48)
 
 
 def updates(findings: Findings, family: Family, canvas: Figure) -> None:
@@ -150,9 +144,7 @@ def updates(findings: Findings, family: Family, canvas: Figure) -> None:
     Tuononen et al., Figure 3.
     """
     names = [n for n in varied(family) if n not in ("update", "selection")]
-    lines: dict[str, list[list[Outcome]]] = {}
-    for group in arms(family).values():
-        lines.setdefault(arm_label(names, group[0]) if names else "", []).append(group)
+    lines = gathered(arms(family).values(), lambda g: arm_label(names, g[0]) if names else "")
     guided = {o.selection for o in family.outcomes} - {CONTROL}
     columns = sorted(guided, key=lambda s: (s != SELECTED, s != OPPOSITE, s)) or [CONTROL]
     shown = list(lines.items())[:MOST_PANELS]
@@ -205,7 +197,7 @@ def _paths(axes: Axes, findings: Findings, groups: Sequence[list[Outcome]]) -> N
     axes.set_xlabel("fine-tuning step")
 
 
-def rates(findings: Findings, family: Family, canvas: Figure) -> bool:
+def rates(findings: Findings, family: Family, canvas: Figure) -> None:
     """The metric relative to before, on a log colour scale; a map per arm, a row per rate.
 
     The scale reaches up to the best cell, and down to the worst or to four times the metric
@@ -213,7 +205,7 @@ def rates(findings: Findings, family: Family, canvas: Figure) -> bool:
     """
     maps = rate_maps(family)[:MOST_MAPS]
     if not maps:
-        return False
+        return
     gains = np.concatenate([relative(metric_RS).ravel() for *_, metric_RS in maps])
     up = max(LEAST_RANGE, float(np.nanmax(gains, initial=0.0)))
     worst = max(up, float(-np.nanmin(gains, initial=0.0)))
@@ -234,7 +226,6 @@ def rates(findings: Findings, family: Family, canvas: Figure) -> bool:
     labels[2] = f"before: {labels[2]}"
     name = f"{findings.metric.name} (log scale{'; crossed: above it' * (worst > down)})"
     scale_bar(canvas.add_subplot(grid[-1, 0]), places, labels, name)
-    return True
 
 
 def rate_maps(family: Family) -> list[tuple[str, list[float], np.ndarray]]:

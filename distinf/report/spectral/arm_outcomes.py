@@ -1,7 +1,6 @@
 """From the fine-tuning jobs' committed arrays to outcomes: what each arm did."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -98,7 +97,10 @@ def _of(session: Session, job: Unit) -> list[Outcome]:
     targets = evaluate.chosen_targets(session)
     after, before = finite_mean(stored["others"]), finite_mean(actions.non_targets_before(session))
     reference = finite_mean(_reference(session, actions.non_target_ids(session)))
-    found = []
+    names = ["steps", "batch_size", "weight_decay", "optimizer", "retain"]
+    names += ["stop"] if arm.stop is not None else []
+    names += ["newton_lr", "newton_pairs", "newton_solves"] if arm.newton_lr else []
+    further, found = {name: getattr(arm, name) for name in names}, []
     for column, rank in enumerate(job_ranks(job)):
         metric = stored["metric_by_step"][:, column]
         best = _reference(session, targets.ids[[rank]])[0]
@@ -115,21 +117,13 @@ def _of(session: Session, job: Unit) -> list[Outcome]:
             loss=arm.loss if arm.variant else "",
             pool=arm.pool or None,
             lr=arm.newton_lr or arm.lr,
-            settings=_other_settings(arm),
+            settings=further,
             non_target_metric=after,
             non_target_gap_reduction_pct=gap_reduction(before, after, reference),
             **{k: getattr(arm, k) for k in ("variant", "update", "aim", "order", "adapter")},
         )
         found.append(outcome)
     return found
-
-
-def _other_settings(arm: Arm) -> dict[str, Any]:
-    """The arm's settings that Outcome has no field for."""
-    names = ["steps", "batch_size", "weight_decay", "optimizer", "retain"]
-    names += ["stop"] if arm.stop is not None else []
-    names += ["newton_lr", "newton_pairs", "newton_solves"] if arm.newton_lr else []
-    return {name: getattr(arm, name) for name in names}
 
 
 def _reference(session: Session, ids: Sequence[int] | np.ndarray) -> np.ndarray:

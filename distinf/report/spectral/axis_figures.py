@@ -1,6 +1,6 @@
 """Pictures of the metric along the axis: before and after tuning, and where the targets are.
 
-Each function draws into a canvas and returns False where the findings do not hold its data.
+Each function draws into a canvas, or nothing where the findings do not hold its data.
 Shapes: E evaluation samples.
 """
 
@@ -21,12 +21,12 @@ UNTUNED = ("reference", "baseline", "before")
 MOST_NAMED, MOST_POINTS, MOST_COLUMNS, MOST_PANELS = 8, 3_000, 3, 9
 
 
-def axis(findings: Findings, canvas: Figure) -> bool:
+def axis(findings: Findings, canvas: Figure) -> None:
     """The metric against the axis: a panel per run and experiment, each over the change against
     before (Tuononen et al., Figure 4); at the bottom the number of samples per bin."""
     every = panels(findings)
     if not every:
-        return False
+        return
     runs = list(dict.fromkeys(name for name, *_ in every))[:MOST_COLUMNS]
     tried = list(dict.fromkeys(f.name for _, _, f in every))[: MOST_PANELS // len(runs)]
     many = 2 * len(tried)
@@ -51,7 +51,6 @@ def axis(findings: Findings, canvas: Figure) -> bool:
         first.tick_params(labelleft=True)
         first.set_ylabel(findings.metric.name if row % 2 == 0 and row < many else "")
     svg.legend(canvas, *axes.ravel(), columns=4)
-    return True
 
 
 def _levels(axes: Axes, findings: Findings, curves: AxisCurves) -> None:
@@ -101,19 +100,19 @@ def _samples(axes: Axes, curves: AxisCurves, label: str) -> None:
     svg.title(axes, "samples per bin")
 
 
-def targets(findings: Findings, canvas: Figure) -> bool:
+def targets(findings: Findings, canvas: Figure) -> None:
     """Every evaluation sample's gap before, the targets ringed (Tuononen et al., Figure 2).
 
     Against the axis; and against the reference, where it is known.
     """
     points, metric = findings.evaluation, findings.metric
     if points is None or not np.isfinite(points.gap_E).any():
-        return False
+        return
     sides = {metric.axis or "axis": points.axis_E}
     sides[f"{metric.name} of the {metric.reference}"] = points.reference_E
     shown = {name: side for name, side in sides.items() if side is not None}
     if not shown:
-        return False
+        return
     chosen_E = np.isfinite(points.gap_E) & np.isin(points.ids_E, [t.id for t in findings.targets])
     every = svg.panels(canvas, 3.5, 1, len(shown), sharey=True)[0]
     for axes, (name, side) in zip(every, shown.items(), strict=True):
@@ -134,7 +133,6 @@ def targets(findings: Findings, canvas: Figure) -> bool:
         if 0 < at.size <= MOST_NAMED:
             names = [identifier(int(points.ids_E[k])) for k in at]
             name_points(canvas, axes, names, [(side[k], points.gap_E[k]) for k in at])
-    return True
 
 
 def _gaps(

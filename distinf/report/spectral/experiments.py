@@ -7,7 +7,7 @@ from typing import Any
 
 from distinf.numerics.means import mean_sd
 from distinf.report.formats import count, number
-from distinf.report.rows import Row
+from distinf.report.rows import Row, gathered, grouped
 from distinf.report.schema import (
     Bullets,
     Column,
@@ -74,10 +74,8 @@ def _by_run(every: Sequence[Row]) -> tuple[list[Row], list[Column]]:
     order = [*labels.values(), "published only"]
     places = sorted(dict.fromkeys(places), key=lambda p: (order.index(p[0]), p[1]))
 
-    def column(place: tuple[str, bool, str]) -> Column:
-        cell = spread("")
-        of = lambda r: cell.of(r[place]) if place in r else Entry()  # noqa: E731
-        return Column(place[2], of, group=place[0])
+    def cell(place: tuple[str, bool, str], row: Row) -> Entry:
+        return spread("").of(row[place]) if place in row else Entry()  # type: ignore[index]
 
     def variant(row: Row) -> str:
         usual = row["selection"] in (SELECTED, *BASELINES)
@@ -85,7 +83,8 @@ def _by_run(every: Sequence[Row]) -> tuple[list[Row], list[Column]]:
 
     loss = stub("loss", lambda r: r["selection"] if r["selection"] in BASELINES else r["loss"])
     rows = sorted(lines.values(), key=lambda r: r["selection"] in BASELINES)
-    return rows, [loss, stub("variant", variant), *map(column, places)]
+    columns = [Column(place[2], partial(cell, place), group=place[0]) for place in places]
+    return rows, [loss, stub("variant", variant), *columns]
 
 
 def experiment_sections(findings: Findings, rows: Tables) -> list[Section]:
@@ -217,11 +216,8 @@ def _variation(place: int, name: str, run: Findings, of: Findings) -> Section:
 
 def free_rankings(findings: Findings, rows: Sequence[Row]) -> Table:
     """Rankings that cost nothing beside the headline's: means over the targets, nearest first."""
-    groups: dict[str, list[Row]] = {}
-    for r in rows:
-        groups.setdefault(r["ranking"].replace("_", " "), []).append(r)
     told = []
-    for name, mine in groups.items():
+    for name, mine in gathered(rows, lambda r: r["ranking"].replace("_", " ")).items():
         row: Row = {"ranking": name, "by_chance": mine[0]["by_chance"]}
         row["end"] = " or ".join(dict.fromkeys(r["end"] for r in mine))
         for key in ("spearman", "shared"):
@@ -246,14 +242,13 @@ def classes(findings: Findings, rows: Sequence[Row]) -> list[Item]:
 
 def overlaps(findings: Findings, rows: Sequence[Row]) -> Table:
     """Every two scores of a run: least and most rows shared over the targets."""
-    every, shared = families.runs(findings), dict[tuple[str, str, str], list[int]]()
-    for r in (r for r in rows if r["run"] == r["other_run"]):
-        one, other = (f"{r[f'{p}loss']} {r[f'{p}variant']}" for p in ("", "other_"))
-        shared.setdefault((r["run"], one, other), []).append(r["shared"])
-    told: list[Row] = [
-        {"label": families.run_label(run, every[run]), "one": one, "other": other}
-        | {"least": min(found), "most": max(found)}
-        for (run, one, other), found in shared.items()
-    ]
+    every, told = families.runs(findings), list[Row]()
+    names = ("run", "loss", "variant", "other_loss", "other_variant")
+    own = [r for r in rows if r["run"] == r["other_run"]]
+    for (run, *of), mine in grouped(own, *names).items():
+        shared = [r["shared"] for r in mine]
+        row = {"label": families.run_label(run, every[run]), "least": min(shared)}
+        row |= {"one": " ".join(of[:2]), "other": " ".join(of[2:]), "most": max(shared)}
+        told.append(row)
     pool = count(findings.headline.pool)
     return words_of(findings).table("overlaps", told, labels(told), folded=True, pool=pool)

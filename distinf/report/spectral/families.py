@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from distinf.report.formats import count, number
-from distinf.report.rows import Row
+from distinf.report.rows import Row, gathered
 from distinf.report.spectral import trials
 from distinf.report.spectral.findings import CONTROL, Family, Findings, Outcome
 
@@ -107,22 +107,16 @@ def run_label(name: str, run: Findings) -> str:
 @lru_cache(maxsize=CACHED)
 def varied(family: Family) -> tuple[str, ...]:
     """What tells its arms apart, as they were named; the selection last."""
-    names = [
-        name
-        for name in dict.fromkeys(family.varied)
-        if name != "selection" and len(_values(name, family.outcomes)) > 1
-    ]
+    names = [n for n in dict.fromkeys(family.varied) if n != "selection"]
+    found = [name for name in names if len(_values(name, family.outcomes)) > 1]
     several = len({o.selection for o in family.outcomes}) > 1
-    return (*names, "selection") if several else tuple(names)
+    return (*found, "selection") if several else tuple(found)
 
 
 @lru_cache(maxsize=CACHED)
 def arms(family: Family) -> dict[tuple[Any, ...], list[Outcome]]:
     """Values of what is varied -> trials, in the order that they came."""
-    found: dict[tuple[Any, ...], list[Outcome]] = {}
-    for outcome in family.outcomes:
-        found.setdefault(tuple(outcome.value(n) for n in varied(family)), []).append(outcome)
-    return found
+    return gathered(family.outcomes, lambda o: tuple(o.value(n) for n in varied(family)))
 
 
 def arm_label(names: Sequence[str], outcome: Outcome) -> str:
@@ -171,8 +165,7 @@ def control_of(findings: Findings, family: Family, arm: Sequence[Outcome]) -> li
         return []
     for place in (family.outcomes, findings.main_outcomes()):
         random = (o for o in place if o.selection == CONTROL and o.loss in ("", first.loss))
-        found = [o for o in random if alike(o, first, names)]
-        if found:
+        if found := [o for o in random if alike(o, first, names)]:
             return found
     return []
 

@@ -6,13 +6,14 @@ The metric is something that should go down. Scores: above 0, training on the sa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from distinf.numerics.krylov import has_converged
-from distinf.report.provenance import Provenance, StageCost
-from distinf.report.rows import Row, plain
+from distinf.report.provenance import Provenance
+from distinf.report.rows import Row, gathered
 from distinf.spectral.attribution import Attribution
 from distinf.tasks.task import Published
 
@@ -222,7 +223,7 @@ class Findings:
     sensitivity: Sequence[Row] = ()  # of the ranking: factor, damping, targets, spearman, least
     refined: str = ""  # how many are, at which cost, or why none is
     training: TrainingCurve | None = None
-    costs: Sequence[StageCost] = ()
+    costs: Sequence[Row] = ()
     families: Sequence[Family] = ()
     attributions: Sequence[Attribution] = ()
     non_target_before: float | None = None  # the non-targets' mean metric before fine-tuning
@@ -240,20 +241,19 @@ class Findings:
     def main_outcomes(self) -> list[Outcome]:
         """The trials of the headline's loss, variant, update and aim, and their controls."""
         head = self.headline
-        return [
-            o
-            for o in self.outcomes
-            if o.loss in ("", head.loss)
-            and o.variant in ("", head.variant)
-            and (o.update, o.aim) == (head.update, head.aim)
-        ]
+        own = (o for o in self.outcomes if (o.update, o.aim) == (head.update, head.aim))
+        return [o for o in own if o.loss in ("", head.loss) and o.variant in ("", head.variant)]
 
     def by_selection(self) -> dict[str, list[Outcome]]:
         """The headline's trials: helpful, the baselines, harmful, then others as they came."""
-        found: dict[str, list[Outcome]] = {s: [] for s in (SELECTED, *BASELINES, OPPOSITE)}
-        for outcome in self.main_outcomes():
-            found.setdefault(outcome.selection, []).append(outcome)
-        return {selection: mine for selection, mine in found.items() if mine}
+        found = gathered(self.main_outcomes(), attrgetter("selection"))
+        order = dict.fromkeys((SELECTED, *BASELINES, OPPOSITE, *found))
+        return {selection: found[selection] for selection in order if selection in found}
+
+    def headline_scores(self) -> Mapping[int, np.ndarray]:
+        """Of the headline's loss and variant; {} where they were not scored."""
+        own = (self.headline.loss, self.headline.variant)
+        return next((s.scores for s in self.scores if (s.loss, s.variant) == own), {})
 
     def guided(self) -> str:
         """The headline's selection that scores are to improve: helpful, or else the first one."""
@@ -265,7 +265,3 @@ class Findings:
         """The first target that has scores: the one with the largest gap."""
         scored = [i for s in self.scores for i in s.scores]
         return next((t.id for t in self.targets if t.id in scored), next(iter(scored), None))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, strict JSON: non-finite numbers are null, arrays their summaries."""
-        return plain(self)

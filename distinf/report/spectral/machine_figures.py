@@ -1,6 +1,6 @@
-"""Pictures of the machinery: scores, attribution, the spectrum, training and what it cost.
+"""Pictures of the machinery: scores, attribution, the spectrum and training.
 
-Each function draws into a canvas and returns False where the findings do not hold its data.
+Each function draws into a canvas, or nothing where the findings do not hold its data.
 Shapes: N training samples, K Ritz values, a map's [S, F] elements.
 """
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from distinf.numerics.means import running_mean
 from distinf.report import svg
-from distinf.report.formats import duration, identifier, number, shortened
+from distinf.report.formats import identifier, number, shortened
 from distinf.report.maps import scale_bar, show
 from distinf.report.rows import Row
 from distinf.report.spectral.families import run_label, runs
@@ -26,7 +26,7 @@ DASHED: Any = {"ls": svg.DASH["reference"], "lw": 1.3}
 CLIPPED_SHARE = 0.005  # of the elements, the largest: drawn in the full hue
 
 
-def scores(findings: Findings, canvas: Figure) -> bool:
+def scores(findings: Findings, canvas: Figure) -> None:
     """The first target's scores per loss and variant."""
     target = findings.first_scored()
     found = {
@@ -34,39 +34,33 @@ def scores(findings: Findings, canvas: Figure) -> bool:
         for s in findings.scores
         if target is not None and target in s.scores
     }
-    return _histograms(findings, found, 2 if len(found) in (2, 4) else 4, canvas)
+    _histograms(findings, found, 2 if len(found) in (2, 4) else 4, canvas)
 
 
-def score_runs(findings: Findings, canvas: Figure) -> bool:
+def score_runs(findings: Findings, canvas: Figure) -> None:
     """The headline's scores of each run's first target, run by run (Tuononen et al., Fig. 8)."""
     found = {}
     for name, run in runs(findings).items():
-        target, head = run.first_scored() or 0, (run.headline.loss, run.headline.variant)
-        for scoring in run.scores:
-            if (scoring.loss, scoring.variant) == head and target in scoring.scores:
-                label = f"target {identifier(target)}, {run_label(name, run)}"
-                found[label] = scoring.scores[target]
-    return len(found) > 1 and _histograms(findings, found, 3, canvas)
+        target, scores = run.first_scored() or 0, run.headline_scores()
+        if target in scores:
+            found[f"target {identifier(target)}, {run_label(name, run)}"] = scores[target]
+    if len(found) > 1:
+        _histograms(findings, found, 3, canvas)
 
 
 def _histograms(
     findings: Findings, found: Mapping[str, np.ndarray], most: int, canvas: Figure
-) -> bool:
+) -> None:
     """One per name, `most` beside each other, with log counts."""
     shown = {name: np.sort(svg.finite(scores_N)) for name, scores_N in found.items()}
     shown = {name: scores_N for name, scores_N in shown.items() if scores_N.size}
     if not shown:
-        return False
-    columns = min(len(shown), most)
-    rows = math.ceil(len(shown) / columns)
-    every = svg.panels(canvas, 0.7 + 2.1 * rows, rows, columns).ravel()
-    for axes, (name, scores_N) in zip(every, shown.items()):
+        return
+    every = svg.grid_of(canvas, len(shown), min(len(shown), most), 2.1, 0.7)
+    for axes, (name, scores_N) in zip(every, shown.items(), strict=True):
         _histogram(axes, scores_N, findings.headline.pool or 50)
         svg.title(axes, shortened(name, 60))
-    for axes in every[len(shown) :]:
-        axes.set_visible(False)
     svg.legend(canvas, every[0])
-    return True
 
 
 def _histogram(axes: Axes, ordered_N: np.ndarray, pool: int) -> None:
@@ -91,16 +85,14 @@ def _histogram(axes: Axes, ordered_N: np.ndarray, pool: int) -> None:
     svg.level(axes, 0, "muted", lw=0.9)
 
 
-def ritz(rows: Sequence[Row], findings: Findings, canvas: Figure) -> bool:
+def ritz(rows: Sequence[Row], findings: Findings, canvas: Figure) -> None:
     """Sizes of the converged Ritz values and their residuals, most extreme first."""
     pairs, shown = findings.ritz, [r for r in rows if r["converged"]]
     if pairs is None or not shown:
-        return False
+        return
     left, right = canvas.subplots(1, 2, width_ratios=[1.25, 1])
-    sizes, residuals = (
-        [abs(r["value"]) for r in shown],
-        [max(r["residual"], 1e-18) for r in shown],
-    )
+    sizes = [abs(r["value"]) for r in shown]
+    residuals = [max(r["residual"], 1e-18) for r in shown]
     signs = {1: ("accent", "o", "positive"), -1: ("harmful", "v", "negative (its size is drawn)")}
     for sign, (color, marker, label) in signs.items():
         at = [k for k, r in enumerate(shown) if np.sign(r["value"]) == sign]
@@ -121,13 +113,12 @@ def ritz(rows: Sequence[Row], findings: Findings, canvas: Figure) -> bool:
         for r in (r for r in shown if not r["kept"]):
             svg.level(axes, r["rank"], "muted", lw=0.9, ls=":", label="not kept")
     svg.legend(canvas, left)
-    return True
 
 
-def truncation(terms: Sequence[Row], kept: int, canvas: Figure) -> bool:
+def truncation(terms: Sequence[Row], kept: int, canvas: Figure) -> None:
     """How much each further Ritz value lowers the truncation bound (Tuononen et al., Fig. 5, 6)."""
     if not terms:
-        return False
+        return
     x, (left, right) = np.array([r["terms"] for r in terms]), svg.panels(canvas, 3.3, 1, 2)[0]
     lowered: list[float] = []
     frobenius = ("sum_sq", "soft", "s", "Frobenius norm of what is dropped")
@@ -143,13 +134,12 @@ def truncation(terms: Sequence[Row], kept: int, canvas: Figure) -> bool:
     left.set_ylim(bottom=0)
     svg.log_axis(right, "y", lowered)
     svg.legend(canvas, left, most=40)
-    return True
 
 
-def training(rows: Sequence[Row], label: str, canvas: Figure) -> bool:
+def training(rows: Sequence[Row], label: str, canvas: Figure) -> None:
     """Training loss: each step pale, its running mean on top."""
     if len(rows) < 2:
-        return False
+        return
     step, loss = (np.array([r[k] for r in rows]) for k in ("step", "loss"))
     every, axes = math.ceil(step.size / MOST_STEPS), svg.panels(canvas, 2.9, 1, 1)[0][0]
     svg.line(axes, step[::every], loss[::every], "accent", lw=0.9, alpha=0.35)
@@ -159,31 +149,15 @@ def training(rows: Sequence[Row], label: str, canvas: Figure) -> bool:
     log = bool(known.size) and known.min() > 0 and known.max() > 4 * known.min()
     svg.frame(axes, label, "training step")
     svg.axis(axes, "y", known.tolist(), log)
-    return True
 
 
-def costs(rows: Sequence[Row], canvas: Figure) -> bool:
-    """Wall time per stage, in the order that they ran."""
-    spent = {shortened(r["stage"]): r["seconds"] for r in rows if r["stage"] != "total"}
-    if not spent:
-        return False
-    axes = svg.panels(canvas, 0.8 + 0.34 * len(spent), 1, 1)[0][0]
-    axes.barh(range(len(spent)), spent.values(), 0.58, color=svg.COLOR["accent"])
-    for row, taken in enumerate(spent.values()):
-        svg.note(axes, duration(taken), (taken, row), 6)
-    svg.row_axis(axes, [*spent])
-    axes.set_xlim(0, 1.12 * max(*spent.values(), 1e-9))
-    svg.title(axes, "wall time [s]")
-    return True
-
-
-def attribution(found: Sequence[Attribution], canvas: Figure) -> bool:
+def attribution(found: Sequence[Attribution], canvas: Figure) -> None:
     """One target's pictured samples: helpful ones at the left, harmful ones at the right."""
     drawn = sorted((a for a in found if np.any(svg.finite(a.parts_SF))), key=lambda a: abs(a.rank))
     sides = [[a for a in drawn if a.rank * sign > 0][:MOST_MAPS] for sign in (1, -1)]
     sides = [side for side in sides if side]
     if not sides:
-        return False
+        return
     lines = max(map(len, sides))
     canvas.set_figheight(0.85 + 2.05 * lines)
     shape: Any = {"height_ratios": [*[1.0] * lines, 0.055], "wspace": 0.14}
@@ -194,7 +168,6 @@ def attribution(found: Sequence[Attribution], canvas: Figure) -> bool:
     labels = ["harmful, full colour", "0", "helpful, full colour"]
     bar = canvas.add_subplot(grid[-1, :])
     scale_bar(bar, (-0.86, 0.0, 0.86), labels, "an element's part of the score")
-    return True
 
 
 def _map(canvas: Figure, place: Any, shown: Attribution, last: bool) -> None:

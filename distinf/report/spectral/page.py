@@ -4,15 +4,9 @@ from functools import partial
 from math import isfinite
 
 from distinf.report import provenance
-from distinf.report.formats import count, duration, fixed, identifier, number, size
+from distinf.report.formats import count, fixed, identifier, number
 from distinf.report.schema import Bullets, Column, Facts, Item, Page, Section, Table, Text
-from distinf.report.spectral import (
-    answer,
-    arm_figures,
-    axis_figures,
-    experiments,
-    machine_figures,
-)
+from distinf.report.spectral import answer, arm_figures, axis_figures, experiments, machine_figures
 from distinf.report.spectral.answer import further, words_of
 from distinf.report.spectral.findings import Findings, Ritz
 from distinf.report.spectral.tables import Tables, tables
@@ -27,6 +21,8 @@ def page(findings: Findings, rows: Tables | None = None) -> Page:
     words = words_of(findings)
     tried = experiments.experiment_sections(findings, rows)
     beside = experiments.table_1_section(findings, rows)
+    label = findings.training.label if findings.training else ""
+    curve = partial(machine_figures.training, rows["training"], label)
     note: list[Item] = [Text(words.say("experiments", "note"), "note"), *tried]
     return Page(
         findings.title,
@@ -46,8 +42,8 @@ def page(findings: Findings, rows: Tables | None = None) -> Page:
             Section("scores", "Scores", _scores(findings, rows)),
             Section("attribution", "Attribution", _attribution(findings, rows)),
             Section("curvature", "Curvature", _curvature(findings, rows)),
-            Section("training", "Training", _training(findings, rows)),
-            Section("cost", "Cost", _cost(findings, rows)),
+            Section("training", "Training", [words.figure("training", curve, label=label)]),
+            Section("cost", "Cost", [provenance.costs(rows["costs"])]),
             provenance.remarks(findings.deviations, findings.quarantined),
             Section("reading", "How to read this", [_reading(findings, rows)]),
             provenance.origin(findings.provenance),
@@ -179,19 +175,6 @@ def _curvature(findings: Findings, rows: Tables) -> list[Item]:
         words.table("sensitivity", rows.get("sensitivity", [])),
         words.table("solves", rows["solves"]),
     ]
-
-
-def _training(findings: Findings, rows: Tables) -> list[Item]:
-    label = findings.training.label if findings.training else ""
-    draw = partial(machine_figures.training, rows["training"], label)
-    return [words_of(findings).figure("training", draw, label=label)]
-
-
-def _cost(findings: Findings, rows: Tables) -> list[Item]:
-    total, draw = (rows["costs"] or [{}])[-1], partial(machine_figures.costs, rows["costs"])
-    spent = {k: duration(total.get(k)) for k in ("seconds", "worker_seconds")}
-    spent["bytes"] = size(total.get("bytes"))
-    return [words_of(findings).figure("costs", draw, **spent), provenance.costs(rows["costs"])]
 
 
 def _reading(findings: Findings, rows: Tables) -> Bullets:

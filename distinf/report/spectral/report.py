@@ -8,7 +8,7 @@ import numpy as np
 from distinf.numerics.krylov import projected_pairs
 from distinf.report import publishing
 from distinf.report.provenance import provenance_of, stage_costs
-from distinf.report.rows import Row
+from distinf.report.rows import Row, plain
 from distinf.report.spectral import arm_outcomes, page
 from distinf.report.spectral import findings as of
 from distinf.report.spectral.tables import tables
@@ -43,7 +43,7 @@ def write(session: Session) -> None:
     """The report's files."""
     found = findings(session)
     rows = tables(found)
-    publishing.publish(session, found.to_json(), rows, page.page(found, rows))
+    publishing.publish(session, plain(found), rows, page.page(found, rows))
 
 
 def findings(session: Session) -> of.Findings:
@@ -153,12 +153,9 @@ def _evaluation_points(session: Session) -> of.EvaluationPoints:
     if task.reference:
         name = arm_outcomes.wording(session).reference or task.reference
         rule = f"{name} at least {settings.min_reference:g}, and {rule}"
-    axis_E, eligible_E = (
-        columns.get(task.axis or ""),
-        evaluate.eligible_rows(columns, task, settings),
-    )
     return of.EvaluationPoints(
-        np.arange(len(gap)), gap, axis_E, eligible_E, rule, columns[task.metric], reference,
+        np.arange(len(gap)), gap, columns.get(task.axis or ""),
+        evaluate.eligible_rows(columns, task, settings), rule, columns[task.metric], reference,
         settings.min_reference, len(np.unique(evaluate.conditions(columns, task))),
     )  # fmt: skip
 

@@ -143,10 +143,9 @@ def free_rankings(findings: Findings) -> list[Row]:
     """Per target and ranking that costs nothing beside: its rank correlation with the headline's
     scores, and how many of their highest rows are among its highest, or its lowest where the
     correlation is below 0; `by_chance`: how many are expected of a random ranking."""
-    head, pool, found = findings.headline, findings.headline.pool or 50, list[Row]()
-    mine = [s for s in findings.scores if (s.loss, s.variant) == (head.loss, head.variant)]
-    for free in findings.free_scores if mine else ():
-        for target, scores_N in mine[0].scores.items():
+    pool, found = findings.headline.pool or 50, list[Row]()
+    for free in findings.free_scores:
+        for target, scores_N in findings.headline_scores().items():
             both_2N = np.stack([scores_N, free.scores[target]])
             known = np.isfinite(both_2N).all(0)
             row: Row = {"target": target, "ranking": free.variant, "rows": int(known.sum())}
@@ -164,10 +163,9 @@ def free_rankings(findings: Findings) -> list[Row]:
 def classes(findings: Findings) -> list[Row]:
     """Per label, target and class: its share of all rows, which rows at random have too, and of
     the headline's pools; `sorted_pct`: how much of the ranking is its classes."""
-    head, pool, found = findings.headline, findings.headline.pool or 50, list[Row]()
-    mine = [s for s in findings.scores if (s.loss, s.variant) == (head.loss, head.variant)]
-    for label, (names, of_N) in findings.classes.items() if mine else ():
-        for target, scores_N in mine[0].scores.items():
+    pool, found = findings.headline.pool or 50, list[Row]()
+    for label, (names, of_N) in findings.classes.items():
+        for target, scores_N in findings.headline_scores().items():
             known = np.isfinite(scores_N)
             one_N, class_N = scores_N[known], of_N[known]
             if len(np.unique(class_N)) < 2:

@@ -1,6 +1,7 @@
 """Every number of the report as plain rows."""
 
 import math
+from operator import attrgetter
 from typing import get_args
 
 import numpy as np
@@ -9,9 +10,9 @@ from distinf.numerics.krylov import has_converged
 from distinf.numerics.means import concentration_pct
 from distinf.numerics.truncation import Kind, marginal_reductions, truncation_bound
 from distinf.report.provenance import cost_rows
-from distinf.report.rows import Row, array_summary, plain
+from distinf.report.rows import Row, array_summary, gathered, plain
 from distinf.report.spectral import families, run_tables, trials
-from distinf.report.spectral.findings import CONTROL, Findings, Outcome, Ritz
+from distinf.report.spectral.findings import CONTROL, Findings, Ritz
 
 Tables = dict[str, list[Row]]
 TARGET = ("id", "axis", "metric", "reference", "gap")
@@ -23,20 +24,11 @@ def tables(findings: Findings) -> Tables:
     `low` and `high` bound the 95 % bootstrap interval over targets, then seeds. The tables of
     further experiments, of attribution and of other runs are there where those are.
     """
-    own, every = own_tables(findings), families.experiments(findings)
+    own, curve = own_tables(findings), findings.training
     some = {
         "arms": own.pop("arms"),
         "arm_trials": own.pop("arm_trials"),
-        "arm_steps": [
-            families.told_apart(f, group[0]) | row
-            for f in every
-            for group in families.arms(f).values()
-            for row in trials.path(group)
-        ],
-        "arm_axis": [
-            {"experiment": f.name} | row for f in every for row in trials.bins(f.axis_curves)
-        ],
-        "rates": [row for f in every for row in families.rate_rows(findings, f)],
+        **_experiments(findings),
         "table_1": run_tables.table_1(findings),
         "effects": run_tables.effects(findings),
         "free_rankings": run_tables.free_rankings(findings),
@@ -58,20 +50,38 @@ def tables(findings: Findings) -> Tables:
             for row in trials.path(group)
         ],
         "scores": _scores(findings),
-        "top_samples": [_flat(r) for r in findings.top_samples],
+        "top_samples": [
+            (own := {k: v for k, v in r.items() if k != "columns"})
+            | trials.extra(r["columns"], own)
+            for r in findings.top_samples
+        ],
         "ritz": _ritz(findings.ritz),
         "solves": [*findings.solves],
-        "training": _training(findings),
+        "training": [
+            {"step": step, "loss": loss}
+            for step, loss in (zip(curve.steps, curve.loss, strict=True) if curve else ())
+        ],
         "costs": cost_rows(findings.costs),
         "published": [plain(p) for p in findings.published],
     }
     return always | {name: rows for name, rows in some.items() if rows}
 
 
-def _training(findings: Findings) -> list[Row]:
-    curve = findings.training
-    pairs = zip(curve.steps, curve.loss, strict=True) if curve else ()
-    return [{"step": step, "loss": loss} for step, loss in pairs]
+def _experiments(findings: Findings) -> Tables:
+    """The courses of the arms of further experiments, and the rates that they sweep over."""
+    every = families.experiments(findings)
+    return {
+        "arm_steps": [
+            families.told_apart(f, group[0]) | row
+            for f in every
+            for group in families.arms(f).values()
+            for row in trials.path(group)
+        ],
+        "arm_axis": [
+            {"experiment": f.name} | row for f in every for row in trials.bins(f.axis_curves)
+        ],
+        "rates": [row for f in every for row in families.rate_rows(findings, f)],
+    }
 
 
 def own_tables(run: Findings) -> Tables:
@@ -105,16 +115,10 @@ def own_tables(run: Findings) -> Tables:
 
 def _comparison(findings: Findings) -> list[Row]:
     """Every arm that was run (loss, variant, update, aim, selection), against its random one."""
-    names = ("aim", "update", "loss", "variant", "selection")
-    groups: dict[tuple[str, ...], list[Outcome]] = {}
-    for o in findings.outcomes:
-        groups.setdefault(tuple(getattr(o, n) for n in names), []).append(o)
-    rows = []
-    for arm, group in groups.items():
-        row, alike = (
-            dict(zip(names, arm, strict=True)) | trials.reduction(group),
-            (*arm[:2], CONTROL),
-        )
+    names, rows = ("aim", "update", "loss", "variant", "selection"), list[Row]()
+    for arm, group in gathered(findings.outcomes, attrgetter(*names)).items():
+        row, alike = dict(zip(names, arm, strict=True)), (*arm[:2], CONTROL)
+        row |= trials.reduction(group)
         control = [o for o in findings.outcomes if (o.aim, o.update, o.selection) == alike]
         if row["selection"] != CONTROL and control:
             row |= trials.against("vs_random_", group, control)
@@ -134,11 +138,6 @@ def _scores(findings: Findings) -> list[Row]:
                 row["outside_share"] = scoring.outside_shares[target]
             rows.append(row)
     return rows
-
-
-def _flat(sample: Row) -> Row:
-    own = {k: v for k, v in sample.items() if k != "columns"}
-    return own | trials.extra(sample["columns"], own)
 
 
 def _ritz(pairs: Ritz | None) -> list[Row]:

@@ -16,7 +16,7 @@ def report(session: Session) -> None:
     tables: dict[str, list[dict[str, Any]]] = {
         "splits": [{"split": s, "rows": facts["rows"][s], **facts["rates"][s]} for s in SPLITS],
         "files": list(facts["sources"]),
-        "costs": [vars(each) for each in stage_costs(session)],
+        "costs": stage_costs(session),
     }
     publish(session, facts, tables, _page(session, tables))
 
