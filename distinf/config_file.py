@@ -103,11 +103,13 @@ def _given(path: str) -> tuple[dict[str, Any], str]:
 
 def _of_run(root: str, reading: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A run's configuration; where it is torn, as it was when it was written."""
+    blobs = open_root(root)
     try:
-        kept = Agenda(open_root(root)).config()
+        kept = Agenda(blobs).config()
     except (KeyError, OSError, CorruptionError):
         return reading()
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(InputError, KeyError, OSError, CorruptionError):
+        blobs.size(CONFIG)  # a pipe would never be read to its end
         found = reading()
         if found.get("provenance") is not None:
             return found

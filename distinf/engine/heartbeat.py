@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from distinf.errors import CorruptionError, DistinfError
 from distinf.naming import CONFIG
+from distinf.runtime.agenda import START
 from distinf.store.regular import open_regular, read_whole
 
 if TYPE_CHECKING:  # the stages are heavy to import
@@ -76,13 +77,19 @@ def last_heartbeat(root: str) -> Heartbeat | None:
     try:
         found = json.loads(_stored(root, HEARTBEAT) or b"")
         return Heartbeat(**{f.name: f.type(found[f.name]) for f in fields(Heartbeat)})  # type: ignore
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, CorruptionError):
+    except (ValueError, KeyError, TypeError, OSError, ArithmeticError, RecursionError):
+        return None
+    except CorruptionError:
         return None
 
 
 def is_begun(root: str) -> bool:
-    """Whether a run lies there, this one or another."""
-    return _stored(root, CONFIG) is not None
+    """Whether a run lies there, this one or another: by its configuration, whatever that is, or,
+    where it is gone, by its agenda."""
+    try:
+        return any(_stored(root, name) is not None for name in (CONFIG, START))
+    except CorruptionError:
+        return True
 
 
 def _stored(root: str, name: str) -> bytes | None:
@@ -96,6 +103,8 @@ def _stored(root: str, name: str) -> bytes | None:
     try:
         with open_regular(Path(root.removeprefix("file://"), name)) as file:
             return read_whole(file, name, MOST_BYTES)
+    except PermissionError:
+        raise
     except (OSError, ValueError):
         return None
 

@@ -76,8 +76,7 @@ def _agenda(blobs: Blobs, found: Verification) -> list[Part]:
     try:
         agenda = Agenda(blobs)
         parts = agenda.parts(problems)
-        if blobs.get(CONFIG).decode("utf-8", "replace") != agenda.config():
-            problems[CONFIG] = f"{CONFIG} was altered after it was written"
+        problems |= _config(blobs, agenda.config())
     except KeyError:
         problems[START] = (
             f"{START} is missing: what the run has to do is not known; it was deleted, or an "
@@ -88,6 +87,17 @@ def _agenda(blobs: Blobs, found: Verification) -> list[Part]:
     found.problems += problems.values()
     found.names |= problems.keys()
     return parts
+
+
+def _config(blobs: Blobs, kept: str) -> dict[str, str]:
+    """What is wrong with config.yaml, under its name, if anything is."""
+    try:
+        is_kept = blobs.get(CONFIG).decode("utf-8", "replace") == kept
+    except KeyError:
+        return {CONFIG: f"{CONFIG} is missing"}
+    except (CorruptionError, OSError) as error:
+        return {CONFIG: in_one_line(error, CONFIG)}
+    return {} if is_kept else {CONFIG: f"{CONFIG} was altered after it was written"}
 
 
 def _stages_in(blobs: Blobs, found: Verification) -> set[str]:

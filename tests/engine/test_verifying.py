@@ -287,6 +287,25 @@ def test_the_folder_alone_mends_it_too(blobs, pristine, capsys):
     assert blobs.get("config.yaml") == whole
 
 
+@pytest.mark.parametrize("kind", ["gone", "folder", "pipe", "link"])
+@pytest.mark.parametrize("command", [["verify", "--repair"], ["run"]])
+def test_so_it_does_where_there_is_no_file(blobs, pristine, tmp_path, capsys, kind, command):
+    whole, path = whole_config(blobs, pristine), Path(blobs.root, "config.yaml")
+    before = path.read_bytes()
+    os.rename(path, tmp_path / "elsewhere.yaml")
+    make = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}
+    make["link"] = lambda: path.symlink_to(tmp_path / "elsewhere.yaml")
+    make.get(kind, lambda: None)()
+    assert main(["status", blobs.root]) == 0
+    assert main(["verify", blobs.root]) == CorruptionError.exit_code
+    assert "config.yaml" in problems(blobs)
+    mends = kind == "gone" or "--repair" in command
+    assert main([*command, blobs.root]) == (0 if mends else CorruptionError.exit_code)
+    assert not mends or blobs.get("config.yaml") in (before, whole)  # it names its folder
+    assert not mends or problems(blobs) == ""
+    assert (tmp_path / "elsewhere.yaml").read_bytes() == before
+
+
 def test_one_that_says_another_run_is_put_right_by_the_runs_own_command(blobs, pristine, caplog):
     whole = whole_config(blobs, pristine)
     altered = whole.replace(b"\nseed: 0", b"\nseed: 3")
