@@ -25,6 +25,7 @@ from distinf.tasks.notes import described
 from distinf.tasks.task import SPLITS, Batch, ElementTask, Task, check_losses, error_context
 
 Tell = Callable[[float], None]
+FIRST = 64  # rows
 METRICS = ("train_loss", "query_loss", "query_accuracy", "test_loss", "test_accuracy")
 
 
@@ -41,12 +42,14 @@ class Fit:
     weights  the trained parameters at that epoch, by name
     row_losses  of every kept row, in their order, its loss in the step of each epoch that took it:
              [epochs, n]; None where it was not noted
+    loss_before  mean loss of the first FIRST kept rows before any training; None: not measured
     """
 
     history: Mapping[str, Sequence[float]]
     best: int
     weights: Mapping[str, np.ndarray]
     row_losses: np.ndarray | None = None
+    loss_before: float | None = None
 
 
 def selected_epoch(history: Mapping[str, Sequence[float]], rule: Epoch) -> int:

@@ -30,7 +30,7 @@ from distinf.tasks.culprit import InHand
 
 NAME = "train"
 WEIGHT = "weight."
-ROW_LOSSES = "row_losses"
+ROW_LOSSES, BEFORE = "row_losses", "loss_before"
 CHECKPOINTS = "checkpoints"  # of trainings by gangs on their way, a folder for each unit
 BACKWARD = 1.0  # a forward pass again: gradients of activations, the base's weights are frozen
 STATE_BYTES = 16.0  # a trained parameter, its gradient, two moments
@@ -124,8 +124,8 @@ def gang(session: Session, collective: Collective, attempt: str) -> None:
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:
-    """Arrays: METRICS by epoch [epochs], best [], weight.<name> of the best epoch, and row_losses
-    [epochs, N] where the task notes them."""
+    """Arrays: METRICS by epoch [epochs], best [], weight.<name> of the best epoch, and where the
+    task notes them row_losses [epochs, N] and the loss_before any training []."""
     return _commit(session, unit, attempt, fitted(session, unit, _rows(session, unit)))
 
 
@@ -139,9 +139,11 @@ def _commit(session: Session, unit: Unit, attempt: str, fit: Fit) -> Record:
     load_weights(getattr(task, "skeleton", task.model)(), fit.weights)  # or it is refused now
     weights = {f"{WEIGHT}{key}": np.asarray(values) for key, values in fit.weights.items()}
     arrays = {**history_arrays(fit), **weights}
+    if fit.loss_before is not None:
+        arrays[BEFORE] = np.asarray(fit.loss_before)
     if fit.row_losses is not None:
         arrays[ROW_LOSSES] = _checked_row_losses(fit.row_losses, len(rows))
-    holes = [*METRICS, ROW_LOSSES]
+    holes = [*METRICS, ROW_LOSSES, BEFORE]
     return session.commit(unit, attempt, arrays, summary=fit_summary(fit), may_hold_nan=holes)
 
 

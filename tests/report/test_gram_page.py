@@ -112,6 +112,14 @@ def test_a_model_no_better_than_one_class_is_told_before_any_rate():
     assert told(replace(found, cells=[unlearned("a", False)]))[1].startswith("The lowest")
 
 
+@pytest.mark.parametrize(("after", "is_told"), [(3.1, True), (2.2, False), (None, False)])
+def test_training_that_made_its_own_rows_worse_is_told(after, is_told):
+    losses = {"loss_before": after and 2.0, "loss_after": after}
+    found = with_rate(0.9, cells=[cell("a", **losses)])
+    _, (first, *_), _ = answer(found, tables(found))
+    assert first.startswith("a: training made the model worse at its own rows") is is_told
+
+
 def test_both_chances_stand_beside_every_rate():
     every = [
         scored("a", ("datainf", "all", how), 0.5, 0.6, within_labels=w)

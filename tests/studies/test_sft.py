@@ -16,10 +16,11 @@ from distinf.config_file import read
 from distinf.engine.run import execute
 from distinf.errors import InputError
 from distinf.gram.asking import query_scores
-from distinf.gram.train import trained_model
+from distinf.gram.train import stored_fit, trained_model
 from distinf.numerics.elements import element_shares
 from distinf.numerics.parameters import Layout
 from distinf.printable import printable
+from distinf.report.gram.findings import findings
 from distinf.studies.sft.settings import CausalSettings, DataSettings, SftSettings
 from distinf.studies.sft.task import task
 from tests.support.causal import write_causal
@@ -130,6 +131,17 @@ def test_a_run_tunes_the_adapters_and_scores_rows_as_autograd_does(tiny, tmp_pat
     )
     rows = json.loads(session.blobs.get("report/ranked_rows.json"))
     assert {row["text"] for row in rows} == {p["prompt"] + p["completion"] for p in PAIRS}
+
+
+def test_the_loss_of_the_first_rows_before_training_is_kept(tiny, tmp_path):
+    session = run_of(tiny, tmp_path)
+    (cell,) = findings(session).cells
+    task, ids = session.task(""), np.arange(8)
+    model, noted = task.model().eval(), stored_fit(session, "")["row_losses"]
+    with torch.no_grad():
+        before = task.loss(model, task.batch("train", ids)).mean()
+    assert cell["loss_before"] == pytest.approx(float(before), rel=1e-5)
+    assert cell["loss_after"] == pytest.approx(float(noted[1].mean()), rel=1e-6)
 
 
 # -- a file, a question --------------------------------------------------------------------

@@ -39,7 +39,7 @@ def cell(name: str = "a", dataset: str = "a", seed: int = 0, **more: Any) -> Row
     """A dataset and seed of 1,000 rows of which nothing is known but `more`."""
     made: Row = {"name": name, "dataset": dataset, "seed": seed, "rows": 1_000, "queries": 100}
     unknown = ("correct_queries", "flips", "majority_queries", "suggested_wrong", "label_ndr",
-               "within_labels", "best")  # fmt: skip
+               "within_labels", "best", "loss_before", "loss_after")  # fmt: skip
     made |= dict.fromkeys(unknown) | {"learned_nothing": False, "truncated": 0, "history": {}}
     return made | more
 

@@ -13,7 +13,7 @@ from distinf.gram.configurations import BETWEEN, all_scores, headline
 from distinf.gram.ranking import COMBINED, OWN_LOSS, combined, free_rankings, own_columns, suggested
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import HOWS
-from distinf.gram.task import METRICS, Predicting
+from distinf.gram.task import FIRST, METRICS, Predicting
 from distinf.numerics import metrics
 from distinf.report.gram.warnings import by_split
 from distinf.report.rows import Row, array_summary
@@ -31,6 +31,7 @@ def cell(session: Session, cell: Cell) -> Iterator[Row]:
     learned_nothing: the model is within two standard errors of that. label_ndr: what removing rows
     by their given label alone finds; within_labels: rows at random of the labels that the headline
     removes. history: METRICS by epoch of the training on all rows; best: the epoch scored, from 0.
+    loss_before, loss_after: of the first rows, before training and in its last epoch.
     """
     stored, noise = train.stored_fit(session, cell.name), flipped_rows(session, cell.name)
     task: Any = session.task(cell.name)
@@ -64,8 +65,16 @@ def cell(session: Session, cell: Cell) -> Iterator[Row]:
         "within_labels": rates.get("within_labels"),
         "truncated": sum(by_split(task, "truncated").values()),
         "best": int(stored["best"]) if "best" in stored else None,
+        **_first_losses(stored),
         "history": history(stored),
     }
+
+
+def _first_losses(stored: Mapping[str, np.ndarray]) -> Row:
+    if train.BEFORE not in stored or train.ROW_LOSSES not in stored:
+        return {"loss_before": None, "loss_after": None}
+    after = stored[train.ROW_LOSSES][-1, :FIRST]
+    return {"loss_before": float(stored[train.BEFORE]), "loss_after": float(np.nanmean(after))}
 
 
 def history(stored: Mapping[str, np.ndarray]) -> dict[str, list[float]]:

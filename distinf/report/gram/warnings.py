@@ -10,6 +10,7 @@ from distinf.report.rows import Row
 from distinf.report.words import Words
 
 UNEQUAL = 0.1  # above the share of rows: what the given label alone may find before it is told
+ROSE = 1.2  # training's loss by that before it: more than dropout makes of it
 BY_SPLIT = {"empty": "empty", "texts_shared_with_train": "shared"}
 
 
@@ -30,8 +31,11 @@ def said(kind: str, rows: Sequence[Row], **more: Any) -> list[str]:
 
 
 def chance_warnings(cells: Sequence[Row]) -> list[str]:
-    """A line for each cell whose model is no better at its queries than always saying one class."""
-    return said("learned nothing", [c for c in cells if c["learned_nothing"]])
+    """A line for each cell whose model is no better at its queries than always saying one class, or
+    was made worse at its own rows."""
+    found = said("learned nothing", [c for c in cells if c["learned_nothing"]])
+    told = [c for c in cells if c["loss_before"] is not None and not c["learned_nothing"]]
+    return found + said("worse", [c for c in told if c["loss_after"] > ROSE * c["loss_before"]])
 
 
 def warnings(session: Session, cells: Sequence[Row]) -> list[str]:

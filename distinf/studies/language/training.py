@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError, install_command
 from distinf.gram.settings import Epoch, TrainSettings
-from distinf.gram.task import Fit, Tell, no_one, selected_epoch
+from distinf.gram.task import FIRST, Fit, Tell, no_one, selected_epoch
 from distinf.microbatch import each_part, from_the_start, rows_at_once
 from distinf.numerics.checkpointing import recompute_blocks
 from distinf.numerics.precision import precision
@@ -119,9 +119,18 @@ def _fine_tune(
             callbacks=[watch],
         )
         _be_quiet(trainer)
+        before = _loss_before(trainer, rows["train"])
         with precision("tf32" if recipe.precision == "tf32" else "float32", device):
             trainer.train()
-    return Fit(watch.history, watch.best, watch.weights, seen.losses)
+    return Fit(watch.history, watch.best, watch.weights, seen.losses, before)
+
+
+def _loss_before(trainer: Any, rows: Rows) -> float:
+    """Of the first rows; random numbers go on as if it were not measured."""
+    device, first = trainer.args.device, _Tagged(Rows(rows.ids[:FIRST], rows.collate))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        found = trainer.evaluate(first, metric_key_prefix="eval_before")
+    return float(found["eval_before_mean"])
 
 
 @torch.no_grad()
@@ -282,7 +291,9 @@ def _watch(tell: Tell, rule: Epoch) -> Any:
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             metrics = given["metrics"]
-            name = next(name for name in MEASURED if f"eval_{name}_mean" in metrics)
+            name = next((name for name in MEASURED if f"eval_{name}_mean" in metrics), None)
+            if name is None:
+                return  # before any training
             self._note(f"{name}_loss", metrics[f"eval_{name}_mean"])
             if f"eval_{name}_accuracy" in metrics:
                 self._note(f"{name}_accuracy", metrics[f"eval_{name}_accuracy"])
