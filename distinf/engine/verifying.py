@@ -223,6 +223,11 @@ def set_aside(blobs: Blobs, found: Verification) -> int:
     made again too (`repairs`).
     """
     move = repairs.moving(blobs, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+
+    def move_folder(name: str) -> None:
+        move([name])  # or what is in its way
+        move(blobs.names(name))  # of a bucket, which has no folder to move
+
     move(found.names - {CONFIG})
     if CONFIG in found.names and START not in found.names:
         move([CONFIG])
@@ -233,13 +238,12 @@ def set_aside(blobs: Blobs, found: Verification) -> int:
             if record is not None:
                 repairs.remember(blobs, stage, unit_id, record)
             for group in folders_of(stage, unit_id):
-                move(blobs.names(group.rstrip("/")))
+                move_folder(group.rstrip("/"))
     weights = _kinds(blobs) - {REPORT} if found.units.get(TRAIN) else set()
     for kind in found.handed | weights:  # weights may come out otherwise too
         try:
             move(handed(blobs, kind))
         except (KeyError, CorruptionError):
-            move([kind])
-            move(blobs.names(kind))  # of a bucket, which has no folder to move
+            move_folder(kind)
         move([sums_of(kind)])
     return sum(map(len, found.units.values()))

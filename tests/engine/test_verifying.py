@@ -384,22 +384,26 @@ def test_repair_makes_what_is_damaged_again_and_nothing_else(blobs, pristine, ca
     assert blobs.names("repairs") == []
 
 
+FILES = ["agenda", "gradients.zarr"]  # where folders have to be
+
+
 @pytest.mark.parametrize("links", [False, True])
 def test_repair_sets_aside_what_is_no_file_or_no_folder_of_the_run(
     blobs, pristine, tmp_path, links
 ):
     """A file in a folder's place; a folder in a record's, and links that lead out of the run."""
     root, record = Path(blobs.root), blobs.names("ledger/gradients")[0]
-    away, linked = tmp_path / "away", ["handed", "ledger/scores", "report"]
+    away, linked = tmp_path / "away", ["handed", "ledger/scores", "report", "gradients.zarr"]
     away.mkdir()
-    for number, name in enumerate([record, *linked] if links else ["agenda"]):
+    for number, name in enumerate([record, *linked] if links else FILES):
         os.rename(root / name, tmp_path / str(number))
     if links:
         (root / record).mkdir()
         for name in linked:
             (root / name).symlink_to(away)
     else:
-        (root / "agenda").write_text("")
+        for name in FILES:
+            (root / name).write_text("")
     assert main(["verify", "--repair", blobs.root]) == 0
     assert problems(blobs) == ""
     assert same_bits(all_scores(pristine), all_scores(run_points(blobs.root)))
