@@ -5,7 +5,6 @@ Shape legend: Q queries, N training samples, P entries.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import reduce
 from typing import Any, overload
 
 import torch
@@ -16,7 +15,7 @@ from distinf.numerics.ekfac import EkFac
 from distinf.numerics.estimators import ESTIMATORS
 from distinf.numerics.estimators.register import Estimator, Products
 from distinf.numerics.krylov import Matvec, RitzPairs
-from distinf.numerics.products import products, scaled, scales, sqnorms, weighted_products
+from distinf.numerics.products import products, scaled, sqnorms, weighted_products
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.numerics.variants import Variant
 
@@ -58,13 +57,11 @@ def influence(
     """Scores [Q, N] fp64 (or {block: [Q, N]}); > 0: training on the sample helps the query.
 
     train: [N, P] per-sample gradients of the training loss; query: [Q, P], of any loss; or the same
-    per block. Both may be SparseRows (an embedding's), but not for "arnoldi". Gradients in float64
-    are multiplied in it, others in float32, a slab of entries at a time, with the slabs' sums in
-    float64 (with a curvature, and sparse rows: all in float64); rows of very small or large norm
-    are scaled for it, so that scores are as finite as in float64. A complex gradient counts as its
-    real and imaginary parts, and one of zero has cosine 0. `estimator` is a name or its settings
-    (which can also set scaling and policy); `damping` is lambda itself, None the estimator's
-    documented default; `variant` (fisher, arnoldi, exact) is classic by default.
+    per block. Both may be SparseRows (an embedding's), but not for "arnoldi". Whatever their dtype,
+    gradients are multiplied in float64, a slab of entries at a time. A complex gradient counts as
+    its real and imaginary parts, and one of zero has cosine 0. `estimator` is a name or its
+    settings (which can also set scaling and policy); `damping` is lambda itself, None the
+    estimator's documented default; `variant` (fisher, arnoldi, exact) is classic by default.
     "arnoldi" needs `curvature`: Ritz pairs of the mean Hessian over exactly these training samples,
     one per block, or one over all blocks in train's order (the result is then {"all": [Q, N]}). A
     score whose denominator is not positive is nan. "exact" needs the mean Hessian itself over these
@@ -149,24 +146,13 @@ def _products(name: str, train: Block, query: Block, estimator: Estimator) -> Pr
 
 
 def _of_rows(name: str, train_NP: Tensor, query_QP: Tensor) -> Products:
-    train_sqnorm_N, query_sqnorm_Q = sqnorms(train_NP), sqnorms(query_QP)
-    train_N, query_Q = torch.ones_like(train_sqnorm_N), torch.ones_like(query_sqnorm_Q)
-    if train_NP.dtype == torch.float32:
-        train_N, query_Q = scales(train_sqnorm_N), scales(query_sqnorm_Q)
-        train_NP, query_QP = scaled(train_NP, train_N), scaled(query_QP, query_Q)
-    back_QN = query_Q[:, None] * train_N
-
-    def through(weights_QN: Tensor) -> Tensor:
-        weights_QN = weights_QN * train_N / query_Q[:, None]
-        return weighted_products(weights_QN, train_NP) * back_QN
-
     return Products(
         block=name,
-        cross_QN=products(query_QP, train_NP) * back_QN,
-        query_sqnorm_Q=query_sqnorm_Q,
-        train_sqnorm_N=train_sqnorm_N,
-        gram=lambda: products(train_NP, train_NP) * train_N[:, None] * train_N,
-        through=through,
+        cross_QN=products(query_QP, train_NP),
+        query_sqnorm_Q=sqnorms(query_QP),
+        train_sqnorm_N=sqnorms(train_NP),
+        gram=lambda: products(train_NP, train_NP),
+        through=lambda weights_QN: weighted_products(weights_QN, train_NP),
         entries=train_NP.shape[1],
     )
 
@@ -175,7 +161,7 @@ def _of_ordinary_size(rows_NP: Tensor) -> Tensor:
     """The rows' directions: those whose squares over- or underflow float64 are scaled."""
     sqnorm_N = sqnorms(rows_NP)
     least, most = 1e-200, 1e300
-    if rows_NP.dtype == torch.float32 or bool(((sqnorm_N > least) & (sqnorm_N < most)).all()):
+    if rows_NP.dtype != torch.float64 or bool(((sqnorm_N > least) & (sqnorm_N < most)).all()):
         return rows_NP
     exponents_N = torch.frexp(rows_NP.abs().amax(1)).exponent
     return scaled(rows_NP, torch.exp2(exponents_N.double().clamp(-1022, 1023)))
@@ -195,7 +181,7 @@ def _of_words(name: str, train: SparseRows, query: SparseRows) -> Products:
 
 
 def _alike(name: str, train: Block, query: Block) -> tuple[Block, Block]:
-    """Both flat, in one real dtype of at least float32; sparse rows in float64."""
+    """Both flat, and real; sparse rows in float64."""
     if isinstance(train, SparseRows) and isinstance(query, SparseRows):
         if not len(train) or train.rows.shape[1] != query.rows.shape[1]:
             raise InputError(
@@ -206,8 +192,6 @@ def _alike(name: str, train: Block, query: Block) -> tuple[Block, Block]:
     if isinstance(train, SparseRows) or isinstance(query, SparseRows):
         raise InputError(f"{name}: train and query must both be sparse rows, or both tensors")
     train_NP, query_QP = _flat(name, train), _flat(name, query)
-    kind = reduce(torch.promote_types, (train_NP.dtype, query_QP.dtype), torch.float32)
-    train_NP, query_QP = train_NP.to(kind), query_QP.to(kind)
     if not len(train_NP) or train_NP.shape[1] != query_QP.shape[1]:
         raise InputError(
             f"{name}: train {tuple(train_NP.shape)} and query {tuple(query_QP.shape)} gradients "

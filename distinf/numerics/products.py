@@ -1,4 +1,4 @@
-"""Dot products of all pairs of rows of two matrices, in full precision (no TF32, no autocast).
+"""Dot products of all pairs of rows of two matrices, and rows scaled for products in float32.
 
 The entries' products over- and underflow float32 long before the entries do. Rows whose norm is out
 of the ordinary are therefore scaled, each by a power of two near its norm, and what is made of them
@@ -12,21 +12,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from distinf.numerics.precision import precision
-
-SLAB = 16_384  # entries that are multiplied at once
-CACHED = 1 << 18  # entries whose float64 copy is held at once
+SLAB = 1 << 24  # entries of all rows that are held in float64 at once
+CACHED = 1 << 18  # of those that are squared
 ORDINARY = (1e-12, 1e15)  # norms of rows whose products float32 holds with digits to spare
 
 
 def products(first_MP: Tensor, second_NP: Tensor) -> Tensor:
-    """fp64 [M, N]; entries are multiplied in the rows' own dtype, sums of slabs are in float64."""
+    """fp64 [M, N]. What a damping divides is a small difference of these, so they are exact."""
     found_MN = torch.zeros(
         len(first_MP), len(second_NP), dtype=torch.float64, device=first_MP.device
     )
-    with precision("float32", first_MP.device):
-        for span in slabs(first_MP.shape[1]):
-            found_MN += first_MP[:, span] @ second_NP[:, span].T
+    for span in _slabs(first_MP, second_NP):
+        found_MN += first_MP[:, span].double() @ second_NP[:, span].double().T
     return found_MN
 
 
@@ -59,15 +56,15 @@ def sqnorms(rows_NP: Tensor) -> Tensor:
 
 def weighted_products(weights_QN: Tensor, rows_NP: Tensor) -> Tensor:
     """fp64 [Q, N]: (W T) T^T of weights W and rows T; W T is never held whole."""
-    weights_QN = weights_QN.to(rows_NP.dtype)
     found_QN = torch.zeros(weights_QN.shape, dtype=torch.float64, device=rows_NP.device)
-    with precision("float32", rows_NP.device):
-        for span in slabs(rows_NP.shape[1]):
-            found_QN += (weights_QN @ rows_NP[:, span]) @ rows_NP[:, span].T
+    for span in _slabs(weights_QN, rows_NP):
+        part_NP = rows_NP[:, span].double()
+        found_QN += (weights_QN @ part_NP) @ part_NP.T
     return found_QN
 
 
-def slabs(entries: int) -> Iterator[slice]:
-    """Spans of at most SLAB entries that cover all."""
-    for start in range(0, entries, SLAB):
-        yield slice(start, min(start + SLAB, entries))
+def _slabs(first: Tensor, second_NP: Tensor) -> Iterator[slice]:
+    """Spans of entries that cover all."""
+    entries, at_once = second_NP.shape[1], max(1, SLAB // max(1, len(first) + len(second_NP)))
+    for start in range(0, entries, at_once):
+        yield slice(start, min(start + at_once, entries))

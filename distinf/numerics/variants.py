@@ -67,7 +67,8 @@ class Spectrum:
         """The kept pairs' entries of a tensor that has all original pairs along `dim`."""
         if self.kept is None:
             return tensor
-        return tensor.index_select(dim, torch.tensor(self.kept, device=tensor.device))
+        kept = torch.tensor(self.kept, dtype=torch.int64, device=tensor.device)
+        return tensor.index_select(dim, kept)
 
 
 def spectrum(

@@ -188,3 +188,29 @@ def test_ranks_of_scores_that_float32_cannot_hold():
     rounded = alike(close)[0]
     assert rounded[0] == rounded[1]
     assert rounded[1] < rounded[2]
+
+
+@pytest.mark.parametrize("variant", ["classic", "theta-relative", "ell-relative"])
+@pytest.mark.parametrize("damping", [1e-3, 1e-6])
+@pytest.mark.parametrize("rank", ["more rows than entries", "rows alike", "one entry"])
+def test_fisher_scores_where_a_small_damping_is_all_that_inverts(rank, damping, variant):
+    torch.manual_seed(0)
+    entries = 1 if rank == "one entry" else 6
+    train, query = torch.randn(60, entries), torch.randn(Q, entries)
+    if rank == "rows alike":
+        train = train[:5].repeat(12, 1)
+    found = distinf.influence(train, query, FisherSettings(damping=damping, variant=variant))
+    train, query = train.double(), query.double()
+    fisher = train.T @ train / 60 + damping * torch.eye(entries)
+    solved = train @ torch.linalg.inv(fisher)
+    below = {"classic": 1, "theta-relative": solved.norm(dim=1),
+             "ell-relative": (solved * train).sum(1).sqrt()}[variant]  # fmt: skip
+    torch.testing.assert_close(found, query @ solved.T / below, rtol=1e-3, atol=1e-4)
+
+
+def test_datainf_of_rows_alike_is_a_small_difference_over_a_small_damping():
+    train, query = torch.randn(1, P).repeat(4, 1), torch.randn(Q, P)
+    found = distinf.influence(train, query, DataInfSettings(damping=1e-6))
+    train, query = train.double(), query.double()
+    right = query @ train.T / (1e-6 + train.square().sum(1))  # of one row exactly this
+    torch.testing.assert_close(found, right, rtol=1e-5, atol=0)

@@ -202,6 +202,14 @@ def test_dropped_pairs_join_the_complement(case):
     torch.testing.assert_close(found.scores_QN, expected.scores_QN)
 
 
+def test_where_every_pair_is_dropped_the_complement_is_all(case):
+    train, query, _ = case
+    basis = torch.linalg.qr(torch.randn(DIM, 3, dtype=torch.float64))[0].T
+    dropped = spectrum(torch.tensor([-3.0, -2.0, -1.0]), DAMPING, dim=DIM, policy="drop")
+    found = scores(Coordinates.of(train, query, basis), dropped).scores_QN
+    torch.testing.assert_close(found, query @ train.T / DAMPING)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**20), st.integers(1, 6), st.floats(1e-3, 10.0))
 def test_variants_only_rescale_each_training_sample(seed, keep, damping):

@@ -5,7 +5,7 @@ One eigendecomposition serves every damping and variant.
 Shape legend: Q queries, N training samples (all of them), R = N eigenvalues.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import torch
@@ -15,7 +15,7 @@ from distinf.errors import InputError
 from distinf.numerics.estimators.register import Estimator, Products
 from distinf.numerics.variants import Scaling, Variant, VariantScores, apply_variant
 
-GRADED = 1e-12  # of the largest squared norm: where eigenvectors lose more than 10 of 16 digits
+GRADED = 1e-14  # of all squared norms' sum times their number: below, eigenvectors have no digits
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FisherSettings:
 
 @dataclass(frozen=True)
 class GramFactor:
-    """Eigenvalues (fp64, clamped at 0) and eigenvectors of K = T T^T."""
+    """Eigenvalues (fp64, 0 where they are rounding) and eigenvectors of K = T T^T."""
 
     values_R: Tensor
     vectors_NR: Tensor
@@ -45,11 +45,17 @@ class GramFactor:
         """n, the number of training samples."""
         return len(self.values_R)
 
+    @property
+    def noise(self) -> float:
+        """What rounding makes of an eigenvalue of 0, about."""
+        return self.count * torch.finfo(torch.float64).eps * float(self.values_R.max())
+
 
 def factorise(gram_NN: Tensor) -> GramFactor:
     """Eigendecomposition of the symmetric Gram matrix of all training gradients."""
     values_R, vectors_NR = torch.linalg.eigh(gram_NN.double())
-    return GramFactor(values_R.clamp(min=0.0), vectors_NR)
+    found = GramFactor(values_R.clamp(min=0.0), vectors_NR)
+    return replace(found, values_R=torch.where(values_R > found.noise, values_R, 0.0))
 
 
 @dataclass(frozen=True)
@@ -194,10 +200,10 @@ def scores_of_gram(
     settings = settings or FisherSettings()
     gram_NN, cross_QN = gram_NN.double(), cross_QN.double()
     sqnorm_N, count = gram_NN.diagonal(), len(gram_NN)
-    largest = float(sqnorm_N.max())
-    if largest == 0.0 or float(sqnorm_N.min()) > GRADED * largest:
+    trace = float(sqnorm_N.sum())
+    if trace == 0.0 or float(sqnorm_N.min()) > GRADED * count * trace:
         return scores(factorise(gram_NN), cross_QN, settings)
-    damping = settings.damping or float(sqnorm_N.sum()) / (10.0 * count)
+    damping = settings.damping or trace / (10.0 * count)
     damped_NN = gram_NN.clone()
     damped_NN.diagonal().add_(count * damping)
     inverse_NN = torch.cholesky_inverse(_factor(damped_NN, damping))
@@ -215,7 +221,9 @@ def scores_of_gram(
 def _inverse(factor: GramFactor, damping: float) -> Tensor:
     if not damping > 0:
         raise InputError(f"Fisher damping is {damping}; set a damping > 0")
-    return 1.0 / (factor.values_R + factor.count * damping)
+    damped_R = factor.values_R + factor.count * damping
+    # Where only rounding is left to be inverted, no gradient has a part.
+    return torch.where(damped_R > factor.noise, 1.0 / damped_R, 0.0)
 
 
 def of_products(found: Products, settings: FisherSettings) -> Tensor:
