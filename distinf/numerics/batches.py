@@ -3,8 +3,9 @@
 A batch is a tensor, or a Mapping (a tokenizer's output), tuple, list or dataclass of such, nested
 or not. Every tensor or array of one dimension or more has the samples along dim 0, and a list of
 texts has one for each sample. What is beside them (None, a flag, a number, a tensor without
-dimensions) belongs to all samples alike. Anything else is refused: who counts rows on what is no
-sample axis gives gradients of something else.
+dimensions) belongs to all samples alike. Anything else is refused, a list of such things too, which
+may be one for each sample: who counts rows on what is no sample axis gives gradients of something
+else.
 """
 
 import copy
@@ -126,15 +127,29 @@ def leaves(batch: Batch) -> Iterator[tuple[str, Leaf]]:
 def _sequence(values: Sequence[Any], change: Callable[[str, Leaf], Any], path: str) -> Any:
     if values and all(isinstance(value, str) for value in values):
         return change(path, list(values))
-    if values and all(isinstance(value, bool | int | float) for value in values):
+    held: list[str] = []
+
+    def noted(at: str, leaf: Leaf) -> Any:
+        held.append(at)
+        return change(at, leaf)
+
+    found = [mapped(value, noted, f"{path}[{k}]") for k, value in enumerate(values)]
+    named = hasattr(values, "_fields")
+    if not held and not named and any(value is not None for value in values):
         raise InputError(
-            f"{path} is a {type(values).__name__} of numbers; give a tensor if there is one per "
-            "sample, and put what all samples share into the loss (functools.partial)"
+            f"{path} is a {type(values).__name__} of {_kinds(values)}; give a tensor or texts if "
+            "there is one per sample, and put what all samples share into the loss "
+            "(functools.partial)"
         )
-    found = [mapped(value, change, f"{path}[{k}]") for k, value in enumerate(values)]
     if isinstance(values, list):
         return found
-    return type(values)(*found) if hasattr(values, "_fields") else type(values)(found)  # type: ignore[call-arg]
+    return type(values)(*found) if named else type(values)(found)  # type: ignore[call-arg]
+
+
+def _kinds(values: Sequence[Any]) -> str:
+    if all(isinstance(value, bool | int | float) for value in values):
+        return "numbers"
+    return " and ".join(sorted({type(value).__name__ for value in values}))
 
 
 def _with_fields(batch: Any, change: Callable[[str, Leaf], Any], path: str) -> Any:

@@ -141,6 +141,8 @@ REFUSED = {
     "numbers alone": (lambda x, y: {"x": 3.0}, "no samples"),
     "none": (lambda x, y: None, "no samples"),
     "number list": (lambda x, y: {"x": x, "y": [1] * N}, "list of numbers"),
+    "records": (lambda x, y: {"x": x, "y": y, "of": [{"id": k} for k in range(N)]}, "list of dict"),
+    "texts and gaps": (lambda x, y: {"x": x, "y": y, "of": ("a", None) * 25}, "NoneType and str"),
     "loader": (lambda x, y: DataLoader(TensorDataset(x, y)), "DataLoader; loop over it"),
     "dataset": (lambda x, y: TensorDataset(x, y), "default_collate"),
     "generator": (lambda x, y: (row for row in x), "generator; collect it"),
