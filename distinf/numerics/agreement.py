@@ -13,8 +13,8 @@ both orders, and among as many rows as a pass will have. That takes about 10 gra
 autograd, and by the method those of 5 rows and a pass (tests/benchmarks/RESULTS.md has seconds).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -27,8 +27,9 @@ from distinf.errors import InputError, OtherMethod
 from distinf.microbatch import is_out_of_memory
 from distinf.numerics.batches import Batch, copied, rows, take
 from distinf.numerics.batches import leaves as leaves_of
-from distinf.numerics.curvature import Loss, applied, evaluating, per_sample
+from distinf.numerics.curvature import Loss, evaluating, sample_losses
 from distinf.numerics.layer_uses import REENTRANT
+from distinf.numerics.own_parameters import gradients_by, requiring_grad
 from distinf.numerics.parameters import Layout
 from distinf.numerics.projection import TwoSided
 from distinf.numerics.rounding import (
@@ -111,29 +112,40 @@ class Subject:
         """Their losses, together; not under no_grad, as a loss may differentiate by its inputs."""
         batch = self.group(places)
         with evaluating(self.model), torch.enable_grad():
-            call = applied(self.model, self.loss)
-            values = per_sample(call(self.layout.parameters(self.model), batch), batch)
+            values = sample_losses(self.model, self.loss, batch)
         return values.detach().tolist()
 
     def differentiated(
         self, places: Sequence[int], weights: Sequence[float], changed: Gradients | None = None
     ) -> tuple[list[float], Gradients]:
         """Their losses and the gradient of these, weighted and summed, by autograd alone."""
-        batch, own = self.group(places), self.layout.parameters(self.model)
-        values_of = dict(changed or {})
-        leaves = {n: values_of.pop(n, p).detach().requires_grad_() for n, p in own.items()}
-        with evaluating(self.model), torch.enable_grad():
-            call = applied(self.model, self.loss)
-            values = per_sample(call({**leaves, **values_of}, batch), batch)
-            total = (values * values.new_tensor(weights)).sum()
-            grads: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
-            if total.requires_grad:
-                grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-        found = {name: self._as_taken(name, g) for name, g in zip(leaves, grads, strict=True)}
+        batch = self.group(places)
+        with (
+            evaluating(self.model), self._holding(changed or {}), torch.enable_grad(),
+            requiring_grad(self.model, self.layout.names) as own,
+        ):  # fmt: skip
+            values = sample_losses(self.model, self.loss, batch)
+            grads = gradients_by(own, (values * values.new_tensor(weights)).sum())
+        found = {
+            name: self._as_taken(name, torch.zeros_like(own[name]) if g is None else g)
+            for name, g in grads.items()
+        }
         return values.detach().tolist(), found
 
+    @contextmanager
+    def _holding(self, changed: Gradients) -> Iterator[None]:
+        """The model's parameters with other values meanwhile, wherever they are reached from."""
+        held = {name: self.model.get_parameter(name) for name in changed}
+        before = {name: p.data for name, p in held.items()}
+        try:
+            for name, p in held.items():
+                p.data = changed[name]
+            yield
+        finally:
+            for name, p in held.items():
+                p.data = before[name]
+
     def _as_taken(self, name: str, grad: Tensor) -> Tensor:
-        grad = grad.to_dense() if grad.is_sparse else grad
         if name in self.projected and self.project is not None:
             left, right = self.project.factors(name, tuple(grad.shape), grad.device)
             grad = left @ grad.float() @ right

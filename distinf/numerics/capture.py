@@ -225,7 +225,8 @@ def _vectorised(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> T
                 f"vectorised per-sample gradients failed ({str(error).splitlines()[0]})", ("loop",)
             ) from error
     sizes = dict(zip(layout.names, layout.lengths, strict=True))
-    return torch.cat([grads[name].reshape(-1, size) for name, size in sizes.items()], dim=1)
+    parts = [grads[name].detach().reshape(-1, size) for name, size in sizes.items()]
+    return torch.cat(parts, dim=1)
 
 
 def _one_by_one(model: nn.Module, loss: Loss, batch: Batch, layout: Layout) -> Tensor:

@@ -20,12 +20,17 @@ from distinf.collective import Collective
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, rows
 from distinf.numerics.krylov import Matvec
+from distinf.numerics.own_parameters import (
+    Parameters,
+    gradients_by,
+    refuse_reached_otherwise,
+    requiring_grad,
+)
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 Batches = Sequence[Batch] | Callable[[], Iterable[Batch]]
-Parameters = dict[str, Tensor]
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 Kind = Literal["hessian", "hessian-double-backward", "gauss-newton", "gauss-newton-double-backward"]
 
@@ -61,13 +66,18 @@ def applied(
     model: nn.Module, function: Callable[[nn.Module, Batch], Any]
 ) -> Callable[[Parameters, Batch], Any]:
     """`(parameters, batch) -> function(model with these parameters, batch)`."""
-    module = _Applied(model, function)
+    module, looked = _Applied(model, function), False
 
     def call(parameters: Parameters, batch: Batch) -> Any:
+        nonlocal looked
         named = {f"model.{name}": parameters[of] for name, of in _homes(model, parameters).items()}
         with float_edges(model, transforms=True):
             # torch's own tying swaps twice in a module that has two names, and so loses what it was
-            return functional_call(module, named, (batch,), tie_weights=False)
+            found = functional_call(module, named, (batch,), tie_weights=False)
+        if not looked:
+            refuse_reached_otherwise(model, parameters, found)
+        looked = True
+        return found
 
     return call
 
@@ -164,14 +174,14 @@ def _sum_gradients(
     model: nn.Module, loss: Loss, batch: Batch, layout: Layout
 ) -> dict[str, Tensor | None]:
     """Each parameter's gradient; None for one that the loss does not depend on."""
-    leaves = {name: p.requires_grad_() for name, p in layout.parameters(model).items()}
-    with evaluating(model), torch.enable_grad():
-        total = per_sample(applied(model, loss)(leaves, batch), batch).sum()
-        if not total.requires_grad:
-            return dict.fromkeys(leaves)
-        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    dense = (g if g is None or g.layout == torch.strided else g.to_dense() for g in found)
-    return dict(zip(leaves, dense, strict=True))
+    with evaluating(model), requiring_grad(model, layout.names) as own, torch.enable_grad():
+        return gradients_by(own, sample_losses(model, loss, batch).sum())
+
+
+def sample_losses(model: nn.Module, loss: Loss, batch: Batch) -> Tensor:
+    """[N]: the loss of each sample, as `per_sample` takes them."""
+    with float_edges(model, transforms=True):
+        return per_sample(loss(model, batch), batch)
 
 
 def refuse_without_gradient(

@@ -24,6 +24,7 @@ from distinf.numerics.batches import Batch, copied, mapped, rows
 from distinf.numerics.curvature import Loss, evaluating, per_sample
 from distinf.numerics.layer_gradients import Outer, rules_of
 from distinf.numerics.layer_uses import REENTRANT, Layers, LayerUses, wanted_layers
+from distinf.numerics.own_parameters import graph_leaves
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
@@ -169,7 +170,9 @@ def watched_pass(model: nn.Module, loss: Loss, batch: Batch, layers: Layers, sin
 
 
 def _backward(total: Tensor, uses: LayerUses) -> None:
-    leaves = _leaves(total)
+    # Whoever made them require grad: a model may do so itself (PEFT's enable_input_require_grads),
+    # and a gradient is computed only on the way to a tensor that is asked for.
+    leaves = graph_leaves(total)
     uses.backward = True
     try:
         grads = torch.autograd.grad(total, leaves, allow_unused=True)
@@ -178,24 +181,6 @@ def _backward(total: Tensor, uses: LayerUses) -> None:
             raise InputError(REENTRANT) from error
         raise
     uses.finish(dict(zip(leaves, grads, strict=True)))
-
-
-def _leaves(total: Tensor) -> list[Tensor]:
-    """All that the graph of `total` begins at, whoever made it require grad.
-
-    A model may do so itself (PEFT's enable_input_require_grads), and a gradient is computed only
-    on the way to a tensor that is asked for.
-    """
-    found, waiting, seen = [], [total.grad_fn], {total.grad_fn}
-    while waiting:
-        node = waiting.pop()
-        if type(node).__name__ == "AccumulateGrad":
-            found.append(node.variable)  # type: ignore[union-attr]
-        for after, _ in node.next_functions:  # type: ignore[union-attr]
-            if after is not None and after not in seen:
-                seen.add(after)
-                waiting.append(after)
-    return found
 
 
 @contextmanager
