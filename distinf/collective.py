@@ -4,17 +4,18 @@ Work is cut into a fixed number of logical shards; a rank owns a contiguous rang
 Shape legend: S logical shards owned by a rank, X any shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Collective:
     """A gang of `size` ranks. Every rank calls the same methods in the same order. `share`: ids of
     the units that are this gang's, beside others; None: all.
 
-    Of more than one rank it is a subclass with `all_reduce`, `all_gather` and `barrier` of its own.
+    Of more than one rank it is a subclass with `all_reduce`, `all_gather`, `barrier` and `spread`
+    of its own.
     """
 
     rank = 0
@@ -43,3 +44,13 @@ class Collective:
 
     def barrier(self) -> None:
         """Wait for every rank."""
+
+    def spread(
+        self, whole: nn.Module, layers: Sequence[nn.Module], own: Collection[nn.Parameter],
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        """Keep this rank's part alone of the layers' parameters, on the device, but for `own`.
+
+        A layer's are gathered while it runs, forwards and backwards, which every rank must do as
+        often; none may be trained. `whole`: the module that runs the layers.
+        """

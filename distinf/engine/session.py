@@ -333,10 +333,14 @@ class Session:
         """The value made once for `of`; of a kind only the last is kept, since they are large."""
         slot = self._cache.get(("latest", kind))
         if slot is None or slot[0] != of:
-            self._cache.pop(("latest", kind), None)  # freed before the next is made
+            self.let_go(kind)  # freed before the next is made
             slot = self._cache["latest", kind] = (of, make())
         found: Made = slot[1]
         return found
+
+    def let_go(self, kind: str) -> None:
+        """Of the value that `latest` keeps."""
+        self._cache.pop(("latest", kind), None)
 
     def note_time(self, stage: str, began: float, seconds: float, busy_s: float) -> None:
         """Remember what a stage took this time; a resumed run adds one note to the others."""

@@ -49,6 +49,7 @@ class Stage:
     done       session -> whether nothing is left, where fewer units than planned may do
     shards     settings -> ranks that can share a unit, in a gang; without it units are spread whole
     ranks      settings -> ranks that share each unit, in a gang, no fewer; None: each its own
+    sharing    the setting that says how many
     resources  settings -> what its jobs take, where that is not what the run's workers have
     is_jobs    each unit is a job with a folder of its own under jobs/
     curves     session, committed unit -> numbers by name, one a step from the unit's start on
@@ -67,6 +68,7 @@ class Stage:
     resources: Callable[[Any], Resources | None] | None = None
     is_jobs: bool = False
     ranks: Callable[[Any], int | None] | None = None
+    sharing: str = ""
     curves: Callable[[Any, Unit], Mapping[str, Any]] = no_curves
 
     def read(self, values: Values) -> Names:

@@ -262,5 +262,5 @@ STAGE = Stage(  # a job is named by the rows that it keeps
     NAME, "fine-tune", needs=("train",), reads=("actions.adapters",),
     uncounted=("actions", "scores"),
     units=units, run=run, wanted=wanted_units, done=is_done, resources=job_resources, is_jobs=True,
-    ranks=gang_size, curves=curves,
+    ranks=gang_size, sharing="train.devices", curves=curves,
 )  # fmt: skip

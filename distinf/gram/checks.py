@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from distinf.gram import actions, configurations, factors, gradients, tokens, train
+from distinf.gram import actions, configurations, factors, gradients, spread, tokens, train
 from distinf.gram.session import TRAIN, Session
 from distinf.gram.task import Checked, Prepared, described_rows, rehearse_probabilities
 from distinf.tasks.methods import methods_to_try
@@ -23,6 +23,7 @@ def check(session: Session) -> str:
             described_rows(task, np.arange(min(2, task.rows(TRAIN))))
             rehearse_probabilities(task)
     train.check(session)
+    spread.check(session)
     factors.check(session)
     configurations.check(session.outline)
     actions.check(session)

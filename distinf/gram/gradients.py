@@ -7,22 +7,35 @@ whose loss or gradient is not finite is stored as zeros, marked, and scored as n
 Shape legend: n rows of a unit, P entries of a slab.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distinf.engine.session import row_ranges
+from distinf.collective import Collective
+from distinf.engine.session import done_for_all, row_ranges
 from distinf.engine.stage import Names, Stage, Values, pooled
 from distinf.errors import InputError
 from distinf.gram.blocks import SPARSE
+from distinf.gram.said import predicted_classes, right_queries
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, layout_of
 from distinf.gram.settings import GradientSettings, StageSettings
-from distinf.gram.task import Measured, Predicting
+from distinf.gram.spread import (
+    batch_setting,
+    each_row_batch,
+    gang_size,
+    gathered,
+    gathered_words,
+    in_parts,
+    moved,
+    row_batches,
+    saving,
+    shared,
+)
 from distinf.gram.train import trained_model
-from distinf.microbatch import each_part
 from distinf.numerics.batches import rows as rows_in
 from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
 from distinf.numerics.curvature import noting
@@ -30,7 +43,7 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided
 from distinf.numerics.sparse import SparseRows
-from distinf.runtime import Cost, Lever, Unit
+from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.methods import Pass, agree, in_a_run, rehearsed_method
 from distinf.tasks.task import Batch, PerSampleLoss, Task
@@ -39,7 +52,6 @@ NAME = "gradients"
 WORDS = ("words.offsets", "words.ids", "words.rows")
 SAYS_RIGHT = "says_right"
 PREDICTED = "probabilities"
-Found = TypeVar("Found")
 WORDS_PER_ROW = 64.0  # distinct tokens of a row, for what the embedding's rows will take
 
 
@@ -80,7 +92,12 @@ def _cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     per_row = sum(row_bytes(settings, cell, slab) for slab in cell.blocks.slabs)
     together = 4.0 * stored * rows + 2 * per_row * rows  # of a unit: in float32, stored, read back
     unit = Lever("gradients.rows_per_unit", rows, together, where="host")
-    return pass_cost(outline, cell, rows, stored=per_row * rows, held=together, levers=(unit,))
+    saved, device = saving(settings, cell)
+    cost = pass_cost(
+        outline, cell, rows, stored=per_row * rows, held=together, on_device=-saved,
+        levers=(unit, *([device] if device else [])),
+    )  # fmt: skip
+    return replace(cost, summed=moved(settings, cell, rows / at_once(settings, cell, rows)))
 
 
 def row_bytes(settings: GradientSettings, cell: Cell, slab: int) -> float:
@@ -105,13 +122,11 @@ def pass_cost(
     """Of per-sample gradients of `rows` rows, and what is made of them beside."""
     settings, shapes = outline.settings.gradients, cell.shapes
     wide = 4.0 * sum(block.entries for block in cell.blocks.dense)
+    value = together = at_once(settings, cell, rows)
+    name, least = "rows", 1.0
     if shapes.tokens_per_row:
-        at_once = min(float(rows), max(settings.tokens_per_batch / shapes.tokens_per_row, 1.0))
-        name, value, least = "tokens", at_once * shapes.tokens_per_row, shapes.tokens_per_row
-    else:
-        at_once = float(min(rows, settings.rows_per_batch))
-        name, value, least = "rows", at_once, 1.0
-    passed = at_once * (shapes.activation_bytes_per_sample + wide)
+        name, value, least = "tokens", together * shapes.tokens_per_row, shapes.tokens_per_row
+    passed = together * (shapes.activation_bytes_per_sample + wide)
     return Cost(
         flops=2.0 * shapes.flops_per_sample * rows + flops,
         bytes=stored,
@@ -124,7 +139,38 @@ def pass_cost(
     )
 
 
+def at_once(settings: GradientSettings, cell: Cell, rows: int) -> float:
+    """Rows of one pass."""
+    tokens = cell.shapes.tokens_per_row
+    if tokens:
+        return min(float(rows), max(settings.tokens_per_batch / tokens, 1.0))
+    return float(min(rows, settings.rows_per_batch))
+
+
 def body(session: Session, unit: Unit, attempt: str) -> Record:
+    arrays, summary = _computed(session, unit)
+    return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=["loss", PREDICTED])
+
+
+def gang(session: Session, collective: Collective, attempt: str) -> None:
+    """As `body`, of each unit that is this gang's: rank 0 commits it."""
+    share = collective.share
+    wanted = [u for u, _ in units(session.outline) if share is None or u.id in share]
+    with shared(session, collective):
+        for unit, is_done in zip(wanted, done_for_all(session, collective, wanted), strict=True):
+            if is_done:
+                continue
+            if collective.size > 1:
+                _agree_first(session, unit)
+            arrays, summary = _computed(session, unit)
+            if collective.rank == 0:
+                summary["ranks"] = collective.size
+                holes = ["loss", PREDICTED]
+                session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=holes)
+
+
+def _computed(session: Session, unit: Unit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A unit's arrays and summary, by all ranks that share the model."""
     name, split = unit.job["cell"], unit.job["split"]
     cell, settings = session.cell(name), session.settings.gradients
     rows = unit.stop - unit.start
@@ -146,55 +192,28 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
                 dense[block.slab][torch.from_numpy(places), block.span] = safe
         order += places.tolist()
     arrays = {
-        f"dense.{slab:03d}": as_stored(grads, settings.store) for slab, grads in dense.items()
+        f"dense.{slab:03d}": as_stored(gathered(session, order, grads), settings.store)
+        for slab, grads in dense.items()
     }
-    if words:
-        every = SparseRows.cat(words).select(torch.tensor(order).argsort())
+    if embedding := cell.blocks.embedding:
+        none = torch.zeros(0, dtype=torch.int64)
+        no_rows = torch.zeros(0, embedding.width)
+        start = SparseRows(none.new_zeros(1), none, no_rows, embedding.entries // embedding.width)
+        every = gathered_words(session, order, SparseRows.cat([start, *words]))
         parts = (every.offsets, every.ids.to(torch.int32), every.rows.float())
         arrays |= {key: part.numpy() for key, part in zip(WORDS, parts, strict=True)}
-    arrays |= {"finite": finite.numpy(), "loss": losses.numpy()}
+    arrays["finite"] = gathered(session, order, finite.byte()).bool().numpy()
+    arrays["loss"] = gathered(session, order, losses).numpy()
     quarantined = (unit.start + np.flatnonzero(~arrays["finite"])).tolist()
     summary: dict[str, Any] = {"quarantined": quarantined}
     tells = split == TRAIN and not session.of_candidates
-    if tells and (predicted := _predicted(session, name, unit)) is not None:
+    if tells and (predicted := predicted_classes(session, name, unit)) is not None:
         arrays[PREDICTED], summary[PREDICTED] = predicted, predicted.shape[1]
     if split == QUERY:
-        told = _correct(session, name, unit)
+        told = right_queries(session, name, unit)
         arrays["correct"] = np.ones(rows, dtype=bool) if told is None else told
         summary[SAYS_RIGHT] = told is not None
-    return session.commit(unit, attempt, arrays, summary=summary, may_hold_nan=["loss", PREDICTED])
-
-
-def row_batches(session: Session, name: str, split: str, unit: Unit) -> Iterator[np.ndarray]:
-    """Places [m] in the unit, in batches of about as many tokens, shortest rows first."""
-    settings, task = session.settings.gradients, session.task(name)
-    rows = unit.stop - unit.start
-    if not isinstance(task, Measured):
-        yield from (np.arange(a, b) for a, b in row_ranges(rows, settings.rows_per_batch))
-        return
-    lengths = np.asarray(task.lengths(split))[unit.start : unit.stop]
-    batch: list[int] = []
-    for place in np.argsort(lengths, kind="stable").tolist():
-        if batch and (len(batch) + 1) * max(int(lengths[place]), 1) > settings.tokens_per_batch:
-            yield np.array(batch)
-            batch = []
-        batch.append(place)
-    if batch:
-        yield np.array(batch)
-
-
-def batch_setting(session: Session, name: str) -> str:
-    """What the sizes of row_batches go by."""
-    measured = isinstance(session.task(name), Measured)
-    return f"gradients.{'tokens' if measured else 'rows'}_per_batch"
-
-
-def each_row_batch(
-    session: Session, name: str, split: str, unit: Unit, compute: Callable[[np.ndarray], Found]
-) -> Iterator[tuple[np.ndarray, Found]]:
-    """(places, compute(places)) of row_batches, in parts where memory runs out."""
-    for batch in row_batches(session, name, split, unit):
-        yield from each_part(batch, compute, batch_setting(session, name))
+    return arrays, summary
 
 
 def _gradients(
@@ -207,14 +226,8 @@ def _gradients(
     loss = next(iter(session.task(name).losses.values()))
     losses: list[Tensor] = []
     noted = noting(loss, losses)
-    with in_a_run():
-        session.cached(
-            ("agreed", name),
-            lambda: agree(
-                model, loss, batch, layout, settings, (settings.chosen,),
-                rows=rows_in(batch), seed=session.seed,
-            ),
-        )  # fmt: skip
+    if session.sharing.size == 1:
+        session.cached(("agreed", name), lambda: _agree(session, name, batch))
     found: dict[str, Tensor | SparseRows]
     with in_a_run(), precision(settings.precision, session.device):
         if settings.method == "hooks":
@@ -228,6 +241,24 @@ def _gradients(
                 noted(model, batch)
     on_cpu = {key: grads.to("cpu") for key, grads in found.items()}
     return on_cpu, torch.cat(losses).double().cpu()
+
+
+def _agree(session: Session, name: str, batch: Batch) -> Method:
+    model, settings = trained_model(session, name), session.settings.gradients
+    loss = next(iter(session.task(name).losses.values()))
+    with in_a_run():
+        return agree(
+            model, loss, batch, layout_of(model, settings), settings, (settings.chosen,),
+            rows=rows_in(batch), seed=session.seed,
+        )  # fmt: skip
+
+
+def _agree_first(session: Session, unit: Unit) -> None:
+    """On the same rows on all ranks, which share each pass."""
+    name, split = unit.job["cell"], unit.job["split"]
+    batches = row_batches(session, name, split, unit)
+    first = in_parts(batches, batch_setting(session, name))[0]
+    _agree(session, name, session.batch(name, split, unit.start + first))
 
 
 def _flat(
@@ -253,44 +284,6 @@ def _kept(words: SparseRows, keep: Tensor) -> SparseRows:
     inside = keep[words.samples]
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return SparseRows(offsets, words.ids[inside], words.rows[inside], words.vocabulary)
-
-
-def _predicted(session: Session, name: str, unit: Unit) -> np.ndarray | None:
-    """fp32 [n, classes]: the trained model's probabilities; None where the task tells none."""
-    task = session.task(name)
-    names = task.classes() if isinstance(task, Predicting) else None
-    if names is None or not isinstance(task, Predicting):
-        return None
-    model, settings = trained_model(session, name), session.settings.gradients
-    found = np.zeros((unit.stop - unit.start, len(names)), dtype=np.float32)
-
-    def probabilities(places: np.ndarray) -> np.ndarray:
-        batch = session.batch(name, TRAIN, unit.start + places)
-        with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
-            return task.probabilities(model, batch).float().cpu().numpy()
-
-    for places, values in each_row_batch(session, name, TRAIN, unit, probabilities):
-        found[places] = values
-    return found
-
-
-def _correct(session: Session, name: str, unit: Unit) -> np.ndarray | None:
-    """bool [n]: which queries the model gets right; None where the task cannot say."""
-    model, settings = trained_model(session, name), session.settings.gradients
-
-    def correct(ids: np.ndarray) -> np.ndarray | None:
-        batch = session.batch(name, QUERY, ids)
-        with torch.no_grad(), precision(settings.precision, session.device), float_edges(model):
-            columns = session.task(name).evaluate(model, batch)
-        return columns["correct"].cpu().numpy() > 0 if "correct" in columns else None
-
-    ids, setting = np.arange(unit.start, unit.stop), "gradients.rows_per_batch"
-    parts: list[np.ndarray] = []
-    for _, told in each_part(ids, correct, setting, settings.rows_per_batch):
-        if told is None:
-            return None
-        parts.append(told)
-    return np.concatenate(parts)
 
 
 # -- what was stored -----------------------------------------------------------------------
@@ -368,8 +361,21 @@ def finite_rows(session: Session, name: str, split: str) -> np.ndarray:
 def _reads(values: Values) -> Names:
     """The seed draws projections, where there are any."""
     seed = ("seed",) if values["gradients"]["projection"] else ()
-    return ("gradients", "-gradients.check", *seed)
+    return ("gradients", "-gradients.check", "-gradients.devices", *seed)
 
 
-run = pooled(f"{__name__}:body", NAME, units)
-STAGE = Stage(NAME, "per-sample gradients", needs=("train",), reads=_reads, units=units, run=run)
+def run(session: Session, runtime: Runtime) -> None:
+    settings, wanted = session.settings.gradients, [unit for unit, _ in units(session.outline)]
+    if settings.devices == 1:
+        _pooled(session, runtime)
+    elif len(session.done(wanted)) < len(wanted):
+        work = session.work(f"{__name__}:gang")
+        runtime.gang(work, settings.devices, session.ledger(NAME), wanted)
+
+
+_pooled = pooled(f"{__name__}:body", NAME, units)
+STAGE = Stage(
+    NAME, "per-sample gradients", needs=("train",), reads=_reads,
+    uncounted=("gradients.devices",), units=units, run=run,
+    ranks=lambda settings: gang_size(settings.gradients), sharing="gradients.devices",
+)  # fmt: skip

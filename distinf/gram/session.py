@@ -10,12 +10,14 @@ import numpy as np
 from pydantic import TypeAdapter
 from torch import nn
 
+from distinf.collective import Collective
 from distinf.engine import session as engine_session
 from distinf.engine.stage import Keys
 from distinf.errors import InputError
 from distinf.gram.blocks import Blocks, blocks_of, groups_of
 from distinf.gram.settings import EKFAC, GradientSettings, StageSettings
 from distinf.gram.task import OfTexts, Prepared, Trainable
+from distinf.numerics.checkpointing import layers_alike
 from distinf.numerics.hooks import known_layers
 from distinf.numerics.kronecker import Form, forms_of
 from distinf.numerics.layer_uses import wanted_layers
@@ -46,6 +48,7 @@ class Cell:
     prepared: bool  # its rows are made in the data stage
     trained: bool  # it is trained, and can be trained again
     of_texts: bool = False  # of which there are baselines
+    frozen: tuple[float, float] = (0.0, 0.0)  # of the model, its frozen layers, and the largest one
 
     @property
     def stored(self) -> float:
@@ -70,6 +73,8 @@ class Outline:
 
 class Session(engine_session.Session):
     """Opens nothing before it is asked."""
+
+    sharing = Collective()  # the ranks that its model is spread over
 
     @cached_property
     def settings(self) -> StageSettings:
@@ -113,7 +118,8 @@ class Session(engine_session.Session):
         return self.cached(("cell", name, settled), lambda: self._cell(name, task))
 
     def _cell(self, name: str, task: Task) -> Cell:
-        blocks, keys = self._blocks(task), self.cell_keys(name)
+        model, keys = _skeleton(task), self.cell_keys(name)
+        blocks = self._blocks(model)
         asked_keys = self.asked_keys(keys)
         splits = (TRAIN,) if self.of_candidates else (TRAIN, QUERY)
         return Cell(
@@ -125,26 +131,25 @@ class Session(engine_session.Session):
             shapes=checked_shapes(task),
             blocks=blocks,
             groups=groups_of(blocks, self.settings.scores),
-            forms=self._forms(task),
+            forms=self._forms(model),
             prepared=isinstance(task, Prepared),
             trained=isinstance(task, Trainable),
             of_texts=isinstance(task, OfTexts) and task.classes() is not None,
+            frozen=frozen_layers(model, layout_of(model, self.settings.gradients)),
         )
 
-    def _blocks(self, task: Task) -> Blocks:
-        """From the task's own word on its parameters, or from its model."""
-        settings, model = self.settings.gradients, _skeleton(task)
+    def _blocks(self, model: nn.Module) -> Blocks:
+        settings = self.settings.gradients
         layout = layout_of(model, settings)
         if settings.method == "hooks":
             with in_a_run():
                 known_layers(model, layout)
         return _blocks_of_model(model, layout, settings)
 
-    def _forms(self, task: Task) -> dict[str, Form]:
+    def _forms(self, model: nn.Module) -> dict[str, Form]:
         settings = self.settings.gradients
         if EKFAC not in self.settings.scores.estimators or settings.method != "hooks":
             return {}
-        model = _skeleton(task)
         return forms_of(wanted_layers(model, layers_of(model, settings)))
 
     def batch(self, cell: str, split: str, ids: np.ndarray) -> Batch:
@@ -175,6 +180,25 @@ def layout_of(model: nn.Module, settings: Any) -> Layout:
     if not kept.names:
         raise InputError(f"gradients.exclude: '{settings.exclude}' leaves no block")
     return kept
+
+
+def own_parameters(model: nn.Module, layout: Layout) -> set[nn.Parameter]:
+    """Those that are trained, or whose gradients are taken; the others are frozen."""
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    return trained | {model.get_parameter(name) for name in layout.names}
+
+
+def frozen_layers(model: nn.Module, layout: Layout) -> tuple[float, float]:
+    """Shares of the model's parameters: those frozen in its list of layers, and in the largest of
+    these; none where they are quantised."""
+    own = own_parameters(model, layout)
+    sizes = [
+        sum(parameter.numel() for parameter in layer.parameters() if parameter not in own)
+        for layer in layers_alike(model)
+        if not getattr(model, "is_quantized", False)
+    ]
+    every = sum(parameter.numel() for parameter in model.parameters())
+    return sum(sizes) / every, max(sizes, default=0) / every
 
 
 def layers_of(model: nn.Module, settings: GradientSettings) -> Layout:

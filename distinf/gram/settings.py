@@ -129,6 +129,8 @@ class GradientSettings:
     store            float32, or bfloat16 (half the bytes, three digits)
     slab             entries that are stored side by side; a piece of the linear algebra's work
     checkpointing    activations of layers are computed again in the backward pass, not kept
+    devices          workers that share a unit's rows, each with its part of the frozen layers (for
+                     a model that does not fit one); 1: each has the model, and units of its own
     """
 
     blocks: str = "all"
@@ -145,9 +147,10 @@ class GradientSettings:
     store: Literal["float32", "bfloat16"] = "float32"
     slab: int = 65_536
     checkpointing: bool = False
+    devices: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_batch", "rows_per_batch", "rows_per_unit", "slab"):
+        for name in ("tokens_per_batch", "rows_per_batch", "rows_per_unit", "slab", "devices"):
             at_least(name, getattr(self, name), 1)
         at_least("projection", self.projection, 0)
         at_least("project_above", self.project_above, 0)
@@ -155,6 +158,8 @@ class GradientSettings:
             raise ValueError("method: projections and embeddings need hooks")
         if self.method == "vmap" and self.checkpointing:
             raise ValueError("method: vmap does not pass checkpointing; take hooks or loop")
+        if self.devices > 1 and self.method not in (None, "hooks"):
+            raise ValueError("devices: parts of a model are for hooks; leave one of both out")
 
     @property
     def chosen(self) -> Method:

@@ -21,6 +21,7 @@ from distinf.errors import InputError, Interrupted
 from distinf.gram.deepspeed import refuse_missing, rows_at_once, shared_bytes, summed_bytes
 from distinf.gram.session import DATA, QUERY, TRAIN, Cell, Outline, Session
 from distinf.gram.settings import Epoch, StageSettings, TrainSettings
+from distinf.gram.spread import spread
 from distinf.gram.task import METRICS, Fit, Gang, Shared, Trainable, selected_epoch
 from distinf.numerics.checkpointing import recompute_blocks
 from distinf.runtime import Cost, Lever, Resources, Runtime, Unit
@@ -298,6 +299,7 @@ def with_weights(session: Session, name: str, weights: Mapping[str, np.ndarray])
     """The cell's model with these parameters, in evaluation mode, on this worker's device."""
     model = session.model_of(session.task(name), name)
     load_weights(model, weights)
+    spread(session, model)
     # A quantised model is on its device already, and must not be moved.
     there = getattr(model, "is_quantized", False)
     return (model if there else model.to(session.device)).eval()
@@ -320,5 +322,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
 STAGE = Stage(
     NAME, "train", needs=(DATA,),
     reads=("train", "-train.evaluation_batch", "-train.checkpoint_every"),
-    uncounted=("train.checkpoint_every",), units=units, run=run, ranks=gang_size, curves=curves,
+    uncounted=("train.checkpoint_every",), units=units, run=run, ranks=gang_size,
+    sharing="train.devices", curves=curves,
 )  # fmt: skip

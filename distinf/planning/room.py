@@ -41,8 +41,9 @@ def demand(cost: Cost, base: float, cached: Sequence[Lever], on_gpu: bool) -> De
     where = {"host", "staged"} if on_gpu else {"host", "device"}
     host_levers = tuple(lever for lever in cost.levers if lever.where in where)
     if not on_gpu:
-        return Demand(kept + cost.memory + cost.device, 0.0, (*host_levers, *cached))
-    on_device = tuple(lever for lever in cost.levers if lever.where == "device")
+        host = kept + max(cost.memory + cost.device, cost.staged)
+        return Demand(host, 0.0, (*host_levers, *cached))
+    on_device = tuple(lever for lever in cost.levers if lever.where in ("device", "gpu"))
     host = kept + cost.memory + cost.staged
     return Demand(host, cost.device, (*host_levers, *cached), on_device)
 
@@ -55,6 +56,7 @@ class Asked:
     resources  of each of them, and the setting that its part of a GPU comes from
     demands    of its units, each kind once
     least      how many workers have to share it
+    sharing    the setting that says so
     """
 
     stage: str
@@ -63,6 +65,7 @@ class Asked:
     gpu_setting: str
     demands: tuple[Demand, ...]
     least: int = 1
+    sharing: str = ""
 
     @property
     def host(self) -> float:
@@ -106,10 +109,10 @@ def refuse_few(stages: Sequence[Asked], runtime: RuntimeSettings, nodes: Sequenc
         found = 1 if runtime.kind == "local" else min(found, runtime.workers or found)
         if found < stage.least:
             raise InputError(
-                f"{stage.stage}: train.devices={stage.least} workers share a training, and there "
-                f"is room for {found} (runtime.workers={runtime.workers}, of "
+                f"{stage.stage}: {stage.sharing}={stage.least} workers share a unit, and there is "
+                f"room for {found} (runtime.workers={runtime.workers}, of "
                 f"{stage.resources.num_cpus:g} CPUs and {stage.resources.num_gpus:g} GPUs each); "
-                "lower train.devices or name a larger cluster (runtime.address)"
+                f"lower {stage.sharing} or name a larger cluster (runtime.address)"
             )
 
 
@@ -240,7 +243,7 @@ def lowered(demands: Sequence[Demand], part: Part, limit: float) -> list[str]:
 
 
 def _alone(name: str, demands: Sequence[Demand], part: Part, limit: float) -> str:
-    """The largest value of one setting at which every demand fits; "" where there is none."""
+    """The value nearest to that of one setting at which every demand fits; "" where none is."""
     best, shown = math.inf, None
     for demand in demands:
         needed, levers = part(demand)
@@ -248,14 +251,17 @@ def _alone(name: str, demands: Sequence[Demand], part: Part, limit: float) -> st
             continue
         own = [lever for lever in levers if lever.setting == name]
         saved = sum(lever.bytes for lever in own)
-        if not own or saved < needed - limit:
+        over = needed - limit + sum(lever.raised or 0.0 for lever in own)
+        if not own or saved < over:
             return ""
         if own[0].advice:
             return own[0].advice
         shown = own[0]
-        best = min(best, shown.value * (1 - (needed - limit) / saved))
-    if shown is None:
+        best = min(best, shown.value * (1 - over / saved))
+    if shown is None or not best:
         return ""
+    if shown.raised is not None:
+        return f"set {name}={math.ceil(shown.value**2 / best)}"
     value = _rounded(best, shown)
     return f"set {name}={value}" if value >= shown.least else ""
 
@@ -265,7 +271,8 @@ def _together(demands: Sequence[Demand], part: Part, limit: float) -> str:
     changes: dict[str, str] = {}
     for demand in demands:
         needed, levers = part(demand)
-        for lever in sorted(levers, key=lambda lever: -lever.bytes):
+        falling = (lever for lever in levers if lever.raised is None)
+        for lever in sorted(falling, key=lambda lever: -lever.bytes):
             if needed <= limit:
                 break
             least = math.ceil(lever.least / lever.step) * lever.step

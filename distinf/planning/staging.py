@@ -109,6 +109,7 @@ def _asked(
         gpu_setting="actions.resources_gpus" if jobs else "runtime.num_gpus",
         demands=tuple(demands),
         least=ranks or 1,
+        sharing=stage.sharing,
     )
 
 

@@ -43,5 +43,7 @@ RECIPE = Recipe(
     ),
     summary=later("distinf.report.gram.terminal:summary"),
     packages=("torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes"),
-    unread=("train.evaluation_batch", "gradients.check", "actions.resources_gpus"),
+    unread=(
+        "train.evaluation_batch", "gradients.check", "gradients.devices", "actions.resources_gpus",
+    ),
 )  # fmt: skip

@@ -5,12 +5,14 @@ Numerics receive a collective and never see a process group.
 
 import os
 import socket
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distinf.collective import Collective
+from distinf.errors import InputError
 from distinf.runtime.activity import COLLECTIVE, HERE
 
 LOOPBACK = "127.0.0.1"
@@ -50,6 +52,25 @@ class ProcessGroup(Collective):
 
         with HERE.doing(COLLECTIVE):
             dist.barrier()
+
+    def spread(
+        self, whole: nn.Module, layers: Sequence[nn.Module], own: Collection[nn.Parameter],
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.fsdp import fully_shard
+
+        if device.type == "cuda" and dist.get_backend() == "gloo":
+            raise InputError(
+                "runtime.num_gpus: parts of a model are gathered between whole GPUs; set it to 1"
+            )
+        mesh = DeviceMesh.from_group(dist.distributed_c10d._get_default_group(), device.type)
+        for layer in layers:
+            kept = {*own} & {*layer.parameters()}
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+        # It has none to spread: what is gathered for one layer makes room for the next one's.
+        fully_shard(whole, mesh=mesh, ignored_params={*whole.parameters()})
 
 
 def join_group(rank: int, size: int, address: str, *, backend: str, timeout_s: float) -> Collective:

@@ -81,7 +81,10 @@ class Lever:
 
     bytes  what lowering it can save in proportion: at `value` all of them are taken, at half half
     least  how low it can be set; it is set to multiples of `step`
-    where  memory of the host, of the device, or of the host on the way to a device ("staged")
+    where  memory of the host, of the device, of a device that is a GPU ("gpu"), or of the host on
+           the way to a device ("staged")
+    raised  of a setting that is raised instead, at twice `value` half the bytes: what raising it
+           takes beside
     advice where it is not one number, such as "leave fisher-joint out of scores.estimators"
     """
 
@@ -92,6 +95,7 @@ class Lever:
     step: int = 1
     where: str = "device"
     advice: str = ""
+    raised: float | None = None
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,9 @@ def test_who_has_no_deepspeed_is_told_what_installs_it(monkeypatch):
 
 def test_more_ranks_than_there_is_room_for_are_refused():
     nodes = [Node("a", 2.0, 1e9, ()), Node("b", 1.0, 1e9, ())]
-    asked = Asked("train", 4, Resources(1.0), "runtime.num_gpus", (), least=4)
+    asked = Asked(
+        "train", 4, Resources(1.0), "runtime.num_gpus", (), least=4, sharing="train.devices"
+    )
     with pytest.raises(InputError, match=r"train.devices=4 workers .* there is room for 3 "):
         refuse_few([asked], RuntimeSettings(), nodes)
     with pytest.raises(InputError, match="there is room for 1 "):

@@ -59,9 +59,11 @@ class CausalModel:
             loading(self.settings) as (transformers, _, options),
             torch.device("meta"),
         ):
-            return transformers.AutoModelForCausalLM.from_config(
+            made = transformers.AutoModelForCausalLM.from_config(
                 config, trust_remote_code=options["trust_remote_code"]
             )
+        made.is_quantized = self.settings.quantise != "none"
+        return made
 
     @property
     def config(self) -> Any:

@@ -141,4 +141,5 @@ def _adapted_shapes(
                 config, trust_remote_code=options["trust_remote_code"]
             )
         adapt(model, lora, torch.float32, HEAD_NAMES)
+    model.is_quantized = settings.quantise != "none"
     return model, model.get_input_embeddings().weight.detach()
