@@ -48,3 +48,10 @@ def test_what_nobody_reads_stops_nothing(monkeypatch, stream):
     print("more")
     _drop_what_nobody_reads()
     closed.flush()  # as at the end of the process
+
+
+def test_a_full_disk_or_a_terminal_that_is_gone_stops_nothing(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        saying.Voice().say("said", again=False)
+        Terminal(file=saying.own_stderr()).print("said")
