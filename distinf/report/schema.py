@@ -72,13 +72,8 @@ class Column:
             return Entry(str(found))
 
 
-def stub(heading: str, cell: str | Callable[[Row], str | Entry]) -> Column:
-    """A name of the row."""
-    return Column(heading, cell, str, kind="stub")
-
-
-def text(heading: str, cell: str | Callable[[Row], str | Entry]) -> Column:
-    return Column(heading, cell, str, kind="text")
+stub = partial(Column, form=str, kind="stub")  # a name of the row
+text = partial(Column, form=str, kind="text")
 
 
 def spread(

@@ -31,8 +31,8 @@ def pairwise(shown: Mapping[str, Matrix], canvas: Canvas) -> None:
     if not len(clean) and len(shown) > 1:
         return
     whole = clean if len(clean) else first.influence_NE
-    canvas.set_figheight((7.6 if whole.shape[0] == whole.shape[1] else 4.5) / len(shown) + 0.4)
-    every = canvas.subplots(1, len(shown), squeeze=False)[0]
+    height = (7.6 if whole.shape[0] == whole.shape[1] else 4.5) / len(shown) + 0.4
+    every = svg.panels(canvas, height, 1, len(shown))[0]
     for axes, (name, matrix) in zip(every, shown.items(), strict=True):
         square = matrix.block(CLEAN, CLEAN) if len(clean) else whole
         groups = matrix.groups().tolist() if len(clean) else []
@@ -44,8 +44,7 @@ def blocks(matrix: Matrix, canvas: Canvas) -> None:
     levels = matrix.levels
     if len(levels) < 2 or not len(matrix.block(CLEAN, CLEAN)):
         return
-    canvas.set_figheight(2.7 * len(levels) + 0.4)
-    panels = canvas.subplots(len(levels), len(levels), squeeze=False)
+    panels = svg.panels(canvas, 2.7 * len(levels) + 0.4, len(levels), len(levels))
     for (i, j), axes in np.ndenumerate(panels):
         square = matrix.block(levels[i], levels[j])
         title = f"{level_name(levels[i])} → {level_name(levels[j])}"

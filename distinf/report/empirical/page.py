@@ -40,9 +40,17 @@ def write(session: Session) -> None:
     rows["costs"] = cost_rows([*stage_costs(session), *theirs])
     main, buffer = runs[""], io.BytesIO()
     np.save(buffer, main.influence_NE, allow_pickle=False)
-    findings = {"rows": main.influence_NE.shape[0], "columns": main.influence_NE.shape[1]}
+    findings: dict[str, Any] = dict(zip(("rows", "columns"), main.influence_NE.shape))
     findings |= {"answer": answer(runs, rows), "warnings": list(warnings(runs, rows))}
-    shown, more = page(session, runs, rows), {"influence.npy": buffer.getvalue()}
+    shown = Page(
+        "Empirical influence",
+        session.context["task"],
+        findings["answer"],
+        "What does training on one sample do to every other?",
+        warnings=findings["warnings"],
+        sections=list(sections(session, runs, rows)),
+    )
+    more = {"influence.npy": buffer.getvalue()}
     if sign := session.settings.report.matrix:
         more["matrix.csv"] = csv_text([*in_words(main, sign)]).encode()
     publish(session, findings, rows, shown, more=more)
@@ -131,17 +139,6 @@ def _noises(rows: Sequence[Row]) -> Iterator[str]:
 
 def _span(row: Row, scale: float = 1.0) -> str:
     return f"{number(scale * row['low'])} to {number(scale * row['high'])}"
-
-
-def page(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Page:
-    return Page(
-        "Empirical influence",
-        session.context["task"],
-        answer=tuple(answer(runs, rows)),
-        question="What does training on one sample do to every other?",
-        warnings=list(warnings(runs, rows)),
-        sections=list(sections(session, runs, rows)),
-    )
 
 
 def sections(session: Session, runs: Mapping[str, Matrix], rows: Tables) -> Iterator[Section]:

@@ -1,5 +1,7 @@
 """The answer of a Gram run in the terminal: the report's own sentences, and the first rows."""
 
+from typing import Any
+
 from rich.table import Table
 
 from distinf.gram.ranking import OWN_LOSS, SUGGESTED, cell_ranking
@@ -51,18 +53,13 @@ def answer_lines(found: Findings, rows: Tables) -> list[str]:
 
 def filtered(found: Findings, rows: Tables) -> list[Table]:
     """Means over the runs of each configuration; without test rows of the query loss."""
-    epoch = (
-        ("best epoch [%]", "mean_pct", fixed),
-        (f"{EPOCHS[found.selected_epoch]} [%]", "at_best_pct", fixed),
-    )
-    what: dict[str, tuple] = {
-        "accuracy": ("Test accuracy", *epoch),
-        "query_loss": ("Query loss", ("lowest", "mean", number)),
-    }
-    name = next((name for name in what if rows.get(name)), None)
-    if name is None:
+    name, title, columns = "accuracy", "Test accuracy", list[Any]()
+    columns += [("best epoch [%]", "mean_pct", fixed)]
+    columns += [(f"{EPOCHS[found.selected_epoch]} [%]", "at_best_pct", fixed)]
+    if not rows.get(name):
+        name, title, columns = "query_loss", "Query loss", [("lowest", "mean", number)]
+    if not rows.get(name):
         return []
-    title, *columns = what[name]
     columns = [("left out by", "configuration", str), *columns, ("runs", "trials", str)]
     table = Table(title=f"{title} after leaving rows out", title_justify="left")
     for k, (heading, _, _) in enumerate(columns):

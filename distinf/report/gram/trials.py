@@ -32,10 +32,10 @@ def by_trial(
     return found
 
 
-def with_interval(prefix: str, trials: Trials, unit: str = "_pct") -> Row:
-    """Columns `prefix`mean, sd, low and high, each ending in `unit`."""
+def with_interval(prefix: str, trials: Trials) -> Row:
+    """Columns `prefix`mean, sd, low and high, each ending in _pct."""
     found = estimate(trials)
-    return {f"{prefix}{name}{unit}": getattr(found, name) for name in ("mean", "sd", "low", "high")}
+    return {f"{prefix}{name}_pct": getattr(found, name) for name in ("mean", "sd", "low", "high")}
 
 
 def mean_sd(prefix: str, values: Iterable[float], unit: str = "_pct") -> Row:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from distinf.numerics.means import binned_means, change_pct, finite_mean, gap_reduction
+from distinf.report.rows import gathered
 from distinf.report.spectral.findings import AxisCurves, Outcome
 from distinf.report.spectral.findings import Family as Shown
 from distinf.runtime import Unit
 from distinf.spectral import actions, evaluate
-from distinf.spectral.arms import Arm, Family, arm_of, families, family_jobs
+from distinf.spectral.arms import Family, arm_of, families, family_jobs
 from distinf.spectral.pools import job_ranks
 from distinf.spectral.session import Session
 from distinf.tasks.task import Wording
@@ -66,14 +67,10 @@ def axis_curves(session: Session, family: Family) -> AxisCurves | None:
     ids = actions.non_target_ids(session)
     named = {"before": task.metric, **_untuned(session)}
     values = {name: columns[column][ids] for name, column in named.items()}
-    jobs: dict[str, list[Unit]] = {}
-    first: dict[str, Arm] = {}
-    for job in chosen_jobs(session, family):
-        arm = arm_of(job)
-        if first.setdefault(arm.selection, arm) == arm:
-            jobs.setdefault(arm.selection, []).append(job)
-    for name, mine in jobs.items():
-        values[name] = np.mean([session.arrays(j, ["others"])["others"] for j in mine], axis=0)
+    for arm, mine in gathered(chosen_jobs(session, family), arm_of).items():
+        if arm.selection not in values:
+            others = [session.arrays(job, ["others"])["others"] for job in mine]
+            values[arm.selection] = np.mean(others, axis=0)
     found = binned_means(columns[task.axis][ids], values, session.settings.report.bins)
     draws = len(np.unique(evaluate.conditions(columns, task)[ids]))
     return AxisCurves(*found, draws)

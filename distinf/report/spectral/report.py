@@ -52,7 +52,8 @@ def findings(session: Session) -> of.Findings:
     headline, head = arm_outcomes.run_families(session)[0], settings.actions
     chosen = {"pool": head.pool, "noun": words.noun, "variant": head.variant}
     told = Words(__package__, chosen)
-    names = {f"non_target_{k}": v for k, v in arm_outcomes.non_target_means(session).items()}
+    parts = {name: of_it(session) for name, of_it in EACH.items()}
+    parts |= {f"non_target_{k}": v for k, v in arm_outcomes.non_target_means(session).items()}
     loss = head.loss or session.outline.losses[0]
     varied = session.variations.items()
     more = [f"{name}: {text}" for name, inner in varied for text in warnings(inner)]
@@ -64,31 +65,18 @@ def findings(session: Session) -> of.Findings:
         of.MetricInfo(words.metric, words.reference, label, words.axis, words.log),
         of.Headline(loss, head.variant, head.update, head.aim, words.noun, head.pool, head.steps),
         outcomes=arm_outcomes.outcomes(session, headline),
-        families=arm_outcomes.page_families(session),
         descriptions={k: told.say("selections", k) for k in told.of("selections")},
         targets=_targets(session, words),
-        evaluation=_evaluation_points(session),
         axis_curves=arm_outcomes.axis_curves(session, headline),
-        scores=_score_sets(session),
         free_scores=_free_scores(session, loss),
-        classes=pools.classes_of_rows(session),
         top_samples=_top_samples(session, words),
-        ritz=_ritz(session),
-        solves=_solves(session),
-        refined=solves.told(session),
-        sensitivity=damping_sensitivity(session),
-        attributions=attribution.attributions(session),
-        training=_training(session),
-        costs=stage_costs(session),
         label=f"{session.outline.training_rows:,} {words.noun}",
         data=session.keys["data"],
         variations={name: findings(inner) for name, inner in varied},
         published=() if session.name else words.published,
         deviations=[*words.deviations, *deviations(session)],
         warnings=[*warnings(session), *more],
-        quarantined=quarantined(session),
-        provenance=provenance_of(session),
-        **names,
+        **parts,
     )
 
 
@@ -244,3 +232,12 @@ def _training(session: Session) -> of.TrainingCurve | None:
     loss, label = train.loss_curve(session), f"training loss ({session.outline.losses[0]})"
     steps = list(range(1, len(loss) + 1))
     return of.TrainingCurve(steps, loss.tolist(), label) if len(loss) else None
+
+
+EACH: dict[str, Any] = {
+    "families": arm_outcomes.page_families, "evaluation": _evaluation_points,
+    "scores": _score_sets, "classes": pools.classes_of_rows, "ritz": _ritz, "solves": _solves,
+    "refined": solves.told, "sensitivity": damping_sensitivity,
+    "attributions": attribution.attributions, "training": _training, "costs": stage_costs,
+    "quarantined": quarantined, "provenance": provenance_of,
+}  # fmt: skip

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
+from distinf.report.rows import gathered
 from distinf.report.spectral import arm_outcomes
 from distinf.report.words import Words
 from distinf.spectral import curvature, evaluate, gradients, scores, solves, trajectory
@@ -97,10 +99,8 @@ def _shared_conditions(session: Session) -> Iterator[tuple[str, dict[str, Any]]]
     every = evaluate.conditions(evaluate.evaluation(session), session.task)
     if len(every) > 1 and len(np.unique(every)) == 1:
         yield "one_condition", {"rows": len(every)}
-    groups = [
-        targets.ids[targets.conditions == number].tolist()
-        for number in dict.fromkeys(targets.conditions.tolist())
-    ]
+    both = zip(targets.conditions.tolist(), targets.ids.tolist(), strict=True)
+    groups = [[i for _, i in mine] for mine in gathered(both, itemgetter(0)).values()]
     alike = " and ".join(_listed(ids) for ids in groups if len(ids) > 1)
     if alike:
         yield "alike", {"alike": alike, "targets": len(targets.ids), "distinct": len(groups)}
@@ -130,11 +130,8 @@ def _not_positive(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _stopped(session: Session) -> Iterator[tuple[str, dict[str, Any]]]:
     """How many fine-tunings actions.stop ended early, by selection."""
-    jobs = {
-        j.id: j
-        for f in arm_outcomes.run_families(session)
-        for j in arm_outcomes.chosen_jobs(session, f)
-    }
+    families = arm_outcomes.run_families(session)
+    jobs = {j.id: j for f in families for j in arm_outcomes.chosen_jobs(session, f)}
     limited = [job for job in jobs.values() if arm_of(job).stop is not None]
     taken = [(arm_of(job), session.record(job)["summary"]["steps"]) for job in limited]
     early = [(arm, steps) for arm, steps in taken if steps < arm.steps]
