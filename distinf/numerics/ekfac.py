@@ -198,6 +198,12 @@ def sampled_labels(logits: Tensor, rows: Tensor, seed: int = 0) -> Tensor:
     the loss that ekfac takes:
     `cross_entropy(logits, sampled_labels(logits, batch["row"]), reduction="none")`.
     """
+    rows = torch.as_tensor(rows)
+    if logits.dim() < 2 or rows.shape != logits.shape[:1]:
+        raise InputError(
+            "sampled_labels takes logits [N, C] or [N, L, C] and rows [N], the rows' numbers, not "
+            f"{tuple(logits.shape)} and {tuple(rows.shape)}"
+        )
     per_row = logits[0, ..., 0].numel() if len(logits) else 0
     drawn = [uniform(seed, "sampled labels", per_row, stream=row) for row in rows.tolist()]
     shape = logits.shape[:-1]

@@ -435,3 +435,14 @@ def test_a_factor_multiplies_every_layers_default_damping():
         for name in (f"{layer}.weight", f"{layer}.bias"):
             torch.testing.assert_close(found[name], by_hand[name])
             assert not torch.allclose(found[name], curvature.solve(grads)[name])
+
+
+@pytest.mark.parametrize("shapes", [((4,), 4), ((4, 3), 3), ((4, 3), 0)])
+def test_sampled_labels_of_other_rows_are_refused_in_one_line(shapes):
+    shape, rows = shapes
+    with pytest.raises(InputError, match=r"logits \[N, C\].*rows \[N\]"):
+        sampled_labels(torch.zeros(shape), torch.arange(rows))
+    assert torch.equal(
+        sampled_labels(torch.zeros(4, 3), [0, 1, 2, 3]),
+        sampled_labels(torch.zeros(4, 3), torch.arange(4)),
+    )
