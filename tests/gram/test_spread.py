@@ -17,7 +17,7 @@ from distinf.config import resolve
 from distinf.engine.run import execute, open_session
 from distinf.engine.session import session_of
 from distinf.errors import InputError
-from distinf.gram import gradients, spread, train
+from distinf.gram import data, gradients, spread, train
 from distinf.gram.settings import GradientSettings
 from distinf.numerics.checkpointing import layers_alike
 from distinf.planning import room
@@ -28,6 +28,7 @@ from distinf.studies.language.causal import CausalModel
 from distinf.studies.sft.settings import CausalSettings
 from tests.support.causal import write_causal
 from tests.support.chats import write_rows
+from tests.support.noisy import tiny_model, write_classes
 from tests.support.runs import silent
 
 ROWS = [{"prompt": f"{k} and ", "completion": "ab" * (1 + k % 7)} for k in range(13)]
@@ -108,6 +109,47 @@ def test_two_processes_store_the_bits_of_one(tiny, tmp_path):
     for held, open_ones, _ in told:
         assert held == [whole - layers // 2] * 2
         assert set(open_ones) == {layers // 4}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_tell_classes_and_right_answers_as_one_does(tmp_path):
+    def opened(devices):
+        return open_session(resolve({
+            "task": "noisy_labels", "out": str(tmp_path / f"{devices}"), "seeds": 1,
+            "data": {"path": write_classes(tmp_path / "rows.csv", ("good", "bad"), rows=48),
+                     "train_rows": 13, "query_rows": 5, "test_rows": 12},
+            "model": {"name": tiny_model(tmp_path / "model"), "max_length": 12},
+            "runtime": {"kind": "ray", "workers": 2, "num_cpus": 0.5},
+            "train": {"epochs": 1, "batch_size": 8, "lr": 1e-2},
+            "gradients": {"rows_per_unit": 8, "rows_per_batch": 2, "tokens_per_batch": 24,
+                          "checkpointing": True, "devices": devices},
+        }))  # fmt: skip
+
+    alone, apart = opened(1), opened(2)
+    runtime = open_runtime(RuntimeSettings(kind="local"))
+    for session in (alone, apart):
+        data.run(session, runtime)
+        train.run(session, runtime)
+    gradients.run(alone, runtime)
+    address = free_address("127.0.0.1")
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        calls = [pool.submit(units_of, rank, address, apart.context) for rank in range(2)]
+        for call in calls:
+            call.result(timeout=500)
+    wanted = [unit for unit, _ in gradients.units(alone.outline)]
+    names = set()
+    for unit in wanted:
+        one, two = alone.arrays(unit), apart.arrays(unit)
+        assert {n: x.tobytes() for n, x in one.items()} == {n: x.tobytes() for n, x in two.items()}
+        names |= one.keys()
+    assert {gradients.PREDICTED, "correct"} <= names
+
+
+def units_of(rank, address, context):
+    torch.set_num_threads(1)
+    collective = join_group(rank, 2, address, backend="gloo", timeout_s=60.0)
+    gradients.gang(session_of(context, torch.device("cpu")), collective, f"g-{rank}")
 
 
 @pytest.mark.ray
