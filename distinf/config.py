@@ -14,7 +14,14 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from distinf.config_file import assign, merged, read, reason, refuse_boundless
+from distinf.config_file import (
+    assign,
+    merged,
+    read,
+    reason,
+    refuse_boundless,
+    refuse_truths,
+)
 from distinf.digest import digest
 from distinf.engine.recipe import REPORT, Recipe, recipe_named
 from distinf.engine.session import Session, session_of
@@ -280,8 +287,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
         raise InputError(f"{where}: a number is out of range: {error}") from None
     typed = settings_type(config.task)
     if not dataclasses.is_dataclass(typed):
-        _ = config.varied
-        return config
+        return _checked(config, raw, where)
     holder = create_model(
         "Task settings", __config__=ConfigDict(extra="forbid"), settings=(typed, ...)
     )
@@ -292,9 +298,17 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     except ArithmeticError as error:
         raise InputError(f"{where}: a number of the settings is out of range: {error}") from None
     plain = TypeAdapter(typed).dump_python(settings, mode="json")
-    resolved = config.model_copy(update={"settings": plain})
-    _ = resolved.varied  # a mistake in one is told now
-    return resolved
+    return _checked(config.model_copy(update={"settings": plain}), raw, where)
+
+
+def _checked(config: RunConfig, raw: Mapping[str, Any], where: str) -> RunConfig:
+    """It, unless a truth value stands for a number, or a variation has a mistake."""
+    try:
+        refuse_truths(raw, config.model_dump(mode="json", exclude={"provenance"}))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    _ = config.varied
+    return config
 
 
 def _with_own_settings(raw: Mapping[str, Any], kind: type[RunConfig]) -> dict[str, Any]:

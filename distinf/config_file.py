@@ -216,6 +216,19 @@ def refuse_boundless(found: Any) -> None:
             waiting += [(each, depth + 1) for each in inner]
 
 
+def refuse_truths(given: Any, found: Any, key: str = "") -> None:
+    """InputError where `given` says true, false, yes or no and validation made a number of it."""
+    if isinstance(given, bool) and type(found) in (int, float):
+        told = "true (or yes, on)" if given else "false (or no, off)"
+        raise InputError(f"{key}: {told} is no number; give one")
+    if isinstance(given, Mapping) and isinstance(found, Mapping):
+        for name in given.keys() & found.keys():
+            refuse_truths(given[name], found[name], f"{key}.{name}" if key else name)
+    elif isinstance(given, list) and isinstance(found, list) and len(given) == len(found):
+        for one, made in zip(given, found, strict=True):
+            refuse_truths(one, made, key)
+
+
 def reason(error: ValueError | RecursionError) -> str:
     """What `refuse_boundless`, or YAML itself, has against a value."""
     if isinstance(error, UnicodeEncodeError):

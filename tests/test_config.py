@@ -84,6 +84,19 @@ def test_scientific_notation_that_yaml_reads_as_text_is_a_number(tmp_path):
     assert load(str(file)).train.lr == 1e-3
 
 
+@pytest.mark.parametrize(
+    "changed",
+    ["train.lr=yes", "train.steps=true", "seed=off", "settings.scenario.snr_db=[no, 9]",
+     "settings.scenario.prbs=on", "variations={fast: {train.steps: true}}"],
+)  # fmt: skip
+def test_a_truth_value_is_no_number(tmp_path, changed):
+    (tmp_path / "c.yaml").write_text("task: receiver\n")
+    with pytest.raises(InputError, match="is no number; give one"):
+        load(str(tmp_path / "c.yaml"), [changed])
+    kept = load(str(tmp_path / "c.yaml"), ["curvature.fresh=yes"])
+    assert kept.curvature.fresh is True
+
+
 def test_overrides_reach_nested_and_task_keys(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("task: receiver\nseed: 1\n")
