@@ -289,7 +289,7 @@ def _carried_out(
             watch = board.watching(watch, session, config.runtime.tensorboard)
         with beat.beating():
             running.run(session, runtime, beat.watching(watch))
-    except (DistinfError, OSError) as error:
+    except Exception as error:
         if begun and _raw_config(session.blobs) is None:
             raise Interrupted(
                 f"out: {session.blobs.root} is gone, or its {CONFIG} (moved, deleted, unmounted); "

@@ -309,18 +309,17 @@ class Session:
 
     def record(self, unit: Unit) -> Record:
         """A unit's commit record; CorruptionError if it has none."""
-        record = self.ledger(unit.stage).get(unit)
-        if record is None:
-            raise CorruptionError(f"{unit.describe()} has no commit record; run again")
-        return record
+        return _there(unit, self.ledger(unit.stage).get(unit))
+
+    def records(self, units: Sequence[Unit]) -> list[Record]:
+        """Of each of the units; CorruptionError if one has none."""
+        done = self.done(units)
+        return [_there(unit, done.get(unit.id)) for unit in units]
 
     def rows(self, units: Sequence[Unit]) -> Rows:
         """Committed units of a row range as one array."""
-        records = self.done(units)
-        missing = [unit for unit in units if unit.id not in records]
-        if missing:
-            raise CorruptionError(f"{missing[0].describe()} has no commit record; run again")
-        return Rows(self.blobs, [(u.start, u.stop, _manifest(records[u.id])) for u in units])
+        parts = zip(units, self.records(units), strict=True)
+        return Rows(self.blobs, [(u.start, u.stop, _manifest(record)) for u, record in parts])
 
     def cached(self, key: Any, make: Callable[[], Made]) -> Made:
         """The value made once per process for this key."""
@@ -404,6 +403,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     moved: Batch = mapped(batch, lambda _, leaf: leaf.to(device) if torch.is_tensor(leaf) else leaf)
     return moved
+
+
+def _there(unit: Unit, record: Record | None) -> Record:
+    if record is None:
+        raise CorruptionError(f"{unit.describe()} has no commit record; run again")
+    return record
 
 
 def done_for_all(session: Session, collective: Collective, units: Sequence[Unit]) -> list[bool]:

@@ -364,8 +364,7 @@ def product_rows(
 
 def left_out_rows(session: Session) -> list[int]:
     """Drawn rows that the curvature is not over, because their loss is not finite."""
-    unit = pairs_unit(session.outline)
-    return session.done([unit])[unit.id]["summary"]["left_out"]
+    return session.record(pairs_unit(session.outline))["summary"]["left_out"]
 
 
 class _Microbatches(Sequence[Batch]):

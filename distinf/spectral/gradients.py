@@ -217,8 +217,7 @@ def projected(session: Session, start: int, stop: int) -> dict[str, np.ndarray]:
 def quarantined_rows(session: Session) -> list[int]:
     """Training rows whose gradient was not finite; they have no score."""
     wanted = [unit for unit, _ in units(session.outline)]
-    done = session.done(wanted)
-    return [row for unit in wanted for row in done[unit.id]["summary"]["quarantined"]]
+    return [row for record in session.records(wanted) for row in record["summary"]["quarantined"]]
 
 
 run = pooled(f"{__name__}:body", NAME, units)

@@ -144,7 +144,7 @@ def _column(session: Session, name: str) -> np.ndarray:
 def nonpositive_counts(session: Session) -> dict[str, int]:
     """Rows with a denominator of 0 or less, by "<loss>.<variant>"."""
     wanted = [unit for unit, _ in units(session.outline)]
-    found = [record["summary"]["nonpositive"] for record in session.done(wanted).values()]
+    found = [record["summary"]["nonpositive"] for record in session.records(wanted)]
     return {name: sum(counts[name] for counts in found) for name in found[0]}
 
 
@@ -154,7 +154,7 @@ def outside_shares(session: Session) -> dict[str, list[float]]:
     The variance there over that inside plus that outside; NaN where the scores do not vary.
     """
     wanted = [unit for unit, _ in units(session.outline)]
-    found = [record["summary"]["moments"] for record in session.done(wanted).values()]
+    found = [record["summary"]["moments"] for record in session.records(wanted)]
     shares = {}
     for loss in found[0]:
         count, *sums = np.sum([np.array(moments[loss]) for moments in found], axis=0).T

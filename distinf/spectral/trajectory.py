@@ -199,7 +199,7 @@ def tracin_scores(session: Session, loss: str = "") -> np.ndarray:
 def quarantined_rows(session: Session) -> list[int]:
     """Training rows whose gradient was not finite at one of the checkpoints; sorted."""
     wanted = [unit for unit, _ in units(session.outline)]
-    done = session.done(wanted).values()
+    done = session.records(wanted)
     return sorted({row for record in done for row in record["summary"]["quarantined"]})
 
 

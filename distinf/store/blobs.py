@@ -177,14 +177,14 @@ class Bucket:
     def put(self, key: str, data: Buffer) -> None:
         import obstore
 
-        obstore.put(self._store, key, data)
+        obstore.put(self._store, key, bytes(data))  # one in memory keeps what it is given
 
     def put_if_absent(self, key: str, data: Buffer) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            obstore.put(self._store, key, data, mode="create")
+            obstore.put(self._store, key, bytes(data), mode="create")
         except AlreadyExistsError:
             return False
         return True

@@ -16,10 +16,10 @@ from distinf.engine.run import open_session, reopen, rewrite_report
 from distinf.engine.session import draw
 from distinf.engine.standing import stages_of
 from distinf.engine.verifying import verify
-from distinf.errors import InputError
+from distinf.errors import CorruptionError, InputError
 from distinf.report.spectral import arm_outcomes
 from distinf.runtime import Unit
-from distinf.spectral import actions, curvature, evaluate, gradients, pools, train
+from distinf.spectral import actions, curvature, evaluate, gradients, pools, scores, train
 from distinf.store import open_root
 from tests.support.partial import points_config
 from tests.support.runs import all_scores, run_points, same_bits
@@ -298,6 +298,17 @@ def test_a_run_in_a_bucket_is_the_same_run(finished):
     assert same_bits(all_scores(session), all_scores(finished))
     assert verify(session.blobs).problems == []
     assert "report/index.html" in session.blobs.names("report")
+
+
+def test_a_unit_without_a_record_is_told_and_not_left_out_of_a_sum(tmp_path):
+    session = run_points(tmp_path)
+    wanted = [unit for unit, _ in scores.units(session.outline)]
+    (record,) = [n for n in session.blobs.names("ledger/scores") if wanted[-1].id in n]
+    session.blobs.delete(record)
+    again = reopen(str(tmp_path))
+    for read in (scores.nonpositive_counts, scores.outside_shares):
+        with pytest.raises(CorruptionError, match="has no commit record; run again"):
+            read(again)
 
 
 def test_settings_that_the_model_rules_out_are_refused_before_anything_is_written(tmp_path):

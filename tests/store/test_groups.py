@@ -209,6 +209,14 @@ def test_large_objects_are_read_back_one_at_a_time(tmp_path, monkeypatch):
     assert max(seen) == 1
 
 
+def test_numbers_that_change_after_they_were_written_are_stored_as_they_were(tmp_path):
+    for root in (str(tmp_path), f"memory://{tmp_path.name}"):
+        store, rows = open_root(root), np.zeros((4, 1 << 14))
+        manifest = write_group(store, "g", {"x": rows}, chunk_rows=2)
+        rows += 1.0
+        assert not read_group(store, manifest)["x"].any()
+
+
 def test_encode_chunks_along_rows_only():
     objects = encode({"x": np.ones((10, 8_192), np.float32)}, chunk_rows=4)
     assert sorted(k for k in objects if "/c/" in k) == ["x/c/0/0", "x/c/1/0", "x/c/2/0"]
