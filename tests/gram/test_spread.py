@@ -26,22 +26,16 @@ from distinf.runtime.process_group import join_group
 from distinf.runtime.worker import free_address
 from distinf.studies.language.causal import CausalModel
 from distinf.studies.sft.settings import CausalSettings
-from tests.support.causal import write_causal
-from tests.support.chats import write_rows
+from tests.support.chats import write_rows, write_tuned_on
 from tests.support.noisy import tiny_model, write_classes
 from tests.support.runs import silent
 
 ROWS = [{"prompt": f"{k} and ", "completion": "ab" * (1 + k % 7)} for k in range(13)]
-ASKED = [{"text": "abab"}, {"text": "2 and ab"}, {"text": "cd"}]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    write_causal(folder / "model")
-    write_rows(folder / "train.jsonl", ROWS)
-    write_rows(folder / "asked.jsonl", ASKED)
-    return folder
+    return write_tuned_on(tmp_path_factory.mktemp("tiny"), ROWS)
 
 
 def config(tiny, out, devices, workers=2, **more):
@@ -172,7 +166,7 @@ def test_a_run_of_gangs_side_by_side_ends_in_the_scores_of_one_without(tiny, tmp
     assert scores[0] == scores[1]
     late = [[np.load(f) for f in (tmp_path / n).rglob("queries/*/scores*.npy")] for n in "12"]
     assert [len(each) for each in late] == [1, 1]
-    assert late[0][0].shape == (len(ASKED), 5)
+    assert late[0][0].shape == (3, 5)
     assert np.array_equal(late[0][0], late[1][0])
 
 

@@ -165,19 +165,13 @@ def test_what_is_saved_comes_back_and_damage_is_told_with_a_remedy_that_helps(
 # -- with DeepSpeed ----------------------------------------------------------------------------
 
 ROWS = [{"prompt": f"{k} and ", "completion": "ab" * (1 + k % 3)} for k in range(21)]
-ASKED = [{"text": "abab"}, {"text": "2 and ab"}, {"text": "cd"}]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    from tests.support.causal import write_causal
-    from tests.support.chats import write_rows
+    from tests.support.chats import write_tuned_on
 
-    folder = tmp_path_factory.mktemp("tiny")
-    write_causal(folder / "model")
-    write_rows(folder / "train.jsonl", ROWS)
-    write_rows(folder / "asked.jsonl", ASKED)
-    return folder
+    return write_tuned_on(tmp_path_factory.mktemp("tiny"), ROWS)
 
 
 def config(tiny, out, stage, **more):

@@ -18,6 +18,14 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     return str(path)
 
 
+def write_tuned_on(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A causal model, the rows it is to be tuned on, and three queries."""
+    write_causal(folder / "model")
+    write_rows(folder / "train.jsonl", rows)
+    write_rows(folder / "asked.jsonl", [{"text": "abab"}, {"text": "2 and ab"}, {"text": "cd"}])
+    return folder
+
+
 def write_chatting(folder: Path, template: str = TEMPLATE, **options: Any) -> Path:
     """As `write_causal`; <s> ends a turn as well."""
     write_causal(folder, **options)
