@@ -21,6 +21,7 @@ from distinf.numerics.elements import element_shares
 from distinf.numerics.parameters import Layout
 from distinf.printable import printable
 from distinf.report.gram.findings import findings
+from distinf.studies.language import training
 from distinf.studies.sft.settings import CausalSettings, DataSettings, SftSettings
 from distinf.studies.sft.task import task
 from tests.support.causal import write_causal
@@ -142,6 +143,17 @@ def test_the_loss_of_the_first_rows_before_training_is_kept(tiny, tmp_path):
         before = task.loss(model, task.batch("train", ids)).mean()
     assert cell["loss_before"] == pytest.approx(float(before), rel=1e-5)
     assert cell["loss_after"] == pytest.approx(float(noted[1].mean()), rel=1e-6)
+
+
+def test_measuring_a_loss_before_training_changes_no_bit_of_it(tiny, tmp_path, monkeypatch):
+    fits = []
+    for name in ("measured", "not"):
+        (folder := tmp_path / name).mkdir()
+        fits.append(stored_fit(run_of(tiny, folder, lora={"dropout": 0.3}), ""))
+        monkeypatch.setattr(training, "_loss_before", lambda *_: 0.0)
+    measured, other = fits
+    assert measured.pop("loss_before") > other["loss_before"] == 0.0
+    assert all(np.array_equal(values, other[name]) for name, values in measured.items())
 
 
 # -- a file, a question --------------------------------------------------------------------
