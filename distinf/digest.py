@@ -4,11 +4,12 @@ import hashlib
 import json
 from typing import Any
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 def digest(value: Any) -> str:
     """sha256 of the value's canonical JSON, 20 hexadecimal digits: enough to name it."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return sha256(text.encode())[:20]
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()[:20]
 
 
 def sha256(*parts: bytes | memoryview) -> str:

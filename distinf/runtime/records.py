@@ -5,18 +5,19 @@ id, and names files in that unit's own folder.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from distinf.digest import sha256
 from distinf.errors import SEE, CorruptionError
-from distinf.runtime.units import Unit
+from distinf.runtime.units import unit_id
 
 Record = dict[str, Any]
 
 RECORD_BYTES = 64 << 20  # none of ours comes near
+_OF_A_UNIT = ("stage", "key", "start", "stop", "job")
+_OF_FILES = ("group", "files", "bytes")
 JOBS = "jobs"  # the folder of stages whose units are jobs
 
 
@@ -94,30 +95,26 @@ def amount(value: Any) -> float:
 
 def _is_of_a_unit(record: Mapping[str, Any], stage: str) -> bool:
     """Whether its id is the hash of what it says of a unit of this stage."""
-    of: list[Any] = [record.get(key) for key in ("stage", "key", "start", "stop", "job")]
-    if [*map(type, of)] != [str, str, int, int, dict] or of[0] != stage:
+    of: tuple[Any, ...] = tuple(map(record.get, _OF_A_UNIT))
+    if tuple(map(type, of)) != (str, str, int, int, dict) or of[0] != stage:
         return False
     try:
-        return Unit(*of).id == record.get("unit")
+        return unit_id(*of) == record.get("unit")
     except (ValueError, RecursionError):  # not finite, too deep
         return False
 
 
-def _check_manifest(value: Any, stage: str, unit_id: str, name: str) -> None:
+def _check_manifest(value: Any, stage: str, unit: str, name: str) -> None:
     """Of the shape that a group's has, of files in the unit's folder."""
-    kinds = [str, dict, int]
-    if not isinstance(value, dict) or kinds != [
-        type(value.get(key)) for key in ("group", "files", "bytes")
-    ]:
+    group, files, size = map(value.get, _OF_FILES) if isinstance(value, dict) else (None,) * 3
+    if type(group) is not str or type(files) is not dict or type(size) is not int or size < 0:
         raise CorruptionError(f"{name} has no manifest of its files; {SEE}")
-    if not all(type(key) is type(text) is str for key, text in value["files"].items()):
+    if {*map(type, files), *map(type, files.values())} - {str}:
         raise CorruptionError(f"{name} has no manifest of its files; {SEE}")
-    if value["files"] and not value["group"].startswith(folders_of(stage, unit_id)):
+    if files and not group.startswith(folders_of(stage, unit)):
         raise CorruptionError(f"{name} names files of another unit; {SEE}")
-    if not 0 <= value["bytes"] < math.inf:
-        raise CorruptionError(f"{name} has no manifest of its files; {SEE}")
 
 
-def folders_of(stage: str, unit_id: str) -> tuple[str, str]:
+def folders_of(stage: str, unit: str) -> tuple[str, str]:
     """Where the groups of a unit's attempts may lie."""
-    return f"{stage}.zarr/{unit_id}/", f"{JOBS}/{unit_id}/"
+    return f"{stage}.zarr/{unit}/", f"{JOBS}/{unit}/"

@@ -49,7 +49,7 @@ class Unit:
 
     @cached_property
     def id(self) -> str:
-        return digest([self.stage, self.key, self.start, self.stop, dict(self.job)])
+        return unit_id(self.stage, self.key, self.start, self.stop, self.job)
 
     def describe(self) -> str:
         if self.job:
@@ -66,6 +66,11 @@ class Unit:
             "stop": self.stop,
             "job": dict(self.job),
         }
+
+
+def unit_id(stage: str, key: str, start: int, stop: int, job: Mapping[str, Any]) -> str:
+    """A unit's id, by all that it depends on."""
+    return digest([stage, key, start, stop, dict(job)])
 
 
 def ending_together(units: Sequence[Unit], cost_of: Callable[[Unit], float]) -> list[Unit]:

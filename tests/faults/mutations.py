@@ -132,7 +132,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an id is the hash of its unit", "runtime/records.py",
-        "return Unit(*of).id == record.get(\"unit\")", "return True",
+        "return unit_id(*of) == record.get(\"unit\")", "return True",
         RECORDS + "test_a_record_that_no_unit_can_have_is_refused",
     ),
     Mutation(
