@@ -30,7 +30,7 @@ def run(data: str, out: Path, seed: int, settings: list[str]) -> Path:
     wanted = [f"data.path={data}", f"seed={seed}", "actions.configurations=[]", *settings]
     given = [part for each in wanted for part in ("--set", each)]
     folder = out / str(seed)
-    command = [sys.executable, "-m", "distinf.cli", "run", str(CONFIG), *given]
+    command = [sys.executable, "-m", "distinf", "run", str(CONFIG), *given]
     command += ["--out", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ)
     return folder / "report"

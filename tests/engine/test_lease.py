@@ -151,7 +151,7 @@ def test_a_killed_run_is_resumed_at_once_and_a_living_one_is_not_disturbed(tmp_p
     process.wait()
     assert list((tmp_path / "run" / "driver").iterdir())
     lines = subprocess.run(
-        [sys.executable, "-m", "distinf.cli", "status", str(tmp_path / "run")],
+        [sys.executable, "-m", "distinf", "status", str(tmp_path / "run")],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
     assert "stopped" in lines

@@ -58,7 +58,7 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(tmp_path):
     file = written(tmp_path, hardness={"rows_per_unit": 1})
     ledger = tmp_path / "run/ledger/hardness"
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "distinf.cli", "run", str(file)], cwd=REPOSITORY,
+        [sys.executable, "-W", "ignore", "-m", "distinf", "run", str(file)], cwd=REPOSITORY,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ,
     )  # fmt: skip
     deadline = time.monotonic() + 200

@@ -66,7 +66,7 @@ def killed_in(stage: str, file: Path) -> None:
     ledger = file.parent / "run" / "ledger" / stage
     before = len(list(ledger.glob("*.json"))) if ledger.exists() else 0
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "distinf.cli", "run", str(file)],
+        [sys.executable, "-W", "ignore", "-m", "distinf", "run", str(file)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -81,7 +81,7 @@ def study(cluster: Path, folder: Path, cut_at: int = 0) -> dict[str, bytes]:
         "actions": {"configurations": ["random", "full"]},
     }  # fmt: skip
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    words = ["exec", cluster, "0", sys.executable, "-m", "distinf.cli", "run", folder / "run.yaml"]
+    words = ["exec", cluster, "0", sys.executable, "-m", "distinf", "run", folder / "run.yaml"]
     with (folder / "said").open("w+") as said:
         run = subprocess.Popen(
             ["bash", str(SCRIPT), *map(str, words)], stdin=subprocess.DEVNULL, stdout=said,

@@ -67,7 +67,7 @@ class LocalNodes:
 
     def distinf(self, *arguments: str, **changes: str | None) -> subprocess.Popen[str]:
         """Starts the command line in a process that joins."""
-        return self._start("-m", "distinf.cli", *arguments, **changes)
+        return self._start("-m", "distinf", *arguments, **changes)
 
     def processes(self) -> dict[int, str]:
         """Living processes with this folder in their command line or in a node's session."""

@@ -24,7 +24,7 @@ import json, os, sys
 more = json.loads(os.environ["MORE"])
 words = sys.argv[1:]
 words += [word for name in sys.argv[1:] for word in more.get(name, [])]
-os.execv({python!r}, [{python!r}, "-W", "ignore", "-m", "distinf.cli", *words])
+os.execv({python!r}, [{python!r}, "-W", "ignore", "-m", "distinf", *words])
 """
 NOTHING = "#!/bin/sh\n"
 

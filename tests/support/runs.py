@@ -71,7 +71,7 @@ def same_bits(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "distinf.cli", *arguments]
+    return [sys.executable, "-m", "distinf", *arguments]
 
 
 def distinf(*arguments: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:

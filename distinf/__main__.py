@@ -1,4 +1,4 @@
-"""python -m distinf.cli"""
+"""python -m distinf"""
 
 import sys
 
