@@ -4,6 +4,7 @@ Shape legend: N samples, P parameters in the layout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -75,30 +76,37 @@ def per_sample_gradients(
     layout = Layout.of(model, blocks, embeddings=embeddings, real=False)
     refuse_unusable(model, layout)
     batch = as_tensors(batch, model.get_parameter(layout.names[0]).dtype.to_real())
-    hooked = embeddings or project is not None
-    if hooked and method not in (None, "hooks"):
-        raise InputError(f"embeddings and project need method='hooks', not {method!r}")
-    _check(method or "hooks", chunk)
-    wanted: Methods = ("hooks",) if hooked else METHOD_ORDER if method is None else (method,)
-    try:
+    wanted = _wanted(method, chunk, hooked=embeddings or project is not None)
+    with _failing_row_told(model, loss, batch):
         settled = settled_method(
             model, loss, batch, layout, wanted, chunk=chunk, project=project, check=check
         )
         gradients = _by_method(model, loss, layout, project)
-        parts = [
-            gradients(settled, part)
-            for part in told([*_chunks(batch, chunk)] or [batch], rows(batch), progress)
-        ]
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        if not isinstance(error, InputError) or error.__cause__:  # none of our own refusals
-            refuse_failing_row(model, loss, batch, error)
-        raise
+        chunks = told([*_chunks(batch, chunk)] or [batch], rows(batch), progress)
+        parts = [gradients(settled, part) for part in chunks]
     found = {name: _cat([part[name] for part in parts]) for name in layout.names}
     if rows(batch) and not any(_some(block) for block in found.values()):
         refuse_without_gradient(model, loss, _chunks(batch, chunk), layout)
     return found
+
+
+def _wanted(method: Method | None, chunk: int, hooked: bool) -> Methods:
+    if hooked and method not in (None, "hooks"):
+        raise InputError(f"embeddings and project need method='hooks', not {method!r}")
+    _check(method or "hooks", chunk)
+    return ("hooks",) if hooked else METHOD_ORDER if method is None else (method,)
+
+
+@contextmanager
+def _failing_row_told(model: nn.Module, loss: Loss, batch: Batch) -> Iterator[None]:
+    """InputError that names a row where one fails by itself."""
+    try:
+        yield
+    except Exception as error:
+        is_ours = isinstance(error, InputError) and not error.__cause__  # a refusal
+        if not is_ours and not is_out_of_memory(error):
+            refuse_failing_row(model, loss, batch, error)
+        raise
 
 
 def _flat_blocks(

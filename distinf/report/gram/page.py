@@ -1,7 +1,7 @@
 """The page: an answer of a few fixed sentences with numbers in them, tables and figures."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ FEWEST_POINTS = 3  # for a correlation
 ELSEWHERE = {1: "by the other half of the wrong labels", 2: "by the other runs"}
 AHEAD = {"gap": "points", "least": "high_points", "most": "low_points"}  # by what the other is
 MOST_CELLS = 12  # printed unfolded
+Figures = Callable[..., list[Any]]  # their names -> them
 
 
 def write(session: Session) -> None:
@@ -186,7 +187,7 @@ def _noise(findings: Findings, rows: Tables) -> Row:
 def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     """In page order; the renderer leaves out what holds nothing."""
     words = words_of(findings, rows)
-    notes, tested = words.of("notes"), bool(rows.get("accuracy"))
+    notes = words.of("notes")
 
     def of(*names: str) -> list[Any]:
         draw = (partial(getattr(figures, name), findings, rows) for name in names)
@@ -209,16 +210,9 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
         told = words.table("tokens", views.telling(rows["tokens"]))
         asked += [told, Text(notes["tokens"], "note")]
     yield Section("queries", "By query", asked, words.say("notes", "by_query"))
-    again = [] if tested else [table("query_loss", columns=[views.NAMED])]
-    again += of("accuracy", "trends")
-    again += [Text(notes["one trial"] if tested and len(findings.cells) == 1 else "", "note")]
-    again += [
-        *views.methods(words, findings, rows),
-        Text(words.clauses([notes["published"]]), "note"),
-    ]
-    again += [views.gains(words, rows), table("accuracy", columns=[views.NAMED], folded=True)]
-    what = f"{'Accuracy' if tested else 'Query loss'} after filtering"
-    yield Section("retrained", what, again if findings.retrained else [])
+    again = _retrained(words, findings, rows, of, table) if findings.retrained else []
+    what = f"{'Accuracy' if rows.get('accuracy') else 'Query loss'} after filtering"
+    yield Section("retrained", what, again)
     pooled = [row for row in rows.get("theorem", []) if row["theta"] == ANY]
     layers = [*of("modules"), views.layers(words, rows), table("cancellation")]
     layers += [table("theorem", columns=[views.LEAST], rows=pooled, note=notes["theorem"])]
@@ -237,6 +231,23 @@ def sections(findings: Findings, rows: Tables) -> Iterator[Section]:
     yield remarks(findings.deviations, findings.quarantined)
     yield Section("reading", "How to read this", [Bullets(_reading(words, rows))])
     yield origin(findings.provenance)
+
+
+def _retrained(
+    words: Words, findings: Findings, rows: Tables, of: Figures, table: Callable[..., Any]
+) -> list[Item]:
+    """What training without the lowest rows gave, beside random rows and what others published."""
+    notes, tested = words.of("notes"), bool(rows.get("accuracy"))
+    one = tested and len(findings.cells) == 1
+    return [
+        *([] if tested else [table("query_loss", columns=[views.NAMED])]),
+        *of("accuracy", "trends"),
+        Text(notes["one trial"] if one else "", "note"),
+        *views.methods(words, findings, rows),
+        Text(words.clauses([notes["published"]]), "note"),
+        views.gains(words, rows),
+        table("accuracy", columns=[views.NAMED], folded=True),
+    ]
 
 
 def _reading(words: Words, rows: Tables) -> list[tuple[str, str]]:

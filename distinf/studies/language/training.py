@@ -247,20 +247,23 @@ def _trainer(task: Tunable, seen: RowLosses, accumulation: int) -> Any:
 
         def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             """(mean loss, columns [n, 1 or 2], a column in place of labels)."""
-            inputs = self._prepare_inputs(inputs)
-
-            @torch.no_grad()
-            def columns(rows: range) -> Tensor:
-                mine = {n: v[rows.start : rows.stop] for n, v in inputs.items()}
-                found = task.evaluate(model, mine)
-                return torch.stack([found[n].double() for n in COLUMNS if n in found], 1)
-
-            every = range(len(inputs["attention_mask"]))
-            parts = [part for _, part in each_part(every, columns, "train.evaluation_batch")]
-            found = torch.cat(parts)
+            found = _evaluated(task, model, self._prepare_inputs(inputs))
             return found[:, 0].mean(), found, found[:, 0]
 
     return ByRows
+
+
+@torch.no_grad()
+def _evaluated(task: Tunable, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[n, 1 or 2]: the task's COLUMNS of a batch, of fewer rows at a time where memory runs out."""
+
+    def columns(rows: range) -> Tensor:
+        mine = {name: values[rows.start : rows.stop] for name, values in inputs.items()}
+        found = task.evaluate(model, mine)
+        return torch.stack([found[name].double() for name in COLUMNS if name in found], 1)
+
+    every = range(len(inputs["attention_mask"]))
+    return torch.cat([part for _, part in each_part(every, columns, "train.evaluation_batch")])
 
 
 def pieces(batch: Mapping[str, Tensor], size: int = PIECE) -> Iterator[dict[str, Tensor]]:
