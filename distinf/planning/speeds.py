@@ -7,7 +7,7 @@ from typing import Any
 
 from distinf.errors import InputError
 from distinf.runtime import Cost
-from distinf.spectral import curvature
+from distinf.spectral import mean_product
 from distinf.spectral.session import Outline
 from distinf.spectral.settings import StageSettings
 
@@ -155,7 +155,7 @@ def batches(outline: Outline) -> dict[str, int]:
     samples = min(settings.curvature.samples, outline.training_rows)
     in_shard = -(-samples // settings.curvature.shards)
     try:
-        product = min(in_shard, curvature.microbatch(outline))
+        product = min(in_shard, mean_product.microbatch(outline))
     except InputError:  # refused, and explained, when the run starts
         product = 1
     loop = settings.gradients.method == "loop"

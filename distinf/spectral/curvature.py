@@ -7,51 +7,41 @@ Krylov step is committed: a killed run repeats at most the product it was in.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distinf.collective import Collective
-from distinf.engine.session import done_for_all, draw, row_ranges
+from distinf.engine.session import done_for_all, draw
 from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
-from distinf.microbatch import each_part, from_the_start, rows_at_once
 from distinf.numerics.complement import SeenComplement, complement_probe, seen_by
-from distinf.numerics.curvature import (
-    Kind,
-    SplitLoss,
-    hessian_product,
-    microbatch_rows,
-    sharded_mean_product,
-    sum_gradient,
-)
-from distinf.numerics.krylov import (
-    ArnoldiSettings,
-    ArnoldiState,
-    Matvec,
-    RitzPairs,
-    iterate,
-    ritz,
-)
+from distinf.numerics.curvature import Kind, SplitLoss, sum_gradient
+from distinf.numerics.krylov import ArnoldiSettings, ArnoldiState, Matvec, RitzPairs, iterate, ritz
 from distinf.numerics.parameters import Layout
-from distinf.numerics.precision import float_edges, precision
+from distinf.numerics.precision import precision
 from distinf.numerics.second_derivatives import passing_kind
 from distinf.runtime import Cost, Lever, Runtime, Unit
-from distinf.runtime.activity import HERE, SHARD
-from distinf.spectral import preconditioning
 from distinf.spectral.damping import refuse_negative
+from distinf.spectral.mean_product import (
+    PRODUCT,
+    drawn_rows,
+    mean_product,
+    microbatch,
+    product_bytes,
+    product_rows,
+    summed_bytes,
+)
 from distinf.spectral.preconditioning import rooted
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import REFINEMENT, CurvatureSettings, StageSettings
 from distinf.spectral.train import trained_layers
 from distinf.tasks.identity import has_own_rows
-from distinf.tasks.task import STUDIES, Batch, Task
+from distinf.tasks.task import STUDIES, Task
 
-NAME, MEMORY = "curvature", "curvature.memory_mb"
+NAME = "curvature"
 SEEN = ("product", "sqnorm", "coordinates")  # of a training gradient, as seen_by gives them
-PRODUCT = 9.0  # an exact Hessian product costs nine forward passes (jvp over grad)
 
 
 def step_units(outline: Outline) -> list[Unit]:
@@ -113,22 +103,6 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         *((unit, replace(probe, bytes=64.0)) for unit in probe_units(outline)),
         *((unit, replace(probe, bytes=8.0 * settings.keep)) for unit in seen_units(outline)),
     ]
-
-
-def summed_bytes(outline: Outline) -> float:
-    """Cost.summed of one product."""
-    settings = outline.settings.curvature
-    times = settings.shards if settings.reduction == "ordered" else 2
-    return 4.0 * times * outline.shapes.parameters
-
-
-def product_bytes(outline: Outline) -> tuple[float, Lever]:
-    """What a product's passes hold: the budget, or a whole shard; and what that goes by."""
-    settings, shapes = outline.settings.curvature, outline.shapes
-    samples = min(settings.samples, outline.training_rows)
-    row = PRODUCT / 3 * shapes.activation_bytes_per_sample
-    held = min(settings.memory_mb * 2**20, -(-samples // settings.shards) * row)
-    return held, Lever("curvature.memory_mb", held / 2**20, held, least=row / 2**20 + 1)
 
 
 def is_done(session: Session) -> bool:
@@ -291,94 +265,9 @@ def _krylov(
     return state
 
 
-def mean_product(
-    session: Session,
-    collective: Collective,
-    model: nn.Module,
-    layout: Layout,
-    ids: np.ndarray,
-) -> Matvec:
-    """v -> mean curvature over the training rows `ids`, times v; preconditioned where asked for."""
-    settings = session.settings.curvature
-    most = microbatch(session.outline)
-    loss = next(iter(session.task.losses.values()))
-    pieces = np.array_split(ids, settings.shards)
-
-    def product(shard: int) -> Matvec:
-        def exact(vector_P: Tensor) -> Tensor:
-            rows = rows_at_once(MEMORY, min(most, len(pieces[shard])))
-            batches = _Microbatches(session, pieces[shard], rows)
-            return hessian_product(model, loss, batches, layout, settings.kind)(vector_P)
-
-        def matvec(vector_P: Tensor) -> Tensor:
-            with HERE.doing(SHARD), precision(settings.precision, session.device):
-                return from_the_start(partial(exact, vector_P), MEMORY)
-
-        return matvec
-
-    products = {shard: product(shard) for shard in collective.owned(settings.shards)}
-    mean = sharded_mean_product(
-        products, count=len(ids), collective=collective, reduction=settings.reduction
-    )
-    return preconditioning.product(session, mean)
-
-
-def microbatch(outline: Outline) -> int:
-    """Rows of one microbatch; InputError if not one row fits the budget."""
-    settings = outline.settings.curvature
-    per_row = max(1, int(PRODUCT / 3 * outline.shapes.activation_bytes_per_sample))
-    try:
-        return microbatch_rows(per_row, int(settings.memory_mb * 2**20))
-    except InputError as error:
-        raise InputError(f"curvature.memory_mb: {error}") from None
-
-
-def drawn_rows(session: Session, step: int | None = None) -> np.ndarray:
-    """The training rows that a product is to be over, sorted: the run's, or a fresh step's."""
-    purpose = "curvature rows" if step is None else f"curvature rows of step {step}"
-    rows = session.outline.training_rows
-    return np.sort(draw(session.seed, purpose, rows, session.settings.curvature.samples))
-
-
-def product_rows(
-    session: Session, collective: Collective, model: nn.Module, step: int | None = None
-) -> np.ndarray:
-    """Those of the drawn rows whose loss is a number: one forward pass, shared by the ranks."""
-    settings, ids = session.settings.curvature, drawn_rows(session, step)
-    loss = next(iter(session.task.losses.values()))
-    pieces = np.array_split(ids, settings.shards)
-    flags = [torch.zeros(0, dtype=torch.int32, device=session.device)]
-
-    def finite_of(mine: np.ndarray) -> Tensor:
-        with precision(settings.precision, session.device), float_edges(model):
-            return torch.isfinite(loss(model, session.batch("train", mine))).int()
-
-    for shard in collective.owned(settings.shards):
-        made = each_part(pieces[shard], finite_of, MEMORY, microbatch(session.outline))
-        flags += [part for _, part in made]
-    finite = collective.all_gather(torch.cat(flags)).cpu().numpy().astype(bool)
-    if not finite.any():
-        raise InputError(f"curvature: the loss of none of {len(ids)} training rows is finite")
-    return ids[finite]
-
-
 def left_out_rows(session: Session) -> list[int]:
     """Drawn rows that the curvature is not over, because their loss is not finite."""
     return session.record(pairs_unit(session.outline))["summary"]["left_out"]
-
-
-class _Microbatches(Sequence[Batch]):
-    """The microbatches of one shard, read when they are used: a product outweighs the reading."""
-
-    def __init__(self, session: Session, ids: np.ndarray, rows: int):
-        self._session = session
-        self._ids = [ids[a:b] for a, b in row_ranges(len(ids), rows)]
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]
-        return self._session.batch("train", self._ids[index])
 
 
 def _pair_arrays(pairs: RitzPairs) -> dict[str, np.ndarray]:

@@ -19,7 +19,8 @@ from distinf.microbatch import rows_at_once
 from distinf.numerics.ekfac import EkFac
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
-from distinf.spectral.curvature import drawn_rows, left_out_rows
+from distinf.spectral.curvature import left_out_rows
+from distinf.spectral.mean_product import drawn_rows
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.train import trained_layers

@@ -23,19 +23,16 @@ from distinf.numerics.solve import USABLE, Directions, RefineSettings, Sampled, 
 from distinf.numerics.variants import Spectrum, safe_floor, spectrum, unrolled
 from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
-from distinf.spectral.curvature import (
-    PRODUCT,
-    drawn_rows,
-    left_out_rows,
-    mean_product,
-    probe_units,
-    product_bytes,
-    seen_units,
-    stored_pairs,
-    summed_bytes,
-)
+from distinf.spectral.curvature import left_out_rows, probe_units, seen_units, stored_pairs
 from distinf.spectral.damping import damping_of, naming_settings
 from distinf.spectral.evaluate import chosen_targets
+from distinf.spectral.mean_product import (
+    PRODUCT,
+    drawn_rows,
+    mean_product,
+    product_bytes,
+    summed_bytes,
+)
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import StageSettings
 from distinf.spectral.train import trained_layers

@@ -10,7 +10,7 @@ from distinf.errors import InputError
 from distinf.numerics.ekfac import sampled_labels
 from distinf.numerics.variants import VARIANTS
 from distinf.spectral import evaluate, scores
-from distinf.spectral.curvature import drawn_rows
+from distinf.spectral.mean_product import drawn_rows
 from distinf.spectral.train import trained_model
 from tests.support.blobs_task import Points, loss, task
 from tests.support.partial import points_config, run_until

@@ -12,7 +12,7 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.curvature import hessian_product
 from distinf.numerics.parameters import Layout
 from distinf.report.formats import number
-from distinf.spectral import curvature, solves, train
+from distinf.spectral import curvature, mean_product, solves, train
 from tests.support.partial import points_config, run_until
 from tests.support.runs import run_points
 
@@ -28,7 +28,7 @@ def dense(session):
     """The mean Hessian over the drawn rows in float64, and their gradients."""
     model = train.trained_model(session).double()
     layout = Layout.of(model)
-    batch = session.batch("train", curvature.drawn_rows(session))
+    batch = session.batch("train", mean_product.drawn_rows(session))
     batch = {**batch, "x": batch["x"].double()}
     loss = session.task.losses["cross-entropy"]
     matvec = hessian_product(model, loss, [batch], layout)
