@@ -13,9 +13,9 @@ from distinf.errors import InputError
 from distinf.gram.block_products import joint_solve, members
 from distinf.gram.candidates import candidate_scores, refuse_estimator
 from distinf.gram.configurations import configurations, headline
-from distinf.gram.gradients import finite_rows
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import JOINT
+from distinf.gram.stored_gradients import finite_rows
 from distinf.gram.task import AskedAbout, described_rows
 from distinf.tasks.task import error_context
 

@@ -21,12 +21,12 @@ from torch import Tensor
 from distinf.engine.session import draw
 from distinf.engine.stage import Stage, pooled
 from distinf.gram.blocks import SPARSE
-from distinf.gram.gradients import columns as gradient_columns
-from distinf.gram.gradients import dense_rows, finite_rows, says_right
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, units_of_cells
 from distinf.gram.settings import JOINT, StageSettings
 from distinf.gram.solved import solving
 from distinf.gram.spread import each_row_batch
+from distinf.gram.stored_gradients import columns as gradient_columns
+from distinf.gram.stored_gradients import dense_rows, finite_rows, says_right
 from distinf.gram.task import OfTexts
 from distinf.gram.tiles import narrow, self_gram, slab_units, tiled
 from distinf.gram.train import with_weights

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from distinf.errors import InputError
-from distinf.gram.gradients import finite_rows
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import EKFAC, JOINT, OF_WORDS
 from distinf.gram.solved import solving
+from distinf.gram.stored_gradients import finite_rows
 from distinf.gram.tiles import (
     FACTORS,
     WORD_CROSS,

@@ -29,10 +29,10 @@ from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.gram.block_products import BlockProducts, joint_solve
 from distinf.gram.blocks import SPARSE, Block
-from distinf.gram.gradients import dense_rows, finite_rows, sparse_rows
 from distinf.gram.gram import TOP_WORDS
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session
 from distinf.gram.settings import EKFAC, JOINT, OF_WORDS
+from distinf.gram.stored_gradients import dense_rows, finite_rows, sparse_rows
 from distinf.gram.tiles import NAME, dampings, named, narrow, slab_units
 from distinf.numerics.estimators import ESTIMATORS, datainf
 from distinf.numerics.estimators.register import Products

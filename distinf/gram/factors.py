@@ -11,7 +11,7 @@ from torch import nn
 from distinf.engine.session import row_ranges
 from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
-from distinf.gram.gradients import finite_rows, pass_cost
+from distinf.gram.gradients import pass_cost
 from distinf.gram.session import (
     TRAIN,
     Cell,
@@ -24,6 +24,7 @@ from distinf.gram.session import (
 from distinf.gram.settings import EKFAC, StageSettings
 from distinf.gram.spread import batch_setting, row_batches
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
+from distinf.gram.stored_gradients import finite_rows
 from distinf.gram.train import trained_model
 from distinf.microbatch import rows_at_once
 from distinf.numerics.ekfac import EkFac

@@ -7,7 +7,7 @@ whose loss or gradient is not finite is stored as zeros, marked, and scored as n
 Shape legend: n rows of a unit, P entries of a slab.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from distinf.collective import Collective
-from distinf.engine.session import done_for_all, row_ranges
+from distinf.engine.session import done_for_all
 from distinf.engine.stage import Names, Stage, Values, pooled
 from distinf.errors import InputError
 from distinf.gram.blocks import SPARSE
 from distinf.gram.said import predicted_classes, right_queries
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, layout_of
-from distinf.gram.settings import GradientSettings, StageSettings
+from distinf.gram.settings import GradientSettings
 from distinf.gram.spread import (
     batch_setting,
     each_row_batch,
@@ -35,6 +35,7 @@ from distinf.gram.spread import (
     saving,
     shared,
 )
+from distinf.gram.stored_gradients import NAME, SAYS_RIGHT, WORDS, split_units
 from distinf.gram.train import trained_model
 from distinf.numerics.batches import rows as rows_in
 from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
@@ -48,9 +49,6 @@ from distinf.runtime.ledger import Record
 from distinf.tasks.methods import Pass, agree, in_a_run, rehearsed_method
 from distinf.tasks.task import Batch, PerSampleLoss, Task
 
-NAME = "gradients"
-WORDS = ("words.offsets", "words.ids", "words.rows")
-SAYS_RIGHT = "says_right"
 PREDICTED = "probabilities"
 WORDS_PER_ROW = 64.0  # distinct tokens of a row, for what the embedding's rows will take
 
@@ -75,15 +73,6 @@ def rehearsed(session: Session, task: Task, model: nn.Module, methods: Methods) 
         methods = tuple(method for method in methods if method != "vmap")
     layout = layout_of(model, settings)
     return rehearsed_method(task, model, layout, settings, passes, methods)
-
-
-def split_units(settings: StageSettings, cell: Cell, split: str) -> list[Unit]:
-    """The units of one split of a cell, in row order."""
-    keys = cell.asked_keys if split == QUERY else cell.row_keys
-    return [
-        Unit(NAME, keys[NAME], a, b, {"cell": cell.name, "split": split})
-        for a, b in row_ranges(cell.rows[split], settings.gradients.rows_per_unit)
-    ]
 
 
 def _cost(outline: Outline, cell: Cell, rows: int) -> Cost:
@@ -296,66 +285,6 @@ def as_stored(grads: Tensor, store: str) -> np.ndarray:
     if store == "float32":
         return grads.float().numpy()
     return grads.to(torch.bfloat16).view(torch.uint16).numpy()
-
-
-def as_tensor(stored: np.ndarray) -> Tensor:
-    """float32 of what `as_stored` made."""
-    if stored.dtype == np.uint16:
-        return torch.from_numpy(stored).view(torch.bfloat16).float()
-    return torch.from_numpy(stored)
-
-
-def dense_rows(session: Session, name: str, split: str, slab: int, start: int, stop: int) -> Tensor:
-    """fp32 [stop - start, P]: rows of a slab."""
-    cell = session.cell(name)
-    out = torch.empty(stop - start, cell.blocks.width(slab))
-    key = f"dense.{slab:03d}"
-    for unit, a, b in _overlaps(session, name, split, start, stop):
-        part = session.arrays(unit, [key])[key]
-        out[a - start : b - start] = as_tensor(part[a - unit.start : b - unit.start])
-    return out
-
-
-def sparse_rows(session: Session, name: str, split: str, start: int, stop: int) -> SparseRows:
-    """The embedding's rows of samples start:stop."""
-    parts = []
-    for unit, a, b in _overlaps(session, name, split, start, stop):
-        stored = session.arrays(unit, WORDS)
-        offsets, ids, rows = (torch.from_numpy(stored[key]) for key in WORDS)
-        words = session.cell(name).blocks.embedding
-        vocabulary = words.entries // words.width if words else None
-        whole = SparseRows(offsets, ids.long(), rows, vocabulary)
-        parts.append(whole.select(torch.arange(a - unit.start, b - unit.start)))
-    return SparseRows.cat(parts)
-
-
-def _overlaps(
-    session: Session, name: str, split: str, start: int, stop: int
-) -> Iterator[tuple[Unit, int, int]]:
-    for unit in split_units(session.settings, session.cell(name), split):
-        a, b = max(start, unit.start), min(stop, unit.stop)
-        if a < b:
-            yield unit, a, b
-
-
-def columns(session: Session, name: str, split: str, key: str) -> np.ndarray:
-    """A column of all rows of a split: "finite", "loss", and for queries "correct"."""
-    wanted = split_units(session.settings, session.cell(name), split)
-    return np.concatenate([session.arrays(unit, [key])[key] for unit in wanted])
-
-
-def says_right(session: Session, name: str) -> bool:
-    """Whether the task says which queries the model gets right; where not, all count."""
-    wanted = split_units(session.settings, session.cell(name), QUERY)
-    return all(session.record(unit)["summary"][SAYS_RIGHT] for unit in wanted)
-
-
-def finite_rows(session: Session, name: str, split: str) -> np.ndarray:
-    """bool [rows]: which have a finite loss and gradient."""
-    found: np.ndarray = session.cached(
-        ("finite", name, split), lambda: columns(session, name, split, "finite")
-    )
-    return found
 
 
 def _reads(values: Values) -> Names:

@@ -28,12 +28,13 @@ from torch import Tensor
 
 from distinf.engine.stage import Stage
 from distinf.gram.blocks import SPARSE, Block
-from distinf.gram.gradients import dense_rows, row_bytes, sparse_rows
+from distinf.gram.gradients import row_bytes
 from distinf.gram.paired import EACH, QUERIES, SELF, chosen
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, pool_phases
 from distinf.gram.settings import EKFAC, OF_ALL_PAIRS, OF_WORDS
 from distinf.gram.solved import ekfac_queries, fisher_queries, moments_of, query_slab
 from distinf.gram.stopwatch import TOOK, Stopwatch, by_width
+from distinf.gram.stored_gradients import dense_rows, sparse_rows
 from distinf.gram.tiles import (
     FACTORS,
     NAME,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from distinf.engine.session import draw, row_ranges
 from distinf.gram.blocks import SPARSE
-from distinf.gram.gradients import dense_rows, finite_rows, sparse_rows
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
+from distinf.gram.stored_gradients import dense_rows, finite_rows, sparse_rows
 from distinf.gram.task import Labelled
 from distinf.gram.tiles import slab_units
 from distinf.numerics.separation import GroupProducts, Separations, separations

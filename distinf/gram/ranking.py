@@ -17,8 +17,9 @@ from distinf.gram import baselines, tiles
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import SPARSE
 from distinf.gram.configurations import all_scores, headline
-from distinf.gram.gradients import PREDICTED, columns, finite_rows, split_units
+from distinf.gram.gradients import PREDICTED
 from distinf.gram.session import TRAIN, Cell, Session
+from distinf.gram.stored_gradients import columns, finite_rows, split_units
 from distinf.gram.task import Predicting, described_rows
 from distinf.gram.train import ROW_LOSSES, stored_fit
 from distinf.numerics.label_noise import likeliest_other, normal_scores, wrong_labels

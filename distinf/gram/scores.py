@@ -27,17 +27,11 @@ from distinf.gram.block_products import (
     note_of,
 )
 from distinf.gram.blocks import SPARSE
-from distinf.gram.gradients import columns, finite_rows
 from distinf.gram.session import QUERY, TRAIN, Cell, Outline, Session, units_of_cells
 from distinf.gram.settings import EKFAC, HOWS, JOINT, OF_ALL_PAIRS, OF_WORDS, StageSettings
 from distinf.gram.stopwatch import TOOK, Stopwatch, joint_name
-from distinf.gram.tiles import (
-    FACTORS,
-    compared_queries,
-    narrow,
-    queries_at_once,
-    tiled,
-)
+from distinf.gram.stored_gradients import columns, finite_rows
+from distinf.gram.tiles import FACTORS, compared_queries, narrow, queries_at_once, tiled
 from distinf.numerics.aggregation import tallies
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.gram.gradients import finite_rows
 from distinf.gram.scores import COMPARED, cell_units
 from distinf.gram.session import QUERY, Cell, Session
+from distinf.gram.stored_gradients import finite_rows
 from distinf.gram.tiles import FACTORS
 from distinf.numerics.metrics import spearman
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from distinf.errors import InputError
 from distinf.gram.factors import curvature
-from distinf.gram.gradients import dense_rows, finite_rows
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import EKFAC
+from distinf.gram.stored_gradients import dense_rows, finite_rows
 from distinf.gram.tiles import FACTORS, compared_queries, named, narrow, tiled
 from distinf.numerics.estimators import fisher
 from distinf.numerics.products import scaled, scales, sqnorms

@@ -10,9 +10,9 @@ import numpy as np
 
 from distinf.engine.session import row_ranges
 from distinf.gram.blocks import SPARSE, Block
-from distinf.gram.gradients import finite_rows
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import EKFAC, OF_ALL_PAIRS, StageSettings
+from distinf.gram.stored_gradients import finite_rows
 from distinf.numerics.estimators import datainf
 from distinf.runtime import Unit
 from distinf.store import array_of, open_group

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from distinf.errors import InputError
 from distinf.runtime import Unit
+from distinf.spectral.action_settings import ActionSettings
 from distinf.spectral.session import Outline
-from distinf.spectral.settings import ActionSettings
 
 NAME = "actions"
 HEADLINE = ""

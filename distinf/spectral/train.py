@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,12 @@ from distinf.runtime.activity import HERE, SHARD
 from distinf.runtime.handed import handed
 from distinf.spectral.session import DATA, Outline, Session
 from distinf.spectral.settings import TrainSettings
+from distinf.spectral.training_state import (
+    load_model,
+    load_optimizer,
+    model_arrays,
+    optimizer_arrays,
+)
 from distinf.tasks import checkpoint
 from distinf.tasks.identity import has_own_rows
 from distinf.tasks.task import Task, error_context
@@ -110,7 +115,7 @@ def try_step(task: Task, settings: TrainSettings) -> None:
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
         optimizer.step()
-    _optimizer_arrays(model, optimizer)
+    optimizer_arrays(model, optimizer)
 
 
 def starting_model(session: Session) -> nn.Module:
@@ -129,7 +134,7 @@ def trained_model(session: Session) -> nn.Module:
         return starting_model(session).eval()
     model = session.fresh_model()
     stored = session.cached("weights", lambda: session.arrays(wanted[-1]))
-    _load_model(model, stored)
+    load_model(model, stored)
     return model.eval()
 
 
@@ -171,7 +176,7 @@ def model_at(session: Session, unit: Unit) -> nn.Module:
     """The model as it was when `unit` ended, one of `units`; otherwise as trained_model."""
     model = session.fresh_model()
     names = [f"model.{name}" for name in model.state_dict()]
-    _load_model(model, session.arrays(unit, names))
+    load_model(model, session.arrays(unit, names))
     return model.eval()
 
 
@@ -180,7 +185,7 @@ def trained_optimizer(session: Session, model: nn.Module, optimizer: torch.optim
     wanted = [unit for unit, _ in units(session.outline)]
     if wanted:
         stored = session.cached("weights", lambda: session.arrays(wanted[-1]))
-        _load_optimizer(model, optimizer, stored)
+        load_optimizer(model, optimizer, stored)
 
 
 def loss_curve(session: Session) -> np.ndarray:
@@ -199,8 +204,8 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
     finished = [*done_for_all(session, collective, wanted), False].index(False)
     if finished:
         stored = session.arrays(wanted[finished - 1])
-        _load_model(model, stored)
-        _load_optimizer(model, optimizer, stored)
+        load_model(model, stored)
+        load_optimizer(model, optimizer, stored)
     for unit in wanted[finished:]:
         began = time.perf_counter()
         losses = []
@@ -209,7 +214,7 @@ def body(session: Session, collective: Collective, attempt: str) -> int:
                 group["lr"] = settings.rate(step)
             losses.append(_step(session, model, optimizer, step, collective))
         if collective.rank == 0:
-            arrays = {**_model_arrays(model), **_optimizer_arrays(model, optimizer)}
+            arrays = {**model_arrays(model), **optimizer_arrays(model, optimizer)}
             arrays["loss"] = np.asarray(losses, dtype=np.float32)
             seconds = time.perf_counter() - began
             summary = {"loss": losses[-1], "seconds": seconds, "ranks": collective.size}
@@ -328,57 +333,10 @@ def _unpack(model: nn.Module, buffers: Mapping[str, Tensor], summed: Tensor) -> 
         offset += value.numel()
 
 
-def _model_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    return {f"model.{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
-
-
-def _load_model(model: nn.Module, stored: Mapping[str, np.ndarray]) -> None:
-    state = {
-        name: torch.from_numpy(np.array(stored[f"model.{name}"])) for name in model.state_dict()
-    }
-    model.load_state_dict(state)
-
-
-def _optimizer_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
-    return {
-        f"optimizer.{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in _entries(optimizer.state.get(parameter, {}))
-    }
-
-
-def _entries(state: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    for key, value in state.items():
-        if isinstance(value, Tensor):
-            yield key, value.detach().cpu().numpy()
-        elif isinstance(value, (int, float)):
-            yield key, np.asarray(value, dtype=np.float64)
-        else:
-            raise InputError(f"task: optimizer state '{key}' is neither a tensor nor a number")
-
-
 def trained_layers(session: Session) -> tuple[nn.Module, Layout]:
     """The trained model, one a worker, and those of its parameters that the curvature is of."""
     model = session.cached("trained", lambda: trained_model(session))
     return model, Layout.of(model, session.settings.curvature.blocks)
-
-
-def _load_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, np.ndarray]
-) -> None:
-    """State by parameter name; a number comes back as int or float, a tensor as a tensor."""
-    for name, parameter in model.named_parameters():
-        prefix = f"optimizer.{name}."
-        found = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-        for key, value in found.items():
-            if value.ndim == 0 and value.dtype == np.float64:
-                number = float(value)
-                optimizer.state[parameter][key] = int(number) if number.is_integer() else number
-            else:
-                tensor = torch.from_numpy(np.array(value)).to(parameter.device)
-                if tensor.shape == parameter.shape:  # strides too: sums follow memory order
-                    tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-                optimizer.state[parameter][key] = tensor
 
 
 STAGE = Stage(

@@ -20,7 +20,8 @@ from torch import nn
 from distinf.numerics.curvature import twice_differentiable
 from distinf.numerics.parameters import Layout
 from distinf.numerics.tuning import Tuning, losses_of, of_pieces, parameters_of
-from distinf.studies.knowledge.task import Knowledge, Statements, task, token_loss
+from distinf.studies.knowledge.packing import token_loss
+from distinf.studies.knowledge.task import Knowledge, Statements, task
 
 RATE = 1e-6
 DOMAIN = "belongs_to"

@@ -117,12 +117,12 @@ def collected(session: Any, rows: int) -> float:
 
 def filled(session: Any) -> None:
     """Units of gradients as they would be, of random numbers."""
-    from distinf.gram import gradients
+    from distinf.gram import stored_gradients
 
     cell = session.cell("")
     random = np.random.default_rng(0)
     for split in ("train", "evaluation"):
-        for unit in gradients.split_units(session.settings, cell, split):
+        for unit in stored_gradients.split_units(session.settings, cell, split):
             rows = unit.stop - unit.start
             arrays = {
                 f"dense.{slab:03d}": random.standard_normal(

@@ -22,7 +22,8 @@ import torch
 
 from distinf import influence, per_sample_gradients
 from distinf.numerics.metrics import spearman
-from distinf.studies.knowledge.task import Knowledge, Statements, token_loss
+from distinf.studies.knowledge.packing import token_loss
+from distinf.studies.knowledge.task import Knowledge, Statements
 from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.causal import CausalModel
 from distinf.studies.language.settings import LoraSettings, Pretrained

@@ -22,6 +22,7 @@ from distinf.gram import (
     gram,
     ranking,
     scores,
+    stored_gradients,
     tiles,
     train,
 )
@@ -322,7 +323,7 @@ def test_a_row_whose_gradient_is_not_finite_is_left_out_by_name_and_changes_no_o
     )
     (cell,) = session.outline.cells.values()
     found = all_scores(session, cell)
-    units = gradients.split_units(session.settings, cell, TRAIN)
+    units = stored_gradients.split_units(session.settings, cell, TRAIN)
     assert session.record(units[0])["summary"]["quarantined"] == [7]
     for scores_N in found.values():
         assert np.flatnonzero(np.isnan(scores_N)).tolist() == [7]
@@ -393,7 +394,7 @@ def test_rankings_that_cost_nothing_are_rated_like_the_estimators(run):
     for name in ("own loss", "gradient norm", "embedding neighbours", "bm25", "self influence"):
         assert re.search(rf"{name} \d+ %", beside)
     assert re.search(r"influence and losses combined \d+ %", beside)
-    probabilities = gradients.columns(run, "words-0", TRAIN, gradients.PREDICTED)
+    probabilities = stored_gradients.columns(run, "words-0", TRAIN, gradients.PREDICTED)
     np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-6)
     wrong = [cell["suggested_wrong"] for cell in found.cells]
     assert f"about {sum(wrong)} of 120 labels are wrong" in told

@@ -10,8 +10,8 @@ from distinf.report.spectral import arm_outcomes
 from distinf.report.spectral.terminal import summary
 from distinf.report.spectral.warnings import warnings
 from distinf.spectral import actions, evaluate, pools, scores
+from distinf.spectral.action_settings import ActionSettings
 from distinf.spectral.arms import ALL_TARGETS, arm_of, families, family_jobs, jobs
-from distinf.spectral.settings import ActionSettings
 from tests.support.runs import POINTS, all_scores, run_points
 
 LOSSES = ("bce", "ber")

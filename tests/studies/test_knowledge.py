@@ -26,7 +26,8 @@ from distinf.numerics.text_baselines import bm25
 from distinf.numerics.tuning import Tuning, first_order, losses_of, of_pieces, parameters_of
 from distinf.studies.knowledge import task as knowledge
 from distinf.studies.knowledge.domains import domains, word
-from distinf.studies.knowledge.task import Knowledge, of_like_lengths, packed, task, token_loss
+from distinf.studies.knowledge.packing import of_like_lengths, packed, token_loss
+from distinf.studies.knowledge.task import Knowledge, task
 from distinf.tasks.rehearsal import rehearse
 from tests.support.causal import write_causal
 from tests.support.runs import silent

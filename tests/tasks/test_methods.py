@@ -9,7 +9,7 @@ from torch.nn import functional
 from distinf.config import load, resolve
 from distinf.engine.run import checked_session, execute, open_session, reopen
 from distinf.errors import InputError
-from distinf.gram import configurations, gradients
+from distinf.gram import configurations, gradients, stored_gradients
 from distinf.gram.session import TRAIN
 from distinf.numerics.parameters import Layout
 from distinf.spectral import gradients as basis_gradients
@@ -211,7 +211,7 @@ def test_query_losses_of_the_basis_route_are_checked_too(tmp_path):
 def test_a_worker_looks_again_at_the_model_that_was_trained(tmp_path, monkeypatch):
     """A task may give another model later; here the driver's was fine and the worker's is not."""
     session = open_session(config_of(tmp_path / "run", "linear"))
-    unit = gradients.split_units(session.settings, session.cell(""), TRAIN)[0]
+    unit = stored_gradients.split_units(session.settings, session.cell(""), TRAIN)[0]
     model = Net("rows one by one")
     monkeypatch.setattr(gradients, "trained_model", lambda *_: model)
     with pytest.raises(InputError, match=r"--set gradients\.method=loop"):

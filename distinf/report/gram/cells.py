@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.gram import gradients, scores, train
+from distinf.gram import scores, stored_gradients, train
 from distinf.gram.actions import flipped_rows, lowest_first
 from distinf.gram.blocks import layer
 from distinf.gram.configurations import BETWEEN, all_scores, headline
@@ -38,7 +38,7 @@ def cell(session: Session, cell: Cell) -> Iterator[Row]:
     of = getattr(task, "cell", None)  # a study's dataset and seed
     told, labels, queries = suggested(session, cell), _labels(task), cell.rows[QUERY]
     most, right, by_one_class = by_split(task, "largest_class").get(QUERY), None, None
-    if gradients.says_right(session, cell.name):
+    if stored_gradients.says_right(session, cell.name):
         right = int(scores.right_queries(session, cell).sum())
     unlearned, label_ndr = False, None
     if most is not None:

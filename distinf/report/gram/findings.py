@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distinf.gram import actions, factors, gradients, scores, tiles
+from distinf.gram import actions, factors, scores, stored_gradients, tiles
 from distinf.gram.actions import flipped_rows
 from distinf.gram.asking import answer
 from distinf.gram.blocks import ALL, SPARSE
@@ -256,7 +256,7 @@ def _quarantined(session: Session, cells: Sequence[Cell]) -> Iterator[tuple[str,
     """By cell and split, the rows' numbers in the user's own data, where the task knows them."""
     for cell, split in product(cells, (TRAIN, QUERY)):
         task = session.task(cell.name)
-        rows = np.flatnonzero(~gradients.finite_rows(session, cell.name, split))
+        rows = np.flatnonzero(~stored_gradients.finite_rows(session, cell.name, split))
         numbers = rows.tolist()
         if isinstance(task, Numbered):
             numbers = np.asarray(task.numbers(split))[rows].tolist()

@@ -20,6 +20,7 @@ from distinf.gram.task import Fit, Gang, Tell, selected_epoch
 from distinf.numerics.precision import precision
 from distinf.numerics.randomness import number
 from distinf.studies.language.saving import Saved
+from distinf.studies.language.trainer_arguments import schedule_name
 from distinf.studies.language.training import (
     COLUMNS,
     MEASURED,
@@ -27,7 +28,6 @@ from distinf.studies.language.training import (
     Tunable,
     not_finite,
     own_randomness,
-    schedule_name,
 )
 from distinf.studies.language.zero import Zero, environment
 from distinf.tasks.task import Batch

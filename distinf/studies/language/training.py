@@ -26,17 +26,13 @@ from distinf.numerics.checkpointing import recompute_blocks
 from distinf.numerics.precision import precision
 from distinf.studies.language.adapters import trained_weights
 from distinf.studies.language.pretrained import on_device
+from distinf.studies.language.trainer_arguments import trainer_arguments
 from distinf.tasks.task import Batch, PerSampleLoss
 
 Collate = Callable[[Sequence[int]], dict[str, Tensor]]  # row numbers -> a padded batch
 PIECE = 8
 ROWS = "row_numbers"  # in a batch of training rows
 MEASURED = {"query": "evaluation", "test": "test"}
-OPTIMIZERS = {  # of the Trainer
-    "adamw": "adamw_torch",
-    "adamw-8bit": "adamw_bnb_8bit",
-    "paged-adamw-8bit": "paged_adamw_8bit",
-}
 COLUMNS = ("loss", "correct")  # of `evaluate`: their means are the loss and the accuracy
 
 
@@ -108,7 +104,7 @@ def _fine_tune(
     watch = _watch(tell, recipe.selected_epoch)
     seen = RowLosses(rows["train"].ids, recipe.epochs)
     with tempfile.TemporaryDirectory() as folder, own_randomness(device), _on(device):
-        arguments = _arguments(recipe, lr, task.training_seed, steps, folder, device)
+        arguments = trainer_arguments(recipe, lr, task.training_seed, steps, folder, device)
         trainer = _trainer(task, seen, recipe.accumulation)(
             model=model,
             args=arguments,
@@ -317,46 +313,6 @@ def not_finite(name: str, value: float, epoch: int) -> InputError:
         f"train: the {name.replace('_', ' ')} is {value} in epoch {epoch}; lower train.lr (or "
         "train.lr_of for this dataset), or raise train.warmup"
     )
-
-
-def _arguments(
-    recipe: TrainSettings, lr: float, seed: int, steps: int, folder: str, device: torch.device
-) -> Any:
-    from transformers import TrainingArguments
-
-    arguments = TrainingArguments(
-        output_dir=folder,
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.evaluation_batch,
-        learning_rate=lr,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip,
-        lr_scheduler_type=schedule_name(recipe),
-        warmup_steps=math.ceil(recipe.warmup * steps),
-        optim=OPTIMIZERS[recipe.optimizer],
-        bf16=recipe.precision == "bfloat16",
-        seed=seed,
-        data_seed=seed,
-        eval_strategy="epoch",
-        logging_strategy="epoch",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_num_workers=0,
-        dataloader_pin_memory=device.type == "cuda",
-        use_cpu=device.type == "cpu",
-        log_level="error",
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # never DataParallel over what else is visible
-    return arguments
-
-
-def schedule_name(recipe: TrainSettings) -> str:
-    return "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
 
 
 def _be_quiet(trainer: Any) -> None:
