@@ -5,8 +5,7 @@ Components own their settings as frozen dataclasses; this composes them and refu
 
 import dataclasses
 import difflib
-import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any, ClassVar, get_type_hints
 
@@ -14,14 +13,8 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from distinf.config_file import (
-    assign,
-    merged,
-    read,
-    reason,
-    refuse_boundless,
-    refuse_truths,
-)
+from distinf.config_file import assign, merged, read, reason, refuse_boundless, refuse_truths
+from distinf.config_mistakes import explain
 from distinf.digest import digest
 from distinf.engine.recipe import REPORT, Recipe, recipe_named
 from distinf.engine.session import Session, session_of
@@ -282,7 +275,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     except ValidationError as error:
         own = _untyped(error, raw)
         known = _own_keys(raw["task"])
-        raise InputError(f"{where}: {_explain(error, kind, known)}{own}") from None
+        raise InputError(f"{where}: {explain(error, kind, known)}{own}") from None
     except ArithmeticError as error:  # of a check that reckons with the numbers
         raise InputError(f"{where}: a number is out of range: {error}") from None
     typed = settings_type(config.task)
@@ -294,7 +287,7 @@ def resolve(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
     try:
         settings = holder(settings=config.settings).settings  # type: ignore[attr-defined]
     except ValidationError as error:
-        raise InputError(f"{where}: {_explain(error, holder)}") from None
+        raise InputError(f"{where}: {explain(error, holder)}") from None
     except ArithmeticError as error:
         raise InputError(f"{where}: a number of the settings is out of range: {error}") from None
     plain = TypeAdapter(typed).dump_python(settings, mode="json")
@@ -334,41 +327,6 @@ def _untyped(error: ValidationError, raw: Mapping[str, Any]) -> str:
     if not unknown or dataclasses.is_dataclass(settings_type(raw["task"])):
         return ""
     return f"; a setting of the task's own is settings.{first['loc'][0]}"
-
-
-def _explain(error: ValidationError, root: Any = RunConfig, own: Iterable[str] = ()) -> str:
-    """The first problem in one line, with the nearest valid name for an unknown key; `own` are
-    settings of the task, which may stand at the top.
-    """
-    problems = error.errors()
-    first = problems[0]
-    path = [str(part) for part in first["loc"]]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = sorted([*_field_names(root, path[:-1]), *(own if len(path) == 1 else ())])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-        return f"unknown key '{'.'.join(path)}'; {hint}{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("dataclass_type", "dict_type"):
-        inner = next(_field_names(root, path), "key")
-        message = f"holds keys and is no value; set one of them, as in {'.'.join(path)}.{inner}"
-    return ": ".join(filter(None, [".".join(path), f"{message}{more}"]))
-
-
-def _field_names(root: Any, path: Sequence[str]) -> Iterator[str]:
-    """Names of the fields of the model or dataclass at `path`."""
-    for part in path:
-        fields = root.model_fields if hasattr(root, "model_fields") else {}
-        if part in fields:
-            root = fields[part].annotation
-        elif dataclasses.is_dataclass(root):
-            hints = inspect.get_annotations(root, eval_str=True)  # type: ignore[arg-type]
-            root = hints.get(part)
-    if hasattr(root, "model_fields"):
-        yield from root.model_fields
-    elif dataclasses.is_dataclass(root):
-        yield from (field.name for field in dataclasses.fields(root))
 
 
 def dump(config: RunConfig, record: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from distinf.engine.evaluating import Evaluation
 from distinf.engine.recipe import Answer
-from distinf.engine.run import page_path
+from distinf.engine.rewriting import page_path
 from distinf.engine.session import Session
 from distinf.planning import Plan
 from distinf.printable import printable

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distinf.engine.run import reopen, rewrite_report
+from distinf.engine.rewriting import rewrite_report
+from distinf.engine.run import reopen
 from distinf.engine.standing import stages_of
 from distinf.engine.verifying import verify
 from distinf.errors import CorruptionError, DistinfError

@@ -66,7 +66,8 @@ def watch(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     look_for_run(options)
-    from distinf.engine.run import reopen, rewrite_report
+    from distinf.engine.rewriting import rewrite_report
+    from distinf.engine.run import reopen
 
     show(rewrite_report(reopen(options.run)))
 

@@ -5,7 +5,6 @@ import logging
 import os
 import shlex
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -21,12 +20,13 @@ from distinf.engine.fingerprint import fingerprint, provenance
 from distinf.engine.format import refuse_other_format
 from distinf.engine.heartbeat import Beating, is_begun
 from distinf.engine.lease import held, is_lease
+from distinf.engine.refusals import refuse_unknown_secrets, refuse_unseen_folder, refuse_without_gpu
 from distinf.engine.session import Session
 from distinf.errors import SEE, CorruptionError, DistinfError, InputError, Interrupted
-from distinf.masking import masked, variable, without
+from distinf.masking import masked, without
 from distinf.naming import CONFIG
 from distinf.planning import fitting_runtime, joins, quick_plans, refuse_what_cannot_fit
-from distinf.runtime import Agenda, Node, RuntimeSettings, faults, open_runtime
+from distinf.runtime import Agenda, Node, RuntimeSettings, open_runtime
 from distinf.runtime.litter import sweep
 from distinf.runtime.units import differences
 from distinf.store import Blobs, open_root
@@ -80,8 +80,8 @@ def checked_session(
     blobs = open_root(str(config.out))
     refuse_other_format(blobs)
     stored = stored_provenance(blobs)
-    _refuse_unknown_secrets(config)
-    _refuse_without_gpu(config)
+    refuse_unknown_secrets(config)
+    refuse_without_gpu(config)
     config = config.settled(_stored_methods(stored))
     session = _session(config, blobs.root)
     if stored is None and not all(map(is_lease, blobs.names(""))):
@@ -109,27 +109,6 @@ def checked_session(
         return session, None
     accepted = sorted({*stored.get("accepted", []), *differing})
     return session, dump(config, provenance(config, accepted))
-
-
-def _refuse_unknown_secrets(config: RunConfig) -> None:
-    for key in config.unknown_secrets:
-        raise InputError(
-            f"{key}: a run's folder does not keep secrets; give it in the environment, as "
-            f"{variable(key)}, or run the configuration that it was in"
-        )
-
-
-def _refuse_without_gpu(config: RunConfig) -> None:
-    gpus = config.runtime.num_gpus
-    if gpus and config.runtime.kind == "local" and not torch.cuda.is_available():
-        raise InputError(
-            f"runtime.num_gpus: {gpus:g}, but torch sees no GPU here; set it to 0, or name a "
-            "cluster that has some (runtime.address)"
-        )
-    for each in (config, *config.varied.values()):
-        needs = getattr(each.decided, "needs_gpu", "")
-        if needs and not gpus:
-            raise InputError(f"{needs} needs a GPU: set runtime.num_gpus, or choose another")
 
 
 def _refuse_what_cannot_fit(
@@ -270,7 +249,7 @@ def _carried_out(
         let_go()
     try:
         if config.runtime.address and "://" not in session.blobs.root:
-            _refuse_unseen_folder(session, runtime)
+            refuse_unseen_folder(session, runtime)
         if joins(config.runtime):
             nodes = runtime.nodes()
             if text is not None:
@@ -321,21 +300,6 @@ def _with_details(session: Session, error: DistinfError) -> DistinfError:
     return type(error)(f"{error} (details: {session.blobs.root}/{name})")
 
 
-def _refuse_unseen_folder(session: Session, runtime: Any) -> None:
-    """A folder of this machine alone would lose what other nodes write."""
-    probe = f".probe-{uuid.uuid4().hex}"
-    session.blobs.put(probe, b"")
-    try:
-        blind = runtime.blind_nodes(f"{session.blobs.root}/{probe}")
-    finally:
-        session.blobs.delete(probe)
-    if blind:
-        raise InputError(
-            f"out: {session.blobs.root} is not seen by {', '.join(blind)}; "
-            "put it on a folder that all nodes share, or on s3:// or gs://"
-        )
-
-
 def reopen(folder: str) -> Session:
     """The session of a run's folder or URL, for looking at it; InputError if it is none."""
     blobs = open_root(folder)
@@ -357,34 +321,3 @@ def refuse_unfinished(session: Session, config: RunConfig, folder: str) -> None:
             f"accept that first by distinf run {shlex.quote(folder)} --accept "
             f"{shlex.quote(differing[0])}, which makes anew what depends on it"
         )
-
-
-def rewrite_report(session: Session) -> str:
-    """Make the report anew from what is committed -> where its page is.
-
-    CorruptionError if that is not what a run commits: a checksum says nothing of who made it.
-    """
-    try:
-        return _rewritten(session)
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as e:
-        if isinstance(e, DistinfError) or faults.whose(e) == "user":
-            raise
-        raise CorruptionError(
-            f"report: {session.blobs.root} does not hold what a run commits ({faults.told(e)}); if "
-            "nobody changed it, this is a bug of distinf: DISTINF_TRACE=1 shows where"
-        ) from e
-
-
-def _rewritten(session: Session) -> str:
-    for each in running.together(session):
-        for stage in session.recipe.working:
-            if not stage.is_done(each, stage.wanted_units(each)):
-                name = running.part_of(each, stage).title
-                raise InputError(f"report: stage '{name}' is not done; finish the run first")
-    assert session.recipe.report is not None  # see recipe_named
-    session.recipe.report(session)
-    return page_path(session)
-
-
-def page_path(session: Session) -> str:
-    return f"{session.blobs.root}/report/index.html"

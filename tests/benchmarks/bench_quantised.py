@@ -113,7 +113,7 @@ from distinf.numerics.capture import per_sample_gradients
 from distinf.numerics.checkpointing import recompute_blocks
 from distinf.studies.language.adapters import adapt
 from distinf.studies.language.settings import LoraSettings
-from distinf.studies.noisy_labels.task import cross_entropy
+from distinf.studies.noisy_labels.outputs import cross_entropy
 config = transformers.MistralConfig(
     hidden_size=512, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=2,
     intermediate_size=1792, vocab_size=1000, sliding_window=None, pad_token_id=0, num_labels=2)

@@ -12,7 +12,8 @@ import yaml
 from torch.func import functional_call, hessian, jacrev
 
 from distinf.config import load
-from distinf.engine.run import open_session, reopen, rewrite_report
+from distinf.engine.rewriting import rewrite_report
+from distinf.engine.run import open_session, reopen
 from distinf.engine.session import draw
 from distinf.engine.standing import stages_of
 from distinf.engine.verifying import verify

@@ -12,22 +12,15 @@ import pytest
 
 from distinf.cli import main
 from distinf.config import load, resolve
-from distinf.engine.run import execute, open_session, reopen, rewrite_report
+from distinf.engine.rewriting import rewrite_report
+from distinf.engine.run import execute, open_session, reopen
 from distinf.engine.standing import stages_of
 from distinf.engine.verifying import folder_of, set_aside, verify
 from distinf.errors import CorruptionError, InputError
 from distinf.runtime import Agenda, Ledger, Part, handed, repairs
 from distinf.runtime.records import seal, unseal
 from distinf.store import open_root
-from tests.support.runs import (
-    POINTS,
-    REPOSITORY,
-    all_scores,
-    copied,
-    run_points,
-    same_bits,
-    silent,
-)
+from tests.support.runs import POINTS, REPOSITORY, all_scores, copied, run_points, same_bits, silent
 
 
 @pytest.fixture(scope="module")

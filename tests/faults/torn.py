@@ -16,7 +16,8 @@ import yaml
 
 from distinf.config import dump, load, resolve
 from distinf.engine.heartbeat import last_heartbeat
-from distinf.engine.run import reopen, rewrite_report
+from distinf.engine.rewriting import rewrite_report
+from distinf.engine.run import reopen
 from distinf.engine.standing import status_of
 from distinf.engine.verifying import set_aside, verify
 from distinf.errors import DistinfError

@@ -25,8 +25,9 @@ from distinf.studies.language.adapters import trained_weights
 from distinf.studies.language.peft_files import peft_files
 from distinf.studies.language.settings import LoraSettings
 from distinf.studies.noisy_labels.models import load_model
+from distinf.studies.noisy_labels.outputs import logits_of
 from distinf.studies.noisy_labels.settings import ModelSettings
-from distinf.studies.noisy_labels.task import NoisyCell, logits_of
+from distinf.studies.noisy_labels.task import NoisyCell
 from distinf.terminal import Terminal
 from tests.support.noisy import tiny_model, write_classes
 

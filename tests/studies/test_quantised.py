@@ -22,8 +22,8 @@ from distinf.numerics.precision import precision
 from distinf.numerics.second_derivatives import passing_kind
 from distinf.studies.language.settings import LoraSettings, Pretrained
 from distinf.studies.noisy_labels.models import load_model
+from distinf.studies.noisy_labels.outputs import cross_entropy
 from distinf.studies.noisy_labels.settings import ModelSettings
-from distinf.studies.noisy_labels.task import cross_entropy
 from tests.support.noisy import tiny_model, write_classes
 
 CPU = torch.device("cpu")

@@ -36,18 +36,14 @@ from distinf.studies.noisy_labels.deviations import deviations
 from distinf.studies.noisy_labels.glue import Load
 from distinf.studies.noisy_labels.known import KNOWN, paper_name
 from distinf.studies.noisy_labels.models import load_model, meta_model
+from distinf.studies.noisy_labels.outputs import cross_entropy, logits_of, mean_states
 from distinf.studies.noisy_labels.published import layers, methods
 from distinf.studies.noisy_labels.settings import NoisyLabelSettings
 from distinf.studies.noisy_labels.sizes import tokens_per_row
 from distinf.studies.noisy_labels.splits import PARTS, SETTING
 from distinf.tasks.task import Batch, Shapes, Wording
 
-LATER = (
-    "classes",
-    "group",
-    "queries",
-    "candidates",
-)  # settings that change nothing where they are not given
+LATER = ("classes", "group", "queries", "candidates")  # change nothing where they are not given
 WORDING = Wording(
     question="Which training samples have wrong labels, and what if they are left out?",
     noun="samples",
@@ -341,26 +337,6 @@ class NoisyLabels(NoisyCell):
     def cells(self) -> dict[str, NoisyCell]:
         """Each by its name, such as "qnli-3"."""
         return {cell.name: NoisyCell(self.settings, cell, self._load) for cell in self._cells}
-
-
-def logits_of(model: nn.Module, batch: Batch) -> Tensor:
-    """float32 [n, classes]."""
-    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    logits: Tensor = outputs.logits.float()
-    return logits
-
-
-def mean_states(model: Any, batch: Batch) -> Tensor:
-    """float32 [n, width]: the mean of the base's last hidden states, without padding."""
-    mask = batch["attention_mask"]
-    found = model.base_model(input_ids=batch["input_ids"], attention_mask=mask)
-    states = torch.where(mask[..., None] > 0, found.last_hidden_state.float(), 0.0)
-    return states.sum(1) / mask.sum(1, keepdim=True)
-
-
-def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """[n]: the training loss of each row."""
-    return nn.functional.cross_entropy(logits_of(model, batch), batch["labels"], reduction="none")
 
 
 def task(settings: NoisyLabelSettings, seed: int) -> NoisyLabels:
