@@ -4,16 +4,14 @@ The context that crosses to a worker is JSON: root, recipe, task, settings, and 
 stage, which is the digest of all that the stage's results depend on.
 """
 
-import contextlib
 import errno
 import json
 import socket
 import sys
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +21,18 @@ from torch import nn
 from distinf.collective import Collective
 from distinf.engine.recipe import Recipe, recipe_named
 from distinf.engine.stage import WHOLE, Keys
-from distinf.errors import SEE, CorruptionError, InputError
+from distinf.engine.stored import Stored
+from distinf.errors import InputError
 from distinf.microbatch import MICROBATCHES
 from distinf.naming import CONFIG, refuse_names
 from distinf.numerics.batches import mapped
 from distinf.numerics.curvature import dense_embeddings
 from distinf.numerics.randomness import generator
-from distinf.runtime import Ledger, Lever, Unit, Work, digest
+from distinf.runtime import Lever, Unit, Work, digest
 from distinf.runtime.activity import HERE
 from distinf.runtime.litter import TOLD
 from distinf.runtime.records import JOBS, Record
-from distinf.store import Rows, open_root, read_group, write_group
+from distinf.store import write_group
 from distinf.tasks.culprit import InHand, failing_row
 from distinf.tasks.identity import needs_model, refuse_other, rows_of, seen, seen_model, stated
 from distinf.tasks.rehearsal import checked_shapes
@@ -41,11 +40,6 @@ from distinf.tasks.sources import digest_of, loaded_beyond, sources
 from distinf.tasks.task import SPLITS, Batch, Shapes, Task, build_task, task_path
 
 SOURCES = "sources"  # digests of modules beyond those that a task's files name
-TIMES, LONGEST_S = ("began", "seconds", "busy_s"), 1e12  # of a note; what is more is damage
-TELL_S = 5.0  # seconds between two words on a unit's progress, at least
-
-
-Made = TypeVar("Made")
 PREPARE = "distinf.engine.session:prepare"
 
 
@@ -62,12 +56,12 @@ class Outline:
     shapes: Shapes
 
 
-class Session:
+class Session(Stored):
     """Opens nothing before it is asked. A recipe may have its own, with more to offer."""
 
     def __init__(self, context: Mapping[str, Any], device: torch.device):
+        super().__init__(context["root"], context.get("name", ""))
         self.context = {k: v for k, v in context.items() if k != "variations"}
-        self.name: str = context.get("name", "")  # of a variation; "" for the run itself
         self.variations: Mapping[str, Any] = {
             name: type(self)(inner, device) for name, inner in context.get("variations", {}).items()
         }
@@ -76,9 +70,7 @@ class Session:
         self.device = device
         self.seed: int = context["seed"]
         self.keys: Keys = context["keys"][WHOLE]
-        self._cache: dict[Any, Any] = {}
         self._modules = 0  # how many this process had imported when their sources were noted
-        self._told: dict[str, float] = {}
         self.in_hand: list[InHand] = []  # what was read last, to find the row that fails
 
     def asked_keys(self, keys: Keys) -> Keys:
@@ -188,17 +180,6 @@ class Session:
         levers = sorted(most.levers, key=lambda lever: -lever.bytes)
         return list(dict.fromkeys(lever.setting for lever in levers))
 
-    @cached_property
-    def blobs(self) -> Any:
-        return open_root(self.context["root"])
-
-    def ledger(self, stage: str) -> Ledger:
-        return self.cached(("ledger", stage), lambda: Ledger(self.blobs, stage))
-
-    def forget_cached(self) -> None:
-        """Read and make everything anew, as records were taken out."""
-        self._cache.clear()
-
     def work(self, body: str) -> Work:
         return Work(body, PREPARE, self.context)
 
@@ -273,93 +254,6 @@ class Session:
         for name in self.blobs.names(SOURCES):
             self.blobs.delete(name)
 
-    def tell(self, unit: Unit, share: float) -> None:
-        """Say how much of a unit is done, 0 to 1, for people who wait for a long one.
-
-        It may be said often: the first word and then one every few seconds is stored.
-        """
-        HERE.report()
-        now = time.monotonic()
-        if now - self._told.get(unit.id, -TELL_S) >= TELL_S:
-            self._told[unit.id] = now
-            with contextlib.suppress(OSError):  # a word the less
-                self.blobs.put(f"{TOLD}/{unit.stage}/{unit.id}", f"{share:.4f}".encode())
-
-    def told(self, stage: str, unit_ids: Collection[str]) -> float:
-        """The sum of the shares that were told of these units."""
-        total = 0.0
-        for name in self.blobs.names(f"{TOLD}/{stage}"):
-            if name.rsplit("/", 1)[-1] in unit_ids:
-                with contextlib.suppress(KeyError, ValueError, OSError):  # committed, or damaged
-                    share = float(self.blobs.get(name))
-                    total += share if 0 <= share <= 1 else 0.0
-        return total
-
-    def done(self, units: Sequence[Unit]) -> dict[str, Record]:
-        """Commit records by unit id, of those units that have one."""
-        return self.ledger(units[0].stage).read(units) if units else {}
-
-    def arrays(self, unit: Unit, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """A committed unit's arrays; CorruptionError if it has no record."""
-        return read_group(self.blobs, self.manifest(unit), names)
-
-    def manifest(self, unit: Unit) -> Mapping[str, Any]:
-        """Which files are a committed unit's; CorruptionError if it has no record."""
-        return _manifest(self.record(unit))
-
-    def record(self, unit: Unit) -> Record:
-        """A unit's commit record; CorruptionError if it has none."""
-        return _there(unit, self.ledger(unit.stage).get(unit))
-
-    def records(self, units: Sequence[Unit]) -> list[Record]:
-        """Of each of the units; CorruptionError if one has none."""
-        done = self.done(units)
-        return [_there(unit, done.get(unit.id)) for unit in units]
-
-    def rows(self, units: Sequence[Unit]) -> Rows:
-        """Committed units of a row range as one array."""
-        parts = zip(units, self.records(units), strict=True)
-        return Rows(self.blobs, [(u.start, u.stop, _manifest(record)) for u, record in parts])
-
-    def cached(self, key: Any, make: Callable[[], Made]) -> Made:
-        """The value made once per process for this key."""
-        if key not in self._cache:
-            self._cache[key] = make()
-        found: Made = self._cache[key]
-        return found
-
-    def latest(self, kind: str, of: Any, make: Callable[[], Made]) -> Made:
-        """The value made once for `of`; of a kind only the last is kept, since they are large."""
-        slot = self._cache.get(("latest", kind))
-        if slot is None or slot[0] != of:
-            self.let_go(kind)  # freed before the next is made
-            slot = self._cache["latest", kind] = (of, make())
-        found: Made = slot[1]
-        return found
-
-    def let_go(self, kind: str) -> None:
-        """Of the value that `latest` keeps."""
-        self._cache.pop(("latest", kind), None)
-
-    def note_time(self, stage: str, began: float, seconds: float, busy_s: float) -> None:
-        """Remember what a stage took this time; a resumed run adds one note to the others."""
-        note = {"stage": stage, "began": began, "seconds": seconds, "busy_s": busy_s}
-        note["run"] = self.name
-        with contextlib.suppress(OSError):  # a full disk: the work is done all the same
-            self.blobs.put(f"timing/{stage}-{int(began * 1e3)}.json", json.dumps(note).encode())
-
-    def times(self) -> list[dict[str, Any]]:
-        """All notes of `note_time` that can be read, a variation's only in that variation."""
-        found = []
-        for name in self.blobs.names("timing"):
-            with contextlib.suppress(
-                CorruptionError, KeyError, ValueError, OSError, RecursionError
-            ):
-                note = json.loads(self.blobs.get(name))
-                if _is_time(note) and note.get("run", "") == self.name:
-                    found.append(note)
-        return found
-
 
 def prepare(context: Mapping[str, Any], device: torch.device) -> Session:
     """What a worker holds for as long as it works on one run."""
@@ -373,19 +267,6 @@ def session_of(context: Mapping[str, Any], device: torch.device) -> Session:
     """The run as this process sees it, by its recipe's own kind of session."""
     kind = recipe_named(context["recipe"]).session or Session
     return kind(context, device)
-
-
-def _manifest(record: Record) -> Mapping[str, Any]:
-    if "manifest" not in record:
-        raise CorruptionError(f"the commit record of {record['unit']} names no files; {SEE}")
-    return record["manifest"]  # type: ignore[no-any-return]
-
-
-def _is_time(note: Any) -> bool:
-    if not isinstance(note, dict) or not isinstance(note.get("stage"), str):
-        return False
-    numbers = [note.get(key) for key in TIMES]
-    return all(isinstance(n, int | float) and 0 <= n < LONGEST_S for n in numbers)
 
 
 def _refuse_other_code(drivers: Mapping[str, str], here: Mapping[str, str]) -> None:
@@ -403,12 +284,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     moved: Batch = mapped(batch, lambda _, leaf: leaf.to(device) if torch.is_tensor(leaf) else leaf)
     return moved
-
-
-def _there(unit: Unit, record: Record | None) -> Record:
-    if record is None:
-        raise CorruptionError(f"{unit.describe()} has no commit record; run again")
-    return record
 
 
 def done_for_all(session: Session, collective: Collective, units: Sequence[Unit]) -> list[bool]:
