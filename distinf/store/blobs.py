@@ -14,6 +14,14 @@ from distinf.blobs import Blobs, Buffer
 from distinf.errors import SEE, CorruptionError, InputError
 from distinf.store.regular import equals, open_regular, read_whole, too_large
 
+MOST = 240  # characters of a service's own words
+KEYS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+# Whoever has no keys asks a service of its machine for a role's.
+REFUSED = re.compile(r"latest/(api/token|meta-data)|token request|\b(401|403)\b|AccessDenied")
 DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.partial")
 
 
@@ -168,7 +176,10 @@ class Folder:
 
 
 class Bucket:
-    """An object store through obstore: a put is atomic and durable by the service's contract."""
+    """An object store through obstore: a put is atomic and durable by the service's contract.
+
+    Who may not is told in an InputError, a service that cannot be reached in a ConnectionError.
+    """
 
     def __init__(self, store: Any, root: str):
         self.root = root
@@ -177,14 +188,16 @@ class Bucket:
     def put(self, key: str, data: Buffer) -> None:
         import obstore
 
-        obstore.put(self._store, key, bytes(data))  # one in memory keeps what it is given
+        with self._told():
+            obstore.put(self._store, key, bytes(data))  # one in memory keeps what it is given
 
     def put_if_absent(self, key: str, data: Buffer) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            obstore.put(self._store, key, bytes(data), mode="create")
+            with self._told():
+                obstore.put(self._store, key, bytes(data), mode="create")
         except AlreadyExistsError:
             return False
         return True
@@ -194,10 +207,11 @@ class Bucket:
         from obstore.exceptions import NotFoundError
 
         try:
-            found = obstore.get(self._store, key)
-            if most is not None and found.meta["size"] > most:
-                raise too_large(key, found.meta["size"], most)
-            return bytes(found.bytes())
+            with self._told():
+                found = obstore.get(self._store, key)
+                if most is not None and found.meta["size"] > most:
+                    raise too_large(key, found.meta["size"], most)
+                return bytes(found.bytes())
         except (NotFoundError, FileNotFoundError):
             raise KeyError(key) from None
 
@@ -212,29 +226,31 @@ class Bucket:
         from obstore.exceptions import NotFoundError
 
         try:
-            return int(obstore.head(self._store, key)["size"])
+            with self._told():
+                return int(obstore.head(self._store, key)["size"])
         except (NotFoundError, FileNotFoundError):
             raise KeyError(key) from None
 
     def names(self, prefix: str) -> list[str]:
         import obstore
 
-        return sorted(
-            str(entry["path"])
-            for page in obstore.list(self._store, prefix or None)
-            for entry in page
-        )
+        with self._told():
+            return sorted(
+                str(entry["path"])
+                for page in obstore.list(self._store, prefix or None)
+                for entry in page
+            )
 
     def delete(self, key: str) -> None:
         import obstore
 
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._told():
             obstore.delete(self._store, key)
 
     def move(self, key: str, into: str) -> None:
         import obstore
 
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._told():
             obstore.rename(self._store, key, f"{into}/{key}")
 
     def sweep(self) -> int:
@@ -245,6 +261,28 @@ class Bucket:
 
     def require(self, key: str) -> None:
         """A bucket has no folders, and needs nothing."""
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """A page of errors in one line; what is absent, or there already, as it is."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+
+        try:
+            yield
+        except (BaseError, FileNotFoundError) as error:  # the latter for NotFoundError
+            whole = str(error)
+            reason = f"{self.root}: {whole.splitlines()[0][:MOST]}"
+            if "NoSuchBucket" in whole:
+                raise InputError(f"out: {reason}; there is no such bucket, make it first") from None
+            if isinstance(error, AlreadyExistsError | NotFoundError | FileNotFoundError):
+                raise
+            if not REFUSED.search(whole):
+                raise ConnectionError(f"{reason}; is there a way to it from here?") from None
+            keys = KEYS.get(self.root.partition("://")[0], "its keys")
+            raise InputError(
+                f"out: {reason}; it wants other credentials: set {keys} for the driver and on "
+                "every node"
+            ) from None
 
 
 _memory: dict[str, Bucket] = {}  # memory:// roots live as long as the process, for tests
