@@ -54,8 +54,14 @@ class Microbatches:
     def begin(self, halvings: int = 0) -> None:
         """Before a unit that was tried on `halvings` workers which were killed for memory."""
         self._least = max(self._least, halvings)
+        self._taken.clear()
         self.lowered: dict[str, tuple[int, int]] = {}  # in this unit: rows asked for, and taken
         self.alone = ""  # the setting by which not even one row fits
+
+    @property
+    def less_may_fit(self) -> bool:
+        """Whether more than one row was taken at once since `begin`."""
+        return not self.alone and any(rows > 1 for rows in self._taken.values())
 
     def rows(self, setting: str, count: int) -> int:
         """Of a batch of `count` rows, how many at once."""

@@ -96,6 +96,20 @@ def test_a_worker_after_killed_ones_starts_at_less(memory):
     assert rows_at_once("any", 40) == 10
 
 
+def test_whether_less_may_fit_goes_by_what_was_taken(memory):
+    assert not memory.less_may_fit
+    rows_at_once("a", 2)
+    assert memory.less_may_fit
+    memory.begin(halvings=1)
+    rows_at_once("a", 2)
+    assert not memory.less_may_fit
+    memory.begin()
+    rows_at_once("b", 9)
+    with pytest.raises(MemoryError):
+        list(each_part(range(2), fitting(0, []), "a"))
+    assert not memory.less_may_fit  # a single row does not fit
+
+
 def test_other_errors_halve_nothing(memory):
     sizes: list[int] = []
 

@@ -1,6 +1,7 @@
 """Everything in this process, one unit after the other: the reference, without Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from distinf.runtime.ledger import Ledger
@@ -24,7 +25,7 @@ class LocalRuntime:
     ) -> None:
         done = ledger.committed_ids()
         for unit in {unit.id: unit for unit in units if unit.id not in done}.values():
-            self._attempt(unit.describe(), lambda n, unit=unit: self._ready().run(work, unit, n))
+            self._attempt(unit.describe(), partial(self._ready().run, work, unit))
         ledger.seal_full_segments()
 
     def gang(
@@ -32,10 +33,8 @@ class LocalRuntime:
     ) -> Any:
         if units and ledger and {unit.id for unit in units} <= ledger.committed_ids():
             return None
-        timeout_s = self._settings.collective_timeout_s
-        return self._attempt(
-            work.title, lambda _: self._ready().run_rank(work, 0, 1, "", timeout_s)
-        ).value
+        alone = partial(self._ready().run_rank, work, 0, 1, "", self._settings.collective_timeout_s)
+        return self._attempt(work.title, lambda _, halvings: alone(halvings)).value
 
     def blind_nodes(self, path: str) -> list[str]:
         return []  # there is no node but this
@@ -55,14 +54,18 @@ class LocalRuntime:
             self._worker.ready()
         return self._worker
 
-    def _attempt(self, what: str, call: Any) -> Outcome:
+    def _attempt(self, what: str, call: Callable[[int, int], Outcome]) -> Outcome:
+        """call(attempt, halvings) until it succeeds, with half the rows where memory ran out."""
         before: Outcome | None = None
-        for attempt in range(1, self._settings.attempts + 1):
-            outcome: Outcome = call(attempt)
+        attempt = halvings = 0
+        while True:
+            attempt += 1
+            outcome = call(attempt, halvings)
             self.busy_s += outcome.seconds
             tell_lowered(outcome, self._told)
             if outcome.error is None:
                 return outcome
+            if outcome.less_may_fit:  # no attempt: each takes half the rows of the last, down to 1
+                attempt, halvings = attempt - 1, halvings + 1
             raise_if_final(what, outcome, before, attempt, self._settings.attempts)
             before = outcome
-        raise AssertionError("the last attempt returns or raises")

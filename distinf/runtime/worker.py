@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Outcome:
     whose    of an error of no such class: the user's, ours, or one that may pass
     tried    where the worker tried once more, row by row, and found the row: what failed on it
     lowered  microbatches that did not fit its memory: rows at once as set, and as taken
+    out_of_memory  memory ran out; less_may_fit: with several rows at once
     """
 
     value: Any = None
@@ -55,6 +56,8 @@ class Outcome:
     where: str = ""
     seconds: float = 0.0
     is_killed_for_memory: bool = False
+    out_of_memory: bool = False
+    less_may_fit: bool = False
     lowered: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -159,6 +162,7 @@ class Worker:
             collective.share = share
             try:
                 name, state = f"g-{uuid.uuid4().hex[:8]}", self._prepared(work)
+                MICROBATCHES.forget()  # what ranks compute together they cut alike
                 MICROBATCHES.begin(halvings)
                 return resolve(work.body)(state, collective, name)
             finally:
@@ -200,10 +204,13 @@ class Worker:
             return Outcome(error=kind, message=message, trace=trace, where=where)
         whose = faults.whose(error)
         message = faults.told(error)
-        if is_out_of_memory(error):
+        short = is_out_of_memory(error)
+        if short:
             message += self._memory_advice(stage)
         tried = self._culprit(error) if whose == "user" and DEVICE_LOST not in message else ""
-        return Outcome(None, "Exception", message, whose, tried, trace, where)
+        less = short and MICROBATCHES.less_may_fit
+        found = Outcome(None, "Exception", message, whose, tried, trace, where)
+        return replace(found, out_of_memory=short, less_may_fit=less)
 
     def _memory_advice(self, stage: str) -> str:
         """; lower train.batch_size, or runtime.workers"""

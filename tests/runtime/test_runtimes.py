@@ -113,6 +113,17 @@ def test_gang_restarts_after_a_rank_raises(runtime, root):
     assert calls(root, "rank0") == 2
 
 
+@pytest.mark.parametrize(
+    "runtime", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
+)
+def test_a_gang_that_runs_out_of_memory_takes_half_on_all_ranks_until_it_fits(runtime, root):
+    found = runtime.gang(work(root, "crowded_gang", holds=2), 2)
+    assert found == [2] * (2 if is_ray(runtime) else 1)
+    assert calls(root, "rank0") == 5  # at 32, 16, 8, 4 and 2 rows: more than runtime.attempts
+    with pytest.raises(Interrupted, match=r"attempt 3 of 3.*MemoryError"):
+        runtime.gang(work(root, "crowded_gang", holds=0), 2)
+
+
 def test_units_are_shared_out_among_gangs_side_by_side(runtime, root):
     found = shared_records(runtime, root, 1, seconds=0.2)
     pids = {record["ranks"][0] for record in found}

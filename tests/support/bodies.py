@@ -116,6 +116,15 @@ def ordered_mean(state: Mapping[str, Any], collective: Any, attempt: str) -> lis
     return [*total.tolist(), float(collective.size), float(gathered.sum()), float(reduced)]
 
 
+def crowded_gang(state: Mapping[str, Any], collective: Any, attempt: str) -> list[int]:
+    """A gang body whose last rank holds two of 32 rows -> the rows that each rank took at once."""
+    _count(state, f"rank{collective.rank}")
+    rows = rows_at_once("gang.rows", 32)
+    if collective.rank == collective.size - 1 and rows > state["script"]["holds"]:
+        raise MemoryError("scripted failure")
+    return [int(n) for n in collective.all_gather(torch.tensor([float(rows)]))]
+
+
 def shared_out(state: Mapping[str, Any], collective: Any, attempt: str) -> int:
     """A gang body: its share of the units "shared_out" 0 to 5, each committed with who was at it
     and when; the gang that has unit 0 may die at its nth start."""

@@ -37,7 +37,7 @@ class Pool:
         self._attempts: Counter[str] = Counter()
         self._began: dict[str, float] = {}  # the last attempt, by unit
         self._failed: dict[str, Outcome] = {}  # how a unit failed last
-        self._halvings: Counter[str] = Counter()  # of microbatches: by workers killed for memory
+        self._halvings: Counter[str] = Counter()  # of microbatches: where memory ran out
         self._longest_s: float | None = None
         self._most_rows = 1  # of a unit that is done
         self._finished = 0
@@ -128,7 +128,7 @@ class Pool:
             self._settings.attempts,
         )  # fmt: skip
         self._failed[unit.id] = outcome
-        if outcome.is_killed_for_memory:
+        if outcome.is_killed_for_memory or outcome.less_may_fit:
             self._halvings[unit.id] += 1
             LOG.warning("warning: %s: %s; %s", unit.describe(), outcome.message, HALF)
         if outcome.whose == "passing":

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distinf import microbatch
 from distinf.errors import Interrupted
 from distinf.gram.deepspeed import rows_at_once
 from distinf.gram.settings import TrainSettings
 from distinf.gram.task import Fit, Gang, Tell, selected_epoch
+from distinf.numerics.checkpointing import recompute_blocks
 from distinf.numerics.precision import precision
 from distinf.numerics.randomness import number
 from distinf.studies.language.saving import Saved
@@ -79,6 +81,8 @@ class _Training:
         let_go()  # DeepSpeed takes the weights apart: no other model may share them
         model = task.model()
         let_go()
+        if recipe.checkpointing:
+            recompute_blocks(model)
         if self.begun:
             self._load_weights(model)
         self.zero = Zero(model, _undecayed(model), recipe, device, self.collective)
@@ -103,7 +107,7 @@ class _Training:
         epoch, place = divmod(step, self.per_epoch)
         size = self.recipe.batch_size
         rows = self.kept[self._order(epoch)[place * size : (place + 1) * size]]
-        at_once = rows_at_once(self.recipe)
+        at_once = microbatch.rows_at_once("train.batch_size", rows_at_once(self.recipe))
         noted: list[Tensor] = []
         self.zero.engine.train()
         torch.manual_seed(number(self.task.training_seed, f"step {step} of {self.collective.rank}"))
@@ -167,7 +171,8 @@ class _Training:
         found: list[Tensor] = []
         names: list[str] = []
         by_length = np.argsort(self.task.lengths(split), kind="stable")
-        for ids, counted in self._pieces(by_length, self.recipe.evaluation_batch):
+        setting, most = "train.evaluation_batch", self.recipe.evaluation_batch
+        for ids, counted in self._pieces(by_length, microbatch.rows_at_once(setting, most)):
             with torch.no_grad():
                 columns = self.task.evaluate(self.zero.engine, self._batch(split, ids))
             names = [name for name in COLUMNS if name in columns]
