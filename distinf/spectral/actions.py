@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from distinf.engine.session import draw, to_device
+from distinf.engine.session import draw, row_ranges, to_device
 from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
+from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.adapters import add_adapters
 from distinf.numerics.curvature import sum_gradient
 from distinf.numerics.parameters import Layout
@@ -35,9 +36,11 @@ from distinf.spectral.preconditioning import rooted
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.solves import damped_spectrum
 from distinf.spectral.train import trained_model, trained_optimizer
+from distinf.tasks.checkpoint import unfrozen
 from distinf.tasks.task import Batch, GeneratingTask, RedrawingTask, StoredTask
 
-Step = Callable[[Batch, np.ndarray], None]  # (rows' batch, rows) -> the model is updated
+Step = Callable[[np.ndarray], None]  # rows -> the model is updated
+BATCH = "actions.batch_size"
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -58,9 +61,9 @@ def _cost(outline: Outline, arm: Arm, others: int) -> Cost:
     return Cost(
         flops=flops,
         bytes=8.0 * others,
-        memory=4.0 * shapes.parameters,
-        device=passed + 16.0 * shapes.parameters,
-        staged=4.0 * shapes.parameters,
+        memory={"weights": shapes.model_bytes},
+        device={**outline.state, "activations": passed, "gradients": 4.0 * shapes.tuned},
+        staged=shapes.model_bytes,
         levers=(Lever("actions.batch_size", arm.batch_size, passed),),
         work={"train": trained, "forward": measured, "model": 1},
         loaded=outline.loaded,
@@ -161,7 +164,7 @@ def body(session: Session, unit: Unit, attempt: str) -> Record:
     before = session.cached(("around", *ranks), lambda: _around(session, model, ranks))
     guard = None if arm.stop is None else _Guard(session, model, arm.stop)
     for rows in job_rows(session, unit):
-        step(session.batch("train", rows), rows)
+        step(rows)
         if guard is not None and guard.stops():
             break
         metric.append(_metric(session, model, targets))
@@ -198,11 +201,11 @@ class _Guard:
         if self._mean() <= self._most:
             self._keep()
             return False
-        self._model.load_state_dict(self._kept)
+        self._model.load_state_dict(self._kept, strict=False)
         return True
 
     def _keep(self) -> None:
-        self._kept = {name: t.clone() for name, t in self._model.state_dict().items()}
+        self._kept = {name: t.clone() for name, t in unfrozen(self._model).items()}
 
     def _mean(self) -> float:
         return float(_metric(self._session, self._model, self._ids).mean())
@@ -245,12 +248,29 @@ def _stepper(session: Session, job: Unit, model: nn.Module) -> Step:
         trained_optimizer(session, model, optimizer)
     sign = -1.0 if arm.update == "ascent" else 1.0
 
-    def step(batch: Batch, rows: np.ndarray) -> None:
-        optimizer.zero_grad()
-        (sign * loss(model.eval(), batch).mean()).backward()
+    def step(rows: np.ndarray) -> None:
+        def passed(batch: Batch, part: np.ndarray) -> None:
+            mean = loss(model.eval(), batch).mean()
+            (sign * mean * (len(part) / len(rows))).backward()
+
+        _in_parts(session, rows, optimizer.zero_grad, passed)
         optimizer.step()
 
     return step
+
+
+def _in_parts(
+    session: Session, rows: np.ndarray, begin: Callable[[], None],
+    passed: Callable[[Batch, np.ndarray], None],
+) -> None:  # fmt: skip
+    """begin(), then passed(batch, part) of all rows; anew in parts of half where memory ran out."""
+
+    def whole() -> None:
+        begin()
+        for a, b in row_ranges(len(rows), rows_at_once(BATCH, len(rows))):
+            passed(session.batch("train", rows[a:b]), rows[a:b])
+
+    from_the_start(whole, BATCH)
 
 
 def _newton(session: Session, job: Unit, model: nn.Module) -> Step:
@@ -270,16 +290,22 @@ def _newton(session: Session, job: Unit, model: nn.Module) -> Step:
     weights_N = signs(session, job)
     trained_P = layout.gather(model)
 
-    def step(batch: Batch, rows: np.ndarray) -> None:
-        weights = torch.from_numpy(weights_N[rows]).to(session.device)
+    def step(rows: np.ndarray) -> None:
+        found: list[torch.Tensor] = []
 
-        def weighted(of: nn.Module, rows_of: Batch) -> torch.Tensor:
-            return loss(of, rows_of) * weights
+        def passed(batch: Batch, part: np.ndarray) -> None:
+            weights = torch.from_numpy(weights_N[part]).to(session.device)
+
+            def weighted(of: nn.Module, rows_of: Batch) -> torch.Tensor:
+                return loss(of, rows_of) * weights
+
+            found.append(sum_gradient(model, weighted, batch, layout))
 
         now_P = layout.gather(model)
         if arm.newton_solves == "stored":
             layout.scatter_(model, trained_P)
-        mean_P = sum_gradient(model, weighted, batch, layout) / len(rows)
+        _in_parts(session, rows, found.clear, passed)
+        mean_P = torch.stack(found).sum(0) / len(rows)
         change_P = rooted(session, damped_inverse(rooted(session, mean_P), vectors_KP, spectrum))
         layout.scatter_(model, now_P - arm.newton_lr * change_P)
 

@@ -22,7 +22,8 @@ from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.scores import stored_scores, stored_variants
 from distinf.spectral.session import Session
 from distinf.spectral.solves import solves
-from distinf.spectral.train import starting_model, take_step, trained_model
+from distinf.spectral.step import take_step
+from distinf.spectral.train import starting_model, trained_model
 from distinf.tasks.task import build_task, error_context
 
 NAME = "retrain"

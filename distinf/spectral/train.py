@@ -5,33 +5,31 @@ A batch is cut into a fixed number of logical shards. Each takes its own forward
 One rank or many, killed or not, the weights are the same bits.
 
 Training starts from the task's own weights or from a checkpoint, and its end is also written as
-<run>/model.safetensors: for other tools, and as the checkpoint of another run. A variation of the
+<run>/model.safetensors, frozen parameters left out: for other tools, and as the checkpoint of
+another run. A variation of the
 run that trains a model of its own writes model-<variation>.safetensors beside it.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distinf.collective import Collective
-from distinf.digest import digest, sha256
+from distinf.digest import sha256
 from distinf.engine.session import done_for_all, row_ranges
 from distinf.engine.stage import Stage
-from distinf.errors import CorruptionError, InputError
-from distinf.numerics.curvature import per_sample
+from distinf.errors import CorruptionError
 from distinf.numerics.parameters import Layout
-from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.randomness import generator
 from distinf.runtime import Cost, Lever, Runtime, Unit, hand_out
-from distinf.runtime.activity import HERE, SHARD
 from distinf.runtime.handed import handed
 from distinf.spectral.session import DATA, Outline, Session
 from distinf.spectral.settings import TrainSettings
+from distinf.spectral.step import gradient_of, take_step
 from distinf.spectral.training_state import (
     load_model,
     load_optimizer,
@@ -44,28 +42,28 @@ from distinf.tasks.task import Task, error_context
 
 NAME = "train"
 WEIGHTS = "model.safetensors"
-BACKWARD = 3.0  # a training step costs three forward passes
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """One unit per checkpoint, in step order."""
     train, shapes = outline.settings.train, outline.shapes
-    per_step = BACKWARD * shapes.flops_per_sample * train.batch_size
+    per_step = shapes.forwards["train"] * shapes.flops_per_sample * train.batch_size
     passed = shapes.activation_bytes_per_sample * train.batch_size / train.shards
     size, shards = float(train.batch_size), train.shards
-    state = 4.0 * 3 * shapes.parameters
+    state, weights = outline.stored, shapes.model_bytes
+    device = {**outline.state, "activations": passed, "gradients": 4.0 * shapes.tuned}
     return [
         (
             Unit(NAME, outline.keys[NAME], a, b, {"to_step": b}),
             Cost(
                 flops=per_step * (b - a),
                 bytes=state,
-                memory=state,
-                device=passed + 16.0 * shapes.parameters,  # weights, gradients, two moments
-                staged=4.0 * shapes.parameters,
+                memory={"results": state},
+                device=device,
+                staged=weights,
                 levers=(Lever("train.batch_size", size, passed, least=shards, step=shards),),
                 work={"train": train.batch_size * (b - a), "checkpoint": 1},
-                summed=8.0 * shards * shapes.parameters * (b - a),  # in order, in float64
+                summed=8.0 * shards * shapes.tuned * (b - a),  # in order, in float64
             ),
         )
         for a, b in row_ranges(train.steps, train.checkpoint_every)
@@ -110,7 +108,7 @@ def try_step(task: Task, settings: TrainSettings) -> None:
         loss(model, task.batch("train", np.arange(rows))).sum().backward()
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.grad = _gradient(parameter)
+                parameter.grad = gradient_of(parameter)
         optimizer = task.optimizer(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
@@ -175,7 +173,7 @@ def _weights_name(session: Session) -> str:
 def model_at(session: Session, unit: Unit) -> nn.Module:
     """The model as it was when `unit` ended, one of `units`; otherwise as trained_model."""
     model = session.fresh_model()
-    names = [f"model.{name}" for name in model.state_dict()]
+    names = [f"model.{name}" for name in checkpoint.unfrozen(model)]
     load_model(model, session.arrays(unit, names))
     return model.eval()
 
@@ -247,90 +245,6 @@ def _step(
 ) -> float:
     rows = np.split(step_rows(session, step), session.settings.train.shards)
     return take_step(session, model, optimizer, rows, step, collective)
-
-
-def take_step(
-    session: Session,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rows: Sequence[np.ndarray],
-    step: int,
-    collective: Collective,
-    seed: int = 0,
-) -> float:
-    """One optimizer step -> the sum of the losses over train.batch_size, the same on every rank.
-
-    rows  of each shard. seed: of what the model draws in training, beside the run's own
-    """
-    settings, shards = session.settings.train, len(rows)
-    loss = next(iter(session.task.losses.values()))
-    buffers = dict(model.named_buffers())
-    start = {name: value.clone() for name, value in buffers.items()}
-    parts = []
-    model.train()
-    for shard in collective.owned(shards):
-        for name, value in buffers.items():
-            value.copy_(start[name])
-        model.zero_grad()
-        with HERE.doing(SHARD), _seeded(session, step, shard, seed):
-            batch = session.batch("train", rows[shard])
-            with precision(settings.precision, session.device), float_edges(model):
-                total = per_sample(loss(model, batch), batch).sum() / settings.batch_size
-                total.backward()
-        parts.append(_pack(model, buffers, shards, total))
-    width = sum(p.numel() for p in model.parameters() if p.requires_grad) + 1
-    width += sum(value.numel() for value in buffers.values())
-    local = (
-        torch.stack(parts)
-        if parts
-        else torch.zeros(0, width, dtype=torch.float64, device=session.device)
-    )
-    summed = collective.ordered_sum(local)
-    if not torch.isfinite(summed).all():
-        raise InputError(
-            f"train: the loss or a gradient is not finite at step {step}; lower train.lr or look "
-            f"for bad rows among {np.concatenate(rows)[:8].tolist()}…"
-        )
-    _unpack(model, buffers, summed)
-    optimizer.step()
-    return float(summed[-1])
-
-
-@contextmanager
-def _seeded(session: Session, step: int, shard: int, seed: int) -> Iterator[None]:
-    """torch's random numbers (dropout, say) from (seeds, step, shard), on whichever rank."""
-    devices = [session.device] if session.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        named = [session.seed, "train", step, shard, *([seed] if seed else [])]
-        torch.manual_seed(int(digest(named)[:15], 16))
-        yield
-
-
-def _pack(model: nn.Module, buffers: Mapping[str, Tensor], shards: int, loss: Tensor) -> Tensor:
-    grads = [_gradient(p).reshape(-1) for p in model.parameters() if p.requires_grad]
-    # Running statistics are averaged over the shards; counters are the same in each.
-    averaged = [value.reshape(-1).double() / shards for value in buffers.values()]
-    pieces = [*grads, *averaged, loss.detach().reshape(1)]
-    return torch.cat([piece.double() for piece in pieces])
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        return torch.zeros_like(parameter)
-    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-
-
-def _unpack(model: nn.Module, buffers: Mapping[str, Tensor], summed: Tensor) -> None:
-    offset = 0
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            piece = summed[offset : offset + parameter.numel()]
-            parameter.grad = piece.view_as(parameter).to(parameter.dtype)
-            offset += parameter.numel()
-    for value in buffers.values():
-        mean = summed[offset : offset + value.numel()].view_as(value)
-        value.copy_(mean if value.is_floating_point() else mean.round())
-        offset += value.numel()
 
 
 def trained_layers(session: Session) -> tuple[nn.Module, Layout]:

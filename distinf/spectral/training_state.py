@@ -1,4 +1,5 @@
-"""What a training unit stores, as arrays by name: the model, and its optimizer's state."""
+"""What a training unit stores, as arrays by name: of the model what is not frozen, and its
+optimizer's state."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
+from distinf.tasks.checkpoint import unfrozen
 
 
 def model_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    return {f"model.{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
+    return {f"model.{k}": v.detach().cpu().numpy() for k, v in unfrozen(model).items()}
 
 
 def load_model(model: nn.Module, stored: Mapping[str, np.ndarray]) -> None:
-    state = {
-        name: torch.from_numpy(np.array(stored[f"model.{name}"])) for name in model.state_dict()
-    }
-    model.load_state_dict(state)
+    state = {name: torch.from_numpy(np.array(stored[f"model.{name}"])) for name in unfrozen(model)}
+    model.load_state_dict(state, strict=False)  # what is frozen is as the task made it
 
 
 def optimizer_arrays(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:

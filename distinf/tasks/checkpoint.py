@@ -44,7 +44,7 @@ def content_digest(path: str) -> str:
 
 
 def load_checked(path: str, model: nn.Module, settings: Mapping[str, Any] | None = None) -> None:
-    """Put the file's weights into the model, in place.
+    """Put the file's weights into the model, in place; it may lack frozen ones.
 
     Raises InputError, in one line, for a file that is not safetensors, for other tensors or shapes
     than the model's, and for weights that are not finite. `settings` are the task's, to name those
@@ -58,20 +58,30 @@ def load_checked(path: str, model: nn.Module, settings: Mapping[str, Any] | None
             f"train.checkpoint: {path} is not a safetensors file ({reason}); save the weights with "
             "safetensors.torch.save_file(model.state_dict(), path)"
         ) from None
-    _check_tensors(path, tensors, model.state_dict(), _remedy(settings or {}))
-    model.load_state_dict(tensors)
+    needed = unfrozen(model)
+    _check_tensors(path, tensors, model.state_dict(), needed, _remedy(settings or {}))
+    model.load_state_dict(tensors, strict=False)
+
+
+def unfrozen(model: nn.Module) -> dict[str, Tensor]:
+    """Of the model's state what training can change: all but its frozen parameters, and what is
+    beside their bits where they are quantised."""
+    frozen = tuple(f"{name}." for name, p in model.named_parameters() if not p.requires_grad)
+    state = model.state_dict().items()
+    return {name: values for name, values in state if not f"{name}.".startswith(frozen)}
 
 
 def _check_tensors(
-    path: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], remedy: str
-) -> None:
+    path: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor],
+    needed: Iterable[str], remedy: str,
+) -> None:  # fmt: skip
     for name, values in wanted.items():
         if name in found and found[name].shape != values.shape:
             raise InputError(
                 f"train.checkpoint: '{name}' has shape {_shape(found[name])} in {path} but "
                 f"{_shape(values)} here; {remedy}"
             )
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in needed if name not in found]
     if missing:
         raise InputError(f"train.checkpoint: {path} has no {_names(missing)}; {remedy}")
     extra = sorted(found.keys() - wanted.keys())

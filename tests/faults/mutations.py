@@ -288,7 +288,7 @@ MUTATIONS = [
     ),
     # -- what is computed
     Mutation(
-        "running statistics averaged over shards", "spectral/train.py",
+        "running statistics averaged over shards", "spectral/step.py",
         "value.reshape(-1).double() / shards", "value.reshape(-1).double()",
         "spectral/test_training.py::test_running_statistics_are_averaged_over_the_shards",
     ),

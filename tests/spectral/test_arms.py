@@ -143,7 +143,7 @@ def test_second_order_steps_lower_the_loss_from_either_side_and_ascent_raises_it
         before = float(loss(model, batch).detach())
         step = actions._stepper(finished, job, model)
         rows = pools.job_rows(finished, job)[0]
-        step(finished.batch("train", rows), rows)
+        step(rows)
         return float(loss(model, batch).detach()) - before
 
     for job in arm_outcomes.chosen_jobs(finished, by_name["updates"]):
@@ -181,7 +181,7 @@ def test_the_second_order_step_is_the_damped_inverse_times_the_signed_mean(finis
     damped_PP = dense_PP + spectrum.complement * rest_PP
     damped_PP += spectrum.damping * torch.eye(len(start_P)).double()
     expected_P = start_P - 0.5 * torch.linalg.solve(damped_PP, mean_P)
-    actions._stepper(finished, job, model)(finished.batch("train", rows), rows)
+    actions._stepper(finished, job, model)(rows)
     found_P = layout.gather(model).double()
     assert (found_P - expected_P).abs().max() < 1e-4 * (expected_P - start_P).abs().max()
 
@@ -227,7 +227,7 @@ def test_a_second_order_step_takes_gradients_anew_or_those_of_the_trained_weight
         change_P = actions.damped_inverse(
             torch.cat([g.reshape(-1) for g in parts]), pairs.vectors, spectrum
         )
-        step(batch, rows)
+        step(rows)
         torch.testing.assert_close(layout.gather(model), before_P - 0.5 * change_P)
 
 

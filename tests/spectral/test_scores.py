@@ -70,4 +70,4 @@ def test_memory_of_a_unit_does_not_grow_with_the_training_set():
     config = load(str(ROOT / "configs" / "receiver" / "paper-800k.yaml"))
     planned = scores.units(Session(config.context("nowhere"), torch.device("cpu")).outline)
     assert sum(unit.stop - unit.start for unit, _ in planned) == 799_968
-    assert max(cost.memory for _, cost in planned) < 100e6
+    assert max(cost.host_bytes for _, cost in planned) < 100e6

@@ -1,7 +1,11 @@
-"""Training over shards, against a closed form."""
+"""Training over shards, against a closed form; its steps where memory runs out."""
 
+import numpy as np
+import pytest
 import torch
 
+from distinf.errors import Interrupted
+from distinf.microbatch import MICROBATCHES
 from distinf.spectral import train
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
@@ -38,3 +42,50 @@ def test_running_statistics_are_averaged_over_the_shards(tmp_path):
     torch.testing.assert_close(found.running_mean.double(), mean_X, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.running_var.double(), variance_X, rtol=1e-5, atol=1e-5)
     assert int(found.num_batches_tracked) == STEPS
+
+
+HELD = 3  # rows of a training pass that fit
+
+
+def crowded(settings: dict, seed: int) -> TensorTask:
+    """Of a machine that holds HELD rows in training; "norm": rows that depend on each other."""
+    made = normalised(settings, seed)
+    if not settings.get("norm"):
+        dropout, linear = settings.get("dropout", 0.0), torch.nn.Linear
+        made._model = lambda: torch.nn.Sequential(
+            linear(4, 8), torch.nn.Dropout(dropout), linear(8, 2)
+        )
+
+    def within(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if torch.is_grad_enabled() and model.training and len(batch["x"]) > settings["held"]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loss(model, batch)
+
+    made.losses = {"cross-entropy": within}
+    return made
+
+
+def trained(folder, **settings):
+    MICROBATCHES.forget()
+    steps = {"steps": STEPS, "shards": 2, "batch_size": 24, "checkpoint_every": STEPS}
+    task = "tests.spectral.test_training:crowded"
+    config = points_config(folder, task=task, train=steps, settings=settings)
+    session = run_until("train", config)
+    unit = train.units(session.outline)[0][0]
+    return session.arrays(unit), session.record(unit).get("microbatch")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path, dropout):
+    whole, noted = trained(tmp_path / "whole", held=24, dropout=dropout)
+    assert noted is None
+    cut, noted = trained(tmp_path / "cut", held=HELD, dropout=dropout)
+    assert noted == {"train.batch_size": [12, 3]}
+    if not dropout:  # which draws otherwise
+        for name, values in whole.items():
+            np.testing.assert_allclose(cut[name], values, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_depend_on_each_other_are_never_cut(tmp_path):
+    with pytest.raises(Interrupted, match=r"CUDA out of memory.*lower train.batch_size"):
+        trained(tmp_path / "run", held=HELD, norm=True)
