@@ -25,6 +25,7 @@ from distinf.runtime import Ledger
 from distinf.store import open_root
 from distinf.studies.language import pretrained
 from distinf.studies.language.settings import LoraSettings
+from distinf.studies.noisy_labels import glue
 from distinf.studies.noisy_labels.models import load_model
 from distinf.studies.noisy_labels.settings import ModelSettings
 from distinf.tasks.warm import let_go
@@ -221,3 +222,35 @@ def test_a_revision_that_moved_or_is_not_there_is_refused_before_any_work(tmp_pa
     with pytest.raises(InputError, match=f"some/model at revision {'c' * 40} could not be loaded"):
         opened("absent", "c" * 40)
     assert not (tmp_path / "absent").exists()
+
+
+def test_glue_that_moved_is_refused_and_all_workers_read_one_commit(
+    tmp_path, downloaded, monkeypatch
+):
+    datasets, commits = pytest.importorskip("datasets"), {"v1": "a" * 40}
+    read = []
+
+    def asked(name, revision, kind="model"):
+        return (commits[revision], False) if kind == "dataset" else real(name, revision)
+
+    real = pretrained.asked
+    monkeypatch.setattr(glue, "asked", asked)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda hub, name, revision: read.append((hub, revision))
+    )
+
+    def opened():
+        raw = {
+            "task": "noisy_labels", "out": str(tmp_path / "run"), "runtime": {"kind": "local"},
+            "data": {"datasets": ["rte"], "revision": "v1"}, "seeds": 1,
+            "model": {"name": tiny_model(tmp_path / "model"), "max_length": 12},
+        }  # fmt: skip
+        return open_session(resolve(raw))
+
+    opened()
+    opened()
+    glue.from_hub("rte", "v1")
+    assert read == [("nyu-mll/glue", "a" * 40)]
+    commits["v1"] = "b" * 40
+    with pytest.raises(InputError, match=r"differing: digest.data, digest.data_revision"):
+        opened()

@@ -27,6 +27,7 @@ AFTER_PADDING = (  # positions are counted from the padding token's id on
     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet",
     "data2vec-text", "longformer", "ibert", "xmod",
 )  # fmt: skip
+ALWAYS = {"model": "config.json", "dataset": "README.md"}  # what is downloaded of each
 ASK_S = 10.0  # how long the hub may take to say which commit a revision is
 PADS = ("<|reserved_special_token_0|>",)  # Llama 3's, as Vitel and Chhabra has it
 
@@ -140,9 +141,9 @@ def loading(settings: Pretrained) -> Iterator[tuple[Any, str, dict[str, Any]]]:
 
 
 @cache
-def asked(name: str, revision: str) -> tuple[str, bool]:
+def asked(name: str, revision: str, kind: str = "model") -> tuple[str, bool]:
     """(the commit that a revision on the hub is, or was when it was downloaded, or its name where
-    neither says; whether there is no hub, and only what was downloaded).
+    neither says; whether there is no hub, and only what was downloaded). kind: or "dataset".
 
     Asked of the hub's client, which knows of proxies, mirrors and HF_HUB_OFFLINE, and once, so
     that all files that a process loads are of one commit.
@@ -153,11 +154,11 @@ def asked(name: str, revision: str) -> tuple[str, bool]:
     except ImportError:  # an older client decides by itself, file by file
         return revision, False
     try:
-        found = HfApi().model_info(name, revision=revision, timeout=ASK_S)
+        found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=ASK_S)
     except (HfHubHTTPError, ValueError):  # the hub refuses, and will say so of the files too
         return revision, False
     except Exception:  # offline by its setting, or no connection, whatever the client stands on
-        kept = try_to_load_from_cache(name, "config.json", revision=revision)
+        kept = try_to_load_from_cache(name, ALWAYS[kind], revision=revision, repo_type=kind)
         return Path(kept).parent.name if isinstance(kept, str) else revision, True
     return found.sha or revision, False
 

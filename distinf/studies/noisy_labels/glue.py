@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distinf.errors import InputError, install_command
+from distinf.studies.language.pretrained import asked
 from distinf.studies.noisy_labels.classes import PAIR, class_names, class_numbers
 from distinf.studies.noisy_labels.files import Table
 
@@ -54,16 +55,22 @@ def glue_table(
     )
 
 
+def commit_of(revision: str) -> str:
+    """The commit that the revision is, or was when it was downloaded; its name if nobody says."""
+    return asked(HUB, revision, "dataset")[0]
+
+
 def from_hub(name: str, revision: str) -> Mapping[str, Any]:
-    """The dataset from the hub, or from its cache."""
+    """The dataset from the hub, of the commit that `commit_of` says, or from its cache."""
     try:
         import datasets  # type: ignore[import-untyped]
     except ImportError:
         raise InputError(f"data.datasets: GLUE needs datasets: {install_command('llm')}") from None
+    commit, is_offline = asked(HUB, revision, "dataset")
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(HUB, name, revision=revision)
+        return datasets.load_dataset(HUB, name, revision=revision if is_offline else commit)
     except Exception as error:  # of many kinds: hub, network, file system
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
         raise InputError(

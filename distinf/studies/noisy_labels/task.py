@@ -6,7 +6,7 @@ Shapes: n rows of a batch, L its longest row in tokens, N training rows, Q queri
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from distinf.gram.settings import StageSettings, TrainSettings
 from distinf.gram.task import Fit, Gang, Tell, no_one
 from distinf.studies.language import together
 from distinf.studies.language.identity import file_digest, model_digests, revision_of
+from distinf.studies.language.known import KNOWN
 from distinf.studies.language.peft_files import peft_files, told
 from distinf.studies.language.sizes import shapes_of
 from distinf.studies.language.tokens import padded, text_at
@@ -33,13 +34,13 @@ from distinf.studies.noisy_labels.cells import (
 )
 from distinf.studies.noisy_labels.classes import PAIR
 from distinf.studies.noisy_labels.deviations import deviations
-from distinf.studies.noisy_labels.glue import Load
-from distinf.studies.noisy_labels.known import KNOWN, paper_name
+from distinf.studies.noisy_labels.glue import HUB, Load, commit_of
+from distinf.studies.noisy_labels.known import paper_name
 from distinf.studies.noisy_labels.models import load_model, meta_model
 from distinf.studies.noisy_labels.outputs import cross_entropy, logits_of, mean_states
 from distinf.studies.noisy_labels.published import layers, methods
 from distinf.studies.noisy_labels.settings import NoisyLabelSettings
-from distinf.studies.noisy_labels.sizes import tokens_per_row
+from distinf.studies.noisy_labels.sizes import row_lengths
 from distinf.studies.noisy_labels.splits import PARTS, SETTING
 from distinf.tasks.task import Batch, Shapes, Wording
 
@@ -305,7 +306,8 @@ class NoisyCell:
         for name in ("queries", "candidates"):
             if name in data:
                 data[name] = file_digest(data[name], f"data.{name}")
-        content = file_digest(data.pop("path")) if self.settings.data.path else "hub"
+        commit = "" if self.settings.data.path else commit_of(data["revision"])
+        content = file_digest(data.pop("path")) if self.settings.data.path else f"hub {commit}"
         if data.get("candidates") == content:
             raise InputError("data.candidates: is the very file that the training rows are from")
         model = model_digests(self.settings.model, KNOWN)
@@ -313,13 +315,17 @@ class NoisyCell:
         changed = {**told(self.settings.lora), **asdict(self.settings.model)}
         del changed["name"]
         found = {"data": _digest(own), "model": _digest({**model, **changed})}
+        found |= {"data_revision": f"{HUB}@{commit}"} if commit else {}
         return found | revision_of(model)
 
     def shapes(self) -> Shapes:
         """From the model's configuration, and from a sample of a file's rows."""
-        lengths = self.lengths("train") if self._arrays else None
-        tokens = tokens_per_row(self.settings, lengths)
-        return shapes_of(self.skeleton(), tokens, self.settings.model, PARTS)
+        if self._arrays:
+            lengths, assumption = self.lengths("train"), ""
+        else:
+            lengths, assumption = row_lengths(self.settings)
+        found = shapes_of(self.skeleton(), lengths, self.settings.model, PARTS)
+        return replace(found, assumption=assumption)
 
     def _attached(self) -> Mapping[str, np.ndarray]:
         if not self._arrays:
