@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -202,8 +202,30 @@ def plan_table(plan: Plan, console: Terminal | None = None) -> None:
     largest = sorted(plan.parts.items(), key=lambda part: -part[1])[:3]
     shares = [f"{name} ({seconds / plan.seconds:.0%} of the time)" for name, seconds in largest]
     out.print(f"bound by {', then '.join(shares)}")
+    for line in _peaks(plan):
+        out.print(line, soft_wrap=not out.is_terminal)
     for note in plan.notes:
         out.print(note, soft_wrap=not out.is_terminal)
+
+
+def _peaks(plan: Plan) -> Iterator[str]:
+    """Of the stages that take most, and of the driver, what the memory consists of."""
+    for where, size, parts in (
+        ("GPU", "gpu_memory", "gpu_parts"),
+        ("host", "memory", "memory_parts"),
+    ):
+        stage = max(plan.stages, key=lambda stage: float(getattr(stage, size)))
+        if getattr(stage, size):
+            yield f"most of a worker's {where}, in {stage.stage}: {_parts(getattr(stage, parts))}"
+    if plan.driver:
+        yield f"the driver's host: {_parts(plan.driver)}"
+
+
+def _parts(parts: Mapping[str, float]) -> str:
+    """38 GB (activations 23 GB, weights 15 GB)"""
+    largest = sorted(parts.items(), key=lambda part: -part[1])
+    told = ", ".join(f"{name} {_bytes(size)}" for name, size in largest if size)
+    return f"{_bytes(sum(parts.values()))} ({told})"
 
 
 def _bytes(count: float) -> str:

@@ -29,9 +29,10 @@ from distinf.planning import (
 )  # fmt: skip
 from distinf.planning.speeds import Rate, Speeds
 from distinf.progress import plan_table
-from distinf.runtime import Cost
+from distinf.runtime import Cost, RuntimeSettings
 from distinf.spectral.session import Session
 from distinf.store import Rows
+from distinf.tasks.task import Shapes
 from distinf.terminal import Terminal
 from tests.gram.test_gram_route import session_of as gram_session
 from tests.support.blobs_task import Points, points
@@ -443,6 +444,57 @@ def test_settings_are_lowered_until_nothing_is_refused():
 def test_a_gpu_that_is_not_here_cannot_be_measured(tmp_path):
     with pytest.raises(InputError, match=r"no GPU here to measure; name one, as in --gpu h100"):
         plan(configured(tmp_path, runtime={"kind": "ray", "num_gpus": 1}))
+
+
+# -- memory by part ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", [0.0, 1.0])
+def test_a_peak_is_the_sum_of_its_parts(tmp_path, gpus):
+    runtime = RuntimeSettings(kind="ray", num_gpus=gpus, address="elsewhere:1")
+    session = session_of(tmp_path, scores={"ekfac": True}, trajectory={"checkpoints": 2})
+    for stage in plans.quick_plans(session, runtime):
+        if stage.units:
+            assert sum(stage.memory_parts.values()) == pytest.approx(stage.memory)
+            assert sum(stage.gpu_parts.values()) == pytest.approx(stage.gpu_memory)
+            assert stage.memory_parts["process"] == speeds.PROCESS_BYTES
+    held = staged(plans.quick_plans(session, runtime))["train"]
+    parts = held.gpu_parts if gpus else held.memory_parts
+    trained = 4.0 * session.outline.shapes.parameters
+    known = (parts["weights"], parts["gradients"], parts["optimizer"])
+    assert known == (trained, trained, 2 * trained)
+
+
+def test_a_row_is_padded_to_the_longest_of_those_drawn_with_it():
+    shapes = Shapes(1, 1.0, 1.0, lengths=(2, 4, 6))
+    assert shapes.padded(1) == pytest.approx(1.0)
+    # Of two draws of three the longest is 2, 4, 6 in 1, 3 and 5 of 9.
+    assert shapes.padded(2) == pytest.approx((2 + 3 * 4 + 5 * 6) / 9 / 4)
+    assert shapes.padded() == 6 / 4
+    assert Shapes(1, 1.0, 1.0).padded(8) == 1.0
+
+
+def test_frozen_weights_and_recomputed_layers_are_counted():
+    whole, adapters = Shapes(100, 1.0, 8.0), Shapes(100, 1.0, 8.0, trained=10)
+    assert whole.forwards == {"forward": 1.0, "train": 3.0, "gradient": 3.0, "product": 9.0}
+    assert adapters.forwards["gradient"] == pytest.approx(2.1)
+    assert adapters.forwards["product"] == pytest.approx(4.5)
+    known = replace(whole, recomputed_bytes_per_sample=3.0)
+    assert [known.activations(again) for again in (False, True)] == [8.0, 3.0]
+    assert whole.activations(True) == 8.0
+
+
+def test_a_plan_says_what_the_driver_and_the_peak_of_a_worker_hold(tmp_path):
+    found = plan(configured(tmp_path), gpu="h100", gpus=2)
+    out = io.StringIO()
+    plan_table(found, Terminal(file=out, width=200))
+    text = out.getvalue()
+    assert "most of a worker's GPU, in " in text
+    assert "most of a worker's host, in " in text
+    assert "(process 400 MB, " in text
+    assert "the driver's host: " in text
+    assert found.as_json()["driver"] == found.driver
+    assert sum(found.driver.values()) > speeds.PROCESS_BYTES
 
 
 # -- printed -------------------------------------------------------------------------------

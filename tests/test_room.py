@@ -86,10 +86,11 @@ def files_for(name, folder):
         (folder / "rows.csv").write_text("text,label\n" + "".join(
             f"{'word ' * (k % 30)}{k},{k % 2}\n" for k in range(2_000)))  # fmt: skip
         return [f"data.path={folder / 'rows.csv'}"]
-    if name == "sft/smollm":
+    if study == "sft":
+        key = "settings.data" if name.endswith("arnoldi") else "data"  # the recipe has a `data` too
         rows = "".join(json.dumps({"text": "a word " * (k % 100 + 1)}) + "\n" for k in range(1_000))
         (folder / "rows.jsonl").write_text(rows)
-        return [f"data.{name}={folder / 'rows.jsonl'}" for name in ("path", "queries")]
+        return [f"{key}.{name}={folder / 'rows.jsonl'}" for name in ("path", "queries")]
     if name == "receiver/import-tfrecord":
         pilots = np.zeros((14, 128), np.complex64)
         pilots[2, ::2] = 1
@@ -114,6 +115,8 @@ TABLE = {
     "empirical/smollm": (),
     "empirical/phi-3": (("a laptop", NO_GPU), ("a 24 GB card", "take a larger GPU")),
     "sft/smollm": (),
+    "sft/mistral-7b": (("a laptop", NO_GPU), ("a 24 GB card", "set ")),
+    "sft/mistral-7b-arnoldi": (("a laptop", NO_GPU),),
     "benchmarks/mnist_lr": (),
     "benchmarks/mnist_mlp": (),
     "noisy_labels/minilm": (),
@@ -294,7 +297,7 @@ def test_a_run_and_its_plan_take_as_many_workers_as_memory_holds(tmp_path, monke
     assert plan(config, gflops=10).workers == 2
     opened = []
 
-    def opening(settings):
+    def opening(settings, packages):
         opened.append(settings.workers)
         raise InputError("far enough")
 

@@ -38,7 +38,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         flops=shapes.flops_per_sample * outline.evaluated,
         bytes=4.0 * shapes.parameters * outline.is_based + 8.0 * rows,
         memory=4.0 * shapes.parameters * outline.is_based + shapes.kept_bytes,
-        device=4.0 * shapes.parameters + _batch_bytes(outline),
+        device={"weights": 4.0 * shapes.parameters, "activations": _batch_bytes(outline)},
         staged=4.0 * shapes.parameters,
         levers=(batch_lever(outline),),
         work={"base": 1.0, **work} if outline.is_based else work,
@@ -57,24 +57,26 @@ def batch_lever(outline: Outline) -> Lever:
     return Lever("tune.evaluation_batch", batch, _batch_bytes(outline))
 
 
-def peak_bytes(outline: Outline) -> float:
-    """The model in float32, which stays, and a batch that is evaluated; where there are steps, also
-    what is tuned (the derivative's step is in its memory) and what `Tuning` follows of it, and
-    while one is taken a row's activations, and the gradient and the optimizer's state of one
-    parameter. Of several steps the states of all parameters stay. All that the task trains is
+def peak_bytes(outline: Outline) -> dict[str, float]:
+    """By part: the model in float32, which stays, and a batch that is evaluated; where there are
+    steps, also what is tuned (the derivative's step is in its memory) and what `Tuning` follows of
+    it, and while one is taken a row's activations, and the gradient and the optimizer's state of
+    one parameter. Of several steps the states of all parameters stay. All that the task trains is
     taken to be tuned, though tune.blocks may name less.
     """
     tune, shapes = outline.settings.tune, outline.shapes
     model, batch = 4.0 * shapes.parameters, _batch_bytes(outline)
     if tune.optimizer == "prompt":
-        return model + batch
-    trained = shapes.trained or shapes.parameters
+        return {"weights": model, "activations": batch}
+    trained = shapes.tuned
     states = 2 if tune.optimizer == "adamw" else int(tune.momentum > 0)
     staying = states if outline.steps_often else 0
     step = 4.0 * (GRADIENTS + states - staying) * (shapes.largest or trained)
     followed = 8.0 * (2 + states) * min(trained, 2 * FOLLOWED)
-    tuned = 4.0 * trained * (1 + staying) + followed
-    return model + tuned + max(shapes.activation_bytes_per_sample + step, batch)
+    found = {"weights": model + 4.0 * trained, "optimizer": 4.0 * trained * staying + followed}
+    if batch > shapes.activation_bytes_per_sample + step:
+        return {**found, "activations": batch}
+    return {**found, "activations": shapes.activation_bytes_per_sample, "gradients": step}
 
 
 def body(session: Session, unit: Unit, attempt: str) -> Record:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -244,7 +245,8 @@ def execute(config: RunConfig, watch: running.Watcher, accept: Sequence[str] = (
 def _carried_out(
     config: RunConfig, session: Session, text: str | None, watch: running.Watcher
 ) -> Session:
-    runtime, begun = open_runtime(_fitting(session, config)), False
+    used = [name for name in session.recipe.packages if name.partition("-")[0] in sys.modules]
+    runtime, begun = open_runtime(_fitting(session, config), used), False
     if config.runtime.kind == "ray":  # its workers have what they compute with
         let_go()
     try:

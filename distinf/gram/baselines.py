@@ -87,7 +87,10 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         flops=shapes.flops_per_sample * every,
         bytes=8.0 * rows * len(OF_TEXTS),
         memory=3 * 8.0 * rows**2,
-        device=shapes.model_bytes + at_once * shapes.activation_bytes_per_sample,
+        device={
+            "weights": shapes.model_bytes,
+            "activations": at_once * shapes.activation_bytes_per_sample,
+        },
         staged=shapes.model_bytes,
         work={"forward": every},
         loaded=cell.loaded,

@@ -91,15 +91,20 @@ def offloaded(config: Config, name: str) -> str | None:
     return None if device == "none" else device
 
 
-def shared_bytes(train: Any, model: float, trained: float) -> tuple[float, float]:
-    """Of one rank: (host, device) for `model` bytes of weights, and of `trained` parameters the
-    gradients, a copy in fp32 and two moments (Rajbhandari et al. 2020, section 3.1, in fp32)."""
+def shared_bytes(
+    train: Any, model: float, trained: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Of one rank by part: (host, device) for `model` bytes of weights, and of `trained` parameters
+    the gradients, a copy and two moments (Rajbhandari et al. 2020, section 3.1, in fp32)."""
     stage, ranks = train.deepspeed["zero_optimization"]["stage"], train.devices
     weights = model / ranks if stage == 3 else model
-    gradients, state = 4.0 * trained / ranks, 12.0 * trained / ranks
-    parts = {"offload_param": weights, "offload_optimizer": state}
-    host = sum(size for name, size in parts.items() if offloaded(train.deepspeed, name))
-    return host, weights + gradients + state - host
+    host, device = dict[str, float](), {"gradients": 4.0 * trained / ranks}
+    for name, size, setting in (
+        ("weights", weights, "offload_param"),
+        ("optimizer", 12.0 * trained / ranks, "offload_optimizer"),
+    ):
+        (host if offloaded(train.deepspeed, setting) else device)[name] = size
+    return host, device
 
 
 def summed_bytes(train: Any, model: float, trained: float, rows: int, evaluated: int) -> float:

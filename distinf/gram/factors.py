@@ -70,7 +70,7 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     if unit.job["phase"] == "bases":
         lever = Lever("scores.estimators", 1.0, 2.0 * factors, where="host", advice=advice)
         flops = 10.0 * squares(cell.forms, 3)
-        return Cost(flops, bytes=factors, memory=2.0 * factors, levers=(lever,))
+        return Cost(flops, bytes=factors, memory={"factors": 2.0 * factors}, levers=(lever,))
     if unit.job["phase"] == "sums":
         flops = 2.0 * max(cell.shapes.tokens_per_row or 1.0, 1.0) * squares(cell.forms)
         stored = factors
@@ -82,8 +82,8 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         for where, size in (("device", held), ("host", stored))
     ]
     return pass_cost(
-        outline, cell, rows,
-        flops=rows * flops, stored=stored, held=stored, on_device=held, levers=levers,
+        outline, cell, rows, flops=rows * flops, stored=stored, held={"factors": stored},
+        on_device={"factors": held}, levers=levers,
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ from distinf.numerics.projection import TwoSided
 from distinf.numerics.sparse import SparseRows
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
+from distinf.runtime.units import Parts, by_part
 from distinf.tasks.methods import Pass, agree, in_a_run, rehearsed_method
 from distinf.tasks.task import Batch, PerSampleLoss, Task
 
@@ -83,8 +84,8 @@ def _cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     unit = Lever("gradients.rows_per_unit", rows, together, where="host")
     saved, device = saving(settings, cell)
     cost = pass_cost(
-        outline, cell, rows, stored=per_row * rows, held=together, on_device=-saved,
-        levers=(unit, *([device] if device else [])),
+        outline, cell, rows, stored=per_row * rows, held={"gradients": together},
+        on_device={"weights": -saved}, levers=(unit, *([device] if device else [])),
     )  # fmt: skip
     return replace(cost, summed=moved(settings, cell, rows / at_once(settings, cell, rows)))
 
@@ -103,8 +104,8 @@ def pass_cost(
     rows: int,
     *,
     stored: float,
-    held: float,
-    on_device: float = 0.0,
+    held: Parts,
+    on_device: Parts = {},  # noqa: B006 (not changed)
     flops: float = 0.0,
     levers: Sequence[Lever] = (),
 ) -> Cost:
@@ -115,14 +116,16 @@ def pass_cost(
     name, least = "rows", 1.0
     if shapes.tokens_per_row:
         name, value, least = "tokens", together * shapes.tokens_per_row, shapes.tokens_per_row
-    passed = together * (shapes.activation_bytes_per_sample + wide)
+    again = settings.checkpointing
+    kept, captured = together * shapes.activations(again), together * wide
+    device = {"weights": shapes.model_bytes, "activations": kept, "gradients": captured}
     return Cost(
-        flops=2.0 * shapes.flops_per_sample * rows + flops,
+        flops=(2.0 + again) * shapes.flops_per_sample * rows + flops,
         bytes=stored,
         memory=held,
-        device=passed + shapes.model_bytes + on_device,
+        device=by_part(device, on_device),
         staged=shapes.model_bytes,
-        levers=(Lever(f"gradients.{name}_per_batch", value, passed, least), *levers),
+        levers=(Lever(f"gradients.{name}_per_batch", value, kept + captured, least), *levers),
         work={"gradient": rows},
         loaded=cell.loaded,
     )

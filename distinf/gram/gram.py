@@ -53,6 +53,7 @@ from distinf.numerics.products import scaled, scales, sqnorms
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
+from distinf.runtime.units import by_part
 
 LEAST_TILE = 32.0  # rows: smaller ones are too many
 TOP_WORDS = 10  # Vitel and Chhabra, section 3.1: TracIn-WE-top10
@@ -109,9 +110,10 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     largest = max((block.width for block in cell.blocks.of(slab)), default=1)
     levers = [Lever("gram.rows_per_tile", tile, n, LEAST_TILE, where=at) for at, n in parts.items()]
     levers += [Lever("gradients.slab", width, held, largest)] if moved else []
-    host, device = tiles + made, held + made
+    device = {"tiles": held, "results": made}
+    host = by_part({"tiles": tiles, "results": made}, {} if moved else device)
     return Cost(
-        flops, made, host if moved else host + device, device if moved else 0.0,
+        flops, made, host, device if moved else 0.0,
         staged=tiles if moved else 0.0, levers=tuple(levers),
         read=per_row * (rows + side * (phase == "self")) + products,
         loaded={f"{phase} {cell.name} {slab}": asked_for},

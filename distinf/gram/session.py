@@ -25,8 +25,8 @@ from distinf.numerics.parameters import Layout
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.tasks.identity import rows_of
 from distinf.tasks.methods import in_a_run, method_by_layers
-from distinf.tasks.rehearsal import checked_shapes
-from distinf.tasks.task import Batch, Shapes, Task, error_context
+from distinf.tasks.rehearsal import checked_shapes, skeleton_of
+from distinf.tasks.task import Batch, Shapes, Task
 
 DATA = "data"
 TRAIN, QUERY = "train", "evaluation"  # the task's splits, as this recipe uses them
@@ -49,6 +49,7 @@ class Cell:
     trained: bool  # it is trained, and can be trained again
     of_texts: bool = False  # of which there are baselines
     frozen: tuple[float, float] = (0.0, 0.0)  # of the model, its frozen layers, and the largest one
+    quantised: bool = False  # its frozen weights
 
     @property
     def stored(self) -> float:
@@ -84,7 +85,7 @@ class Session(engine_session.Session):
             return found
         asked = found.gradients
         only_hooks = bool(asked.embeddings or asked.projection)
-        model = _skeleton(next(iter(self.tasks.values())))
+        model = skeleton_of(next(iter(self.tasks.values())))
         method = method_by_layers(model, layout_of(model, asked), only_hooks=only_hooks)
         return replace(found, gradients=replace(asked, method=method))
 
@@ -118,7 +119,7 @@ class Session(engine_session.Session):
         return self.cached(("cell", name, settled), lambda: self._cell(name, task))
 
     def _cell(self, name: str, task: Task) -> Cell:
-        model, keys = _skeleton(task), self.cell_keys(name)
+        model, keys = skeleton_of(task), self.cell_keys(name)
         blocks = self._blocks(model)
         asked_keys = self.asked_keys(keys)
         splits = (TRAIN,) if self.of_candidates else (TRAIN, QUERY)
@@ -136,6 +137,7 @@ class Session(engine_session.Session):
             trained=isinstance(task, Trainable),
             of_texts=isinstance(task, OfTexts) and task.classes() is not None,
             frozen=frozen_layers(model, layout_of(model, self.settings.gradients)),
+            quantised=bool(getattr(model, "is_quantized", False)),
         )
 
     def _blocks(self, model: nn.Module) -> Blocks:
@@ -159,13 +161,6 @@ class Session(engine_session.Session):
     def kept_model(self) -> nn.Module | None:
         slot = self._cache.get(("latest", "model"))
         return slot[1] if slot else None
-
-
-def _skeleton(task: Task) -> nn.Module:
-    """A model without values, where the task has one, else its model."""
-    skeleton: Callable[[], nn.Module] = getattr(task, "skeleton", task.model)
-    with error_context("model()"):
-        return skeleton()
 
 
 def layout_of(model: nn.Module, settings: Any) -> Layout:

@@ -98,11 +98,10 @@ class TrainSettings:
         if isinstance(self.deepspeed, str):  # workers may not see the file
             found = deepspeed.read(self.deepspeed) if self.deepspeed else {}
             object.__setattr__(self, "deepspeed", found)
-        ours = (self.optimizer, self.accumulation, self.checkpointing)
-        if self.deepspeed and ours != ("adamw", 1, False):
+        if self.deepspeed and (self.optimizer, self.accumulation) != ("adamw", 1):
             raise ValueError(
-                "optimizer, accumulation and checkpointing are of trainings without deepspeed; "
-                "leave them out"
+                "optimizer and accumulation are of trainings without deepspeed: leave them out, "
+                "and name train_micro_batch_size_per_gpu in its file"
             )
         if self.deepspeed:
             deepspeed.refuse_contradictions(self)

@@ -47,7 +47,10 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     return Cost(
         flops=shapes.flops_per_sample * passes,
         memory=8.0 * cell.rows[TRAIN] * cell.rows[QUERY],
-        device=2 * shapes.model_bytes + 2 * shapes.activation_bytes_per_sample,
+        device={
+            "weights": 2 * shapes.model_bytes,
+            "activations": 2 * shapes.activation_bytes_per_sample,
+        },
         staged=shapes.model_bytes,
         work={"forward": passes},
         loaded=cell.loaded,

@@ -26,15 +26,17 @@ from distinf.gram.task import METRICS, Fit, Gang, Shared, Trainable, selected_ep
 from distinf.numerics.checkpointing import recompute_blocks
 from distinf.runtime import Cost, Lever, Resources, Runtime, Unit
 from distinf.runtime.ledger import Record
+from distinf.runtime.units import by_part
 from distinf.store import open_group
 from distinf.tasks.culprit import InHand
+from distinf.tasks.task import Shapes
 
 NAME = "train"
 WEIGHT = "weight."
 ROW_LOSSES, BEFORE = "row_losses", "loss_before"
 CHECKPOINTS = "checkpoints"  # of trainings by gangs on their way, a folder for each unit
-BACKWARD = 1.0  # a forward pass again: gradients of activations, the base's weights are frozen
-STATE_BYTES = 16.0  # a trained parameter, its gradient, two moments
+# Of a trained parameter, its own four in fp32 and two moments.
+MOMENTS = {"adamw": 12.0, "adamw-8bit": 6.0, "paged-adamw-8bit": 6.0}
 
 
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
@@ -46,25 +48,36 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     ]
 
 
+def step_passes(recipe: TrainSettings, shapes: Shapes) -> float:
+    """Of a row in a training step, in forward passes of a row of mean length: forward, gradients of
+    the activations and of what is trained, activations again, all of them with padding."""
+    return (shapes.forwards["train"] + recipe.checkpointing) * shapes.padded(_at_once(recipe))
+
+
+def _at_once(recipe: TrainSettings) -> int:
+    """Rows of one pass on one device."""
+    rows = rows_at_once(recipe) if recipe.deepspeed else recipe.batch_size
+    return math.ceil(rows / recipe.accumulation)
+
+
 def fit_cost(outline: Outline, cell: Cell, rows: int) -> Cost:
     """What one training on `rows` rows takes, with the evaluations after each epoch."""
     recipe, shapes = outline.settings.train, cell.shapes
-    trained = sum(block.entries for block in cell.blocks.dense)
-    forward = shapes.flops_per_sample
-    steps = recipe.epochs * (rows * (1 + BACKWARD) + 2 * cell.rows[QUERY])
-    at_once = rows_at_once(recipe) if recipe.deepspeed else recipe.batch_size
-    at_once = math.ceil(at_once / recipe.accumulation)
-    passed = at_once * shapes.activation_bytes_per_sample
-    on_host, on_device, summed = 0.0, shapes.model_bytes + STATE_BYTES * trained, 0.0
+    trained, at_once = sum(block.entries for block in cell.blocks.dense), _at_once(recipe)
+    steps = recipe.epochs * (rows * step_passes(recipe, shapes) + 2 * cell.rows[QUERY])
+    passed = at_once * shapes.padded() * shapes.activations(recipe.checkpointing)
+    on_host, summed = dict[str, float](), 0.0
+    on_device = {"weights": shapes.model_bytes, "gradients": 4.0 * trained}
+    on_device["optimizer"] = MOMENTS[recipe.optimizer] * trained
     if recipe.deepspeed:
         on_host, on_device = shared_bytes(recipe, shapes.model_bytes, trained)
         measured = 2 * cell.rows[QUERY]
         summed = summed_bytes(recipe, shapes.model_bytes, trained, rows, measured)
     return Cost(
-        flops=forward * steps,
+        flops=shapes.flops_per_sample * steps,
         bytes=4.0 * trained,
-        memory=4.0 * trained + on_host,  # the best epoch's weights
-        device=passed + on_device,
+        memory=by_part({"results": 4.0 * trained}, on_host),  # the best epoch's weights
+        device=by_part({"activations": passed}, on_device),
         staged=shapes.model_bytes,
         levers=(Lever("train.batch_size", recipe.batch_size, passed),),
         work={"train": recipe.epochs * rows, "forward": 2 * recipe.epochs * cell.rows[QUERY]},
@@ -90,6 +103,11 @@ def check(session: Session) -> None:
                 "train.deepspeed: this task's fit() is for one device; leave it out, or give the "
                 "task a fit_together()"
             )
+    if any(cell.quantised for cell in session.outline.cells.values()):
+        raise InputError(
+            "train.deepspeed: it does not share quantised weights; set model.quantise=none, or "
+            "train on one device, without train.deepspeed"
+        )
 
 
 def run(session: Session, runtime: Runtime) -> None:

@@ -87,13 +87,14 @@ def roofline(
     precisions: Mapping[str, str],
     batches: Mapping[str, float],
     method: str = "vmap",
+    forwards: Mapping[str, float] = FORWARDS,
 ) -> dict[str, Rate]:
     """Primitive -> its rate. `flops_per_sample` and `activation_bytes` (float32) are of one
     forward pass; `batches` says how many samples of a primitive come in one call."""
     found = {}
-    for name, forwards in FORWARDS.items():
+    for name, passes in forwards.items():
         precision = precisions.get(name, "float32")
-        arithmetic = forwards * flops_per_sample / (gpu.peak(precision) * COMPUTE_SHARE)
+        arithmetic = passes * flops_per_sample / (gpu.peak(precision) * COMPUTE_SHARE)
         moved = TRAFFIC[name] * activation_bytes
         if name == "gradient" and method == "vmap":
             moved *= VMAP_TRAFFIC

@@ -10,6 +10,7 @@ import torch
 from distinf.errors import DistinfError, InputError
 from distinf.gram.session import TRAIN, Session, layout_of
 from distinf.gram.task import Prepared
+from distinf.gram.train import step_passes
 from distinf.numerics.capture import block_gradients
 from distinf.planning.devices import COMPUTE_SHARE, Device
 from distinf.planning.speeds import NO_GPU, Rate, Speeds
@@ -20,7 +21,6 @@ from distinf.tasks.task import Task, error_context
 ROWS = 32  # of the batch that is timed, drawn evenly from the training rows
 SECONDS = 2.0  # for each kind of pass
 SIDE = 1_024  # of the products that stand for the linear algebra
-FORWARDS = {"forward": 1.0, "train": 2.0, "gradient": 2.0}  # arithmetic; the base is frozen
 
 
 def measured_passes(session: Session, runtime: RuntimeSettings) -> SpeedsOf:
@@ -105,14 +105,18 @@ def roofline_passes(session: Any, gpu: Device) -> SpeedsOf:
     dtype = getattr(getattr(next(iter(session.tasks.values())), "settings", None), "model", None)
     wide = "bfloat16" if getattr(dtype, "dtype", "") == "bfloat16" else "float32"
     rates = {}
-    for name, forwards in FORWARDS.items():
+    again = settings.gradients.checkpointing
+    forwards_of = {"forward": 1.0, "train": step_passes(settings.train, shapes)}
+    for name, forwards in {**forwards_of, "gradient": 2.0 + again}.items():
         chosen = precision.get(name, settings.train.precision)
         peak = gpu.peak("bfloat16" if "bfloat16" in (chosen, wide) else chosen)
         seconds = forwards * shapes.flops_per_sample / (peak * COMPUTE_SHARE)
         rates[name] = Rate(0.0, seconds)
     note = (
         f"estimate for {gpu.name} ({gpu.sheet}): arithmetic at {COMPUTE_SHARE:.0%} of peak, rows "
-        "at their mean length; not measured on this GPU"
+        "at their mean length, and in training padded to the longest of a pass; not measured on "
+        "this GPU"
     )
-    speeds = Speeds(flops=gpu.peak("float32") * COMPUTE_SHARE, rates=rates, notes=(note,))
+    notes = tuple(filter(None, (note, shapes.assumption)))
+    speeds = Speeds(flops=gpu.peak("float32") * COMPUTE_SHARE, rates=rates, notes=notes)
     return lambda _: speeds

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from distinf.empirical.session import Session as EmpiricalSession
 from distinf.errors import InputError
 from distinf.gram.session import Session as GramSession
 from distinf.planning import calibration, devices, passes, steps
+from distinf.planning.driver import driver_bytes
 from distinf.planning.room import (
     refuse_few,
     refuse_overfull,
@@ -52,7 +53,8 @@ NOTED = 0.05  # of the whole time, from which on a remedy is named
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages in order, on how many workers of what kind, and what the times rest on."""
+    """The stages in order, on how many workers of what kind, and what the times rest on; `driver`
+    is what the driver holds on its own host, by part."""
 
     stages: tuple[StagePlan, ...]
     workers: int
@@ -61,6 +63,7 @@ class Plan:
     share: float = 1.0  # of a core, that a worker is taken to have
     gpus: int = 0
     idle_seconds: float | None = None  # if nothing else were at work here
+    driver: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -124,7 +127,7 @@ def plan(
     idle, _ = _with_reading(session, workers, undisturbed, config.runtime)
     return Plan(
         tuple(found), workers, where, (*speeds_of(session.outline).notes, *notes), speeds.share,
-        idle_seconds=sum(stage.seconds for stage in idle),
+        idle_seconds=sum(stage.seconds for stage in idle), driver=driver_bytes(session),
     )  # fmt: skip
 
 
@@ -172,7 +175,10 @@ def _of_passes(
     else:
         _refuse_what_no_gpu_holds(found, runtime, device)
     where = where if gpu else f"{workers} workers of {runtime.threads} thread(s) on {where}"
-    return Plan(tuple(found), workers, where, tuple(notes), gpus=gpus if gpu else 0)
+    return Plan(
+        tuple(found), workers, where, tuple(notes), gpus=gpus if gpu else 0,
+        driver=driver_bytes(session),
+    )  # fmt: skip
 
 
 def _with_gpus(runtime: RuntimeSettings) -> RuntimeSettings:
@@ -200,6 +206,7 @@ def _on_gpus(
             precisions(settings),
             batches(outline),
             settings.gradients.chosen,
+            outline.shapes.forwards,
         )
         # Workers that share a GPU share its speed; rows are made into batches by the CPU.
         rows = host.rates["batch"].sample if "batch" in host.rates else 0.0
@@ -208,13 +215,17 @@ def _on_gpus(
 
     found, notes = _with_reading(session, workers, speeds_of, runtime)
     idling = devices.too_small(speeds_of(session.outline).rates)
-    notes = [devices.assumptions(gpu), NETWORK_NOTE, *host.notes, *idling, *notes]
+    assumed = filter(None, [session.outline.shapes.assumption])
+    notes = [devices.assumptions(gpu), *assumed, NETWORK_NOTE, *host.notes, *idling, *notes]
     if workers < most:
         notes.append(f"runtime.workers is {workers}: {gpus - workers * share:g} GPUs have no work")
     free = blobs.free_bytes()
     if free is not None and sum(p.bytes for p in found) > free:
         notes.append(f"{blobs.root} has {free / 1e9:.1f} GB free here, less than what is stored")
-    return Plan(tuple(found), workers, f"{gpus} x {gpu.name}", tuple(notes), gpus=gpus)
+    return Plan(
+        tuple(found), workers, f"{gpus} x {gpu.name}", tuple(notes), gpus=gpus,
+        driver=driver_bytes(session),
+    )  # fmt: skip
 
 
 def _with_reading(

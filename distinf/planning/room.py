@@ -8,6 +8,7 @@ from typing import Any
 
 from distinf.errors import InputError
 from distinf.runtime import Cost, Lever, Node, Resources, RuntimeSettings
+from distinf.runtime.units import by_part
 
 CPUS = "runtime.num_cpus"
 ROUNDS = 100  # of fewer workers: each makes one more stage fit one more machine
@@ -32,20 +33,25 @@ class Demand:
     gpu: float = 0.0
     host_levers: tuple[Lever, ...] = ()
     gpu_levers: tuple[Lever, ...] = ()
+    host_parts: tuple[tuple[str, float], ...] = ()  # name and bytes of each
+    gpu_parts: tuple[tuple[str, float], ...] = ()
 
 
 def demand(cost: Cost, base: float, cached: Sequence[Lever], on_gpu: bool) -> Demand:
     """`base` and `cached` are what a worker holds on the host beside its unit."""
-    kept = base + sum(lever.bytes for lever in cached)
+    kept = {"process": base, "kept rows": sum(lever.bytes for lever in cached)}
     cached = sorted(cached, key=lambda lever: -lever.bytes)[:1]  # it is the first to go
     where = {"host", "staged"} if on_gpu else {"host", "device"}
-    host_levers = tuple(lever for lever in cost.levers if lever.where in where)
+    host_levers = (*(lever for lever in cost.levers if lever.where in where), *cached)
+    staged = {"weights": cost.staged}
     if not on_gpu:
-        host = kept + max(cost.memory + cost.device, cost.staged)
-        return Demand(host, 0.0, (*host_levers, *cached))
+        whole = by_part(cost.memory, cost.device)
+        host = by_part(kept, staged if cost.staged > sum(whole.values()) else whole)
+        return Demand(sum(host.values()), 0.0, host_levers, (), (*host.items(),))
     on_device = tuple(lever for lever in cost.levers if lever.where in ("device", "gpu"))
-    host = kept + cost.memory + cost.staged
-    return Demand(host, cost.device, (*host_levers, *cached), on_device)
+    host, device = by_part(kept, cost.memory, staged), by_part(cost.device)
+    sizes = sum(host.values()), sum(device.values())
+    return Demand(*sizes, host_levers, on_device, (*host.items(),), (*device.items(),))
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,15 @@ class Asked:
     @property
     def gpu(self) -> float:
         return max((d.gpu for d in self.demands), default=0.0)
+
+    @property
+    def host_parts(self) -> dict[str, float]:
+        """Of the kind of unit that takes most of the host."""
+        return dict(max(self.demands, key=lambda d: d.host).host_parts) if self.demands else {}
+
+    @property
+    def gpu_parts(self) -> dict[str, float]:
+        return dict(max(self.demands, key=lambda d: d.gpu).gpu_parts) if self.demands else {}
 
 
 def room(node: Node, resources: Resources) -> int:

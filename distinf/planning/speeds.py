@@ -21,6 +21,7 @@ NETWORK_NOTE = (
     "network: at most, each worker and the store on a host of its own, at an assumed "
     f"{8 * NETWORK_BYTES_S / 1e9:.0f} Gbit/s a worker"
 )
+PROCESS_BYTES = 0.4e9  # Python, torch, Ray and the packages of a task
 CLUSTER_S = 4.0  # Ray, before the first worker starts
 WORKER_S = 6.0  # a worker: Python, Ray and torch
 STAGE_S = 0.5  # a stage's start and end: the ledger is listed, a gang is formed
@@ -86,7 +87,7 @@ class Speeds:
     rates: Mapping[str, Rate] = field(default_factory=dict)
     unit_s: float = UNIT_S
     start_s: float = CLUSTER_S + WORKER_S
-    base: float = 0.4e9
+    base: float = PROCESS_BYTES
     share: float = 1.0
     notes: tuple[str, ...] = ()
     network: float = math.inf

@@ -39,9 +39,9 @@ class StagePlan:
     """What one stage will take. `bytes` are stored and `read` read, by all workers together;
     `network` are bytes that cross hosts, each worker and the store on one of its own, and 0 where
     all is on this machine. `memory` is the peak of one worker in its host's memory, of which
-    `cached` are rows that it keeps, and `gpu_memory` that on its GPU, if it has one; `workers` is
-    how many have work at once; `parts` are the seconds of a worker by what they go into (the
-    network's overlap with the store's); `asked` is what machines are checked for."""
+    `cached` are rows that it keeps, and `gpu_memory` that on its GPU, if it has one; both also by
+    part. `workers` is how many have work at once; `parts` are the seconds of a worker by what they
+    go into (the network's overlap with the store's); `asked` is what machines are checked for."""
 
     stage: str
     units: int
@@ -55,6 +55,8 @@ class StagePlan:
     read: float
     network: float
     parts: Mapping[str, float]
+    memory_parts: Mapping[str, float]
+    gpu_parts: Mapping[str, float]
     asked: Asked
 
     @property
@@ -161,6 +163,8 @@ def _stage_plan(
         read=read,
         network=network,
         parts={name: s for name, s in parts.items() if s and costs},
+        memory_parts=asked.host_parts,
+        gpu_parts=asked.gpu_parts,
         asked=asked,
     )
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 from distinf.errors import InputError
 from distinf.runtime.address import close_to_others
@@ -9,8 +10,11 @@ from distinf.runtime.local import LocalRuntime
 from distinf.runtime.protocol import Runtime, RuntimeSettings
 
 
-def open_runtime(settings: RuntimeSettings) -> Runtime:
-    """The runtime that the settings name; nothing starts before its first work."""
+def open_runtime(settings: RuntimeSettings, packages: Sequence[str] = ()) -> Runtime:
+    """The runtime that the settings name; nothing starts before its first work.
+
+    packages: that every node of a cluster must have as this process has them
+    """
     if settings.kind == "local":
         return LocalRuntime(settings)
     if settings.starts_cluster:  # before Ray reads it, once, when it is imported
@@ -24,4 +28,4 @@ def open_runtime(settings: RuntimeSettings) -> Runtime:
             "runtime.kind: ray is not installed here; pip install 'ray[default]' or set "
             "runtime.kind=local"
         ) from None
-    return RayRuntime(settings)
+    return RayRuntime(settings, packages)

@@ -103,12 +103,16 @@ class Lever:
     raised: float | None = None
 
 
+Parts = Mapping[str, float]  # bytes by what they are
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a unit will take: floating-point operations, bytes stored, peak bytes of its worker.
 
-    memory  in the host's memory, on whatever device it computes
-    device  on the device: model, activations, gradients. Without a GPU that is the host too
+    memory  in the host's memory, on whatever device it computes: in all, or by part (weights,
+            activations, optimizer, gradients, directions, tiles, results)
+    device  on the device, likewise. Without a GPU that is the host too
     staged  in the host's memory on the way to a GPU; without one there is no such way
     levers  the settings that these go by
     work   samples by what is done with them: "generate train", "generate evaluation", "forward",
@@ -126,8 +130,8 @@ class Cost:
 
     flops: float = 0.0
     bytes: float = 0.0
-    memory: float = 0.0
-    device: float = 0.0
+    memory: float | Parts = 0.0
+    device: float | Parts = 0.0
     staged: float = 0.0
     levers: tuple[Lever, ...] = ()
     work: Mapping[str, float] = field(default_factory=dict)
@@ -135,6 +139,24 @@ class Cost:
     read: float = 0.0
     loaded: Mapping[str, float] = field(default_factory=dict)
     summed: float = 0.0
+
+    @property
+    def host_bytes(self) -> float:
+        return sum(by_part(self.memory).values())
+
+    @property
+    def device_bytes(self) -> float:
+        return sum(by_part(self.device).values())
+
+
+def by_part(*held: float | Parts) -> dict[str, float]:
+    """All together; what is not said by part is "other"."""
+    found: dict[str, float] = {}
+    for each in held:
+        for name, size in (each if isinstance(each, Mapping) else {"other": each}).items():
+            if size:
+                found[name] = found.get(name, 0.0) + size
+    return found
 
 
 IN_GRADIENTS = {"forward": 1 / 3, "screen": 1 / 3, "train": 1.0, "gradient": 1.0, "product": 3.0}

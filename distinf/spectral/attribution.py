@@ -67,12 +67,16 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     cost = Cost(
         flops=PASSES * shapes.flops_per_sample * rows,
         bytes=rows * shapes.row_bytes.get("train", 0.0),
-        memory=4.0 * shapes.parameters * settings.curvature.keep,
-        device=4.0 * shapes.parameters * 5 + passed,
-        staged=4.0 * shapes.parameters,
+        memory={"directions": outline.vector * settings.curvature.keep},
+        device={
+            "weights": shapes.model_bytes,
+            "activations": passed,
+            "directions": 4 * outline.vector,
+        },
+        staged=shapes.model_bytes,
         levers=(Lever("gradients.chunk", settings.gradients.chunk, passed),),
         work={"forward": PASSES * rows},
-        loaded={**outline.loaded, "directions": 4.0 * shapes.parameters * settings.curvature.keep},
+        loaded={**outline.loaded, "directions": outline.vector * settings.curvature.keep},
     )
     return [(unit, cost) for unit in target_units(outline, settings.targets.count)]
 

@@ -25,7 +25,6 @@ from distinf.numerics.second_derivatives import passing_kind
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.spectral.damping import refuse_negative
 from distinf.spectral.mean_product import (
-    PRODUCT,
     drawn_rows,
     mean_product,
     microbatch,
@@ -73,15 +72,19 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """Krylov steps, the Ritz pairs, the probes of what is outside them."""
     settings, shapes = outline.settings.curvature, outline.shapes
     samples = min(settings.samples, outline.training_rows)
-    product = PRODUCT * shapes.flops_per_sample * samples
-    vector = 4.0 * shapes.parameters
+    product = shapes.forwards["product"] * shapes.flops_per_sample * samples
+    vector = outline.vector
     passed, lever = product_bytes(outline)
     step = Cost(
         flops=product,
         bytes=vector,
-        memory=vector,
-        device=passed + vector * (settings.steps + settings.keep + 5),
-        staged=vector * (settings.keep + 1),
+        memory={"results": vector},
+        device={
+            "weights": shapes.model_bytes,
+            "activations": passed,
+            "directions": vector * (settings.steps + settings.keep + 4),
+        },
+        staged=vector * settings.keep + shapes.model_bytes,
         levers=(
             lever,
             Lever("curvature.steps", settings.steps, vector * settings.steps, settings.keep),
@@ -95,7 +98,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     work = {"product": samples * measured, "screen": samples}  # once over: which are finite
     kept, summed = vector * settings.keep, summed_bytes(outline)
     probe = replace(step, work={"product": samples}, summed=summed)
-    pairs = replace(step, flops=product * measured, bytes=kept, memory=kept, work=work)
+    pairs = replace(step, flops=product * measured, bytes=kept, memory={"results": kept}, work=work)
     pairs = replace(pairs, summed=kept + summed * measured)
     return [
         *((unit, step) for unit in step_units(outline)),

@@ -53,8 +53,8 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
             Cost(
                 flops=shapes.flops_per_sample * (b - a),
                 bytes=40.0 * (b - a),
-                device=passed + 4.0 * shapes.parameters,
-                staged=4.0 * shapes.parameters,
+                device={"weights": shapes.model_bytes, "activations": passed},
+                staged=shapes.model_bytes,
                 levers=(Lever("evaluate.batch_size", settings.batch_size, passed),),
                 work={"forward": b - a},
                 loaded=outline.loaded,

@@ -60,26 +60,26 @@ def phase_units(outline: Outline, phase: str) -> list[Unit]:
 
 def _cost(outline: Outline, unit: Unit) -> Cost:
     settings, shapes, forms = outline.settings, outline.shapes, outline.forms
-    factors, vector, rows = 8.0 * squares(forms), 4.0 * shapes.parameters, unit.stop - unit.start
+    factors, vector, rows = 8.0 * squares(forms), outline.vector, unit.stop - unit.start
     if unit.job["phase"] == "bases":
         flops, read = 10.0 * squares(forms, 3), SHARDS * factors
         return Cost(flops, bytes=factors, memory=2.0 * factors, read=read)
     if unit.job["phase"] == QUERIES:
         count = settings.targets.count * len(outline.losses)
-        held = 16.0 * shapes.parameters * count + factors
+        held = 4.0 * vector * count + factors
         flops, read = count * rotations(forms) * 2.0, vector * count + factors
         return Cost(flops, bytes=vector * count, memory=held, read=read)
     summed = unit.job["phase"] == "sums"
     stored = factors if summed else 2.0 * vector
     each = 2.0 * max(shapes.tokens_per_row or 1.0, 1.0) * squares(forms)
-    chunk = settings.gradients.chunk
+    chunk, passes = settings.gradients.chunk, shapes.forwards["gradient"] * shapes.flops_per_sample
     passed = chunk * (shapes.activation_bytes_per_sample + (0.0 if summed else vector))
     return Cost(
-        flops=rows * (3.0 * shapes.flops_per_sample + (each if summed else rotations(forms))),
+        flops=rows * (passes + (each if summed else rotations(forms))),
         bytes=stored,
         memory=stored,
-        device=passed + vector + factors + stored,
-        staged=vector,
+        device={"weights": shapes.model_bytes, "activations": passed, "factors": factors + stored},
+        staged=shapes.model_bytes,
         levers=(
             Lever("gradients.chunk", chunk, passed),
             Lever("scores.ekfac", 1.0, factors + stored, advice="set scores.ekfac to false"),

@@ -51,11 +51,12 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     settings, shapes = outline.settings, outline.shapes
     queries = settings.targets.count * len(outline.losses)
     width = settings.curvature.keep + (1 + settings.scores.ekfac) * queries + 4
-    per_row = shapes.parameters * 4.0
+    per_row = outline.vector
     copies = 1 if settings.gradients.method == "hooks" else 3  # of activations: .7, 1.7 measured
     chunk, keep = settings.gradients.chunk, settings.curvature.keep
-    passed = chunk * (per_row + copies * shapes.activation_bytes_per_sample)
-    flops = 3 * shapes.flops_per_sample + 2.0 * shapes.parameters * width
+    kept = chunk * copies * shapes.activation_bytes_per_sample
+    passed = chunk * per_row + kept
+    flops = shapes.forwards["gradient"] * shapes.flops_per_sample + 2.0 * outline.entries * width
     asked = {"queries": per_row * (width - keep - 4)}
     return [
         (
@@ -63,9 +64,14 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
             Cost(
                 flops=flops * (b - a),
                 bytes=4.0 * width * (b - a),
-                memory=per_row * width,
-                device=passed + per_row * (width + 1),
-                staged=per_row,
+                memory={"directions": per_row * width},
+                device={
+                    "weights": shapes.model_bytes,
+                    "activations": kept,
+                    "gradients": chunk * per_row,
+                    "directions": per_row * width,
+                },
+                staged=shapes.model_bytes,
                 levers=(
                     Lever("gradients.chunk", chunk, passed),
                     Lever("curvature.keep", keep, per_row * keep),

@@ -22,21 +22,21 @@ from distinf.spectral.session import Outline, Session
 from distinf.tasks.task import Batch
 
 MEMORY = "curvature.memory_mb"
-PRODUCT = 9.0  # an exact Hessian product costs nine forward passes (jvp over grad)
+LIVE = 3.0  # of the activations that a backward pass keeps, in a product
 
 
 def summed_bytes(outline: Outline) -> float:
     """Cost.summed of one product."""
     settings = outline.settings.curvature
     times = settings.shards if settings.reduction == "ordered" else 2
-    return 4.0 * times * outline.shapes.parameters
+    return times * outline.vector
 
 
 def product_bytes(outline: Outline) -> tuple[float, Lever]:
     """What a product's passes hold: the budget, or a whole shard; and what that goes by."""
     settings, shapes = outline.settings.curvature, outline.shapes
     samples = min(settings.samples, outline.training_rows)
-    row = PRODUCT / 3 * shapes.activation_bytes_per_sample
+    row = LIVE * shapes.activation_bytes_per_sample
     held = min(settings.memory_mb * 2**20, -(-samples // settings.shards) * row)
     return held, Lever("curvature.memory_mb", held / 2**20, held, least=row / 2**20 + 1)
 
@@ -76,7 +76,7 @@ def mean_product(
 def microbatch(outline: Outline) -> int:
     """Rows of one microbatch; InputError if not one row fits the budget."""
     settings = outline.settings.curvature
-    per_row = max(1, int(PRODUCT / 3 * outline.shapes.activation_bytes_per_sample))
+    per_row = max(1, int(LIVE * outline.shapes.activation_bytes_per_sample))
     try:
         return microbatch_rows(per_row, int(settings.memory_mb * 2**20))
     except InputError as error:

@@ -30,14 +30,18 @@ def gradient_unit(outline: Outline) -> Unit:
 def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """The targets' gradients, then the refined solves."""
     shapes, settings = outline.shapes, outline.settings
-    vector = 4.0 * shapes.parameters
+    vector = outline.vector
     count = settings.targets.count * len(outline.losses)
     gradients = Cost(
-        flops=3 * shapes.flops_per_sample * count,
+        flops=shapes.forwards["gradient"] * shapes.flops_per_sample * count,
         bytes=vector * count,
-        memory=vector * count,
-        device=3 * shapes.activation_bytes_per_sample + vector * (count + 1),
-        staged=vector,
+        memory={"results": vector * count},
+        device={
+            "weights": shapes.model_bytes,
+            "activations": 3 * shapes.activation_bytes_per_sample,
+            "gradients": vector * count,
+        },
+        staged=shapes.model_bytes,
         work={"gradient": count},
         loaded=outline.loaded,
         summed=vector * count,
@@ -49,7 +53,7 @@ def check(outline: Outline) -> None:
     """InputError for settings that contradict each other."""
     settings = outline.settings
     complement, known = settings.scores.complement, settings.curvature.probes > 0
-    whole = settings.curvature.keep >= outline.shapes.parameters  # nothing is outside the pairs
+    whole = settings.curvature.keep >= outline.entries  # nothing is outside the pairs
     if complement in ("mean", "gradients") and not known and not whole:
         raise InputError(
             f"scores.complement: {complement} is the mean eigenvalue outside the Ritz pairs, which "

@@ -19,7 +19,7 @@ from distinf.spectral.settings import StageSettings
 from distinf.store import CachedRows, Rows
 from distinf.tasks.identity import rows_of
 from distinf.tasks.methods import method_by_layers
-from distinf.tasks.rehearsal import checked_shapes
+from distinf.tasks.rehearsal import checked_shapes, skeleton_of
 from distinf.tasks.task import (
     SPLITS,
     Batch,
@@ -28,7 +28,6 @@ from distinf.tasks.task import (
     StoredTask,
     Task,
     build_task,
-    error_context,
 )
 
 DATA = "data"
@@ -46,6 +45,7 @@ class Outline:
     rows_per_unit: Mapping[str, int]  # of a generating task; empty for one with its own data
     losses: Sequence[str]
     shapes: Shapes
+    entries: int  # of a direction: of the parameters that the curvature is of
     forms: Mapping[str, Form]  # of weights with Kronecker factors, if they are asked for
 
     @property
@@ -54,9 +54,26 @@ class Outline:
         return min(self.settings.train.rows or self.rows["train"], self.rows["train"])
 
     @property
+    def vector(self) -> float:
+        """Bytes of a direction."""
+        return 4.0 * self.entries
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What a training step holds: the weights, two moments of those trained."""
+        return {"weights": self.shapes.model_bytes, "optimizer": 8.0 * self.shapes.tuned}
+
+    @property
+    def stored(self) -> float:
+        """Bytes of a checkpoint: of what is trained, and two moments."""
+        return 12.0 * self.shapes.tuned
+
+    @property
     def loaded(self) -> dict[str, float]:
-        """Cost.loaded of the trained model, which is stored with two moments of each parameter."""
-        return {"model": 4.0 * self.shapes.parameters * (3 if self.settings.train.steps else 1)}
+        """Cost.loaded of the trained model, which is stored with its moments."""
+        stored = self.stored if self.settings.train.steps else 0.0
+        made = 0.0 if stored and self.shapes.tuned == self.shapes.parameters else 1.0
+        return {"model": stored + made * self.shapes.model_bytes}
 
 
 class Session(engine_session.Session):
@@ -68,10 +85,8 @@ class Session(engine_session.Session):
         found = TypeAdapter(StageSettings).validate_python(self.context["settings"])
         if found.gradients.method is not None:
             return found
-        with error_context("model()"):
-            model = build_task(
-                self.context["task"], self.context["task_settings"], self.seed
-            ).model()
+        task = build_task(self.context["task"], self.context["task_settings"], self.seed)
+        model = skeleton_of(task)
         method = method_by_layers(model, Layout.of(model, found.curvature.blocks))
         return replace(found, gradients=replace(found.gradients, method=method))
 
@@ -113,14 +128,20 @@ class Session(engine_session.Session):
             rows_per_unit=per_unit,
             losses=list(task.losses),
             shapes=checked_shapes(task),
+            entries=self._entries(task),
             forms=self._forms(task),
         )
+
+    def _entries(self, task: Task) -> int:
+        shapes, blocks = checked_shapes(task), self.settings.curvature.blocks
+        if blocks == "all":
+            return shapes.tuned
+        return Layout.of(skeleton_of(task), blocks).size
 
     def _forms(self, task: Task) -> dict[str, Form]:
         if not self.settings.scores.ekfac or self.settings.gradients.method != "hooks":
             return {}
-        with error_context("model()"):
-            model = task.model()
+        model = skeleton_of(task)
         return forms_of(wanted_layers(model, Layout.of(model, self.settings.curvature.blocks)))
 
     def batch(self, split: str, ids: np.ndarray) -> Batch:
@@ -141,7 +162,9 @@ class Session(engine_session.Session):
         )
 
     def fresh_model(self) -> nn.Module:
-        return self.model_of(self.task).to(self.device)
+        """The model as it starts, on this worker's device, where a quantised one is already."""
+        model = self.model_of(self.task)
+        return model if getattr(model, "is_quantized", False) else model.to(self.device)
 
 
 def split_units(outline: Outline, split: str) -> list[Unit]:

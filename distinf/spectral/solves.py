@@ -27,7 +27,6 @@ from distinf.spectral.curvature import left_out_rows, probe_units, seen_units, s
 from distinf.spectral.damping import damping_of, naming_settings
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.mean_product import (
-    PRODUCT,
     drawn_rows,
     mean_product,
     product_bytes,
@@ -116,16 +115,21 @@ def costed_units(outline: Outline) -> list[tuple[Unit, Cost]]:
     """The solves, each with its share of the most that they take together."""
     units, settings = solve_units(outline), outline.settings.curvature
     samples = min(settings.samples, outline.training_rows)
-    vector = 4.0 * outline.shapes.parameters
+    vector, shapes = outline.vector, outline.shapes
+    flops = shapes.forwards["product"] * shapes.flops_per_sample
     products = most_products(outline) / max(1, len(units))
     passed, lever = product_bytes(outline)
     kept = 2 * vector * _capacity(outline)
     cost = Cost(
-        flops=PRODUCT * outline.shapes.flops_per_sample * samples * products,
+        flops=flops * samples * products,
         bytes=vector * (1 + 2 * products),
-        memory=vector * (1 + 2 * products),
-        device=passed + kept + vector * (settings.keep + SAMPLED + 1),
-        staged=vector * (settings.keep + 1),
+        memory={"results": vector * (1 + 2 * products)},
+        device={
+            "weights": shapes.model_bytes,
+            "activations": passed,
+            "directions": kept + vector * (settings.keep + SAMPLED),
+        },
+        staged=vector * settings.keep + shapes.model_bytes,
         levers=(lever, Lever("curvature.refine_steps", settings.refine_steps, kept)),
         work={"product": samples * products},
         loaded={**outline.loaded, "directions": vector * settings.keep},
@@ -138,9 +142,9 @@ def costed_units(outline: Outline) -> list[tuple[Unit, Cost]]:
 def _capacity(outline: Outline) -> int:
     """Directions that are kept: as curvature.memory_mb allows, at least those of one solve."""
     settings, most = outline.settings.curvature, most_products(outline)
-    fits = int(settings.memory_mb * 2**20 / (8 * outline.shapes.parameters))
+    fits = int(settings.memory_mb * 2**20 / (2 * outline.vector))
     one = min(settings.refine_steps, most)
-    return max(one, min(most, fits, outline.shapes.parameters + one))
+    return max(one, min(most, fits, outline.entries + one))
 
 
 def unrefined(session: Session) -> str:

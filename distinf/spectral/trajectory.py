@@ -59,23 +59,27 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     """Row ranges, checkpoint by checkpoint; none where no checkpoint is asked for."""
     settings, shapes = outline.settings, outline.shapes
     queries = settings.targets.count * len(outline.losses)
-    per_row = shapes.parameters * 4.0
-    chunk = settings.gradients.chunk
-    passed = chunk * (per_row + 3 * shapes.activation_bytes_per_sample)
-    backward = train.BACKWARD * shapes.flops_per_sample
+    per_row, chunk = outline.vector, settings.gradients.chunk
+    kept = chunk * 3 * shapes.activation_bytes_per_sample
+    passed = chunk * per_row + kept
+    backward = shapes.forwards["gradient"] * shapes.flops_per_sample
     return [
         (
             unit,
             Cost(
                 flops=backward * (unit.stop - unit.start + queries)
-                + 2.0 * shapes.parameters * queries * (unit.stop - unit.start),
+                + 2.0 * outline.entries * queries * (unit.stop - unit.start),
                 bytes=(4.0 * queries + 1.0) * (unit.stop - unit.start),
-                memory=per_row * queries,
-                device=passed + per_row * (queries + 3),
-                staged=per_row,
+                memory={"gradients": per_row * queries},
+                device={
+                    "weights": shapes.model_bytes,
+                    "activations": kept,
+                    "gradients": per_row * (chunk + queries + 2),
+                },
+                staged=shapes.model_bytes,
                 levers=(Lever("gradients.chunk", chunk, passed),),
                 work={"gradient": unit.stop - unit.start},
-                read=per_row,  # the checkpoint
+                read=shapes.model_bytes,  # the checkpoint
             ),
         )
         for checkpoint in chosen_checkpoints(outline)

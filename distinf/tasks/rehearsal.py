@@ -5,7 +5,7 @@ What cannot be tried cheaply, a training, is checked where its first result come
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -21,6 +21,13 @@ from distinf.tasks.task import SPLITS, Shapes, Task, Wording, check_losses, erro
 from distinf.tasks.warm import looking
 
 BY_SPLIT = ("truncated", "empty", "texts_shared_with_train", "largest_class")
+
+
+def skeleton_of(task: Task) -> nn.Module:
+    """A model without values, where the task has one, else its model."""
+    skeleton: Callable[[], nn.Module] = getattr(task, "skeleton", task.model)
+    with error_context("model()"):
+        return skeleton()
 
 
 def rehearse(task: Task) -> nn.Module:

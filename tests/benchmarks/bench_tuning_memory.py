@@ -56,7 +56,7 @@ def compared(raw: dict[str, object], out: Path) -> dict[str, float]:
         stage.body(session, unit, "1-probe")
     return {
         "measured": resident("VmHWM") - before,
-        "planned": max(cost.memory + cost.device for _, cost in units),
+        "planned": max(cost.host_bytes + cost.device_bytes for _, cost in units),
         "model": 4.0 * session.outline.shapes.parameters,
     }
 

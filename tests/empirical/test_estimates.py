@@ -229,7 +229,7 @@ def test_only_gradients_of_all_parameters_ask_for_their_memory(run):
     def memory(*names, **spaces):
         settings = replace(outline.settings, estimates=EstimateSettings(names, spaces))
         ((_, cost),) = units(replace(outline, settings=settings))
-        return cost.memory
+        return cost.host_bytes
 
     assert memory("tracin", all="all") == parameters * (4 + 8 * 2 * ROWS)
     assert memory("tracin") == memory("tracin", all="all")  # all are tuned

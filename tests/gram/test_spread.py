@@ -199,7 +199,9 @@ def test_a_worker_too_small_for_the_model_is_told_of_as_many_as_are_enough(tiny,
         more = {"workers": 0, "tokens_per_batch": 600, "model": {"name": str(folder)}}
         made = config(tiny, tmp_path / "run", devices, **more)
         outline = made.session(str(tmp_path), torch.device("cpu")).outline
-        cost = max((cost for _, cost in gradients.units(outline)), key=lambda cost: cost.device)
+        cost = max(
+            (cost for _, cost in gradients.units(outline)), key=lambda cost: cost.device_bytes
+        )
         demand = room.demand(cost, 0.0, (), on_gpu=True)
         stage = room.Asked("gradients", 8, Resources(1.0, 1.0), "runtime.num_gpus", (demand,))
         node = Node("a server", 64, 1e12, (limit / room.GPU_SHARE,) * 8)

@@ -223,6 +223,9 @@ def test_nodes_without_distinf_or_with_another_are_named_in_one_line(cluster, co
     for name, text in {"without": "raise ImportError", "other": "__version__ = '0.0.1'"}.items():
         (tmp_path / name / "distinf").mkdir(parents=True)
         (tmp_path / name / "distinf" / "__init__.py").write_text(text)
+    (tmp_path / "other" / "numpy-0.0.1.dist-info").mkdir()
+    told = "Metadata-Version: 2.1\nName: numpy\nVersion: 0.0.1\n"
+    (tmp_path / "other" / "numpy-0.0.1.dist-info" / "METADATA").write_text(told)
     (tmp_path / "empty").mkdir()
     without, other = (f"PYTHONPATH={tmp_path / name}" for name in ("without", "other"))
     with another_node(cluster, "env", without) as one, another_node(cluster, "env", other) as two:
@@ -233,6 +236,7 @@ def test_nodes_without_distinf_or_with_another_are_named_in_one_line(cluster, co
     assert process.returncode == 2, errors
     assert f"node-{one} has no distinf" in errors.splitlines()[-1]
     assert f"node-{two} has distinf 0.0.1 where the driver has {__version__}" in errors
+    assert "numpy 0.0.1 where the driver has" in errors
     assert "Traceback" not in errors
     assert "node-0" not in errors
     assert not (tmp_path / "run" / "ledger").exists()

@@ -100,6 +100,22 @@ def test_who_has_no_deepspeed_is_told_what_installs_it(monkeypatch):
     assert "\n" not in str(refused.value)
 
 
+def test_what_a_gang_cannot_train_is_refused_before_the_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "refuse_missing", lambda: None)
+    made = resolve({
+        "task": "sft", "out": str(tmp_path / "run"), "runtime": {"kind": "ray", "workers": 2},
+        "data": {"path": str(tiny / "train.jsonl"), "queries": str(tiny / "asked.jsonl")},
+        "model": {"name": str(tiny / "model"), "quantise": "4bit"},
+        "train": {"batch_size": 4, "devices": 2, "deepspeed": ZERO2},
+    })  # fmt: skip
+    session = made.session(str(tmp_path / "run"), torch.device("cpu"))
+    with pytest.raises(InputError, match=r"does not share quantised weights; set model.quantise"):
+        train.check(session)
+    with pytest.raises(ValueError, match="name train_micro_batch_size_per_gpu in its file"):
+        settings(ZERO2, accumulation=2)
+    assert settings(ZERO2, checkpointing=True).checkpointing
+
+
 def test_more_ranks_than_there_is_room_for_are_refused():
     nodes = [Node("a", 2.0, 1e9, ()), Node("b", 1.0, 1e9, ())]
     asked = Asked(
@@ -118,12 +134,14 @@ def test_more_ranks_than_there_is_room_for_are_refused():
 
 
 def test_parts_of_a_rank_are_those_of_the_stage():
-    whole = [deepspeed.shared_bytes(settings(c, devices=1), 40.0, 10.0)
-             for c in (ZERO2, {"zero_optimization": {"stage": 3}})]  # fmt: skip
-    assert whole == [(0.0, 40.0 + 160.0)] * 2
-    assert deepspeed.shared_bytes(settings(ZERO2), 40.0, 10.0) == (0.0, 40.0 + 80.0)
+    state = {"weights": 40.0, "gradients": 40.0, "optimizer": 120.0}
+    for each in (ZERO2, {"zero_optimization": {"stage": 3}}):
+        assert deepspeed.shared_bytes(settings(each, devices=1), 40.0, 10.0) == ({}, state)
+    halves = {"weights": 40.0, "gradients": 20.0, "optimizer": 60.0}
+    assert deepspeed.shared_bytes(settings(ZERO2), 40.0, 10.0) == ({}, halves)
     offload = str(FILES / "zero3-offload.json")
-    assert deepspeed.shared_bytes(settings(offload), 40.0, 10.0) == (20.0 + 60.0, 20.0)
+    moved = {"weights": 20.0, "optimizer": 60.0}
+    assert deepspeed.shared_bytes(settings(offload), 40.0, 10.0) == (moved, {"gradients": 20.0})
 
 
 def test_bytes_that_ranks_send_are_those_of_the_paper():

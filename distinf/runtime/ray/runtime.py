@@ -23,8 +23,8 @@ class RayRuntime:
     what the ledger says, and only a unit that is not in it is attempted again.
     """
 
-    def __init__(self, settings: RuntimeSettings):
-        self._settings = settings
+    def __init__(self, settings: RuntimeSettings, packages: Sequence[str] = ()):
+        self._settings, self._packages = settings, packages
         self._actors = Actors(settings.threads, settings.silent_s)
         self._started = False
         self._told: set[str] = set()
@@ -54,7 +54,7 @@ class RayRuntime:
         self._start()
         attempt = 0
         failed: Outcome | None = None
-        halvings = 0  # of microbatches: by ranks killed for memory
+        halvings = 0  # of microbatches: by ranks that ran out of memory
         while True:
             attempt += 1
             done = ledger.committed_ids() if ledger else set()
@@ -69,10 +69,12 @@ class RayRuntime:
             metrics.failed(work.title)
             if ledger and len(ledger.committed_ids()) > before:
                 attempt = 0  # days of work may lose more workers than `attempts`
+            if outcome.less_may_fit:  # no attempt: each takes half the rows of the last, down to 1
+                attempt -= 1
             raise_if_final(work.title, outcome, failed, attempt, self._settings.attempts)
             failed = outcome
             metrics.retried(work.title)
-            if outcome.is_killed_for_memory:
+            if outcome.is_killed_for_memory or outcome.less_may_fit:
                 halvings += 1
                 LOG.warning("warning: %s: %s; %s", work.title, outcome.message, HALF)
 
@@ -105,7 +107,7 @@ class RayRuntime:
             cluster.connect(self._settings)
             self._started = True
             if not self._settings.starts_cluster:
-                preflight.refuse_unlike()
+                preflight.refuse_unlike(self._packages)
             LOG.info("starting workers")
 
     def _room(self, resources: Resources) -> int:
@@ -200,4 +202,6 @@ def _remoteness(outcome: Outcome) -> int:
     """Of a gang's failures the lowest is nearest to the cause."""
     if outcome.error in RAISABLE:
         return 0
-    return 1 if outcome.whose != "passing" else 2 if outcome.error == "died" else 3
+    if outcome.whose != "passing" or outcome.out_of_memory:
+        return 1
+    return 2 if outcome.error == "died" else 3

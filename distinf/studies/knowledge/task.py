@@ -26,8 +26,9 @@ from distinf.numerics.tuning import of_pieces
 from distinf.studies.knowledge.domains import domains, fits
 from distinf.studies.knowledge.packing import of_like_lengths, packed, token_loss
 from distinf.studies.language.adapters import adapt, initialise
-from distinf.studies.language.causal import KNOWN, Assumed, CausalModel, kept_of
+from distinf.studies.language.causal import Assumed, CausalModel, kept_of
 from distinf.studies.language.identity import model_digests
+from distinf.studies.language.known import KNOWN
 from distinf.studies.language.peft_files import begin_from, told
 from distinf.studies.language.settings import LoraSettings, Pretrained
 from distinf.studies.language.sizes import shapes_of
@@ -210,7 +211,7 @@ class Statements:
         model, settings = self._adapted(self._language.skeleton()), self._language.settings
         vocabulary = self._language.config.get_text_config().vocab_size
         mean, longest = (
-            shapes_of(model, count, settings, vocabulary=vocabulary)
+            shapes_of(model, [count], settings, vocabulary=vocabulary)
             for count in (sum(tokens) / len(tokens), max(tokens))
         )
         kept = longest.activation_bytes_per_sample

@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError
+from distinf.studies.language.known import KNOWN
 from distinf.studies.language.pretrained import base_of, loading, own, positions
 from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import Pretrained
 from distinf.tasks.warm import is_looking
 
-# hub id -> its configuration, whose defaults it has: a plan needs no network
-KNOWN = {"microsoft/Phi-3-mini-4k-instruct": "phi3"}
 LETTERS = 4  # of a token, assumed
 
 
@@ -25,7 +24,11 @@ class Assumed:
     """In place of a known model's tokenizer where that is not here: how long texts are, for a plan.
     No model runs with it."""
 
-    bos_token_id = 1
+    bos_token_id, eos_token_id = 1, 2
+    chat_template = "one after another"
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return "".join(f"{each['role']}: {each['content']}\n" for each in messages)
 
     def __call__(self, text: str, add_special_tokens: bool, **_: Any) -> dict[str, list[int]]:
         first = [self.bos_token_id] if add_special_tokens else []
@@ -142,7 +145,8 @@ def _config(settings: Pretrained) -> Any:
     except InputError:
         if settings.name not in KNOWN:
             raise
-        return transformers.AutoConfig.for_model(KNOWN[settings.name])
+        kind, values = KNOWN[settings.name]
+        return transformers.AutoConfig.for_model(kind, **values)
 
 
 @lru_cache(maxsize=4)

@@ -39,7 +39,6 @@ class Zero:
         """undecayed: names of parameters without weight decay."""
         deepspeed = _imported(device)
         assert isinstance(recipe.deepspeed, Mapping)  # see TrainSettings
-        self._refuse_quantised(model)
         _join(deepspeed, collective, device)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         groups = [
@@ -58,15 +57,6 @@ class Zero:
             dist_init_required=False,
         )
         self.trained = {n: p for n, p in self.engine.module.named_parameters() if n in named}
-
-    @staticmethod
-    def _refuse_quantised(model: nn.Module) -> None:
-        odd = [name for name, p in model.named_parameters() if not p.is_floating_point()]
-        if odd:
-            raise InputError(
-                f"train.deepspeed: it does not share quantised weights ({odd[0]}); set "
-                "model.quantise=none, or train on one device, without train.deepspeed"
-            )
 
     def step(self, lr: float, pieces: Sequence[Any], loss: Callable[[Any], Tensor]) -> None:
         """Down the gradient of the mean over ranks of the sum over `pieces` of their loss, a

@@ -12,12 +12,12 @@ from distinf.errors import InputError
 from distinf.gram.blocks import HEAD_NAMES
 from distinf.numerics.randomness import number
 from distinf.studies.language.adapters import adapt, initialise
+from distinf.studies.language.known import KNOWN
 from distinf.studies.language.peft_files import begin_from
 from distinf.studies.language.pretrained import base_of, loading, own, positions
 from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import LoraSettings
 from distinf.studies.noisy_labels.classes import PAIR
-from distinf.studies.noisy_labels.known import KNOWN
 from distinf.studies.noisy_labels.settings import ModelSettings
 from distinf.studies.noisy_labels.vocabulary import compress
 
@@ -104,12 +104,12 @@ def _refuse_other_sizes(settings: ModelSettings, told: Mapping[str, Any]) -> Non
 
 
 def shapes_config(settings: ModelSettings, classes: int = len(PAIR)) -> Any:
-    """The model's configuration; of Vitel and Chhabra's also without a network (known.py)."""
+    """The model's configuration; of some also without a network (language/known.py)."""
     if settings.name not in KNOWN:
         return load_config(settings, classes)
     import transformers
 
-    kind, values, _ = KNOWN[settings.name]
+    kind, values = KNOWN[settings.name]
     return transformers.AutoConfig.for_model(kind, **_head(classes), **values)
 
 

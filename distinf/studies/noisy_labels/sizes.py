@@ -11,14 +11,14 @@ from distinf.studies.noisy_labels.tokens import tokenised
 SAMPLED = 256
 
 
-def tokens_per_row(settings: NoisyLabelSettings, lengths: np.ndarray | None) -> float:
-    """Mean of `lengths` where they are known; of 256 rows of a file; half of max_length."""
-    if lengths is not None:
-        return float(lengths.mean())
+def row_lengths(settings: NoisyLabelSettings) -> tuple[np.ndarray, str]:
+    """Tokens of 256 rows of a file, or of rows of all lengths alike; and what is assumed then."""
     if not settings.data.path:
-        return settings.model.max_length / 2
+        longest = settings.model.max_length
+        told = f"rows are assumed to be of 1 to {longest} tokens (model.max_length), all as often"
+        return np.arange(1, longest + 1), told
     table = read_table(settings.data)
     rows = generator(0, "sizes").permutation(len(table.labels))[:SAMPLED]
     texts = [table.texts[row] for row in rows]
     (_, offsets), _ = tokenised(load_tokenizer(settings.model), texts, settings.model)
-    return float(np.diff(offsets).mean())
+    return np.diff(offsets), ""

@@ -8,7 +8,7 @@ and Kording, Eq. 7), or the sum. Shapes: n rows of a batch, L its longest row in
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,8 +24,9 @@ from distinf.numerics.ekfac import sampled_labels
 from distinf.numerics.layer_gradients import wide
 from distinf.studies.language import together
 from distinf.studies.language.adapters import adapt, initialise
-from distinf.studies.language.causal import CausalModel
+from distinf.studies.language.causal import LETTERS, Assumed, CausalModel
 from distinf.studies.language.identity import file_digest, model_digests, revision_of
+from distinf.studies.language.known import KNOWN
 from distinf.studies.language.peft_files import begin_from, peft_files, told
 from distinf.studies.language.sizes import shapes_of
 from distinf.studies.language.training import fit
@@ -75,6 +76,11 @@ class Scored:
             for split, name in (("train", train), ("evaluation", "queries"))
         }
         self._encoded: dict[str, Encoded] = {}
+
+    @property
+    def lacks_model(self) -> bool:
+        """Its tokenizer is not here: the run can be planned, no more."""
+        return isinstance(self.language.tokenizer, Assumed)
 
     def _rows(self, split: str) -> Encoded:
         if split not in self._encoded:
@@ -209,7 +215,7 @@ class Scored:
         files = {setting: file_digest(path, setting) for path, setting in self._files.values()}
         del settings["data"], settings["model"]["name"]
         settings["lora"] = told(self.settings.lora)
-        found = model_digests(self.settings.model)
+        found = model_digests(self.settings.model, KNOWN)
         model = {**found, **settings, "seed": self.starting_seed}
         return {
             name: sha256(json.dumps(content, sort_keys=True).encode())
@@ -222,9 +228,12 @@ class Scored:
 
     def shapes(self) -> Shapes:
         """From the model's configuration and the rows' lengths."""
-        tokens = float(self.lengths("train").mean())
         vocabulary = self.language.config.get_text_config().vocab_size
-        return shapes_of(self.skeleton(), tokens, self.settings.model, vocabulary=vocabulary)
+        found = shapes_of(
+            self.skeleton(), self.lengths("train"), self.settings.model, vocabulary=vocabulary
+        )
+        told = f"no tokenizer is here: texts are assumed to have a token for {LETTERS} letters"
+        return replace(found, assumption=told if self.lacks_model else "")
 
 
 class Tuned(Scored):
