@@ -8,7 +8,7 @@ import pytest
 
 from distinf.config import resolve
 from distinf.engine.run import open_session
-from distinf.runtime import open_runtime
+from distinf.runtime import RuntimeSettings, open_runtime
 from distinf.spectral import data
 from distinf.spectral.session import Session
 from tests.support.runs import same_bits
@@ -38,9 +38,7 @@ def tiny(out: Path) -> Session:
 
 def test_hundreds_of_units_are_committed_once_each(tmp_path):
     session = tiny(tmp_path / "run")
-    runtime = open_runtime(
-        resolve({"runtime": {"kind": "ray", "workers": WORKERS, "dashboard": False}}).runtime
-    )
+    runtime = open_runtime(RuntimeSettings(workers=WORKERS, dashboard=False))
     wanted = [unit for unit, _ in data.units(session.outline)]
     assert len(wanted) == UNITS
     try:

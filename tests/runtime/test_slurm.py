@@ -72,6 +72,7 @@ class Slurm:
             "DISTINF_LAUNCH": "srun",
             "DISTINF_STATE": str(self.folder / "state"),
             "DISTINF_RAY_PORT": "26379",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as where a local cluster was used before
             "DISTINF_RAY_OPTIONS": " ".join(options),
             "RAY_memory_monitor_refresh_ms": "0",  # what else this machine does is not our affair
         }

@@ -159,7 +159,7 @@ def at_once(one: dict, other: dict) -> bool:
 
 
 def where(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]:
-    """Commits what this worker was given."""
+    """Commits what this worker was given, once as many workers as are to be together are here."""
     content = {
         "device": str(state["device"]),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
@@ -168,7 +168,11 @@ def where(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]:
         "node": Path.cwd().name,
         "mode": os.environ.get("RAY_AUTH_MODE", ""),
     }
-    time.sleep(state["script"].get("seconds", 0.0))
+    (state["calls"] / f"where-{os.getpid()}").touch()
+    until = time.monotonic() + 200
+    while len([*state["calls"].glob("where-*")]) < state["script"].get("together", 1):
+        assert time.monotonic() < until, "the other workers never came"
+        time.sleep(0.05)
     return Ledger(state["blobs"], unit.stage).commit(unit, 1, content)
 
 
