@@ -39,7 +39,7 @@ from tests.support.blobs_task import Points, points
 from tests.support.blobs_task import task as points_task
 from tests.support.runs import POINTS, merged
 
-UNIT = devices.Device("unit", "none", 1e12, 8e12, 16e12, 1e12, 1e10)
+UNIT = devices.Device("unit", "none", 1e12, 1e12, 8e12, 16e12, 1e12, 1e10)
 
 
 def session_of(tmp_path, **changes) -> Session:
@@ -209,9 +209,9 @@ def test_tiles_are_read_from_the_gradients_and_the_scores_from_the_tiles(tmp_pat
     assert found["gram", "cross", 0, 0, 25].read == 25 * 36 * 4
     assert found["gram", "cross", 0, 0, 25].loaded == {"cross words-0 0": 12 * 36 * 4}
     assert found["gram", "self", 0, 25, 50, 0, 25].read == (25 + 25) * 36 * 4
-    assert found["gram", "sums", 0, 0, 60].read == 60 * 36 * 4 + 60 * 12 * 4
+    assert found["gram", "sums", 0, 0, 60].read == 60 * 36 * 4 + 60 * 12 * 8
     assert found["gram", "correction", 0, 50, 60].read == 10 * 36 * 4
-    assert found["scores", None, 0, 0, 0].read == 2 * 60 * 12 * 4  # cross and correction
+    assert found["scores", None, 0, 0, 0].read == 2 * 60 * 12 * 8  # cross and correction
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,12 @@ from distinf.gram.spread import each_row_batch
 from distinf.gram.stored_gradients import columns as gradient_columns
 from distinf.gram.stored_gradients import dense_rows, finite_rows, says_right
 from distinf.gram.task import OfTexts
-from distinf.gram.tiles import narrow, self_gram, slab_units, tiled
+from distinf.gram.tiles import narrow, self_gram, slab_units
 from distinf.gram.train import with_weights
 from distinf.numerics import text_baselines
 from distinf.numerics.estimators import fisher
 from distinf.numerics.label_noise import log_odds_gain
 from distinf.numerics.precision import float_edges, precision
-from distinf.numerics.products import scales
 from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.task import error_context
@@ -80,7 +79,7 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     rows, every = cell.rows[TRAIN], sum(cell.rows.values())
     if unit.job["of"] == SELF:
         flops = rows**3 + sum(2.0 * rows**2 * b.width for b in cell.blocks.dense if narrow(cell, b))
-        read = 2.0 * rows**2 * sum(not narrow(cell, b) for b in cell.blocks.dense)  # half of each
+        read = 4.0 * rows**2 * sum(not narrow(cell, b) for b in cell.blocks.dense)  # half of each
         return Cost(flops=flops, bytes=8.0 * rows, memory=4 * 8.0 * rows**2, read=read)
     shapes, at_once = cell.shapes, outline.settings.gradients.rows_per_batch
     return Cost(
@@ -204,12 +203,9 @@ def _gram(session: Session, cell: Cell, slab: int, finite_N: np.ndarray) -> Tens
     """fp64 [N, N] of the finite rows, over the slab's blocks: stored products, or of blocks without
     them the gradients'."""
     if slab_units(session.settings, cell, "self", slab):
-        sqnorm_BN = tiled(session, cell, slab, "cross", "sqnorm")[:, finite_N]
-        total_NN = np.zeros((sqnorm_BN.shape[1],) * 2)
-        for place, sqnorm_N in enumerate(sqnorm_BN):
-            scale_N = scales(torch.from_numpy(sqnorm_N)).numpy()
-            part_NN = self_gram(session, cell, slab, place)[np.ix_(finite_N, finite_N)]
-            total_NN += part_NN * scale_N[:, None] * scale_N
+        total_NN = np.zeros((int(finite_N.sum()),) * 2)
+        for place in range(len(cell.blocks.of(slab))):
+            total_NN += self_gram(session, cell, slab, place)[np.ix_(finite_N, finite_N)]
         return torch.from_numpy(total_NN)
     grads_NP = dense_rows(session, cell.name, TRAIN, slab, 0, cell.rows[TRAIN])[finite_N].double()
     return grads_NP @ grads_NP.T

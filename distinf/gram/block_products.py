@@ -30,7 +30,6 @@ from distinf.gram.tiles import (
 )
 from distinf.numerics.estimators import ESTIMATORS, datainf, fisher
 from distinf.numerics.estimators.register import Products
-from distinf.numerics.products import scales
 
 
 class BlockProducts:
@@ -45,13 +44,9 @@ class BlockProducts:
         self._finite_N = finite_rows(session, cell.name, TRAIN)
         sqnorm_N = tiled(session, cell, slab, "cross", "sqnorm")[place][self._finite_N]
         self.sqnorm_N = torch.from_numpy(sqnorm_N)
-        self._scale_N = scales(self.sqnorm_N)
         first = slab_units(session.settings, cell, "cross", slab)[0]
         sqnorm_BQ = session.arrays(first, ["query_sqnorm"])["query_sqnorm"]
         self.query_sqnorm_Q = torch.from_numpy(sqnorm_BQ[place])
-        self.scale_Q = scales(self.query_sqnorm_Q)
-        first_M = self.scale_Q[: compared_queries(cell)]
-        self._scale_of_rows = torch.cat([self.scale_Q, *[first_M] * len(FACTORS)])
         self._fisher: Tensor | None = None
         self.notes: dict[str, dict[str, float]] = {}
 
@@ -62,8 +57,7 @@ class BlockProducts:
     def self_gram(self) -> np.ndarray:
         """fp64 [N, N]."""
         whole_NN = self_gram(self._session, self._cell, self._slab, self._place)
-        scale_N = self._scale_N.numpy()
-        return whole_NN[np.ix_(self._finite_N, self._finite_N)] * scale_N[:, None] * scale_N
+        return whole_NN[np.ix_(self._finite_N, self._finite_N)]
 
     def scores(self, name: str, cross_QN: Tensor, start: int, stop: int) -> Tensor:
         """fp64 [stop - start, N]."""
@@ -122,12 +116,10 @@ class BlockProducts:
     def _preconditioned(self, name: str, start: int, stop: int) -> Tensor:
         """fp64 [stop - start, N]: of queries that the gram stage has solved for."""
         (sums,) = slab_units(self._session.settings, self._cell, "sums", self._slab)
-        keys = [named(f"{name}.{key}", self._place) for key in ("note", "scale")]
-        stored = self._session.arrays(sums, keys)
-        damping, condition = stored[keys[0]].tolist()
+        key = named(f"{name}.note", self._place)
+        damping, condition = self._session.arrays(sums, [key])[key].tolist()
         self.notes[name] = {"damping": damping, "condition": condition}
-        scale_Q = torch.from_numpy(stored[keys[1]])
-        return self._rows("correction", name, start, stop, scale_Q)
+        return self._rows("correction", name, start, stop)
 
     def _exact(self, name: str) -> Tensor:
         """fp64 [all queries, N]: Fisher's, solved once."""
@@ -140,15 +132,11 @@ class BlockProducts:
             self.notes[name] = note_of(solved)
         return self._fisher
 
-    def _rows(
-        self, phase: str, key: str, start: int, stop: int, scale_Q: Tensor | None = None
-    ) -> Tensor:
-        """fp64 [stop - start, N]: stored products times both rows' scales; of a query `scale_Q`."""
+    def _rows(self, phase: str, key: str, start: int, stop: int) -> Tensor:
+        """fp64 [stop - start, N]: stored products."""
         array = named(key, self._place)
         found = rows_of(self._session, self._cell, self._slab, phase, array, start, stop)
-        of_all_Q = self._scale_of_rows if scale_Q is None else scale_Q
-        scale_Q = of_all_Q[start : start + len(found), None]
-        return torch.from_numpy(found[:, self._finite_N]).double() * scale_Q * self._scale_N
+        return torch.from_numpy(found[:, self._finite_N])
 
 
 def members(session: Session, cell: Cell, group: str) -> Iterator[BlockProducts]:

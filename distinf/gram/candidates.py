@@ -139,15 +139,13 @@ class _OfBlock:
 
     def _solved(self, estimator: str) -> Tensor:
         """fp64 [Q, P]: the queries that the gram stage has solved for."""
-        keys = named(estimator, self.place), named(f"{estimator}.scale", self.place)
-        solved_QP, scale_Q = (torch.from_numpy(self._sums()[key]).double() for key in keys)
-        return (solved_QP * scale_Q[:, None])[: self.cell.rows[QUERY]]
+        solved_QP = torch.from_numpy(self._sums()[named(estimator, self.place)])
+        return solved_QP[: self.cell.rows[QUERY]]
 
     def _summed(self) -> Tensor:
         """fp64 [Q, P]: DataInf's U = W T."""
         asked = slice(self.cell.rows[QUERY])
-        summed_QP = torch.from_numpy(self._sums()["weighted"][asked, self.block.span]).double()
-        return summed_QP * self._products.scale_Q[:, None]
+        return torch.from_numpy(self._sums()["weighted"][asked, self.block.span])
 
     @property
     def _products(self) -> BlockProducts:

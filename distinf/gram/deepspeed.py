@@ -7,10 +7,10 @@ is what DeepSpeed files have for a value that is set elsewhere.
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from distinf.errors import InputError, install_command
+from distinf.store.regular import read_given
 
 Config = Mapping[str, Any]
 AUTO = "auto"
@@ -24,7 +24,7 @@ OURS = ("train_batch_size", MICRO, ACCUMULATED, "gradient_clipping", "optimizer"
 def read(path: str) -> dict[str, Any]:
     """ValueError, in one line, for what is no JSON object with a ZeRO stage."""
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(read_given(path))
     except OSError as error:
         raise ValueError(f"deepspeed: {path}: {error.strerror}; name a JSON file") from None
     except ValueError as error:

@@ -11,16 +11,15 @@ sums        over all training rows of a slab: DataInf's U = W T [Q, P] (W = cros
 correction  per block [Q, rows], U T^T, and the scores of such solved queries; for the embedding,
             whose U would be as wide as the vocabulary, W K_tt from the tiles of self
 
-A tile's memory does not depend on the number of training rows. Sums are taken in fp32 in a tile,
-and over tiles in their order. A row whose norm in a block is out of the ordinary is divided
-by its scale, which follows from its stored squared norm (numerics/products.py), and so are
-the products stored: who reads them multiplies by the scales of both rows.
+A tile's memory does not depend on the number of training rows. Gradients are stored in fp32 or
+less; their products are taken, summed and stored in fp64, as what a damping divides is a small
+difference of these. Sums over tiles are taken in their order.
 
 Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N training rows of a tile.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -49,7 +48,7 @@ from distinf.gram.tiles import (
     slab_units,
 )
 from distinf.numerics.estimators import datainf
-from distinf.numerics.products import scaled, scales, sqnorms
+from distinf.numerics.products import SLAB, add_weighted, products, sqnorms
 from distinf.numerics.sparse import SparseRows, sparse_gram
 from distinf.runtime import Cost, Lever, Runtime, Unit
 from distinf.runtime.ledger import Record
@@ -82,15 +81,17 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     side = last - first
     tile = min(rows, outline.settings.gram.rows_per_tile)
     tiles, asked = (4.0 * (tile if of_words else width) * many for many in (tile, side))
-    held = tiles + asked
-    made = 4.0 * queries * width if phase == "sums" else 4.0 * blocks * side * rows
+    if phase in ("sums", "correction"):
+        asked *= 2  # of float64, as the products of all phases are
+    held = tiles + asked + min(8.0 * SLAB, 2 * tiles + 2 * asked)
+    made = 8.0 * queries * width if phase == "sums" else 8.0 * blocks * side * rows
     wanted = outline.settings.scores.estimators
     passes = 1.0 if "datainf" in wanted or phase != "sums" else 0.0
     flops = 2.0 * passes * width * rows * side
     if phase == "sums" and "fisher" in wanted:
         sides = [block.width for block in cell.blocks.of(slab) if narrow(cell, block)]
         flops += sum(2.0 * (rows + queries) * p**2 + p**3 / 3.0 for p in sides)
-        held += 4.0 * sum(p**2 for p in sides) + 16.0 * max(sides, default=0) ** 2
+        held += 8.0 * sum(p**2 for p in sides) + 16.0 * max(sides, default=0) ** 2
         made *= 2
     if EKFAC in wanted and slab != SPARSE and phase in ("sums", "correction"):
         held, made = 2 * held, 2 * made
@@ -105,8 +106,8 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     parts = {"device" if moved else "host": computed, "staged": tiles}
     parts["host"] = parts.get("host", 0.0) + tiles
     per_row = row_bytes(outline.settings.gradients, cell, slab)
-    products = 4.0 * blocks * queries * rows if phase == "sums" else 0.0  # which weigh the rows
-    asked_for = {"cross": per_row * queries, "correction": 4.0 * queries * width}.get(phase, 0.0)
+    weigh = 8.0 * blocks * queries * rows if phase == "sums" else 0.0
+    asked_for = {"cross": per_row * queries, "correction": 8.0 * queries * width}.get(phase, 0.0)
     largest = max((block.width for block in cell.blocks.of(slab)), default=1)
     levers = [Lever("gram.rows_per_tile", tile, n, LEAST_TILE, where=at) for at, n in parts.items()]
     levers += [Lever("gradients.slab", width, held, largest)] if moved else []
@@ -115,7 +116,7 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     return Cost(
         flops, made, host, device if moved else 0.0,
         staged=tiles if moved else 0.0, levers=tuple(levers),
-        read=per_row * (rows + side * (phase == "self")) + products,
+        read=per_row * (rows + side * (phase == "self")) + weigh,
         loaded={f"{phase} {cell.name} {slab}": asked_for},
     )  # fmt: skip
 
@@ -150,11 +151,10 @@ def _cross(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarr
     with watch.step(_needing(session), by_width(blocks)):
         train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
         query_QP = query_slab(session, name, slab)
-        rows, queries_of = _by_block(blocks, train_NP), _by_block(blocks, query_QP)
         return {
-            **_blockwise("cross", queries_of, rows),
-            "sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in rows]),
-            "query_sqnorm": np.stack([part.sqnorm_N.cpu().numpy() for part in queries_of]),
+            **_blockwise("cross", blocks, query_QP, train_NP),
+            "sqnorm": _sqnorms(blocks, train_NP),
+            "query_sqnorm": _sqnorms(blocks, query_QP),
         }
 
 
@@ -169,15 +169,15 @@ def _sparse_cross(
         )
         found = {"sqnorm": train.sqnorms()[None].numpy()}
         found["query_sqnorm"] = query.sqnorms()[None].numpy()
-        query, train = _scaled_words(query), _scaled_words(train)
+        query, train = _wide(query), _wide(train)
     with watch.step(_needing(session), shares):
-        found[named("cross", 0)] = sparse_gram(query, train).float().numpy()
+        found[named("cross", 0)] = sparse_gram(query, train).numpy()
     if of_words := _needing(session, *WORD_CROSS):
         with watch.step(of_words, shares):
             top = train.top_rows(TOP_WORDS)
-            found[named("top.train", 0)] = sparse_gram(query, top).float().numpy()
+            found[named("top.train", 0)] = sparse_gram(query, top).numpy()
             both = sparse_gram(query.top_rows(TOP_WORDS), top)
-            found[named("top.both", 0)] = both.float().numpy()
+            found[named("top.both", 0)] = both.numpy()
     return found
 
 
@@ -187,17 +187,16 @@ def _self(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
     cell, blocks = session.cell(name), session.cell(name).blocks.of(slab)
     if slab == SPARSE:
         with watch.step(_needing(session, "datainf", *OF_ALL_PAIRS), by_width(blocks)):
-            words = (_scaled_words(sparse_rows(session, name, TRAIN, a, b)) for a, b in ranges)
-            return {named("self", 0): sparse_gram(*words).float().numpy()}
+            words = (_wide(sparse_rows(session, name, TRAIN, a, b)) for a, b in ranges)
+            return {named("self", 0): sparse_gram(*words).numpy()}
     shares = by_width(blocks)
     small = {b.name: shares.pop(b.name) for b in blocks if narrow(cell, b)}  # Fisher needs none
     wanted = _needing(session, *OF_ALL_PAIRS)
     with watch.step(wanted, shares), watch.step([e for e in wanted if e != "fisher"], small):
         rows, columns = (
-            _by_block(blocks, dense_rows(session, name, TRAIN, slab, a, b).to(session.device))
-            for a, b in ranges
+            dense_rows(session, name, TRAIN, slab, a, b).to(session.device) for a, b in ranges
         )
-        return _blockwise("self", rows, columns)
+        return _blockwise("self", blocks, rows, columns)
 
 
 def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarray]:
@@ -207,7 +206,7 @@ def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
     blocks, width = cell.blocks.of(slab), cell.blocks.width(slab)
     datainf_wanted = "datainf" in session.settings.scores.estimators
     asked = _rows_asked(cell) if datainf_wanted else 0
-    summed_QP = torch.zeros(asked, width, device=device)
+    summed_QP = torch.zeros(asked, width, dtype=torch.float64, device=device)
     sum_P, abs_P = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(2))
     damping_B = dampings(session, cell, slab) if datainf_wanted else []
     moments, paired = moments_of(session, cell, slab), chosen(session, cell, slab)
@@ -221,15 +220,16 @@ def _sums(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
         sum_P += train_NP.sum(0, dtype=torch.float64)
         abs_P += train_NP.abs().sum(0, dtype=torch.float64)
         with watch.step(["fisher"], by_width(narrow_ones)):
-            for place, moment in moments.items():
-                moment.add(train_NP[:, blocks[place].span])
+            for place, moment_PP in moments.items():
+                part_NP = train_NP[:, blocks[place].span].double()
+                moment_PP.addmm_(part_NP.T, part_NP)
         if not datainf_wanted:
             continue
         with watch.step(["datainf"], by_width(blocks)):
             stored = session.arrays(tile)
-            for k, (block, rows) in enumerate(zip(blocks, _by_block(blocks, train_NP))):
-                weights_QN = _weights(cell, stored, k, damping_B[k]).float().to(device)
-                summed_QP[:, block.span] += weights_QN @ rows.scaled_NP
+            for k, block in enumerate(blocks):
+                weights_QN = _weights(cell, stored, k, damping_B[k]).to(device)
+                add_weighted(summed_QP[:, block.span], weights_QN, train_NP[:, block.span])
     found = {"sum": sum_P, "abs_sum": abs_P} | ({"weighted": summed_QP} if datainf_wanted else {})
     with watch.step(["fisher"], by_width(narrow_ones)):
         found |= fisher_queries(session, cell, slab, moments)
@@ -271,21 +271,21 @@ def _correction(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.
     with watch.step(_needing(session, "datainf", "fisher", EKFAC), by_width(blocks)):
         stored = session.latest("sums", sums.id, lambda: session.arrays(sums))
         train_NP = dense_rows(session, name, TRAIN, slab, unit.start, unit.stop).to(session.device)
-        every = _by_block(blocks, train_NP)
     found: dict[str, np.ndarray] = {}
-    for place, (block, rows) in enumerate(zip(blocks, every, strict=True)):
+    for place, block in enumerate(blocks):
         solved = {key: stored.get(named(key, place)) for key in ("fisher", EKFAC)}
         weighted = stored["weighted"][:, block.span] if "weighted" in stored else None
         for key, query_QP in {"correction": weighted, **solved}.items():
             if query_QP is not None:
                 with watch.step(["datainf" if key == "correction" else key], {block.name: 1.0}):
-                    products_QN = torch.from_numpy(query_QP).to(session.device) @ rows.scaled_NP.T
+                    solved_QP = torch.from_numpy(query_QP).to(session.device)
+                    products_QN = products(solved_QP, train_NP[:, block.span])
                     found[named(key, place)] = products_QN.cpu().numpy()
     return found
 
 
 def _sparse_correction(session: Session, unit: Unit) -> np.ndarray:
-    """fp32 [Q, rows]."""
+    """fp64 [Q, rows]."""
     cell = session.cell(unit.job["cell"])
     (damping,) = dampings(session, cell, SPARSE)
     tiles = {
@@ -298,9 +298,9 @@ def _sparse_correction(session: Session, unit: Unit) -> np.ndarray:
         weights_QM = _weights(cell, cross, 0, damping)
         # Only the tiles on and below the diagonal are stored.
         tile = tiles[max(part.start, unit.start), min(part.start, unit.start)]
-        gram = torch.from_numpy(session.arrays(tile, [named("self", 0)])[named("self", 0)]).double()
+        gram = torch.from_numpy(session.arrays(tile, [named("self", 0)])[named("self", 0)])
         summed_QN += weights_QM @ (gram if part.start >= unit.start else gram.T)
-    return summed_QN.float().numpy()
+    return summed_QN.numpy()
 
 
 PHASE = {"cross": _cross, "self": _self, "sums": _sums, "correction": _correction}
@@ -315,47 +315,31 @@ def _rows_asked(cell: Cell) -> int:
 
 
 def _weights(cell: Cell, cross: Mapping[str, np.ndarray], place: int, damping: float) -> Tensor:
-    """fp64 [Q and those compared, rows]: DataInf's W of a block and a range of training rows, for
-    scaled rows: times the training row's scale, over the query's."""
+    """fp64 [Q and those compared, rows]: DataInf's W of a block and a range of training rows."""
     sqnorm_N = torch.from_numpy(cross["sqnorm"][place])
-    products_QN = torch.from_numpy(cross[named("cross", place)]).double()
-    products_QN = products_QN * scales(sqnorm_N) ** 2
+    products_QN = torch.from_numpy(cross[named("cross", place)])
     first_QN = products_QN[: compared_queries(cell)]
     parts = ((products_QN, 1.0), *((first_QN, factor) for factor in FACTORS))
     weights_QN = torch.cat([datainf.weights(part, sqnorm_N, f * damping) for part, f in parts])
     return weights_QN.nan_to_num(0.0)  # 0/0: no gradient at all
 
 
-@dataclass(frozen=True)
-class _BlockRows:
-    """Gradients of one block: their squared norms, and the rows divided by their scales."""
-
-    sqnorm_N: Tensor
-    scaled_NP: Tensor
+def _sqnorms(blocks: Sequence[Block], rows_NP: Tensor) -> np.ndarray:
+    """fp64 [B, N]."""
+    return np.stack([sqnorms(rows_NP[:, block.span]).cpu().numpy() for block in blocks])
 
 
-def _by_block(blocks: Sequence[Block], rows_NP: Tensor) -> list[_BlockRows]:
-    found = []
-    for block in blocks:
-        part_NP = rows_NP[:, block.span]
-        sqnorm_N = sqnorms(part_NP)
-        found.append(_BlockRows(sqnorm_N, scaled(part_NP, scales(sqnorm_N))))
-    return found
-
-
-def _scaled_words(words: SparseRows) -> SparseRows:
-    """Each sample's rows divided by the sample's scale."""
-    scales_R = scales(words.sqnorms())[words.samples]
-    return replace(words, rows=scaled(words.rows, scales_R))
+def _wide(words: SparseRows) -> SparseRows:
+    return replace(words, rows=words.rows.double())
 
 
 def _blockwise(
-    key: str, first: Sequence[_BlockRows], second: Sequence[_BlockRows]
+    key: str, blocks: Sequence[Block], first_MP: Tensor, second_NP: Tensor
 ) -> dict[str, np.ndarray]:
-    """fp32 [M, N] of each block: its products."""
+    """fp64 [M, N] of each block: its products."""
     return {
-        named(key, place): (rows.scaled_NP @ others.scaled_NP.T).cpu().numpy()
-        for place, (rows, others) in enumerate(zip(first, second, strict=True))
+        named(key, place): products(first_MP[:, b.span], second_NP[:, b.span]).cpu().numpy()
+        for place, b in enumerate(blocks)
     }
 
 

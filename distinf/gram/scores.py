@@ -82,7 +82,7 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         flops=(1 + len(FACTORS)) * solves * solve + sorts,
         bytes=8.0 * blocks * estimators * len(HOWS) * rows,
         memory=dense + (8.0 * queries * rows * 3 if solves else held),
-        read=len(unit.job.get("blocks", range(blocks))) * (8.0 * queries * rows + dense / 12.0),
+        read=len(unit.job.get("blocks", range(blocks))) * (16.0 * queries * rows + dense / 6.0),
         levers=(Lever("scores.estimators", 1.0, dense, where="host", advice=advice),),
     )
 

@@ -6,7 +6,6 @@ them. Shape legend: Q queries, N training rows, P entries of a block or slab.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,61 +15,42 @@ from distinf.gram.factors import curvature
 from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import EKFAC
 from distinf.gram.stored_gradients import dense_rows, finite_rows
-from distinf.gram.tiles import FACTORS, compared_queries, named, narrow, tiled
+from distinf.gram.tiles import FACTORS, compared_queries, named, narrow
 from distinf.numerics.estimators import fisher
-from distinf.numerics.products import scaled, scales, sqnorms
 
 
-@dataclass
-class Moment:
-    """T^T T of a narrow block, of rows divided by the scale of the largest of them."""
-
-    sum_PP: Tensor
-    scale: float
-
-    def add(self, rows_NP: Tensor) -> None:
-        small_NP = scaled(rows_NP, rows_NP.new_tensor([self.scale], dtype=torch.float64))
-        self.sum_PP.addmm_(small_NP.T, small_NP)
-
-
-def moments_of(session: Session, cell: Cell, slab: int) -> dict[int, Moment]:
-    """By place, of the blocks whose Fisher matrix is taken in parameter space; nothing in yet."""
+def moments_of(session: Session, cell: Cell, slab: int) -> dict[int, Tensor]:
+    """By place, fp64 [P, P] of the blocks whose Fisher matrix is taken in parameter space: room for
+    T^T T of all training rows T."""
     if "fisher" not in session.settings.scores.estimators:
         return {}
-    largest_B = torch.from_numpy(tiled(session, cell, slab, "cross", "sqnorm")).amax(1)
     return {
-        place: Moment(torch.zeros(block.width, block.width, device=session.device), scale)
-        for (place, block), scale in zip(
-            enumerate(cell.blocks.of(slab)), scales(largest_B).tolist(), strict=True
-        )
+        place: torch.zeros(block.width, block.width, dtype=torch.float64, device=session.device)
+        for place, block in enumerate(cell.blocks.of(slab))
         if narrow(cell, block)
     }
 
 
 def fisher_queries(
-    session: Session, cell: Cell, slab: int, moments: Mapping[int, Moment]
+    session: Session, cell: Cell, slab: int, moments: Mapping[int, Tensor]
 ) -> dict[str, Tensor]:
     """Fisher's queries of narrow blocks; zeros at a damping that its matrix does not allow."""
     count = int(finite_rows(session, cell.name, TRAIN).sum())
     given = session.settings.scores.damping.get("fisher")
     found: dict[str, Tensor] = {}
     blocks = cell.blocks.of(slab)
-    for place, moment in moments.items():
+    for place, moment_PP in moments.items():
         query_QP = query_slab(session, cell.name, slab)[:, blocks[place].span]
-        square = moment.scale**2
         with solving("fisher", blocks[place].name):
-            # (s^2 F + lambda)^-1 = (F + lambda / s^2)^-1 / s^2
-            damping = given and given / square
-            solved = fisher.precondition(moment.sum_PP, query_QP, count, damping)
+            solved = fisher.precondition(moment_PP, query_QP, count, given)
         parts = [solved.queries_QP]
         for first_QP, factor in _compared(cell, query_QP):
             try:
-                other = fisher.precondition(moment.sum_PP, first_QP, count, factor * solved.damping)
+                other = fisher.precondition(moment_PP, first_QP, count, factor * solved.damping)
                 parts.append(other.queries_QP)
             except InputError:
                 parts.append(torch.zeros_like(first_QP, dtype=torch.float64))
-        note = solved.damping * square, solved.condition
-        found |= _stored("fisher", place, torch.cat(parts), note, square)
+        found |= _stored("fisher", place, torch.cat(parts), (solved.damping, solved.condition))
     return found
 
 
@@ -104,13 +84,11 @@ def _compared(cell: Cell, query_QP: Tensor) -> list[tuple[Tensor, float]]:
 
 
 def _stored(
-    name: str, place: int, query_QP: Tensor, note: tuple[float, float], square: float = 1.0
+    name: str, place: int, query_QP: Tensor, note: tuple[float, float]
 ) -> dict[str, Tensor]:
-    """fp32 [Q, entries]; what they were divided by, times `square`; damping and condition."""
-    scale_Q = scales(sqnorms(query_QP))
+    """fp64 [Q, entries]; damping and condition."""
     return {
-        named(name, place): scaled(query_QP, scale_Q).float(),
-        named(f"{name}.scale", place): scale_Q / square,
+        named(name, place): query_QP,
         named(f"{name}.note", place): torch.tensor(note, dtype=torch.float64),
     }
 

@@ -21,6 +21,7 @@ NAME = "gram"
 PHASES = ("cross", "self", "sums", "correction")
 SCORES_AT_ONCE = 1 << 20  # of a block that are held at once: what the scores' memory goes by
 MOST_QUERIES_AT_ONCE = 128
+PRODUCTS = "float64"  # of a run from before they were, none is read
 FACTORS = (0.1, 10.0)  # of the damping: other ones that rankings are compared with
 MOST_COMPARED = 10  # queries, the first ones
 WORD_CROSS = {"tracin-we-top10": "top.train", "tracin-we-both10": "top.both"}
@@ -35,7 +36,7 @@ def slab_units(settings: StageSettings, cell: Cell, phase: str, slab: int) -> li
     """The units of one phase of a slab, in tile order; none where the phase is not needed."""
     wanted = settings.scores.estimators
     tiles = row_ranges(cell.rows[TRAIN], settings.gram.rows_per_tile)
-    job = {"cell": cell.name, "phase": phase, "slab": slab}
+    job = {"cell": cell.name, "phase": phase, "slab": slab, "products": PRODUCTS}
     # What else is stored beside them is part of their names, so that asking for more is more work.
     if phase == "sums":
         fisher_damping = settings.scores.damping.get("fisher") if "fisher" in wanted else None

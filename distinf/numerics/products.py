@@ -54,6 +54,12 @@ def sqnorms(rows_NP: Tensor) -> Tensor:
     return torch.cat(parts) if parts else rows_NP.new_zeros(0, dtype=torch.float64)
 
 
+def add_weighted(total_QP: Tensor, weights_QN: Tensor, rows_NP: Tensor) -> None:
+    """Add W T to the fp64 total, of fp64 weights W and rows T."""
+    for span in _slabs(weights_QN, rows_NP):
+        total_QP[:, span] += weights_QN @ rows_NP[:, span].double()
+
+
 def weighted_products(weights_QN: Tensor, rows_NP: Tensor) -> Tensor:
     """fp64 [Q, N]: (W T) T^T of weights W and rows T; W T is never held whole."""
     found_QN = torch.zeros(weights_QN.shape, dtype=torch.float64, device=rows_NP.device)

@@ -19,6 +19,7 @@ class Device:
 
     name: str
     sheet: str
+    float64: float
     float32: float
     tf32: float
     bfloat16: float
@@ -36,25 +37,27 @@ class Device:
         return peak
 
 
-def _device(name: str, sheet: str, tera: tuple[float, float, float], gbs: float, gb: int) -> Device:
-    float32, tf32, bfloat16 = (1e12 * rate for rate in tera)
-    return Device(name, sheet, float32, tf32, bfloat16, 1e9 * gbs, 1e9 * gb)
+def _device(name: str, sheet: str, tera: tuple[float, ...], gbs: float, gb: int) -> Device:
+    float64, float32, tf32, bfloat16 = (1e12 * rate for rate in tera)
+    return Device(name, sheet, float64, float32, tf32, bfloat16, 1e9 * gbs, 1e9 * gb)
 
 
-# TFLOP/s in float32, TF32 and bfloat16; GB/s; GB. Where a sheet gives rates with sparsity only,
-# the dense one is half of it. A GPU without TF32 computes such products in float32.
+# TFLOP/s in float64, float32, TF32 and bfloat16; GB/s; GB. Where a sheet gives rates with sparsity
+# only, the dense one is half of it. A GPU without TF32 computes such products in float32. Of those
+# whose sheet has no float64 (L40S, L4, T4) it is as their architecture's papers say, 1/64 or 1/32
+# of float32.
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _device("h200", "NVIDIA H200 data sheet, SXM", (67, 494.5, 989.5), 4_800, 141),
-        _device("h100", "NVIDIA H100 data sheet, SXM5", (67, 494.5, 989.5), 3_350, 80),
-        _device("h100-pcie", "NVIDIA H100 data sheet, PCIe", (51, 378, 756), 2_000, 80),
-        _device("a100", "NVIDIA A100 data sheet, SXM 80 GB", (19.5, 156, 312), 2_039, 80),
-        _device("a100-40gb", "NVIDIA A100 data sheet, 40 GB", (19.5, 156, 312), 1_555, 40),
-        _device("l40s", "NVIDIA L40S data sheet", (91.6, 183, 362), 864, 48),
-        _device("l4", "NVIDIA L4 data sheet", (30.3, 60, 121), 300, 24),
-        _device("v100", "NVIDIA V100 data sheet, SXM2 32 GB", (15.7, 15.7, 0), 900, 32),
-        _device("t4", "NVIDIA T4 data sheet", (8.1, 8.1, 0), 320, 16),
+        _device("h200", "NVIDIA H200 data sheet, SXM", (67, 67, 494.5, 989.5), 4_800, 141),
+        _device("h100", "NVIDIA H100 data sheet, SXM5", (67, 67, 494.5, 989.5), 3_350, 80),
+        _device("h100-pcie", "NVIDIA H100 data sheet, PCIe", (51, 51, 378, 756), 2_000, 80),
+        _device("a100", "NVIDIA A100 data sheet, SXM 80 GB", (19.5, 19.5, 156, 312), 2_039, 80),
+        _device("a100-40gb", "NVIDIA A100 data sheet, 40 GB", (19.5, 19.5, 156, 312), 1_555, 40),
+        _device("l40s", "NVIDIA L40S data sheet", (1.43, 91.6, 183, 362), 864, 48),
+        _device("l4", "NVIDIA L4 data sheet", (0.47, 30.3, 60, 121), 300, 24),
+        _device("v100", "NVIDIA V100 data sheet, SXM2 32 GB", (7.8, 15.7, 15.7, 0), 900, 32),
+        _device("t4", "NVIDIA T4 data sheet", (0.25, 8.1, 8.1, 0), 320, 16),
     )
 }
 

@@ -93,7 +93,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _matrix_flops() -> float:
-    first = torch.randn(SIDE, SIDE)
+    first = torch.randn(SIDE, SIDE, dtype=torch.float64)  # as products of gradients are taken
     return 2.0 * SIDE**3 / _seconds(lambda: torch.mm(first, first))
 
 
@@ -118,5 +118,5 @@ def roofline_passes(session: Any, gpu: Device) -> SpeedsOf:
         "this GPU"
     )
     notes = tuple(filter(None, (note, shapes.assumption)))
-    speeds = Speeds(flops=gpu.peak("float32") * COMPUTE_SHARE, rates=rates, notes=notes)
+    speeds = Speeds(flops=gpu.peak("float64") * COMPUTE_SHARE, rates=rates, notes=notes)
     return lambda _: speeds

@@ -145,6 +145,7 @@ def scores_cost(rows: int, queries: int) -> dict[str, float]:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         session = session_of(f"{folder}/run", rows, queries)
+        session.blobs.put("config.yaml", b"{}")  # which a run writes, and its workers require
         filled(session)
         runtime = open_runtime(RuntimeSettings(kind="local"))
         for stage in (gram, scores):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("peft", reason="needs distinf[llm]")
+import transformers
 
 from distinf.cli import main
 from distinf.config import resolve
@@ -193,6 +194,8 @@ def test_a_worker_too_small_for_the_model_is_told_of_as_many_as_are_enough(tiny,
     folder = shutil.copytree(tiny / "model", tmp_path / "deep")
     about = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 16}
     (folder / "config.json").write_text(json.dumps({**about, "layer_types": None}))
+    made_of = transformers.AutoConfig.from_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(made_of).save_pretrained(folder)
 
     def asked(devices, limit=1e12):
         """What a GPU of so many bytes is told of the largest unit, and what that takes of it."""

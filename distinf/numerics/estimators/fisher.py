@@ -15,6 +15,7 @@ from distinf.errors import InputError
 from distinf.numerics.estimators.register import Estimator, Products
 from distinf.numerics.variants import Scaling, Variant, VariantScores, apply_variant
 
+MOST_SIZE = 1e12  # of a matrix over its damping: rounding is then a thousandth of the damping
 GRADED = 1e-14  # of all squared norms' sum times their number: below, eigenvectors have no digits
 
 
@@ -81,25 +82,33 @@ def solve(gram_NN: Tensor, cross_QN: Tensor, damping: float | None = None) -> Gr
     if not chosen > 0:
         raise InputError(f"Fisher damping is {chosen}; set a damping > 0")
     ridge = count * chosen
-    damped_NN = gram_NN.clone()
-    damped_NN.diagonal().add_(ridge)
-    factor_NN = _factor(damped_NN, chosen)
+    factor_NN, condition = _factor(gram_NN, ridge, chosen, _size(gram_NN))
     solved_NQ = torch.cholesky_solve(cross_QN.T, factor_NN)
-    # Of a positive semi-definite matrix, neither its trace nor a row's sum of sizes is below it.
-    largest = min(float(gram_NN.trace()), float(gram_NN.abs().sum(1).max()))
-    condition = (largest + ridge) / ridge
     return GramSolve(count * solved_NQ.T, chosen, condition)
 
 
-def _factor(damped: Tensor, damping: float) -> Tensor:
-    """Its Cholesky factor; InputError where rounding has eaten the damping."""
+def _size(gram_NN: Tensor) -> float:
+    """What rounding is relative to: of a row's products to that very row, so that a few far larger
+    ones do not count."""
+    return len(gram_NN) * float(gram_NN.diagonal().median())
+
+
+def _factor(matrix: Tensor, ridge: float, damping: float, size: float) -> tuple[Tensor, float]:
+    """(Cholesky factor of matrix + ridge, a bound of its condition number). InputError where
+    rounding, relative to `size`, has eaten the damping: where no gradient lies it alone is
+    inverted, and what rounding leaves there would be divided by it."""
+    # Of a positive semi-definite matrix, neither its trace nor a row's sum of sizes is below it.
+    largest = min(float(matrix.trace()), float(matrix.abs().sum(1).max()))
+    condition = (largest + ridge) / ridge
+    damped = matrix.clone()
+    damped.diagonal().add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
+    if int(failed) or size > MOST_SIZE * ridge:
         raise InputError(
-            f"Fisher damping {damping:.3g} is below the rounding of its matrix, which is then not "
-            "positive definite; set a larger one, or none for the default"
+            f"Fisher damping {damping:.3g} is below the rounding of its matrix (condition number "
+            f"{condition:.2g}); set a larger one, or none for the default"
         )
-    return factor  # type: ignore[no-any-return]
+    return factor, condition
 
 
 @dataclass(frozen=True)
@@ -127,9 +136,7 @@ def precondition(
         return Preconditioned(torch.zeros_like(query_QP, dtype=torch.float64), 0.0, 1.0)
     if not chosen > 0:
         raise InputError(f"Fisher damping is {chosen}; set a damping > 0")
-    condition = (min(trace, float(fisher_PP.abs().sum(1).max())) + chosen) / chosen
-    fisher_PP.diagonal().add_(chosen)
-    factor_PP = _factor(fisher_PP, chosen)
+    factor_PP, condition = _factor(fisher_PP, chosen, chosen, trace)
     solved_PQ = torch.cholesky_solve(query_QP.double().T, factor_PP)
     return Preconditioned(solved_PQ.T, chosen, condition)
 
@@ -159,9 +166,7 @@ def self_influence_of_gram(gram_NN: Tensor, damping: float | None = None) -> Ten
     chosen = float(gram_NN.trace()) / (10.0 * count) if damping is None else damping
     if chosen == 0.0:
         return torch.zeros(count, dtype=torch.float64)
-    damped_NN = gram_NN.clone()
-    damped_NN.diagonal().add_(count * chosen)
-    inverse_NN = torch.cholesky_inverse(_factor(damped_NN, chosen))
+    inverse_NN = torch.cholesky_inverse(_factor(gram_NN, count * chosen, chosen, _size(gram_NN))[0])
     return count * (inverse_NN * gram_NN).sum(1)
 
 
@@ -204,9 +209,7 @@ def scores_of_gram(
     if trace == 0.0 or float(sqnorm_N.min()) > GRADED * count * trace:
         return scores(factorise(gram_NN), cross_QN, settings)
     damping = settings.damping or trace / (10.0 * count)
-    damped_NN = gram_NN.clone()
-    damped_NN.diagonal().add_(count * damping)
-    inverse_NN = torch.cholesky_inverse(_factor(damped_NN, damping))
+    inverse_NN = torch.cholesky_inverse(_factor(gram_NN, count * damping, damping, 0.0)[0])
     solved_NN = inverse_NN @ gram_NN
     return apply_variant(
         count * cross_QN @ inverse_NN,
