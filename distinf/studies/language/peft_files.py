@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from distinf.errors import InputError
+from distinf.store.regular import read_given
 from distinf.studies.language.identity import file_digest
+from distinf.studies.language.pretrained import ADAPTER
 from distinf.studies.language.settings import LoraSettings
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 PREFIX, OWN = "base_model.model.", ".default."
 
 
@@ -91,8 +93,8 @@ def _read(folder: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from safetensors.torch import load
 
     try:
-        config = json.loads(Path(folder, CONFIG).read_text())
-        found = load(Path(folder, WEIGHTS).read_bytes())
+        config = json.loads(read_given(Path(folder, CONFIG)))
+        found = load(read_given(Path(folder, WEIGHTS)))
     except OSError as error:
         raise InputError(
             f"lora.adapter: {error.filename}: {error.strerror}; give a folder with {CONFIG} and "

@@ -5,7 +5,8 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from itertools import chain
@@ -29,6 +30,8 @@ AFTER_PADDING = (  # positions are counted from the padding token's id on
 )  # fmt: skip
 ALWAYS = {"model": "config.json", "dataset": "README.md"}  # what is downloaded of each
 ASK_S = 10.0  # how long the hub may take to say which commit a revision is
+ADAPTER = "adapter_config.json"  # of a folder as PEFT saves it
+NUMBER = re.compile(r"\.\d+\.")  # of a layer
 PADS = ("<|reserved_special_token_0|>",)  # Llama 3's, as Vitel and Chhabra has it
 
 
@@ -105,6 +108,46 @@ def own(base: nn.Module, heads: Sequence[str] = ()) -> Any:
     return copy.deepcopy(base, {id(tensor): tensor for tensor in shared if tensor is not None})
 
 
+def refuse_other_files(
+    settings: Pretrained, model: nn.Module, told: Mapping[str, Any], drawn: Callable[[str], bool]
+) -> None:
+    """InputError for a checkpoint that lacks weights which its config.json says the model has, but
+    for those that are `drawn` anyway, or has more layers than that says. transformers draws the
+    ones at random and leaves the others out, and only warns.
+
+    told: what from_pretrained found out (output_loading_info).
+    """
+    lacking = sorted(name for name in told["missing_keys"] if not drawn(name))
+    if lacking:
+        raise InputError(
+            f"model.name: {settings.name}: its files lack {len(lacking)} weights that the model "
+            f"has by its config.json, {lacking[0]} first, and they would be random; give a folder "
+            "whose files belong together, with all of its shards"
+        )
+    inside = f"{getattr(model, 'base_model_prefix', '')}."  # which files may leave out
+
+    def kind(name: str) -> str:
+        return NUMBER.sub(".#.", name.removeprefix(inside))
+
+    kinds = {kind(name) for name, _ in model.named_parameters()}
+    beyond = sorted(name for name in told["unexpected_keys"] if kind(name) in kinds)
+    if beyond:
+        raise InputError(
+            f"model.name: {settings.name}: its files have layers that the model has not by its "
+            f"config.json, {beyond[0]} first; give a folder whose files belong together"
+        )
+
+
+def _refuse_adapter(where: str) -> None:
+    """InputError for the folder of an adapter: transformers would load whatever model that names,
+    with the adapter in it."""
+    if os.path.exists(os.path.join(where, ADAPTER)):
+        raise InputError(
+            f"model.name: {where} holds an adapter ({ADAPTER}), which is no model; name its base "
+            "model here, and this folder as lora.adapter"
+        )
+
+
 @contextmanager
 def loading(settings: Pretrained) -> Iterator[tuple[Any, str, dict[str, Any]]]:
     """(transformers, where the model is, options), quietly; what it raises becomes one line."""
@@ -121,6 +164,7 @@ def loading(settings: Pretrained) -> Iterator[tuple[Any, str, dict[str, Any]]]:
     if where.endswith(".gguf"):
         where, options["gguf_file"] = os.path.split(where)
     local = Path(where).is_dir()
+    _refuse_adapter(where)
     if not local:
         options |= dict(zip(("revision", "local_files_only"), asked(where, settings.revision)))
     try:

@@ -14,7 +14,7 @@ from distinf.numerics.randomness import number
 from distinf.studies.language.adapters import adapt, initialise
 from distinf.studies.language.known import KNOWN
 from distinf.studies.language.peft_files import begin_from
-from distinf.studies.language.pretrained import base_of, loading, own, positions
+from distinf.studies.language.pretrained import base_of, loading, own, positions, refuse_other_files
 from distinf.studies.language.quantised import quantisation, stay_differentiable
 from distinf.studies.language.settings import LoraSettings
 from distinf.studies.noisy_labels.classes import PAIR
@@ -71,7 +71,7 @@ def load_model(
 
 
 def _base(settings: ModelSettings, classes: int) -> nn.Module:
-    """The checkpoint's classifier, whole; what it lacks but the head is drawn alike every time."""
+    """The checkpoint's classifier, whole; a head that it lacks is drawn alike every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number(0, "noisy_labels/model"))
         with loading(settings) as (transformers, where, options):
@@ -85,6 +85,10 @@ def _base(settings: ModelSettings, classes: int) -> nn.Module:
                 **options,
             )
         _refuse_other_sizes(settings, told)
+        inside = f"{model.base_model_prefix}."  # beside it, and as its pooler, is the head
+        refuse_other_files(
+            settings, model, told, lambda name: not name.startswith(inside) or ".pooler." in name
+        )
     stay_differentiable(model, settings)
     base: nn.Module = model
     return base
