@@ -107,7 +107,6 @@ class Tuning:
                     raise
                 self._at_once = False
                 return self._on(chain([losses], each), once)
-            followed.steps += 1
         return Tuned({name: v.detach() for name, v in now.items()}, *followed.compared(now))
 
     @torch.no_grad()
@@ -150,9 +149,8 @@ def _descend(
         for hook in hooks:
             hook.remove()
     for name, value in waiting.items():
-        if value.grad is None:  # the losses do not depend on it, but a decay of weights does
-            value.grad = torch.zeros_like(value)
-        step(name, value)
+        if value.grad is not None:  # else the losses do not depend on it, and it stays as it is
+            step(name, value)
 
 
 class _Followed:
@@ -168,7 +166,7 @@ class _Followed:
             name: (torch.zeros_like(values),) * self._updates[name][1]
             for name, values in self._start.items()
         }
-        self.steps = 0  # that all parameters have taken
+        self._steps = dict.fromkeys(start, 0)
 
     def _entries(self, values: Tensor) -> Tensor:
         return values.detach().reshape(-1)[:: self._stride].double()
@@ -178,8 +176,9 @@ class _Followed:
         assert parameter.grad is not None
         value, slope = self._entries(parameter), self._entries(parameter.grad)
         exact, self._state[name] = self._updates[name][0](
-            value, slope, self._state[name], self._rate[name], self.steps
+            value, slope, self._state[name], self._rate[name], self._steps[name]
         )
+        self._steps[name] += 1
         self._asked[name] += exact - value
 
     def compared(self, now: Parameters) -> tuple[float, float]:

@@ -27,7 +27,16 @@ from torch.func import grad, vjp, vmap
 
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch
-from distinf.numerics.curvature import Loss, Parameters, applied, per_sample, twice_differentiable
+from distinf.numerics.curvature import (
+    Loss,
+    Parameters,
+    applied,
+    evaluating,
+    per_sample,
+    sample_losses,
+    twice_differentiable,
+)
+from distinf.numerics.own_parameters import graph_leaves, requiring_grad
 from distinf.numerics.parameters import Layout
 from distinf.numerics.undisturbed import undisturbed
 from distinf.numerics.updates import State, Update, updates_of
@@ -56,7 +65,8 @@ class Training:
     """A training that can be done again: `steps` on the mean loss of their rows.
 
     model      as it starts; it is not changed. loss: (model, batch) -> [B]. batch: ids -> Batch
-    optimizer  of the model's parameters, that has not stepped yet; see updates.py
+    optimizer  of the model's parameters, that has not stepped yet; see updates.py. As torch's, it
+               leaves a parameter alone, decay and all, that a step's loss does not depend on
     """
 
     model: nn.Module
@@ -97,7 +107,7 @@ class Training:
     def stepping(self, number: int) -> Callable[[Point, Tensor], Point]:
         """Step `number`, a function of where training stands and of its rows' weights [B]."""
         (ids, rate), values = self.steps[number], applied(self.model, self.loss)
-        batch = self.batch(ids)
+        batch, taken = self.batch(ids), self._before[number]
 
         def step(point: Point, weights_B: Tensor) -> Point:
             def mean(parameters: Parameters) -> Tensor:
@@ -106,16 +116,29 @@ class Training:
 
             grads = grad(mean)(point.parameters)
             found = {
-                name: update(value, grads[name], point.state[name], rate, number)
+                name: update(value, grads[name], point.state[name], rate, taken[name])
+                if name in taken else (value, point.state[name])
                 for (name, value), (update, _) in zip(
                     point.parameters.items(), self.updates.values(), strict=True
                 )
-            }
+            }  # fmt: skip
             return Point(
                 {k: v for k, (v, _) in found.items()}, {k: s for k, (_, s) in found.items()}
             )
 
         return step
+
+    @cached_property
+    def _before(self) -> list[dict[str, int]]:
+        """By step, of each parameter that its loss depends on how many such steps came before."""
+        found, counts = [], dict.fromkeys(self.layout.names, 0)
+        for rows, _ in self.steps:
+            with evaluating(self.model), requiring_grad(self.model, counts) as own:
+                total = sample_losses(self.model, self.loss, self.batch(rows)).sum()
+                reached = set(map(id, graph_leaves(total)))
+            found.append({name: counts[name] for name, p in own.items() if id(p) in reached})
+            counts |= {name: count + 1 for name, count in found[-1].items()}
+        return found
 
     def ones(self, number: int) -> Tensor:
         like = next(iter(self.layout.parameters(self.model).values()))

@@ -53,7 +53,7 @@ def take_step(
             partial(_rows_are_apart, session, model, ids),
         )
         parts.append(_pack(model, buffers, shards, total))
-    width = sum(p.numel() for p in model.parameters() if p.requires_grad) + 1
+    width = sum(p.numel() + 1 for p in model.parameters() if p.requires_grad) + 1
     width += sum(value.numel() for value in buffers.values())
     local = (
         torch.stack(parts)
@@ -160,10 +160,13 @@ def _restore(
 
 
 def _pack(model: nn.Module, buffers: Mapping[str, Tensor], shards: int, loss: Tensor) -> Tensor:
-    grads = [gradient_of(p).reshape(-1) for p in model.parameters() if p.requires_grad]
+    """fp64: which parameters have gradients, the gradients, buffers, and the loss."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    grads = [gradient_of(p).reshape(-1) for p in trained]
+    used = torch.tensor([p.grad is not None for p in trained], device=loss.device)
     # Running statistics are averaged over the shards; counters are the same in each.
     averaged = [value.reshape(-1).double() / shards for value in buffers.values()]
-    pieces = [*grads, *averaged, loss.detach().reshape(1)]
+    pieces = [used, *grads, *averaged, loss.detach().reshape(1)]
     return torch.cat([piece.double() for piece in pieces])
 
 
@@ -174,12 +177,13 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
 
 
 def _unpack(model: nn.Module, buffers: Mapping[str, Tensor], summed: Tensor) -> None:
-    offset = 0
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            piece = summed[offset : offset + parameter.numel()]
-            parameter.grad = piece.view_as(parameter).to(parameter.dtype)
-            offset += parameter.numel()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    offset = len(trained)
+    for parameter, is_used in zip(trained, summed[:offset].tolist(), strict=True):
+        piece = summed[offset : offset + parameter.numel()]
+        # One that no loss depends on is left alone by torch's optimizers: not decayed either.
+        parameter.grad = piece.view_as(parameter).to(parameter.dtype) if is_used else None
+        offset += parameter.numel()
     for value in buffers.values():
         mean = summed[offset : offset + value.numel()].view_as(value)
         value.copy_(mean if value.is_floating_point() else mean.round())

@@ -107,7 +107,7 @@ def try_step(task: Task, settings: TrainSettings) -> None:
     with error_context(f"a training step on loss '{name}' and {rows} rows"):
         loss(model, task.batch("train", np.arange(rows))).sum().backward()
         for parameter in model.parameters():
-            if parameter.requires_grad:
+            if parameter.grad is not None:
                 parameter.grad = gradient_of(parameter)
         optimizer = task.optimizer(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay

@@ -158,3 +158,47 @@ def test_what_cannot_be_unrolled_is_refused_in_a_line(change, line):
     )  # fmt: skip
     with pytest.raises(InputError, match=line):
         training.check()
+
+
+class TwoHeads(nn.Module):
+    """Trained on one head alone; queries ask the other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.one, self.other = (nn.Linear(4, k).double() for k in (4, 3, 3))
+
+    def forward(self, x, head="one"):
+        return getattr(self, head)(torch.tanh(self.body(x)))
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])
+def test_what_no_step_uses_is_not_decayed(name):
+    """As by torch's optimizers, for which it has no gradient. It is what the query looks through,
+    so that every score goes by it."""
+
+    def asked(model, batch):
+        logits = model(batch["x"], "other")
+        return nn.functional.cross_entropy(logits, batch["y"], reduction="none")
+
+    steps, shift = schedule(), 1e-5
+    training = training_of(TwoHeads(), OPTIMIZERS[name], steps)
+    end = TwoHeads()
+    trace = replayed(training)
+    end.load_state_dict(trace.end)
+    assert torch.equal(end.other.weight, TwoHeads().other.weight)
+    grads_QP = flat_gradients(end, asked, data(QUERIES, 2), training.layout, method="loop")
+    scores_QN = unrolled(trace, grads_QP, ROWS)
+
+    def losses(weights_N):
+        model = TwoHeads()
+        trained(model, OPTIMIZERS[name], steps, weights_N)
+        with torch.no_grad():
+            return asked(model, data(QUERIES, 2))
+
+    row = int(steps[0].rows[0])
+    up, down = (torch.ones(ROWS, dtype=torch.float64) for _ in range(2))
+    up[row] += shift
+    down[row] -= shift
+    wanted_Q = -(losses(up) - losses(down)) / (2 * shift)
+    torch.testing.assert_close(scores_QN[:, row], wanted_Q, rtol=1e-4, atol=1e-9)

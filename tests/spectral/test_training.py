@@ -89,3 +89,43 @@ def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path, dropout):
 def test_rows_that_depend_on_each_other_are_never_cut(tmp_path):
     with pytest.raises(Interrupted, match=r"CUDA out of memory.*lower train.batch_size"):
         trained(tmp_path / "run", held=HELD, norm=True)
+
+
+class TwoHeads(torch.nn.Module):
+    """The loss knows one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.one(x)
+
+
+def two_heads(settings: dict, seed: int) -> TensorTask:
+    return TensorTask(
+        model=TwoHeads,
+        data={"train": points(240, seed + 1), "evaluation": points(64, seed + 2)},
+        losses={"cross-entropy": loss},
+        seed=seed,
+    )
+
+
+def test_a_parameter_that_no_loss_depends_on_is_left_alone_as_by_torchs_optimizers(tmp_path):
+    """It has no gradient, so it is not decayed either."""
+    changes = {"steps": 4, "shards": 2, "batch_size": 24, "lr": 0.1, "weight_decay": 0.5}
+    config = points_config(
+        tmp_path / "run", task="tests.spectral.test_training:two_heads", train=changes
+    )
+    session = run_until("train", config)
+    start, end = session.fresh_model(), train.trained_model(session)
+    assert torch.equal(end.other.weight, start.other.weight)
+    again = session.fresh_model()
+    optimizer = session.task.optimizer(again.parameters(), lr=0.1, weight_decay=0.5)
+    for step in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = session.settings.train.rate(step)
+        optimizer.zero_grad()
+        loss(again, session.batch("train", train.step_rows(session, step))).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(end.one.weight, again.one.weight)

@@ -15,9 +15,7 @@ def all_together(
     now = {name: value.clone().requires_grad_() for name, value in start.items()}
     stepping = optimizer([*now.values()])
     for losses in each:
-        slopes = torch.autograd.grad(
-            losses(now).mean(), [*now.values()], allow_unused=True, materialize_grads=True
-        )
+        slopes = torch.autograd.grad(losses(now).mean(), [*now.values()], allow_unused=True)
         for value, slope in zip(now.values(), slopes, strict=True):
             value.grad = slope
         stepping.step()
