@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError, OtherMethod
 from distinf.microbatch import is_out_of_memory
-from distinf.numerics.batches import Batch, copied, rows, take
+from distinf.numerics.batches import Batch, copied, lengths_of, rows, take
 from distinf.numerics.batches import leaves as leaves_of
 from distinf.numerics.curvature import Loss, evaluating, sample_losses
 from distinf.numerics.layer_uses import REENTRANT
@@ -67,14 +67,17 @@ class Alone(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is differentiated. gradients(method, batch): those to be checked.
+    """What is differentiated, on a few of a batch's rows. gradients(method, batch): those to be
+    checked.
 
-    chunk: rows that one pass will have. project: what makes the gradients of `projected` smaller.
+    numbers: which rows of the whole batch these are. chunk: rows that one pass will have.
+    project: what makes the gradients of `projected` smaller.
     """
 
     model: nn.Module
     loss: Loss
     batch: Batch
+    numbers: Sequence[int]
     layout: Layout
     gradients: Callable[[str, Batch], Taken]
     chunk: int = 32
@@ -99,9 +102,9 @@ class Subject:
 
     @cached_property
     def whole(self) -> list[float]:
-        """The losses of the rows of a pass; none where they cannot be had together."""
+        """The rows' losses; none where they cannot be had together."""
         with suppress(Exception):  # it is told where one row, or the method, fails as well
-            return self.values(range(min(rows(self.batch), max(self.chunk, ROWS))))
+            return self.values(range(rows(self.batch)))
         return []
 
     def group(self, places: Sequence[int]) -> Batch:
@@ -209,8 +212,9 @@ def _refuse_failing_alone(subject: Subject, place: int, error: Exception) -> Non
     if passes:
         raise InputError(
             REENTRANT if "use_reentrant" in str(error) else
-            f"the loss of row {place} cannot be differentiated ({_line(error)}); mend the model or "
-            "the loss until loss(model, batch).sum().backward() passes on that row"
+            f"the loss of row {subject.numbers[place]} cannot be differentiated "
+            f"({_line(error)}); mend the model or the loss until "
+            "loss(model, batch).sum().backward() passes on that row"
         ) from error  # fmt: skip
     said = _training_mode(subject)
     if said or subject.whole:
@@ -222,14 +226,9 @@ def _refuse_failing_alone(subject: Subject, place: int, error: Exception) -> Non
 
 def _telling_rows(subject: Subject) -> list[int]:
     """Places of up to three rows: largest finite loss, longest (late if equal), shortest, last."""
-    count = min(rows(subject.batch), max(subject.chunk, ROWS))
+    count = rows(subject.batch)
     _ = subject.rounding  # sees what `whole` is computed in
-    losses, lengths = torch.tensor(subject.whole or [0.0] * count), torch.zeros(count)
-    for _, leaf in leaves_of(subject.batch):
-        if isinstance(leaf, Tensor):
-            lengths += (leaf[:count] != 0).reshape(count, -1).sum(1).cpu()
-        else:
-            lengths += torch.tensor([float(len(text)) for text in leaf[:count]])
+    losses, lengths = torch.tensor(subject.whole or [0.0] * count), lengths_of(subject.batch)
     finite = torch.isfinite(losses)
     ranked = [
         int(torch.where(finite, losses, -torch.inf).argmax()),
@@ -267,7 +266,8 @@ def _refuse_unrepeatable(subject: Subject, found: Sequence[Alone]) -> None:
 
 def _raise_unrepeatable(subject: Subject, row: Alone, what: str) -> None:
     raise InputError(
-        f"the loss is not a function of model and row: called twice on row {row.place} it gives "
+        f"the loss is not a function of model and row: called twice on row "
+        f"{subject.numbers[row.place]} it gives "
         f"{what}; draw no random numbers in it (dropout that is always on needs "
         f"training=self.training), and keep no count of its calls{_training_mode(subject)}"
     )
@@ -328,7 +328,8 @@ def _summed(parts: Sequence[Gradients], weights: Sequence[float]) -> Gradients:
 
 def _raise_mixing(subject: Subject, place: int, what: str) -> None:
     raise InputError(
-        f"the loss of a row depends on the other rows of its batch: row {place} {what}; return "
+        f"the loss of a row depends on the other rows of its batch: row "
+        f"{subject.numbers[place]} {what}; return "
         "what each row has by itself, [N] (no in-batch negatives, no mean over the batch's tokens, "
         f"no [N, 1] beside an [N], no statistics of the batch){_training_mode(subject)}"
     )
@@ -387,7 +388,7 @@ def _compare(
             return subject.differentiated([place], [1.0], changed)[1]
 
         if _beyond_rounding(subject, error, name, row.grads, again):
-            _raise_disagreement(method, place, error, name)
+            _raise_disagreement(method, subject.numbers[place], error, name)
     return sum(g[:1].numel() for g in taken.values() if isinstance(g, Tensor))
 
 

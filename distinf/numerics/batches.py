@@ -25,6 +25,7 @@ from distinf.errors import InputError
 Batch = Any  # as above; dict[str, Tensor] in a task
 Leaf = Any  # a Tensor, an array, or a list of texts
 
+MOST_LOOKED_AT = 1 << 26  # entries of a tensor whose rows' lengths are counted
 SHARED: tuple[type, ...] = (str, bytes, bool, int, float, complex, type(None), Enum, np.generic)
 SHARED += (torch.Size, torch.dtype, torch.device)
 
@@ -57,6 +58,32 @@ def take(batch: Batch, index: slice | Sequence[int]) -> Batch:
         return leaf[places] if isinstance(places, slice) else [leaf[place] for place in places]
 
     return mapped(batch, taken)
+
+
+def looked_at(batch: Batch, most: int) -> list[int]:
+    """`most` rows to look at, or all: evenly from the first to the last, the longest
+    and the shortest among them. A loss may mix its rows in a way that equal lengths hide."""
+    count = rows(batch)
+    if count <= most:
+        return list(range(count))
+    even = torch.linspace(0, count - 1, most, dtype=torch.float64).long().tolist()
+    lengths = lengths_of(batch)
+    extremes = {int(lengths.argmax()), int(lengths.argmin())}
+    inner = [place for place in even[1:-1] if place not in extremes]
+    kept = inner[: most - len({even[0], even[-1], *extremes})]
+    return sorted({even[0], *kept, *extremes, even[-1]})
+
+
+def lengths_of(batch: Batch) -> Tensor:
+    """fp32 [N]: of every row, how many of its entries are not 0, or how long its texts are."""
+    count = rows(batch)
+    lengths = torch.zeros(count)
+    for _, leaf in leaves(batch):
+        if not isinstance(leaf, Tensor):
+            lengths += torch.tensor([float(len(text)) for text in leaf])
+        elif leaf.numel() <= MOST_LOOKED_AT:
+            lengths += (leaf != 0).reshape(count, -1).sum(1).cpu()
+    return lengths
 
 
 def copied(batch: Batch) -> Batch:

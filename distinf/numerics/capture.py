@@ -13,8 +13,8 @@ from torch.func import grad, vmap
 
 from distinf.errors import InputError, OtherMethod
 from distinf.microbatch import is_out_of_memory
-from distinf.numerics.agreement import Subject, agreed_method, passing_method
-from distinf.numerics.batches import Batch, as_tensors, copied, rows, split, take
+from distinf.numerics.agreement import ROWS, Subject, agreed_method, passing_method
+from distinf.numerics.batches import Batch, as_tensors, copied, looked_at, rows, split, take
 from distinf.numerics.curvature import (
     Loss,
     applied,
@@ -157,10 +157,12 @@ def settled_method(
         return methods[0]
     key = (layout.names, methods, project, least, chunk == 1, check, makeup(model))
     known = remembered(model, loss)
-    gradients = _by_method(model, loss, layout, project, least)
-    subject = Subject(model, loss, batch, layout, gradients, chunk, project, projected)
     method, told = known.get(key, (methods[0], -1))
-    if subject.together > told:  # a first batch of few rows has not told of many
+    if min(rows(batch), chunk) > told:  # a first batch of few rows has not told of many
+        gradients = _by_method(model, loss, layout, project, least)
+        numbers = looked_at(batch, max(chunk, ROWS))
+        few = take(batch, numbers)
+        subject = Subject(model, loss, few, numbers, layout, gradients, chunk, project, projected)
         method = (agreed_method if check else passing_method)(subject, methods)
         known[key] = method, subject.told if check else subject.together
     return method  # type: ignore[no-any-return]

@@ -548,3 +548,30 @@ def test_a_loss_whose_settings_have_changed_is_checked_anew(settings):
     settings[0] = 0.5
     with pytest.raises(InputError, match="not a function of model and row"):
         per_sample_gradients(model, dropped, data())
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[2] * 40 + [4] * 60, [4] * 40 + [2] * 60, [2] * 50 + [4] + [2] * 49],
+    ids=["shortest first", "longest first", "one in the middle"],
+)
+def test_rows_that_are_mixed_only_behind_the_first_chunk_are_seen(lengths):
+    """A mean over the batch's tokens, of rows that are equally long at first: a chunk of these has
+    each row's own mean."""
+    batch = data(5, rows=100)
+    batch["x"] = torch.randint(1, 9, (100, 5)).float()
+    batch["mask"] = (torch.arange(5) < torch.tensor(lengths)[:, None]).float()
+    batch["x"] = batch["x"] * batch["mask"]
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+
+    def mixing(model, batch):
+        each = loss(model, batch) * batch["mask"].sum(1)
+        return each * len(each) / batch["mask"].sum()
+
+    with pytest.raises(InputError, match="depends on the other rows"):
+        per_sample_gradients(model, mixing, batch)
+    found = per_sample_gradients(model, loss, batch)["weight"]
+    row = {name: values[99:] for name, values in batch.items()}
+    (wanted,) = torch.autograd.grad(loss(model, row).sum(), [model.weight])
+    torch.testing.assert_close(found[99].view_as(wanted), wanted)
