@@ -121,7 +121,10 @@ def _paired(first_T: np.ndarray, second_T: np.ndarray) -> tuple[np.ndarray, np.n
 
 def mean_spearman(groups: Sequence[np.ndarray]) -> np.ndarray:
     """[M, M]: Spearman's correlations of the rows of each [M, N], by their finite columns, mean
-    over the groups that have a number; nan where none has."""
-    found = [torch.from_numpy(values_MN[:, np.isfinite(values_MN).all(0)]) for values_MN in groups]
-    every_GMM = np.stack([spearman_matrix(values_MN).numpy() for values_MN in found])
+    over the groups that have a number; nan where none has, as of fewer than two columns."""
+    every_GMM = np.full((len(groups), *[len(groups[0])] * 2), np.nan)
+    for group, values_MN in enumerate(groups):
+        finite_MN = values_MN[:, np.isfinite(values_MN).all(0)]
+        if finite_MN.shape[1] > 1:
+            every_GMM[group] = spearman_matrix(torch.from_numpy(finite_MN)).numpy()
     return np.apply_along_axis(finite_mean, 0, every_GMM)

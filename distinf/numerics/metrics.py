@@ -172,10 +172,14 @@ def ndr_by_chance(counts: Sequence[tuple[int, int]], share: float) -> tuple[floa
     """Where 95 % of random rankings put the mean `ndr` over data of these (samples, flipped).
 
     The flipped samples among those removed are hypergeometric; here by its normal approximation.
+    Of data whose samples are all flipped, as a single one is, every ranking removes as many.
     """
+    if not counts or not all(0 < flipped <= samples for samples, flipped in counts):
+        raise InputError("ndr_by_chance needs data with at least one flipped sample each")
     spread = sum(
         share * (1 - share) * (1 - flipped / samples) * samples / (samples - 1) / flipped
         for samples, flipped in counts
+        if flipped < samples
     )
     half = NORMAL_95 * math.sqrt(spread) / len(counts)
     return max(0.0, share - half), min(1.0, share + half)

@@ -143,3 +143,19 @@ def test_mean_spearman_is_scipys_over_finite_columns_and_the_groups_that_have_a_
     assert found[0, 1] == pytest.approx((one[0, 1] + two) / 2)
     assert found[0, 2] == pytest.approx(one[0, 2])
     assert np.isnan(comparison.mean_spearman([second])[0, 2])
+
+
+def test_fewer_than_two_finite_columns_have_no_correlation():
+    first = np.array([[1.0, np.nan], [2.0, 3.0]])
+    assert np.isnan(comparison.mean_spearman([first])).all()
+    second = np.array([[1.0, 2.0, 4.0], [1.0, 3.0, 5.0]])
+    np.testing.assert_allclose(comparison.mean_spearman([first, second]), 1.0)
+
+
+def test_chance_of_data_that_are_all_flipped_is_certain():
+    """A single sample too; one of which none is flipped has no rate."""
+    assert metrics.ndr_by_chance([(1, 1)], 0.3) == (0.3, 0.3)
+    assert metrics.ndr_by_chance([(5, 5)], 0.3) == (0.3, 0.3)
+    for counts in ([], [(10, 0)]):
+        with pytest.raises(InputError, match="at least one flipped sample each"):
+            metrics.ndr_by_chance(counts, 0.3)
