@@ -29,6 +29,9 @@ class Blobs(Protocol):
     def names(self, prefix: str) -> list[str]:
         """Sorted keys below `prefix/` (all depths), as keys relative to the root."""
 
+    def has_beside(self, folder: str) -> bool:
+        """Whether there is any key that is not below `folder/`; looks no further than the first."""
+
     def delete(self, key: str) -> None:
         """Remove the key if it is there."""
 

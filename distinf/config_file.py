@@ -4,9 +4,12 @@ Imports nothing heavy, so that a command can say within a moment what it is abou
 """
 
 import contextlib
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ from distinf.errors import CorruptionError, InputError
 from distinf.naming import CONFIG
 from distinf.runtime import Agenda
 from distinf.store import open_root
+from distinf.store.regular import read_given
 
 MOST_NESTED, MOST_VALUES = 50, 1_000_000
+MOST_BYTES = 64 << 20  # of a YAML file
 RENAMED = {"beside": "variations"}  # keys of 0.1, and what they are called now
 TUNED_ON = {  # a file of rows alone is fine-tuned on as by configs/sft/smollm.yaml
     "train": {
@@ -25,6 +30,7 @@ TUNED_ON = {  # a file of rows alone is fine-tuned on as by configs/sft/smollm.y
     },
     "gradients": {"tokens_per_batch": 1024},
 }  # fmt: skip
+OTHER_BASE = re.compile(r"[-+]?(0[0-7_]*[0-7]|[0-9_]+(:[0-9._]+)+)")  # of YAML 1.1
 TASK_NAME = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -52,12 +58,28 @@ def read(
         raw["out"] = out
     elif not raw.get("out"):
         raw["out"] = default_folder(path, verb)
+    if isinstance(raw["out"], str):
+        raw["out"] = os.path.expanduser(raw["out"])  # as a shell does, where it sees a path
+        _refuse_unnamable(raw["out"])
     route = raw.pop("route", None)  # so it was called in 0.1
     if route is not None and not raw.get("recipe"):
         raw["recipe"] = "spectral" if route == "basis" else route
     if verb == "score" and not raw.get("recipe"):
         raw["recipe"] = "gram"
     return raw
+
+
+def _refuse_unnamable(out: str) -> None:
+    """InputError for what no file can be called in this locale, or what it made no text of."""
+    try:
+        out.encode()
+        os.fsencode(out)
+    except UnicodeEncodeError:
+        kind = sys.getfilesystemencoding()
+        way = "" if kind == "utf-8" else "set PYTHONUTF8=1, or "
+        raise InputError(
+            f"out: {out!a}: in this locale names of files are {kind}; {way}give another --out"
+        ) from None
 
 
 def default_folder(path: str, verb: str) -> str:
@@ -145,7 +167,7 @@ def read_yaml(path: str, file: Path) -> dict[str, Any]:
     if file.suffix == ".py":
         raise InputError(f"{path}: is Python; name the function in it, as in {file.stem}:task")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_given(file, MOST_BYTES).decode("utf-8")
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror or error}; give the path of a YAML file"
@@ -187,14 +209,38 @@ def _loaded(text: str) -> Any:
 
 def parsed(text: str | bytes) -> Any:
     """As yaml.safe_load, with its errors; by libyaml where it is there, in a tenth of the time,
-    which takes tabs too. ValueError for what a tag cannot be of, as in !!bool maybe."""
+    which takes tabs too. ValueError for what a tag cannot be of, as in !!bool maybe, and for a
+    number that YAML 1.1 reads otherwise than it is written."""
     try:
         if yaml.__with_libyaml__:
             with contextlib.suppress(Exception):  # said again below
-                return yaml.load(text, Loader=yaml.CSafeLoader)
-        return yaml.safe_load(text)
+                return yaml.load(text, Loader=_plain_numbers(yaml.CSafeLoader))
+        return yaml.load(text, Loader=_plain_numbers(yaml.SafeLoader))
     except (AttributeError, LookupError, TypeError):  # of PyYAML's constructors
         raise ValueError("a value does not fit its tag") from None
+
+
+@cache
+def _plain_numbers(loader: Any) -> Any:
+    """The loader, without YAML 1.1's numbers to the base of 60, as 1:30 for 90, and of 8, as 010
+    for 8: ValueError, as nobody means them, and YAML 1.2 has neither."""
+
+    def number(kind: Any) -> Any:
+        def construct(self: Any, node: Any) -> Any:
+            text = self.construct_scalar(node)
+            if OTHER_BASE.fullmatch(text):
+                raise ValueError(
+                    f"{text} is a number to another base in YAML; write it without ':' and leading "
+                    f"zeros, or as text: '{text}'"
+                )
+            return kind(self, node)
+
+        return construct
+
+    made: Any = type("PlainNumbers", (loader,), {})
+    made.add_constructor("tag:yaml.org,2002:int", number(loader.construct_yaml_int))
+    made.add_constructor("tag:yaml.org,2002:float", number(loader.construct_yaml_float))
+    return made
 
 
 def refuse_boundless(found: Any) -> None:
@@ -243,8 +289,10 @@ def override_of(override: str) -> tuple[str, Any]:
         raise InputError(f"--set {override}: write it as key=value, as in --set seed=1")
     try:
         value = _loaded(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except yaml.YAMLError:
         raise InputError(f"--set {override}: the value is not valid YAML") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--set {override}: the value is no YAML: {reason(error)}") from None
     return todays(key.strip()), value
 
 

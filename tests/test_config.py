@@ -238,3 +238,16 @@ def test_the_rate_rises_holds_and_falls_within_its_bounds(steps, warmup, constan
     peak = rates.index(max(rates))
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "-0_7", "22:22", "1:30.5"])
+def test_a_number_that_yaml_reads_to_another_base_is_refused(tmp_path, text):
+    """Of 010 it makes 8, of 1:30 it makes 90."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"task: receiver\ntrain: {{steps: {text}}}\n")
+    for path, changes in ((str(file), []), ("receiver:task", [f"train.steps={text}"])):
+        with pytest.raises(InputError, match="a number to another base in YAML; write it without"):
+            load(path, changes)
+    file.write_text(f"task: receiver\nout: '{text}'\ntrain: {{lr: 0.10, steps: 0x0A}}\n")
+    kept = load(str(file))
+    assert (kept.out, kept.train.lr, kept.train.steps) == (text, 0.1, 10)

@@ -1,5 +1,6 @@
 """A configuration as it is given: which folder it takes, and what replays a run."""
 
+import os
 import subprocess
 import sys
 
@@ -80,3 +81,37 @@ def test_variations_as_0_1_called_them(tmp_path):
     found = read(str(file), ["beside.c={train.steps: 5}"])
     assert "beside" not in found
     assert found["variations"] == {name: {"train.steps": 3 + k} for k, name in enumerate("abc")}
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """A shell sees none in YAML, nor in --out=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("out: ~/runs/a\n")
+    file = str(tmp_path / "mine.yaml")
+    assert read(file)["out"] == f"{tmp_path}/runs/a"
+    assert read(file, ["out=~/b"])["out"] == f"{tmp_path}/b"
+    assert read(file, out="~/c")["out"] == f"{tmp_path}/c"
+
+
+@pytest.mark.parametrize("given", ["pipe.yaml", "/dev/zero", "large.yaml"])
+def test_a_configuration_without_an_end_is_refused(tmp_path, given):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with open(tmp_path / "large.yaml", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match=r"give the path of a YAML file"):
+        read(str(tmp_path / given))
+
+
+@pytest.mark.parametrize("said", ["argument", "file"])
+def test_a_folder_that_the_locale_cannot_name_is_one_line(tmp_path, said):
+    """Of --out as of YAML; Python takes C for UTF-8, unless it is told not to."""
+    (tmp_path / "mine.yaml").write_text("task: mine:task\nout: r\xe9\n", encoding="utf-8")
+    more = ["--out", "r\xe9".encode()] if said == "argument" else []
+    here = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    found = subprocess.run(
+        [sys.executable, "-m", "distinf.cli", "run", tmp_path / "mine.yaml", *more],
+        env=here, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert "names of files are ascii; set PYTHONUTF8=1" in found.stderr
+    assert found.stderr.count("\n") == 1

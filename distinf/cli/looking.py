@@ -54,7 +54,7 @@ def watch(options: argparse.Namespace) -> None:
         while True:
             found = status_of(options.run, blobs, ledgers)
             if live is not None:
-                live.update(status_view(found), refresh=True)
+                live.update(status_view(found, out), refresh=True)
             elif options.json:
                 print(json.dumps(found.as_json()), flush=True)
             else:

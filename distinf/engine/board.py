@@ -2,6 +2,7 @@
 curves of its units (Stage.curves) as they are committed."""
 
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ def watching(inner: running.Watcher, session: Any, folder: str) -> running.Watch
     """`inner`, and event files in `folder` of every stage of the session's run."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer: Any = SummaryWriter(folder)
+    writer: Any = SummaryWriter(os.path.expanduser(folder))
     of = {running.part_of(*each).title: each for each in running.parts(session)}
 
     def follow(title: str, units: Sequence[Unit], done: Callable[[], float], over: Event) -> None:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from distinf.errors import CorruptionError, InputError, Interrupted
+from distinf.runtime import repairs
 from distinf.runtime.orphans import end_orphans
 from distinf.store import Blobs
 
@@ -114,7 +115,12 @@ class Lease:
 
 
 def _take(blobs: Blobs) -> Lease:
-    numbers = _numbers(blobs)
+    try:
+        numbers = _numbers(blobs)
+    except CorruptionError:  # a link that leads out of the run: no lease of ours lies there
+        LOG.warning("warning: %s led out of the run; it was moved to %s", FOLDER, repairs.ASIDE)
+        blobs.move(FOLDER, repairs.ASIDE)
+        numbers = []
     if numbers:
         _refuse_living(blobs, numbers[-1])
     number = (numbers[-1] if numbers else 0) + 1
@@ -128,11 +134,6 @@ def _take(blobs: Blobs) -> Lease:
         with contextlib.suppress(CorruptionError):  # no file: nobody's, and passed over
             blobs.delete(_name(earlier))
     return lease
-
-
-def is_lease(name: str) -> bool:
-    """Whether a blob of a run's folder is a driver's."""
-    return name.startswith(f"{FOLDER}/")
 
 
 def _refuse_living(blobs: Blobs, number: int) -> None:

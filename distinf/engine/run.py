@@ -16,11 +16,11 @@ import yaml
 
 from distinf.config import METHOD, RunConfig, dump, load
 from distinf.config_file import parsed, todays
-from distinf.engine import board, running
+from distinf.engine import board, lease, running
 from distinf.engine.fingerprint import fingerprint, provenance
 from distinf.engine.format import refuse_other_format
 from distinf.engine.heartbeat import Beating, is_begun
-from distinf.engine.lease import held, is_lease
+from distinf.engine.lease import held
 from distinf.engine.refusals import refuse_unknown_secrets, refuse_unseen_folder, refuse_without_gpu
 from distinf.engine.session import Session
 from distinf.errors import SEE, CorruptionError, DistinfError, InputError, Interrupted
@@ -85,7 +85,7 @@ def checked_session(
     refuse_without_gpu(config)
     config = config.settled(_stored_methods(stored))
     session = _session(config, blobs.root)
-    if stored is None and not all(map(is_lease, blobs.names(""))):
+    if stored is None and blobs.has_beside(lease.FOLDER):
         raise InputError(
             f"out: {blobs.root} is not empty and holds no {CONFIG}; choose another --out"
         )

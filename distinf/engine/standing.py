@@ -170,22 +170,41 @@ CELLS: Mapping[str, Callable[[StageStatus], str]] = {
     "worker h": lambda s: f"{s.worker_hours:.3f}" if s.worker_hours else "",
     "GPU h": lambda s: f"{s.gpu_hours:.3f}" if s.gpu_hours else "",
 }
+NEEDED = 2  # columns of a table: without done and of, lines say it
 TELLING = ("quarantined", "GPU h")  # columns that are left out where they say nothing
 
 
 def status_table(found: RunStatus, console: Terminal | None = None) -> None:
-    (console or Terminal()).print(status_view(found), soft_wrap=True)
+    out = console or Terminal()
+    out.print(status_view(found, out), soft_wrap=True)
 
 
-def status_view(found: RunStatus) -> Group:
-    """How far each stage is, and what follows from it."""
-    table = Table("stage", title="Status", title_justify="left")
+def status_view(found: RunStatus, out: Terminal) -> Group:
+    """How far each stage is, and what follows from it. Of columns the first that have room; a
+    number that is cut off reads as another."""
     shown = [s for s in found.stages if s.total or s.is_planned]  # else nothing to do, by settings
     columns = {name: [cell(s) for s in shown] for name, cell in CELLS.items()}
     kept = [name for name in CELLS if name not in TELLING or any(columns[name])]
+    while len(kept) >= NEEDED and _least_width(_table(shown, columns, kept), out) > out.width:
+        kept.pop()
+    whole: list[Any] = [_table(shown, columns, kept)]
+    if len(kept) < NEEDED:
+        whole = [f"{s.stage}: {s.done} of {CELLS['of'](s)}" for s in shown]
+    memory = [f"out of memory: {s.stage}: {each}" for s in shown for each in s.lowered]
+    return Group(*whole, *memory, found.words)
+
+
+def _table(
+    shown: Sequence[StageStatus], columns: Mapping[str, Sequence[str]], kept: Sequence[str]
+) -> Table:
+    table = Table("stage", title="Status", title_justify="left")
     for name in kept:
         table.add_column(name, justify="right")
     for place, stage in enumerate(shown):
         table.add_row(stage.stage, *(columns[name][place] for name in kept))
-    memory = [f"out of memory: {s.stage}: {each}" for s in shown for each in s.lowered]
-    return Group(table, *memory, found.words)
+    return table
+
+
+def _least_width(table: Table, out: Terminal) -> int:
+    """In which no word is cut."""
+    return out.measure(table, options=out.options.update(width=1_000)).minimum

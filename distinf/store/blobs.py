@@ -119,6 +119,9 @@ class Folder:
     def names(self, prefix: str) -> list[str]:
         return sorted(self._walk(prefix))
 
+    def has_beside(self, folder: str) -> bool:
+        return any(not name.startswith(f"{folder}/") for name in self._walk(""))
+
     def _walk(self, prefix: str) -> Iterator[str]:
         for folder, _, files in os.walk(self._path(prefix), onerror=_raise_unless_absent):
             inside = os.path.relpath(folder, self.root)
@@ -240,6 +243,14 @@ class Bucket:
                 for page in obstore.list(self._store, prefix or None)
                 for entry in page
             )
+
+    def has_beside(self, folder: str) -> bool:
+        import obstore
+
+        with self._told():
+            pages = obstore.list(self._store)
+            paths = (str(entry["path"]) for page in pages for entry in page)
+            return any(not path.startswith(f"{folder}/") for path in paths)
 
     def delete(self, key: str) -> None:
         import obstore

@@ -38,6 +38,19 @@ def read_whole(file: BinaryIO, name: str, most: int | None = None) -> bytes:
         raise CorruptionError(f"{name} has {size} bytes, more than this memory holds") from None
 
 
+def read_given(path: str | Path, most: int | None = None) -> bytes:
+    """All of a file that somebody names; OSError, with its reason, if it is none, or too large."""
+    try:
+        with open_regular(Path(path)) as file:
+            return read_whole(file, str(path), most)
+    except CorruptionError:
+        kind = errno.EISDIR if os.path.isdir(path) else errno.EFBIG
+        reason = os.strerror(kind)
+        if kind == errno.EFBIG and not os.path.isfile(path):
+            kind, reason = errno.EINVAL, "Not a file that ends (a pipe, a device)"
+        raise OSError(kind, reason, str(path)) from None
+
+
 def equals(file: BinaryIO, data: bytes | memoryview) -> bool:
     """Whether an open file has just these bytes; in pieces, which no memory has to be made for."""
     piece = bytearray(1 << 18)  # compared with a view as memory is; two views go byte by byte

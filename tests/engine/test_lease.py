@@ -157,3 +157,14 @@ def test_a_killed_run_is_resumed_at_once_and_a_living_one_is_not_disturbed(tmp_p
     assert "stopped" in lines
     with held(open_root(str(tmp_path / "run"))):
         pass
+
+
+def test_a_folder_of_drivers_that_leads_out_of_the_run_is_put_aside(tmp_path, blobs):
+    elsewhere = tmp_path.parent / f"{tmp_path.name} elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "00000001.json").write_text("{}")
+    (tmp_path / "driver").symlink_to(elsewhere)
+    with held(blobs):
+        assert blobs.names("driver") == ["driver/00000001.json"]
+    assert [p.name for p in elsewhere.iterdir()] == ["00000001.json"]
+    assert (tmp_path / "damaged" / "driver").is_symlink()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,9 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def shown(found) -> str:
-    out = Terminal(width=100, record=True)
-    out.print(status_view(found))
+def shown(found, width=100) -> str:
+    out = Terminal(width=width, record=True)
+    out.print(status_view(found, out))
     return out.export_text()
 
 
@@ -128,3 +129,13 @@ def test_watching_outlives_a_driver_and_is_ended_by_hand(folder):
     finally:
         watching.kill()
         watching.wait()
+
+
+@pytest.mark.parametrize("width", [20, 30, 45, 60, 100])
+def test_in_a_narrow_terminal_no_number_is_cut(folder, width):
+    """All stand that have room, and what is done of how many in any."""
+    stage = replace(stages_of(open_root(str(folder)))[0], done=1234, total=5678)
+    text = shown(replace(status_of(str(folder), open_root(str(folder))), stages=[stage]), width)
+    assert "1234" in text
+    assert "5678" in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text

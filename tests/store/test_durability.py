@@ -168,3 +168,29 @@ def test_no_two_attempts_have_one_name():
         work = Work(f"{home}:gang", f"{home}:prepare", {})
         names.append(worker.run_rank(work, 0, 1, "", 60.0).value["name"])
     assert len(set(names)) == 4
+
+
+def test_what_else_lies_in_a_folder_is_looked_for_no_further_than_the_first(tmp_path, monkeypatch):
+    """`--out /` would read the whole disk otherwise."""
+    for name in ("driver", "a", "b", "c"):
+        (tmp_path / name).mkdir()
+    blobs, seen, walk = open_root(str(tmp_path)), [], os.walk
+
+    def noted(*arguments, **named):
+        for found in walk(*arguments, **named):
+            seen.append(found[0])
+            yield found
+
+    monkeypatch.setattr(os, "walk", noted)
+    blobs.put("driver/1.json", b"{}")
+    assert not blobs.has_beside("driver")
+    assert len(seen) == 5
+    seen.clear()
+    (tmp_path / "file").write_text("")
+    assert blobs.has_beside("driver")
+    assert seen == [str(tmp_path)]
+    bucket = open_root("memory://beside")
+    bucket.put("driver/1.json", b"{}")
+    assert not bucket.has_beside("driver")
+    bucket.put("drivers/1.json", b"{}")
+    assert bucket.has_beside("driver")

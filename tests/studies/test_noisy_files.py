@@ -3,12 +3,15 @@
 import csv
 import gzip
 import json
+import os
 import shlex
 
 import pytest
 
 from distinf.config_file import override_of
 from distinf.errors import InputError
+from distinf.studies.language.identity import file_digest
+from distinf.studies.language.parsing import read_columns
 from distinf.studies.noisy_labels.files import read_table
 from distinf.studies.noisy_labels.glue import from_hub, glue_table
 from distinf.studies.noisy_labels.settings import DataSettings
@@ -237,3 +240,12 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
         from_hub("rte", "main")
     assert "rte: nyu-mll/glue could not be loaded (ConnectionError: no route)" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_no_file_of_rows(tmp_path):
+    """It would be waited for without an end, and read once where it is needed twice."""
+    os.mkfifo(tmp_path / "rows.csv")
+    for read in (read_columns, file_digest):
+        with pytest.raises(InputError, match=r"Not a file that ends"):
+            read(str(tmp_path / "rows.csv"))

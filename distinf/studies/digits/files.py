@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from distinf.errors import InputError
+from distinf.store.regular import read_given
 
 KINDS = ".csv, .npz or IDX (…-idx3-ubyte), the first and the last with .gz or not"
 PUBLISHED = (
@@ -50,7 +51,7 @@ def read(path: str, where: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _content(path: str) -> bytes:
-    content = Path(path).read_bytes()
+    content = read_given(path)
     return gzip.decompress(content) if path.endswith(".gz") else content
 
 

@@ -5,7 +5,6 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import yaml
 from distinf.config_file import parsed
 from distinf.errors import InputError
 from distinf.numerics.randomness import generator
+from distinf.store.regular import read_given
 
 SYLLABLES = tuple(
     s + t for s, t in zip("bdfgjklmnprstvwyz" * 3, ("a", "im", "or", "el", "u", "ik", "os") * 8)
@@ -82,7 +82,7 @@ CLAIMS = {"random_claim": 10, "random_claim_100": 100}  # items
 def _claims(path: str) -> list[Domain]:
     """Of the first sentences of abstracts, one abstract a line; others are drawn each time."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_given(path).decode().splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"settings.abstracts: {error}") from None
     first = [re.split(r"(?<=[.!?])\s", line.strip())[0] for line in lines]
@@ -107,7 +107,7 @@ def domains(path: str, wanted: Sequence[str], abstracts: str = "") -> list[Domai
         )
     where = "settings.domains_file" + (f": {path}" if path else "")
     try:
-        text = Path(path).read_text(encoding="utf-8") if path else _published()
+        text = read_given(path).decode() if path else _published()
         raw = parsed(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{where}: {' '.join(str(error).split()):.200}") from None

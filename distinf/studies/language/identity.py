@@ -1,6 +1,8 @@
 """What data and weights are, by content: for the fingerprint of a run."""
 
+import errno
 import hashlib
+import stat
 from collections.abc import Container, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,8 @@ def file_digest(path: str, setting: str = "data.path") -> str:
     """sha256 of a file; of its size, first and last MiB where it is larger than 1 GiB."""
     try:
         status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Not a file that ends (a pipe, a device, a folder)")
         return _content(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise InputError(f"{setting}: {path}: {error.strerror}; give a file") from None

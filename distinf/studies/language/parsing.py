@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from distinf.errors import InputError, install_command
+from distinf.store.regular import read_given
 
 Columns = dict[str, list[Any]]
 Fields = list[list[str]]
@@ -48,7 +49,7 @@ def read_columns(path: str, setting: str = "data.path") -> Content:
         known = ", ".join(READERS)
         raise InputError(f"{setting}: {path}: unknown suffix; use one of {known} (with .gz or not)")
     try:
-        content = file.read_bytes()
+        content = read_given(file)
         content = gzip.decompress(content) if gzipped else content
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error

@@ -3,14 +3,15 @@
 Shapes: D patterns, S = 14 symbols, W subcarriers in a record, F of them kept.
 """
 
+import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distinf.errors import InputError
+from distinf.store.regular import read_given
 from distinf.studies.receiver import pilots
 from distinf.studies.receiver.imports.mapping import TfrecordImport
 from distinf.studies.receiver.pilots import PilotPattern
@@ -96,7 +97,7 @@ def check_patterns(config: TfrecordImport, tables: PilotTables) -> None:
 def _loaded(path: str, key: str, width: int) -> np.ndarray:
     """[D, S, W] of an .npy file."""
     try:
-        values = np.load(Path(path), allow_pickle=False)
+        values = np.load(io.BytesIO(read_given(path)), allow_pickle=False)
     except OSError as error:
         raise InputError(f"{key}: {path}: {error.strerror or error}; give an .npy file") from None
     except (ValueError, EOFError):
