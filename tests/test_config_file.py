@@ -9,6 +9,7 @@ import pytest
 from distinf.config_file import default_folder, read
 from distinf.errors import InputError
 from distinf.store import open_root
+from tests.support.runs import command
 
 
 def test_commands_and_tasks_have_folders_of_their_own(tmp_path, monkeypatch):
@@ -109,7 +110,7 @@ def test_a_folder_that_the_locale_cannot_name_is_one_line(tmp_path, said):
     more = ["--out", "r\xe9".encode()] if said == "argument" else []
     here = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     found = subprocess.run(
-        [sys.executable, "-m", "distinf.cli", "run", tmp_path / "mine.yaml", *more],
+        [*command("run", str(tmp_path / "mine.yaml")), *more],
         env=here, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert found.returncode == 2
