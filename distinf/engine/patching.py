@@ -15,7 +15,7 @@ import torch
 from distinf.engine.recipe import Foretold, Trained
 from distinf.engine.session import draw, row_ranges
 from distinf.numerics.counterfactual import Measure, mean_over
-from distinf.numerics.curvature import sum_gradient
+from distinf.numerics.losses import sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 

@@ -26,7 +26,7 @@ from distinf.errors import InputError
 from distinf.microbatch import MICROBATCHES
 from distinf.naming import CONFIG, refuse_names
 from distinf.numerics.batches import mapped
-from distinf.numerics.curvature import dense_embeddings
+from distinf.numerics.losses import dense_embeddings
 from distinf.numerics.randomness import generator
 from distinf.runtime import Lever, Unit, Work, digest
 from distinf.runtime.activity import HERE

@@ -39,7 +39,7 @@ from distinf.gram.stored_gradients import NAME, SAYS_RIGHT, WORDS, split_units
 from distinf.gram.train import trained_model
 from distinf.numerics.batches import rows as rows_in
 from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients
-from distinf.numerics.curvature import noting
+from distinf.numerics.losses import noting
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.projection import TwoSided

@@ -27,8 +27,8 @@ from distinf.errors import InputError, OtherMethod
 from distinf.microbatch import is_out_of_memory
 from distinf.numerics.batches import Batch, copied, lengths_of, rows, take
 from distinf.numerics.batches import leaves as leaves_of
-from distinf.numerics.curvature import Loss, evaluating, sample_losses
 from distinf.numerics.layer_uses import REENTRANT
+from distinf.numerics.losses import Loss, evaluating, sample_losses
 from distinf.numerics.own_parameters import gradients_by, requiring_grad
 from distinf.numerics.parameters import Layout
 from distinf.numerics.projection import TwoSided

@@ -15,7 +15,9 @@ from distinf.errors import InputError, OtherMethod
 from distinf.microbatch import is_out_of_memory
 from distinf.numerics.agreement import ROWS, Subject, agreed_method, passing_method
 from distinf.numerics.batches import Batch, as_tensors, copied, looked_at, rows, split, take
-from distinf.numerics.curvature import (
+from distinf.numerics.failing_row import refuse_failing_row
+from distinf.numerics.hooks import block_gradients, hook_gradients, known_layers
+from distinf.numerics.losses import (
     Loss,
     applied,
     evaluating,
@@ -24,8 +26,6 @@ from distinf.numerics.curvature import (
     refuse_without_gradient,
     sum_gradient,
 )
-from distinf.numerics.failing_row import refuse_failing_row
-from distinf.numerics.hooks import block_gradients, hook_gradients, known_layers
 from distinf.numerics.parameters import Layout
 from distinf.numerics.projection import TwoSided
 from distinf.numerics.remembering import makeup, remembered

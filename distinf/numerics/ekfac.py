@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, as_tensors
-from distinf.numerics.curvature import Batches, Loss, refuse_unusable
+from distinf.numerics.curvature import Batches
 from distinf.numerics.kronecker import (
     Form,
     Sums,
@@ -31,6 +31,7 @@ from distinf.numerics.kronecker import (
     out_of_eigenbases,
 )
 from distinf.numerics.layer_uses import wanted_layers
+from distinf.numerics.losses import Loss, refuse_unusable
 from distinf.numerics.parameters import Layout
 from distinf.numerics.randomness import uniform
 from distinf.numerics.sparse import SparseRows

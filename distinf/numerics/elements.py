@@ -15,7 +15,8 @@ from torch.func import jvp
 
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, rows
-from distinf.numerics.curvature import Parameters, applied, twice_differentiable
+from distinf.numerics.curvature import Parameters, twice_differentiable
+from distinf.numerics.losses import applied
 from distinf.numerics.parameters import Layout
 
 Parts = Callable[[nn.Module, Batch], Tensor]  # -> [N, ...]

@@ -7,7 +7,7 @@ from torch import nn
 
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, copied, rows, take
-from distinf.numerics.curvature import Loss, evaluating
+from distinf.numerics.losses import Loss, evaluating
 from distinf.numerics.undisturbed import undisturbed
 
 TRY_S = 20.0  # a search takes no longer: the error is told without the row, too

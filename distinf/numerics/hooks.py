@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, copied, mapped, rows
-from distinf.numerics.curvature import Loss, evaluating, per_sample
 from distinf.numerics.layer_gradients import Outer, rules_of
 from distinf.numerics.layer_uses import REENTRANT, Layers, LayerUses, wanted_layers
+from distinf.numerics.losses import Loss, evaluating, per_sample
 from distinf.numerics.own_parameters import graph_leaves
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision

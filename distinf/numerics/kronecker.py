@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, rows
-from distinf.numerics.curvature import Loss
 from distinf.numerics.hooks import watched_pass
 from distinf.numerics.layer_gradients import Outer, patches, rules_of, wide
 from distinf.numerics.layer_uses import Layers, wanted_layers
+from distinf.numerics.losses import Loss
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.sinks import Names, RowGradients, Use

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from distinf.numerics.curvature import Loss
+from distinf.numerics.losses import Loss
 
 _FOUND: "weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[Any, Any]]]" = (
     weakref.WeakKeyDictionary()

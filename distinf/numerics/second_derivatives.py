@@ -15,16 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch, mapped
-from distinf.numerics.curvature import (
-    Kind,
-    Loss,
-    SplitLoss,
-    applied,
-    hessian_product,
-    pushed_forward,
-    sum_gradient,
-    twice_differentiable,
-)
+from distinf.numerics.curvature import Kind, hessian_product, pushed_forward, twice_differentiable
+from distinf.numerics.losses import Loss, SplitLoss, applied, sum_gradient
 from distinf.numerics.parameters import Layout
 
 BACKWARD_TWICE: dict[Kind, Kind] = {  # the same matrix without forward mode

@@ -19,7 +19,8 @@ from torch.autograd.graph import increment_version
 from torch.func import jvp
 
 from distinf.numerics.batches import Batch
-from distinf.numerics.curvature import Loss, Parameters, applied, per_sample
+from distinf.numerics.curvature import Parameters
+from distinf.numerics.losses import Loss, applied, per_sample
 from distinf.numerics.parameters import Layout
 from distinf.numerics.updates import State, updates_of
 

@@ -27,15 +27,8 @@ from torch.func import grad, vjp, vmap
 
 from distinf.errors import InputError
 from distinf.numerics.batches import Batch
-from distinf.numerics.curvature import (
-    Loss,
-    Parameters,
-    applied,
-    evaluating,
-    per_sample,
-    sample_losses,
-    twice_differentiable,
-)
+from distinf.numerics.curvature import Parameters, twice_differentiable
+from distinf.numerics.losses import Loss, applied, evaluating, per_sample, sample_losses
 from distinf.numerics.own_parameters import graph_leaves, requiring_grad
 from distinf.numerics.parameters import Layout
 from distinf.numerics.undisturbed import undisturbed

@@ -1,8 +1,8 @@
 """What a run will take before it runs: units, FLOPs, bytes, memory, and times one can trust."""
 
+from distinf.planning.expected import Plan
 from distinf.planning.fitting import fitted
 from distinf.planning.plans import (
-    Plan,
     StagePlan,
     fitting_runtime,
     joins,

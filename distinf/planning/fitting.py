@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distinf.errors import InputError
-from distinf.planning.plans import Plan
+from distinf.planning.expected import Plan
 from distinf.planning.room import Overfull
 
 ROUNDS = 20  # settings changed one after another

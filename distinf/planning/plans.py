@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from distinf.errors import InputError
 from distinf.gram.session import Session as GramSession
 from distinf.planning import calibration, devices, passes, steps
 from distinf.planning.driver import driver_bytes
+from distinf.planning.expected import Plan
 from distinf.planning.room import (
     refuse_few,
     refuse_overfull,
@@ -32,7 +33,7 @@ from distinf.planning.speeds import (
     scaled,
     split_bytes,
 )
-from distinf.planning.staging import SpeedsOf, StagePlan, most, stage_plans
+from distinf.planning.staging import SpeedsOf, StagePlan, stage_plans
 from distinf.runtime import Node, RuntimeSettings, this_machine
 from distinf.spectral.session import Outline, Session
 from distinf.store import Blobs, open_root
@@ -49,44 +50,6 @@ KNOWN: Mapping[type, tuple[Callable[..., SpeedsOf], Callable[..., SpeedsOf]]] = 
     EmpiricalSession: (steps.measured_steps, steps.roofline_steps),
 }
 NOTED = 0.05  # of the whole time, from which on a remedy is named
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The stages in order, on how many workers of what kind, and what the times rest on; `driver`
-    is what the driver holds on its own host, by part."""
-
-    stages: tuple[StagePlan, ...]
-    workers: int
-    where: str
-    notes: tuple[str, ...]
-    share: float = 1.0  # of a core, that a worker is taken to have
-    gpus: int = 0
-    idle_seconds: float | None = None  # if nothing else were at work here
-    driver: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        return sum(stage.seconds for stage in self.stages)
-
-    @property
-    def bytes(self) -> float:
-        return sum(stage.bytes for stage in self.stages)
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """Seconds by what they go into, all stages together."""
-        names = dict.fromkeys(name for stage in self.stages for name in stage.parts)
-        return {n: sum(stage.parts.get(n, 0.0) for stage in self.stages) for n in names}
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain numbers: bytes, seconds, FLOPs."""
-        stages = [
-            {**{k: v for k, v in asdict(p).items() if k != "asked"}, "bound": p.bound}
-            for p in self.stages
-        ]
-        whole = {"seconds": self.seconds, "bytes": self.bytes, "parts": self.parts}
-        return {**asdict(self), "stages": stages, **whole, "bound": most(self.parts)}
 
 
 def plan(

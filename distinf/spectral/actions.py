@@ -16,25 +16,19 @@ from distinf.engine.stage import Stage, pooled
 from distinf.errors import InputError
 from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.adapters import add_adapters
-from distinf.numerics.curvature import sum_gradient
+from distinf.numerics.losses import sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.variants import damped_inverse
 from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.arms import NAME, Arm, arm_of, families, jobs
 from distinf.spectral.curvature import stored_pairs
-from distinf.spectral.evaluate import (
-    chosen_targets,
-    columns,
-    conditions,
-    evaluated,
-    evaluation,
-)
+from distinf.spectral.evaluate import chosen_targets, columns, conditions, evaluated, evaluation
 from distinf.spectral.gradients import scored_rows
 from distinf.spectral.pools import job_ranks, job_rows, near_by, signs
 from distinf.spectral.preconditioning import rooted
 from distinf.spectral.session import Outline, Session
-from distinf.spectral.solves import damped_spectrum
+from distinf.spectral.spectra import damped_spectrum
 from distinf.spectral.train import trained_model, trained_optimizer
 from distinf.tasks.checkpoint import unfrozen
 from distinf.tasks.task import Batch, GeneratingTask, RedrawingTask, StoredTask

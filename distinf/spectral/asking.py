@@ -20,7 +20,7 @@ from distinf.spectral.preconditioning import rooted
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Session
-from distinf.spectral.solves import damped_spectrum
+from distinf.spectral.spectra import damped_spectrum
 
 PASS = "pass"
 OF_OWN_PART = "newfluence"

@@ -28,7 +28,8 @@ from distinf.spectral.preconditioning import rooted
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.session import Outline, Session
-from distinf.spectral.solves import converged_solutions, damped_spectrum
+from distinf.spectral.solves import converged_solutions
+from distinf.spectral.spectra import damped_spectrum
 from distinf.spectral.train import trained_layers
 from distinf.tasks.task import ElementTask, GeneratingTask, error_context
 

@@ -14,7 +14,7 @@ from distinf.spectral.pools import near_by, nearness, stored_rows
 from distinf.spectral.preconditioning import rooted
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Session
-from distinf.spectral.solves import damped_spectrum
+from distinf.spectral.spectra import damped_spectrum
 from distinf.tasks.task import GeneratingTask, StoredTask
 
 TINY = np.finfo(np.float64).tiny  # in place of the length of a gradient of 0

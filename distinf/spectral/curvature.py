@@ -17,8 +17,9 @@ from distinf.engine.session import done_for_all, draw
 from distinf.engine.stage import Names, Stage, Values
 from distinf.errors import InputError
 from distinf.numerics.complement import SeenComplement, complement_probe, seen_by
-from distinf.numerics.curvature import Kind, SplitLoss, sum_gradient
+from distinf.numerics.curvature import Kind
 from distinf.numerics.krylov import ArnoldiSettings, ArnoldiState, Matvec, RitzPairs, iterate, ritz
+from distinf.numerics.losses import SplitLoss, sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.second_derivatives import passing_kind

@@ -18,8 +18,8 @@ from distinf.engine.stage import Stage, pooled
 from distinf.microbatch import each_part
 from distinf.numerics.batches import copied
 from distinf.numerics.capture import Method, Methods, finite_rows, flat_gradients
-from distinf.numerics.curvature import evaluating, noting
 from distinf.numerics.hooks import projected_gradients
+from distinf.numerics.losses import evaluating, noting
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.products import scaled, scales, sqnorms

@@ -12,7 +12,7 @@ from distinf.errors import InputError
 from distinf.numerics.capture import finite_rows, flat_gradients
 from distinf.numerics.parameters import Layout
 from distinf.runtime import Cost, Runtime, Unit
-from distinf.spectral import curvature, solves
+from distinf.spectral import curvature, solves, spectra
 from distinf.spectral.evaluate import chosen_targets, evaluated
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import REFINEMENT
@@ -80,7 +80,7 @@ def is_done(session: Session) -> bool:
 
 
 def run(session: Session, runtime: Runtime) -> None:
-    solves.damped_spectrum(session)  # refused here if it is indefinite
+    spectra.damped_spectrum(session)  # refused here if it is indefinite
     if not is_done(session):
         runtime.gang(
             session.work("distinf.spectral.queries:body"),

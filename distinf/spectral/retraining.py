@@ -13,7 +13,7 @@ from distinf.engine.recipe import Draws, Foretold, Trained
 from distinf.engine.stage import Stage
 from distinf.errors import InputError
 from distinf.microbatch import each_part
-from distinf.numerics.curvature import dense_embeddings
+from distinf.numerics.losses import dense_embeddings
 from distinf.numerics.precision import float_edges, precision
 from distinf.numerics.randomness import generator
 from distinf.runtime import Cost, Unit, in_gradients

@@ -22,7 +22,8 @@ from distinf.spectral.gradients import projected, scored_rows
 from distinf.spectral.preconditioning import rooted
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Outline, Session
-from distinf.spectral.solves import converged_solutions, damped_spectrum
+from distinf.spectral.solves import converged_solutions
+from distinf.spectral.spectra import damped_spectrum
 from distinf.spectral.trajectory import tracin_scores
 
 NAME = "scores"

@@ -7,11 +7,12 @@ import torch
 
 from distinf.errors import InputError
 from distinf.numerics.metrics import spearman
-from distinf.numerics.variants import VARIANTS, Spectrum, scores
+from distinf.numerics.spectra import Spectrum
+from distinf.numerics.variants import VARIANTS, scores
 from distinf.spectral.gradients import projected
 from distinf.spectral.scores import coordinates_of, units
 from distinf.spectral.session import Session
-from distinf.spectral.solves import damped_spectrum
+from distinf.spectral.spectra import damped_spectrum
 
 FACTORS = {"λ / 10": 0.1, "10 λ": 10.0}
 MOST_TARGETS = 10  # the first ones

@@ -15,57 +15,25 @@ from torch import Tensor, nn
 
 from distinf.collective import Collective
 from distinf.engine.session import done_for_all, draw
-from distinf.numerics.curvature import sum_gradient
 from distinf.numerics.krylov import Matvec
+from distinf.numerics.losses import sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.solve import USABLE, Directions, RefineSettings, Sampled, Solution, refine
-from distinf.numerics.variants import Spectrum, safe_floor, spectrum, unrolled
+from distinf.numerics.spectra import Spectrum, safe_floor
 from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import left_out_rows, probe_units, seen_units, stored_pairs
-from distinf.spectral.damping import damping_of, naming_settings
 from distinf.spectral.evaluate import chosen_targets
-from distinf.spectral.mean_product import (
-    drawn_rows,
-    mean_product,
-    product_bytes,
-    summed_bytes,
-)
+from distinf.spectral.mean_product import drawn_rows, mean_product, product_bytes, summed_bytes
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import StageSettings
+from distinf.spectral.spectra import damped_spectrum
 from distinf.spectral.train import trained_layers
 
 STAGE = "queries"  # whose units these are
 SHARE = 0.25  # of the curvature's products, for all solves where curvature.refine is null
 SAMPLED = 64  # training gradients whose ranking tells whether a solve may end
-
-
-def damped_spectrum(session: Session, factor: float = 1.0) -> Spectrum:
-    """The run's Ritz values under its policy, `factor` times its damping and its filter; InputError
-    if they are refused."""
-    made = unfiltered_spectrum(session, factor)
-    if session.settings.scores.filter == "damped":
-        return made
-    return unrolled(made, factor * damping_of(session, stored_pairs(session).values).decay)
-
-
-def unfiltered_spectrum(session: Session, factor: float = 1.0) -> Spectrum:
-    """As `damped_spectrum`, before the filter."""
-    settings = session.settings.scores
-    pairs = stored_pairs(session)
-    # Without probes every direction has its pair (`check`), but those of the Krylov space's null.
-    unknown = settings.complement == "gradients" and pairs.seen is None
-    with naming_settings():
-        return spectrum(
-            pairs.values,
-            factor * damping_of(session, pairs.values).value,
-            dim=pairs.vectors.shape[1],
-            trace=pairs.trace,
-            policy=settings.policy,
-            complement="damping" if unknown else settings.complement,
-            seen=pairs.seen,
-        )
 
 
 def is_asked(wanted: int | None, complement: str, filtered: str) -> bool:

@@ -17,7 +17,7 @@ from distinf.digest import digest
 from distinf.engine.session import row_ranges
 from distinf.errors import InputError
 from distinf.microbatch import MICROBATCHES, rows_at_once
-from distinf.numerics.curvature import per_sample
+from distinf.numerics.losses import per_sample
 from distinf.numerics.precision import float_edges, precision
 from distinf.runtime.activity import HERE, SHARD
 from distinf.spectral.session import Session

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from distinf.errors import InputError
 from distinf.microbatch import from_the_start
-from distinf.numerics.curvature import Loss
 from distinf.numerics.ekfac import EkFac, sampled_labels
 from distinf.numerics.kronecker import (
     Form,
@@ -29,6 +28,7 @@ from distinf.numerics.kronecker import (
     no_eigenvalues,
     no_factors,
 )
+from distinf.numerics.losses import Loss
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import Precision, precision
 from distinf.tasks.methods import in_a_run

@@ -20,8 +20,8 @@ from distinf.errors import InputError, OtherMethod
 from distinf.microbatch import from_the_start, rows_at_once
 from distinf.numerics.batches import take
 from distinf.numerics.capture import METHOD_ORDER, Method, Methods, settled_method
-from distinf.numerics.curvature import refuse_without_gradient
 from distinf.numerics.hooks import known_layers
+from distinf.numerics.losses import refuse_without_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.projection import TwoSided

@@ -21,13 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from distinf.numerics.capture import flat_gradients
-from distinf.numerics.curvature import Loss, hessian_product, sum_gradient
+from distinf.numerics.curvature import hessian_product
 from distinf.numerics.hooks import projected_gradients
 from distinf.numerics.krylov import arnoldi
+from distinf.numerics.losses import Loss, sum_gradient
 from distinf.numerics.metrics import spearman
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
-from distinf.numerics.variants import Coordinates, scores, spectrum
+from distinf.numerics.spectra import spectrum
+from distinf.numerics.variants import Coordinates, scores
 from distinf.runtime.worker import keep_freed_memory
 from tests.benchmarks.bench_curvature import deeprx
 

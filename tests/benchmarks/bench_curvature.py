@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from distinf.numerics.capture import flat_gradients
-from distinf.numerics.curvature import Loss, hessian_product, sum_gradient
+from distinf.numerics.curvature import hessian_product
+from distinf.numerics.losses import Loss, sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.runtime.worker import keep_freed_memory
 

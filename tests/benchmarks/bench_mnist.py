@@ -20,7 +20,7 @@ from distinf.engine.trainings import Design, every_unit, kept_rows
 from distinf.numerics.counterfactual import ceiling, datamodeling
 from distinf.spectral import retraining
 from distinf.spectral.evaluate import chosen_targets
-from distinf.spectral.solves import damped_spectrum
+from distinf.spectral.spectra import damped_spectrum
 from distinf.spectral.train import trained_model
 
 PUBLISHED = {  # dattri's benchmark, LDS ± .01, read off its figure

@@ -4,12 +4,8 @@ from torch import nn
 
 from distinf.collective import Collective
 from distinf.errors import InputError
-from distinf.numerics.curvature import (
-    hessian_product,
-    microbatch_rows,
-    sharded_mean_product,
-    sum_gradient,
-)
+from distinf.numerics.curvature import hessian_product, microbatch_rows, sharded_mean_product
+from distinf.numerics.losses import sum_gradient
 from distinf.numerics.parameters import Layout
 from tests.numerics.cases import CrossEntropy, classifier, dense_hessian, symmetric
 from tests.support.threads import run_ranks

@@ -8,7 +8,8 @@ from torch.nn.utils.parametrizations import weight_norm
 import distinf
 from distinf.errors import InputError
 from distinf.numerics.capture import flat_gradients, per_sample_gradients
-from distinf.numerics.curvature import hessian_product, sum_gradient
+from distinf.numerics.curvature import hessian_product
+from distinf.numerics.losses import sum_gradient
 from distinf.numerics.parameters import Layout
 from tests.numerics.cases import dense_hessian
 

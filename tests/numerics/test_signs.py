@@ -9,7 +9,8 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.curvature import hessian_product, sharded_mean_product
 from distinf.numerics.krylov import arnoldi
 from distinf.numerics.parameters import Layout
-from distinf.numerics.variants import Coordinates, scores, spectrum
+from distinf.numerics.spectra import spectrum
+from distinf.numerics.variants import Coordinates, scores
 from tests.numerics.cases import CrossEntropy, classifier
 
 

@@ -12,7 +12,7 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.elements import element_shares
 from distinf.numerics.parameters import Layout
 from distinf.runtime import RuntimeSettings, open_runtime
-from distinf.spectral import attribution, evaluate, queries, scores, solves, train
+from distinf.spectral import attribution, evaluate, queries, scores, solves, spectra, train
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.session import Session
 from distinf.studies.receiver import ReceiverSettings, losses, task
@@ -106,7 +106,7 @@ def finished(tmp_path_factory):
 
 def directions(session):
     """fp64 [T, P]: the refined solve for the first target, the Ritz pairs' inverse for the rest."""
-    pairs, spectrum = stored_pairs(session), solves.damped_spectrum(session)
+    pairs, spectrum = stored_pairs(session), spectra.damped_spectrum(session)
     vectors_KP = pairs.vectors.double()
     dim = vectors_KP.shape[1]
     project_PP = vectors_KP.T @ vectors_KP
@@ -165,7 +165,7 @@ def test_the_shares_ask_for_a_refined_solve_where_there_is_one(finished):
     ritz = attribution.damped_inverse(
         queries.query_gradients(finished)["worst"][0],
         stored_pairs(finished).vectors,
-        solves.damped_spectrum(finished),
+        spectra.damped_spectrum(finished),
     )
     used = attribution._direction(finished, 0)
     assert float((used - ritz).norm() / ritz.norm()) > 1e-3

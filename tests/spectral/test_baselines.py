@@ -8,7 +8,7 @@ from distinf.numerics.variants import damped_inverse
 from distinf.spectral import baselines
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.evaluate import chosen_targets
-from distinf.spectral.solves import damped_spectrum
+from distinf.spectral.spectra import damped_spectrum
 from distinf.spectral.train import trained_model
 from tests.support.partial import points_config, run_until
 

@@ -10,14 +10,14 @@ from scipy.stats import spearmanr
 
 from distinf.engine.run import open_session
 from distinf.errors import InputError
-from distinf.numerics.variants import spectrum
+from distinf.numerics.spectra import spectrum
 from distinf.report.spectral.terminal import summary
 from distinf.spectral import curvature, gradients, solves
 from distinf.spectral.damping import damping_of
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.scores import stored_scores
 from distinf.spectral.sensitivity import damping_sensitivity
-from distinf.spectral.solves import damped_spectrum
+from distinf.spectral.spectra import damped_spectrum
 from distinf.tasks.tensor_task import TensorTask
 from tests.support import blobs_task
 from tests.support.partial import points_config, run_until

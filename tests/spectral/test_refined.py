@@ -10,7 +10,7 @@ from distinf.numerics.metrics import spearman
 from distinf.numerics.parameters import Layout
 from distinf.numerics.variants import damped_inverse
 from distinf.report.spectral.terminal import summary
-from distinf.spectral import curvature, queries, solves, train
+from distinf.spectral import curvature, queries, solves, spectra, train
 from tests.spectral.test_seen_complement import dense
 from tests.support.partial import points_config, run_until
 from tests.support.runs import all_scores, run_points
@@ -71,7 +71,7 @@ def test_what_is_refined_ranks_as_the_dense_solve_does(finished):
     refined = [rank for rank, _ in solves.converged_solutions(finished)]
     for rank in refined:
         assert spearman(found_TN[rank], exact_TN[rank]) >= 0.995
-    plain = solves.damped_spectrum(finished)
+    plain = spectra.damped_spectrum(finished)
     vectors_KP, grads_NP = curvature.stored_pairs(finished).vectors, flat_of(finished)
     for rank in refined:  # the pairs alone are further off
         g_P = queries.query_gradients(finished)["cross-entropy"][rank].double()

@@ -12,7 +12,7 @@ from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.gradients import projected
 from distinf.spectral.queries import query_gradients
 from distinf.spectral.session import Session
-from distinf.spectral.solves import damped_spectrum
+from distinf.spectral.spectra import damped_spectrum
 from tests.support.partial import points_config, run_until
 from tests.support.runs import ROOT, all_scores
 

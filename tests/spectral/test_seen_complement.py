@@ -12,7 +12,7 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.curvature import hessian_product
 from distinf.numerics.parameters import Layout
 from distinf.report.formats import number
-from distinf.spectral import curvature, mean_product, solves, train
+from distinf.spectral import curvature, mean_product, spectra, train
 from tests.support.partial import points_config, run_until
 from tests.support.runs import run_points
 
@@ -50,7 +50,7 @@ def test_the_stored_products_are_those_of_dense_algebra_on_rows_of_the_curvature
     torch.testing.assert_close(
         pairs.seen.coordinates_RK, (grads_NP @ inside_KP.T)[nearest], rtol=1e-3, atol=1e-5
     )
-    used = solves.damped_spectrum(finished)
+    used = spectra.damped_spectrum(finished)
     mean = float(every[nearest].sum(0)[0] / every[nearest].sum(0)[1])
     assert used.complement == pytest.approx(abs(mean), rel=1e-3)
     inside = float(torch.einsum("kp,pq,kq->", inside_KP, hessian_PP, inside_KP))
@@ -93,7 +93,7 @@ def test_a_negative_one_is_refused_before_the_pass_or_made_absolute_and_said(tmp
     with pytest.raises(ValueError, match=r"mean eigenvalue of -2, .*set damping to 2.5 or more"):
         run_until("queries", config)
     session = run_points(tmp_path / "absolute")
-    assert solves.damped_spectrum(session).complement == 2.0
+    assert spectra.damped_spectrum(session).complement == 2.0
     told = json.loads(session.blobs.get("report/findings.json"))["deviations"]
     assert sum("see a mean eigenvalue of -2, which counts by its size" in d for d in told) == 1
 

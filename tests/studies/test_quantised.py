@@ -16,7 +16,8 @@ from distinf.errors import InputError
 from distinf.gram.actions import histories
 from distinf.numerics.capture import per_sample_gradients
 from distinf.numerics.checkpointing import recompute_blocks
-from distinf.numerics.curvature import hessian_product, sum_gradient
+from distinf.numerics.curvature import hessian_product
+from distinf.numerics.losses import sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.second_derivatives import passing_kind

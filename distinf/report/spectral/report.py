@@ -24,6 +24,7 @@ from distinf.spectral import (
     preconditioning,
     scores,
     solves,
+    spectra,
     train,
 )
 from distinf.spectral.sensitivity import damping_sensitivity
@@ -93,7 +94,7 @@ def _sentence(session: Session, words: Wording) -> str:
         chosen = "that the run improves"
     if settings.targets.ids:
         chosen = "named in the settings"
-    pairs = len(solves.damped_spectrum(session).values_K)
+    pairs = len(spectra.damped_spectrum(session).values_K)
     limit = "" if settings.actions.stop is None else "at most "
     acted = (
         f", and the model was fine-tuned for {limit}{settings.actions.steps} steps of "
@@ -192,8 +193,8 @@ def _top_samples(session: Session, words: Wording) -> list[Row]:
 
 
 def _ritz(session: Session) -> of.Ritz:
-    pairs, spectrum = curvature.stored_pairs(session), solves.damped_spectrum(session)
-    before, seen = solves.unfiltered_spectrum(session), pairs.seen
+    pairs, spectrum = curvature.stored_pairs(session), spectra.damped_spectrum(session)
+    before, seen = spectra.unfiltered_spectrum(session), pairs.seen
     values_M, _, residuals_M = projected_pairs(pairs.hessenberg)
     places, count = spectrum.kept, len(pairs.values)
     prefix = "preconditioned " if preconditioning.is_asked(session) else ""

@@ -10,7 +10,7 @@ import numpy as np
 from distinf.report.rows import gathered
 from distinf.report.spectral import arm_outcomes
 from distinf.report.words import Words
-from distinf.spectral import curvature, evaluate, gradients, scores, solves, trajectory
+from distinf.spectral import curvature, evaluate, gradients, scores, solves, spectra, trajectory
 from distinf.spectral.arms import arm_of
 from distinf.spectral.damping import damping_of
 from distinf.spectral.pools import pool_rows
@@ -33,7 +33,7 @@ def deviations(session: Session) -> list[str]:
     words, targets, scoring = _words(session), session.settings.targets, session.settings.scores
     arms = [arm for family in arm_outcomes.run_families(session) for arm, _, _ in family.members]
     damping = damping_of(session, curvature.stored_pairs(session).values)
-    report, most = solves.damped_spectrum(session).report, targets.per_condition
+    report, most = spectra.damped_spectrum(session).report, targets.per_condition
     several = not targets.ids and most and getattr(session.task, "conditions", None)
     variants, newton = ({getattr(a, k) for a in arms} for k in ("variant", "newton_solves"))
     told: dict[str, Any] = {
