@@ -176,18 +176,19 @@ def test_every_config_we_ship_is_valid(path, tmp_path):
         for split, row in (("train", "0,255,3\n"), ("evaluation", "255,0,3\n")):
             (tmp_path / f"{split}.csv").write_text(row)
             own += [f"settings.{split}={tmp_path / f'{split}.csv'}", f"settings.{split}_rows=1"]
-    if path.parent.name == "empirical":
+    if path.stem in ("vision", "yardstick"):
         image = ",".join(["0"] * 28**2)
         (tmp_path / "images.csv").write_text("".join(f"{image},{k}\n" for k in range(10)))
         own = [f"settings.{name}={tmp_path / 'images.csv'}" for name in ("clothes", "digits")]
         own.append("settings.per_class=1")
+    if path.parent.name == "sft":
+        (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+        data = "settings.data" if "recipe: spectral" in path.read_text() else "data"
+        own = [f"{data}.{name}={tmp_path / 'rows.jsonl'}" for name in ("path", "queries")]
     if path.name in ("smollm.yaml", "phi-3.yaml"):
         causal = pytest.importorskip("tests.support.causal", reason="needs distinf[llm]")
         place = "model.name" if path.parent.name == "sft" else "settings.model"
-        own = [f"{place}={causal.write_causal(tmp_path / 'model')}"]
-        if path.parent.name == "sft":
-            (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-            own += [f"data.{name}={tmp_path / 'rows.jsonl'}" for name in ("path", "queries")]
+        own.append(f"{place}={causal.write_causal(tmp_path / 'model')}")
     config = load(str(path), own)
     keys = config.context("memory://x")["keys"]
     assert "report" in keys[""]

@@ -43,19 +43,19 @@ from distinf.microbatch import from_the_start
 from distinf.numerics.curvature import Parameters
 from distinf.numerics.parameters import Layout
 from distinf.numerics.randomness import generator
-from distinf.numerics.tuning import (
+from distinf.numerics.tuning import (  # fmt: skip
     Losses,
     Tuned,
     Tuning,
     first_order,
     losses_of,
     parameters_of,
-)  # fmt: skip
+)
 from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
+from distinf.tasks.building import error_context
 from distinf.tasks.identity import has_own_rows
 from distinf.tasks.rehearsal import rehearse
-from distinf.tasks.task import error_context
 
 NAME = "tuning"
 PROMPT = "prompt"

@@ -33,11 +33,12 @@ from distinf.runtime.activity import HERE
 from distinf.runtime.litter import TOLD
 from distinf.runtime.records import JOBS, Record
 from distinf.store import write_group
+from distinf.tasks.building import build_task, task_path
 from distinf.tasks.culprit import InHand, failing_row
 from distinf.tasks.identity import needs_model, refuse_other, rows_of, seen, seen_model, stated
 from distinf.tasks.rehearsal import checked_shapes
 from distinf.tasks.sources import digest_of, loaded_beyond, sources
-from distinf.tasks.task import SPLITS, Batch, Shapes, Task, build_task, task_path
+from distinf.tasks.task import SPLITS, Batch, Shapes, Task
 
 SOURCES = "sources"  # digests of modules beyond those that a task's files name
 PREPARE = "distinf.engine.session:prepare"

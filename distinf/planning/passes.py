@@ -16,7 +16,8 @@ from distinf.planning.devices import COMPUTE_SHARE, Device
 from distinf.planning.speeds import NO_GPU, Rate, Speeds
 from distinf.planning.staging import SpeedsOf
 from distinf.runtime import RuntimeSettings
-from distinf.tasks.task import Task, error_context
+from distinf.tasks.building import error_context
+from distinf.tasks.task import Task
 
 ROWS = 32  # of the batch that is timed, drawn evenly from the training rows
 SECONDS = 2.0  # for each kind of pass

@@ -13,17 +13,17 @@ from distinf.empirical.session import Outline, Session
 from distinf.empirical.task import TRAIN, Based, places, relations
 from distinf.engine.running import together
 from distinf.errors import InputError
-from distinf.planning.devices import (
+from distinf.planning.devices import (  # fmt: skip
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,
     LAUNCH_S,
     Device,
     longer,
-)  # fmt: skip
+)
 from distinf.planning.speeds import BATCHES, NO_GPU, OTHER_FLOPS, Rate, Speeds
 from distinf.planning.staging import SpeedsOf
 from distinf.runtime import RuntimeSettings
-from distinf.tasks.task import error_context
+from distinf.tasks.building import error_context
 
 SECONDS = 1.0  # for each kind of work
 PATIENCE = 4.0  # of SECONDS; what takes longer the first time is not done again

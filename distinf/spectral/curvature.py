@@ -37,8 +37,9 @@ from distinf.spectral.preconditioning import rooted
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import REFINEMENT, CurvatureSettings, StageSettings
 from distinf.spectral.train import trained_layers
+from distinf.tasks.building import STUDIES
 from distinf.tasks.identity import has_own_rows
-from distinf.tasks.task import STUDIES, Task
+from distinf.tasks.task import Task
 
 NAME = "curvature"
 SEEN = ("product", "sqnorm", "coordinates")  # of a training gradient, as seen_by gives them

@@ -37,8 +37,9 @@ from distinf.spectral.training_state import (
     optimizer_arrays,
 )
 from distinf.tasks import checkpoint
+from distinf.tasks.building import error_context
 from distinf.tasks.identity import has_own_rows
-from distinf.tasks.task import Task, error_context
+from distinf.tasks.task import Task
 
 NAME = "train"
 WEIGHTS = "model.safetensors"
