@@ -19,7 +19,6 @@ Shape legend: B blocks of a slab, Q queries, P entries of a slab, M and N traini
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -169,7 +168,7 @@ def _sparse_cross(
         )
         found = {"sqnorm": train.sqnorms()[None].numpy()}
         found["query_sqnorm"] = query.sqnorms()[None].numpy()
-        query, train = _wide(query), _wide(train)
+        query, train = query.double(), train.double()
     with watch.step(_needing(session), shares):
         found[named("cross", 0)] = sparse_gram(query, train).numpy()
     if of_words := _needing(session, *WORD_CROSS):
@@ -187,7 +186,7 @@ def _self(session: Session, unit: Unit, watch: Stopwatch) -> dict[str, np.ndarra
     cell, blocks = session.cell(name), session.cell(name).blocks.of(slab)
     if slab == SPARSE:
         with watch.step(_needing(session, "datainf", *OF_ALL_PAIRS), by_width(blocks)):
-            words = (_wide(sparse_rows(session, name, TRAIN, a, b)) for a, b in ranges)
+            words = (sparse_rows(session, name, TRAIN, a, b).double() for a, b in ranges)
             return {named("self", 0): sparse_gram(*words).numpy()}
     shares = by_width(blocks)
     small = {b.name: shares.pop(b.name) for b in blocks if narrow(cell, b)}  # Fisher needs none
@@ -327,10 +326,6 @@ def _weights(cell: Cell, cross: Mapping[str, np.ndarray], place: int, damping: f
 def _sqnorms(blocks: Sequence[Block], rows_NP: Tensor) -> np.ndarray:
     """fp64 [B, N]."""
     return np.stack([sqnorms(rows_NP[:, block.span]).cpu().numpy() for block in blocks])
-
-
-def _wide(words: SparseRows) -> SparseRows:
-    return replace(words, rows=words.rows.double())
 
 
 def _blockwise(

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 
 from distinf.errors import InputError, OtherMethod
 from distinf.microbatch import is_out_of_memory
-from distinf.numerics.agreement import ROWS, Subject, agreed_method, passing_method
+from distinf.numerics.agreement import agreed_method, passing_method
 from distinf.numerics.batches import Batch, as_tensors, copied, looked_at, rows, split, take
 from distinf.numerics.failing_row import refuse_failing_row
 from distinf.numerics.hooks import block_gradients, hook_gradients, known_layers
@@ -30,6 +30,7 @@ from distinf.numerics.parameters import Layout
 from distinf.numerics.projection import TwoSided
 from distinf.numerics.remembering import makeup, remembered
 from distinf.numerics.sparse import SparseRows
+from distinf.numerics.subject import ROWS, Subject
 from distinf.numerics.waiting import told
 
 Method = Literal["vmap", "loop", "hooks"]

@@ -4,7 +4,7 @@ Shape legend: N samples, R stored rows of all samples together, D embedding widt
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -83,6 +83,9 @@ class SparseRows:
         """fp64 [N]: squared norms of the samples' gradients."""
         squares = self.rows.double().square().sum(1)
         return squares.new_zeros(len(self)).index_add_(0, self.samples, squares)
+
+    def double(self) -> "SparseRows":
+        return replace(self, rows=self.rows.double())
 
     def finite(self) -> Tensor:
         """bool [N]: which samples' gradients are finite."""

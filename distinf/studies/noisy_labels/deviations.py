@@ -8,6 +8,7 @@ from typing import Any
 
 from distinf.gram.settings import StageSettings
 from distinf.studies.noisy_labels.settings import NoisyLabelSettings
+from distinf.tasks.task import Wording
 
 CODE_ENTRIES = 100_000  # their code takes DataInf of smaller tensors only
 CODE_DECAY = 0.01  # AdamW's default in PyTorch
@@ -30,6 +31,11 @@ ALWAYS = (
     "trapezoid rule.",
     "Ranks and votes are of scores rounded to 16 significant bits, so that what only rounding "
     "tells apart is a tie.",
+)
+WORDING = Wording(
+    question="Which training samples have wrong labels, and what if they are left out?",
+    noun="samples",
+    metric="loss",
 )
 
 

@@ -33,7 +33,7 @@ from distinf.studies.noisy_labels.cells import (
     prepare_cell,
 )
 from distinf.studies.noisy_labels.classes import PAIR
-from distinf.studies.noisy_labels.deviations import deviations
+from distinf.studies.noisy_labels.deviations import WORDING, deviations
 from distinf.studies.noisy_labels.glue import HUB, Load, commit_of
 from distinf.studies.noisy_labels.known import paper_name
 from distinf.studies.noisy_labels.models import load_model, meta_model
@@ -45,12 +45,6 @@ from distinf.studies.noisy_labels.splits import PARTS, SETTING
 from distinf.tasks.task import Batch, Shapes, Wording
 
 LATER = ("classes", "group", "queries", "candidates")  # change nothing where they are not given
-WORDING = Wording(
-    question="Which training samples have wrong labels, and what if they are left out?",
-    noun="samples",
-    metric="loss",
-)
-
 RECIPE = "gram"
 QUERIES = "data.queries"  # the setting that `distinf query --queries FILE` gives
 CANDIDATES = "data.candidates"  # and --candidates FILE
