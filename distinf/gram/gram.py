@@ -70,12 +70,8 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
 def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
     slab, phase = unit.job["slab"], unit.job["phase"]
     queries, rows = cell.rows[QUERY], unit.stop - unit.start
-    blocks, width = len(cell.blocks.of(slab)), cell.blocks.width(slab)
     of_words = slab == SPARSE and phase == "correction"
-    if of_words:
-        width = cell.rows[TRAIN]
-    elif slab == SPARSE:
-        width *= 32  # distinct tokens that two rows have in common, at most about
+    blocks, width = len(cell.blocks.of(slab)), _width(cell, slab, of_words)
     first, last = unit.job.get("columns", (0, queries))
     side = last - first
     tile = min(rows, outline.settings.gram.rows_per_tile)
@@ -118,6 +114,12 @@ def _cost(outline: Outline, cell: Cell, unit: Unit) -> Cost:
         read=per_row * (rows + side * (phase == "self")) + weigh,
         loaded={f"{phase} {cell.name} {slab}": asked_for},
     )  # fmt: skip
+
+
+def _width(cell: Cell, slab: int, of_words: bool) -> int:
+    """Entries that a product of two rows goes over, about."""
+    common = 32 if slab == SPARSE else 1  # distinct tokens that two rows have in common, at most
+    return cell.rows[TRAIN] if of_words else common * cell.blocks.width(slab)
 
 
 def run(session: Session, runtime: Runtime) -> None:

@@ -198,10 +198,7 @@ def _metrics(prediction: Any) -> dict[str, float]:
 
 def _trainer(task: Tunable, seen: RowLosses, accumulation: int) -> Any:
     """The Trainer by the task's own losses, noting every training row's; on a CPU it computes a
-    batch in pieces of rows of like length.
-
-    The gradient is that of the batch's mean loss all the same, and less of it is padding.
-    """
+    batch in pieces of rows of like length: less padding, and the gradient of its mean loss."""
     from transformers import Trainer
 
     loss = next(iter(task.losses.values()))
