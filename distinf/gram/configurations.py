@@ -120,11 +120,14 @@ def _all_scores(session: Session, cell: Cell) -> dict[Key, np.ndarray]:
 
 
 def headline(session: Session, cell: Cell) -> Key:
-    """What ranks a cell's rows: the setting, or datainf/all/vote if it is there."""
+    """What ranks a cell's rows: the setting, or votes of Fisher, DataInf or what there is.
+
+    Chosen on data of its own (tests/benchmarks/RESULTS.md, "How the default ranking was chosen").
+    """
     found = all_scores(session, cell)
     if named := session.settings.report.ranking:
         return named_configuration(named, found)
-    estimators = ("datainf", session.settings.scores.estimators[0])
+    estimators = ("fisher", "datainf", session.settings.scores.estimators[0])
     wanted = [(name, group, "vote") for name in estimators for group in (ALL, EMBEDDING)]
     return next((key for key in wanted if key in found), next(iter(found)))
 

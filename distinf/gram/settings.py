@@ -240,10 +240,11 @@ class ActionSettings:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """title: of the page. ranking: whose scores rank the rows ("": the best of what there is:
-    datainf/all/vote, or the first estimator's). rows: lowest ones shown. per_query: of each query,
-    so many most helpful rows and so many most harmful (0: none). tokens: of each of these rows,
-    what each of its tokens adds to the product of its gradient with the query's (of sft)."""
+    """title: of the page. ranking: whose scores rank the rows ("": the first that there is of
+    fisher/all/vote, datainf/all/vote and the first estimator's). rows: lowest ones shown.
+    per_query: of each query, so many most helpful rows and so many most harmful (0: none). tokens:
+    of each of these rows, what each of its tokens adds to the product of its gradient with the
+    query's (of sft)."""
 
     title: str = ""
     ranking: str = ""

@@ -4,6 +4,7 @@ same scores whatever the batches, the workers, and wherever it is killed."""
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +31,15 @@ from distinf.gram.configurations import all_scores, configurations, headline
 from distinf.gram.scores import right_queries
 from distinf.gram.sensitivity import sensitivity
 from distinf.gram.session import QUERY, TRAIN, Session
-from distinf.gram.settings import BLOCKWISE, EKFAC, HOWS, JOINT, OF_WORDS
+from distinf.gram.settings import (
+    BLOCKWISE,
+    EKFAC,
+    HOWS,
+    JOINT,
+    OF_WORDS,
+    ScoreSettings,
+    StageSettings,
+)
 from distinf.numerics.aggregation import aggregate, alike
 from distinf.numerics.capture import flat_gradients
 from distinf.numerics.ekfac import sampled_labels
@@ -510,7 +519,24 @@ def test_the_seed_is_part_of_projected_gradients_alone(tmp_path):
     assert first != second
 
 
+@pytest.mark.parametrize(
+    ("estimators", "first"),
+    [
+        (("tracin", "cosine", "datainf", "fisher"), "fisher"),
+        (("tracin", "cosine", "datainf"), "datainf"),
+        (("cosine", "tracin"), "cosine"),
+    ],
+)
+def test_rows_are_ranked_by_the_votes_of_the_first_there_is(monkeypatch, estimators, first):
+    scores = ScoreSettings(estimators=estimators)
+    session = SimpleNamespace(settings=StageSettings(scores=scores))
+    found = {(name, "all", how): np.zeros(1) for name in estimators for how in HOWS}
+    monkeypatch.setattr("distinf.gram.configurations.all_scores", lambda *_: found)
+    assert headline(session, None) == (first, "all", "vote")
+
+
 # -- actions -------------------------------------------------------------------------------
+
 
 CONFIGURATIONS = ["random", "full", "tracin/all/mean", "datainf/all/vote", "grid"]
 

@@ -97,7 +97,7 @@ def test_the_command_shows_each_querys_extremes_with_their_texts(base, capsys):
     command = ["query", str(base / "run"), "--queries", str(base / "new.csv"), "--top", "2"]
     assert main(command) == 0
     told = capsys.readouterr().out
-    assert "by datainf/all; all scores and these tables:" in told
+    assert "by fisher/all; all scores and these tables:" in told
     folder = Path(told.rsplit(": ", 1)[1].strip())
     with (folder / "top-queues-0.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
