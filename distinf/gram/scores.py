@@ -98,6 +98,11 @@ def run(session: Session, runtime: Runtime) -> None:
 def _refuse_all_zero(session: Session, cell: Cell) -> None:
     """InputError where all rows of a split would have the same score: nothing ranks them."""
     for split, key in ((TRAIN, "sqnorm"), (QUERY, "query_sqnorm")):
+        if not finite_rows(session, cell.name, split).any():
+            raise InputError(
+                f"scores: no {split} row of cell '{cell.name}' has a finite loss and gradient, so "
+                "that nothing is ranked: look for weights or features that are not finite"
+            )
         slabs = (tiled(session, cell, slab, "cross", key) for slab in cell.blocks.slabs)
         if not any(sqnorms.any() for sqnorms in slabs):
             raise InputError(

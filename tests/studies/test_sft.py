@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -446,3 +447,54 @@ def test_a_causal_model_without_all_its_weights_is_refused(tmp_path, lost):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=f"lack 1 weights .*{lost} first"):
         made(folder, tmp_path, PAIRS).model()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: truncate(folder / "model.safetensors"), "could not be loaded"),
+        (lambda folder: told_of(folder, hidden_size=64), "weights have other sizes than"),
+        (lambda folder: told_of(folder, num_hidden_layers=1), "have layers that the model has not"),
+        (lambda folder: told_of(folder, quantization_config={"quant_method": "gptq", "bits": 4}),
+         "could not be loaded"),
+    ],
+    ids=["cut short", "wider", "fewer layers", "quantised by others"],
+)  # fmt: skip
+def test_a_folder_whose_files_do_not_fit_each_other_is_one_line(tmp_path, damage, said):
+    folder = write_causal(tmp_path / "model")
+    damage(folder)
+    with pytest.raises(InputError, match=f"^model.name: .*{said}"):
+        made(folder, tmp_path, PAIRS).model()
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def told_of(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_model_whose_folder_holds_a_folder_or_a_pipe(tmp_path):
+    """A pipe would be waited for; a folder of any name is nothing of the model's."""
+    folder = write_causal(tmp_path / "model")
+    (folder / "runs.json").mkdir()
+    before = made(folder, tmp_path, PAIRS).digests()
+    assert before["model"]
+    os.mkfifo(folder / "more.json")
+    with pytest.raises(InputError, match=r"^model.name: .*more.json: Not a file that ends"):
+        made(folder, tmp_path, PAIRS).digests()
+
+
+def test_a_model_with_a_weight_that_is_no_number_ranks_nothing(tiny, tmp_path):
+    folder = write_causal(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"no train row of cell '' has a finite loss and gradient"):
+        run_of(folder, tmp_path, settings={
+            "data": {"path": write_rows(tmp_path / "rows.jsonl", PAIRS),
+                     "queries": write_rows(tmp_path / "three.jsonl", PAIRS[:3])},
+            "model": {"name": str(folder)}, "fine_tune": False,
+        }, train={})  # fmt: skip

@@ -131,6 +131,7 @@ def _loaded(settings: Pretrained) -> nn.Module:
     with loading(settings) as (transformers, where, options):
         found, told = transformers.AutoModelForCausalLM.from_pretrained(
             where, config=config, dtype=kind, output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **quantisation(settings), **options,
         )  # fmt: skip
         refuse_other_files(settings, found, told, drawn=lambda _: False)

@@ -43,8 +43,8 @@ def model_digests(settings: Pretrained, known: Container[str] = ()) -> dict[str,
                 raise
         return {"hub": f"{settings.name}@{commit}"}
     kinds = (".json", ".safetensors", ".bin", ".txt", ".model", ".py", ".jinja")
-    files = sorted(file for file in where.iterdir() if file.suffix in kinds)
-    return {file.name: file_digest(str(file)) for file in files}
+    files = sorted(f for f in where.iterdir() if f.suffix in kinds and not f.is_dir())
+    return {file.name: file_digest(str(file), "model.name") for file in files}
 
 
 def revision_of(digests: Mapping[str, str]) -> dict[str, str]:

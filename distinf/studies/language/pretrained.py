@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from distinf.errors import InputError, install_command
@@ -32,6 +34,10 @@ ALWAYS = {"model": "config.json", "dataset": "README.md"}  # what is downloaded 
 ASK_S = 10.0  # how long the hub may take to say which commit a revision is
 ADAPTER = "adapter_config.json"  # of a folder as PEFT saves it
 NUMBER = re.compile(r"\.\d+\.")  # of a layer
+OF_FILES = (  # what transformers raises over files that it cannot read or has no package for
+    ValueError, LookupError, RuntimeError, ImportError, AttributeError, TypeError, ArithmeticError,
+    SafetensorError, UnpicklingError,
+)  # fmt: skip
 PADS = ("<|reserved_special_token_0|>",)  # Llama 3's, as Vitel and Chhabra has it
 
 
@@ -111,12 +117,19 @@ def own(base: nn.Module, heads: Sequence[str] = ()) -> Any:
 def refuse_other_files(
     settings: Pretrained, model: nn.Module, told: Mapping[str, Any], drawn: Callable[[str], bool]
 ) -> None:
-    """InputError for a checkpoint that lacks weights which its config.json says the model has, but
-    for those that are `drawn` anyway, or has more layers than that says. transformers draws the
-    ones at random and leaves the others out, and only warns.
+    """InputError for a checkpoint that lacks weights which its config.json says the model has, or
+    has them in other sizes, but for those that are `drawn` anyway, or has more layers than that
+    says. transformers draws the ones at random and leaves the others out, and only warns.
 
-    told: what from_pretrained found out (output_loading_info).
+    told: what from_pretrained found out (output_loading_info, ignore_mismatched_sizes).
     """
+    sized = (key[0] if isinstance(key, tuple) else key for key in told["mismatched_keys"])
+    others = sorted(name for name in sized if not drawn(name))
+    if others:
+        raise InputError(
+            f"model.name: {settings.name}: {len(others)} weights have other sizes than its "
+            f"config.json says, {others[0]} first; give a folder whose files belong together"
+        )
     lacking = sorted(name for name in told["missing_keys"] if not drawn(name))
     if lacking:
         raise InputError(
@@ -172,7 +185,7 @@ def loading(settings: Pretrained) -> Iterator[tuple[Any, str, dict[str, Any]]]:
             yield transformers, where, options
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, *OF_FILES) as error:
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
         remedy = (
             "give the folder of a Hugging Face model"

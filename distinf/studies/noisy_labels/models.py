@@ -1,6 +1,5 @@
 """A pretrained classifier with low-rank adapters and a new head, the rest frozen."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -84,7 +83,6 @@ def _base(settings: ModelSettings, classes: int) -> nn.Module:
                 **quantisation(settings),
                 **options,
             )
-        _refuse_other_sizes(settings, told)
         inside = f"{model.base_model_prefix}."  # beside it, and as its pooler, is the head
         refuse_other_files(
             settings, model, told, lambda name: not name.startswith(inside) or ".pooler." in name
@@ -92,19 +90,6 @@ def _base(settings: ModelSettings, classes: int) -> nn.Module:
     stay_differentiable(model, settings)
     base: nn.Module = model
     return base
-
-
-def _refuse_other_sizes(settings: ModelSettings, told: Mapping[str, Any]) -> None:
-    """Only the head may have another size than its checkpoint: it is drawn anew anyway."""
-    names = sorted(
-        str(key[0] if isinstance(key, tuple) else key) for key in told["mismatched_keys"]
-    )
-    others = [name for name in names if name.split(".")[0] not in HEAD_NAMES]
-    if others:
-        raise InputError(
-            f"model.name: {settings.name}: {len(others)} weights have other sizes than its "
-            f"config.json says, {others[0]} first; give a folder whose files belong together"
-        )
 
 
 def shapes_config(settings: ModelSettings, classes: int = len(PAIR)) -> Any:
