@@ -19,6 +19,8 @@ import torch
 
 from distinf.errors import InputError
 from distinf.planning.speeds import (
+    BUSY,
+    BUSY_NOTE,
     CLUSTER_S,
     NO_GPU,
     OTHER_FLOPS,
@@ -37,7 +39,6 @@ SECONDS = 0.8  # to measure each primitive for
 ROWS = ("generate", "rows")
 STORED = ("model", "commit", "checkpoint")
 MODEL = ("forward", "train", "product", "gradient")
-BUSY = 0.85  # with less of its cores than this, the machine is called busy
 
 Found = dict[str, Any]
 
@@ -62,9 +63,7 @@ def measured(session: Session, runtime: RuntimeSettings, workers: int) -> Speeds
     notes = [f"speeds measured here in {took:.0f} s, on {processes} process{plural} at once"]
     share = _share(found) if runtime.threads == 1 and not runtime.num_gpus else 1.0
     if share < BUSY:
-        notes.append(
-            f"the machine is busy, and taken to stay so: a process had {share:.0%} of a core"
-        )
+        notes.append(BUSY_NOTE.format(share))
     if workers > processes:
         notes.append(f"{workers} workers share {processes} cores")
     slower = workers / processes / share

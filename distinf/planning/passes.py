@@ -13,7 +13,7 @@ from distinf.gram.task import Prepared
 from distinf.gram.train import step_passes
 from distinf.numerics.capture import block_gradients
 from distinf.planning.devices import COMPUTE_SHARE, Device
-from distinf.planning.speeds import NO_GPU, Rate, Speeds
+from distinf.planning.speeds import BUSY, BUSY_NOTE, NO_GPU, Rate, Speeds
 from distinf.planning.staging import SpeedsOf
 from distinf.runtime import RuntimeSettings
 from distinf.tasks.building import error_context
@@ -25,24 +25,29 @@ SIDE = 1_024  # of the products that stand for the linear algebra
 
 
 def measured_passes(session: Session, runtime: RuntimeSettings) -> SpeedsOf:
-    """Seconds a row of a forward pass, a training step and a gradient, on the first cell's rows.
+    """Seconds a row of a forward pass, a training step and a gradient, on the first cell's rows,
+    at the share of a core that this process has.
 
     Raises InputError if the rows or the model cannot be had here; --gpu or --gflops need neither.
     """
     if runtime.num_gpus and not torch.cuda.is_available():
         raise InputError(NO_GPU.format(runtime.num_gpus))
-    before = torch.get_num_threads()
+    alone, before = runtime.threads == 1 and not runtime.num_gpus, torch.get_num_threads()
     torch.set_num_threads(runtime.threads)
     try:
         task = _with_rows(next(iter(session.tasks.values())))
-        rates = _rates(session, task)
-        flops = _matrix_flops()
+        watch = _Watch()
+        rates = _rates(session, task, watch)
+        flops = 2.0 * SIDE**3 / watch.seconds(_matrix_product())
     finally:
         torch.set_num_threads(before)
-    note = (
+    notes = [
         f"speeds measured here on one process of {runtime.threads} thread(s), {ROWS} rows a batch"
-    )
-    speeds = Speeds(flops=flops, rates=rates, notes=(note,))
+    ]
+    share = watch.share if alone else 1.0
+    if share < BUSY:
+        notes.append(BUSY_NOTE.format(share))
+    speeds = Speeds(flops=flops, rates=rates, share=share, notes=tuple(notes))
     return lambda _: speeds
 
 
@@ -59,7 +64,7 @@ def _with_rows(task: Task) -> Task:
     return task
 
 
-def _rates(session: Session, task: Task) -> dict[str, Rate]:
+def _rates(session: Session, task: Task, watch: "_Watch") -> dict[str, Rate]:
     with error_context("model()"):
         model = task.model()
     ids = np.linspace(0, task.rows(TRAIN) - 1, min(ROWS, task.rows(TRAIN))).astype(np.int64)
@@ -79,23 +84,36 @@ def _rates(session: Session, task: Task) -> dict[str, Rate]:
         block_gradients(model, loss, batch, layout)
 
     calls = {"forward": forward, "train": step, "gradient": gradients}
-    return {name: Rate(0.0, _seconds(call) / len(ids), len(ids)) for name, call in calls.items()}
+    return {
+        name: Rate(0.0, watch.seconds(call) / len(ids), len(ids)) for name, call in calls.items()
+    }
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """The median of as many calls as fit, after a first one."""
-    call()
-    times: list[float] = []
-    while not times or sum(times) < SECONDS:
-        began = time.perf_counter()
+class _Watch:
+    """Times calls, and how much of a core they had."""
+
+    def __init__(self) -> None:
+        self._cpu = self._wall = 0.0
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self._cpu / self._wall)
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """The median of as many calls as fit, after a first one."""
         call()
-        times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2]
+        times: list[float] = []
+        while not times or sum(times) < SECONDS:
+            began, cpu = time.perf_counter(), time.process_time()
+            call()
+            times.append(time.perf_counter() - began)
+            self._cpu, self._wall = self._cpu + time.process_time() - cpu, self._wall + times[-1]
+        return sorted(times)[len(times) // 2]
 
 
-def _matrix_flops() -> float:
+def _matrix_product() -> Callable[[], object]:
     first = torch.randn(SIDE, SIDE, dtype=torch.float64)  # as products of gradients are taken
-    return 2.0 * SIDE**3 / _seconds(lambda: torch.mm(first, first))
+    return lambda: torch.mm(first, first)
 
 
 def roofline_passes(session: Any, gpu: Device) -> SpeedsOf:

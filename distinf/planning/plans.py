@@ -138,9 +138,10 @@ def _of_passes(
     else:
         _refuse_what_no_gpu_holds(found, runtime, device)
     where = where if gpu else f"{workers} workers of {runtime.threads} thread(s) on {where}"
+    idle = stage_plans(session, workers, partial(_undisturbed, speeds_of), runtime)
     return Plan(
-        tuple(found), workers, where, tuple(notes), gpus=gpus if gpu else 0,
-        driver=driver_bytes(session),
+        tuple(found), workers, where, tuple(notes), speeds_of(session.outline).share,
+        gpus if gpu else 0, sum(stage.seconds for stage in idle), driver_bytes(session),
     )  # fmt: skip
 
 

@@ -288,7 +288,8 @@ class Bucket:
             if isinstance(error, AlreadyExistsError | NotFoundError | FileNotFoundError):
                 raise
             if not REFUSED.search(whole):
-                raise ConnectionError(f"{reason}; is there a way to it from here?") from None
+                told = f"{reason}; is there a way to it from here?"
+                raise ConnectionError(errno.EHOSTUNREACH, told) from None
             keys = KEYS.get(self.root.partition("://")[0], "its keys")
             raise InputError(
                 f"out: {reason}; it wants other credentials: set {keys} for the driver and on "

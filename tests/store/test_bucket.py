@@ -83,12 +83,16 @@ def test_what_is_absent_is_absent(service):
     bucket.delete("key")
 
 
-def test_a_service_that_cannot_be_reached_may_be_at_the_next_try(monkeypatch, service):
+def test_a_service_that_cannot_be_reached_may_be_at_the_next_try(monkeypatch, service, capsys):
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError) as lost:
         open_root("s3://bucket/run").put("key", b"x")
     assert "\n" not in str(lost.value)
     assert "s3://bucket/run: Generic S3 error" in str(lost.value)
+    assert main(["status", "s3://bucket/run"]) == 4
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: s3://bucket/run: Generic S3 error")
+    assert line.endswith("is there a way to it from here?; run the same command to resume")
 
 
 def test_without_keys_a_command_ends_with_a_line(monkeypatch, service, capsys):
