@@ -1,5 +1,6 @@
 """What only a runtime of several processes can suffer: workers that die."""
 
+import socket
 import time
 from collections.abc import Iterator
 
@@ -95,3 +96,26 @@ def test_a_machine_too_busy_to_start_a_cluster_is_worth_another_try(monkeypatch,
     with pytest.raises(kind, match=said) as raised:
         opened.nodes()
     assert ("run the same command to resume" in str(raised.value)) is (kind is Interrupted)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Version mismatch: The cluster was started with:\n    Ray: 2.55.1\n",
+            "install the same Ray",
+        ),
+        ("RPC error: InvalidAuthToken: Authentication token is missing", "set RAY_AUTH_TOKEN_PATH"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_says_what_to_do(monkeypatch, said, told):
+    def refuse(**options):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("ray.init", refuse)
+    with socket.create_server(("", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        opened = open_runtime(RuntimeSettings(address=address))
+        with pytest.raises(InputError, match=f"cannot join {address}: .*{told}") as refused:
+            opened.nodes()
+    assert "\n" not in str(refused.value)

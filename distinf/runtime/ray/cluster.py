@@ -53,7 +53,7 @@ def connect(settings: RuntimeSettings) -> None:
         }
     else:
         doing = f"joining the Ray cluster at {settings.address}"
-        what = f"join {settings.address}, check RAY_AUTH_TOKEN_PATH"
+        what = f"join {settings.address}"
         address = resolved(settings.address or "")
         if not settings.insecure:
             refuse_open(address)
@@ -69,7 +69,15 @@ def connect(settings: RuntimeSettings) -> None:
                 raise Interrupted(
                     f"runtime: cannot {what} ({reason[:400]}); run the same command to resume"
                 ) from None
-            raise InputError(f"runtime: cannot {what}: {reason[:400]}") from None
+            raise InputError(f"runtime: cannot {what}: {_with_remedy(reason[:400])}") from None
+
+
+def _with_remedy(reason: str) -> str:
+    if "Version mismatch" in reason:
+        return f"{reason}; install the same Ray and Python here and on its nodes"
+    if "token" in reason.lower():
+        return f"{reason}; set RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
+    return reason
 
 
 def leave() -> None:
