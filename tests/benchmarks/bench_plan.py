@@ -9,6 +9,7 @@ share. Aim: within a factor 1.5. Bytes are compared, and the workers' peak memor
 """
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import threading
@@ -32,21 +33,20 @@ class Watch:
     """What the workers of a run used, read while they live: (time, on a core, waiting for one)."""
 
     driver: int
+    driver_peak: float = 0.0
     samples: list[tuple[float, float, float]] = field(default_factory=list)
     peaks: dict[int, float] = field(default_factory=dict)
-    _used: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _used: dict[str, tuple[float, float]] = field(default_factory=dict)  # by thread
 
     def poll(self) -> None:
+        self.driver_peak = max(self.driver_peak, _peak(self.driver))
         for worker in workers_of(self.driver) or [self.driver]:
-            try:
-                text = Path(f"/proc/{worker}/schedstat").read_text().split()
-                status = Path(f"/proc/{worker}/status").read_text()
-            except OSError:  # gone
-                continue
-            peak = [line for line in status.splitlines() if line.startswith("VmHWM")]
-            if peak:  # none once it has ended
-                self._used[worker] = (int(text[0]) / 1e9, int(text[1]) / 1e9)
-                self.peaks[worker] = 1024.0 * int(peak[0].split()[1])
+            for thread in Path(f"/proc/{worker}/task").glob("*/schedstat"):
+                with contextlib.suppress(OSError):  # gone
+                    on, waiting, _ = thread.read_text().split()
+                    self._used[str(thread)] = (int(on) / 1e9, int(waiting) / 1e9)
+            if peak := _peak(worker):
+                self.peaks[worker] = peak
         if not self._used:
             return
         on, waiting = (sum(part) for part in zip(*self._used.values(), strict=True))
@@ -57,6 +57,16 @@ class Watch:
         inside = [s for s in self.samples if began <= s[0] <= ended] or self.samples[-1:]
         on, waiting = inside[-1][1] - inside[0][1], inside[-1][2] - inside[0][2]
         return on / (on + waiting) if on else float("nan")
+
+
+def _peak(process: int) -> float:
+    """Bytes of its memory at most; 0 once it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0
+    found = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return 1024.0 * int(found[0].split()[1]) if found else 0.0
 
 
 def carry_out(config: str, overrides: Sequence[str], out: str) -> tuple[float, Watch]:
@@ -112,7 +122,7 @@ def compare(planned: Plan, session: Session, watch: Watch, wall_s: float) -> Non
             f"{stage.stage:<12} {stage.seconds:7.1f} {note['seconds']:7.1f} "
             f"{note['seconds'] / stage.seconds:6.2f} {planned.share:7.2f} {share:7.2f} "
             f"{same / stage.seconds:6.2f} {stage.bytes / 1e6:13.2f} "
-            f"{stored[stage.stage] / 1e6:7.2f}"
+            f"{stored.get(stage.stage, 0.0) / 1e6:7.2f}"
         )
     print(
         f"{'all':<12} {total[0]:7.1f} {total[1]:7.1f} {total[1] / total[0]:6.2f} "
@@ -120,6 +130,8 @@ def compare(planned: Plan, session: Session, watch: Watch, wall_s: float) -> Non
     )
     peak, most = max(watch.peaks.values()), max(stage.memory for stage in planned.stages)
     print(f"peak of a worker: {most / 1e9:.2f} GB planned, {peak / 1e9:.2f} GB actual")
+    driver = sum(planned.driver.values()), watch.driver_peak
+    print(f"peak of the driver: {driver[0] / 1e9:.2f} GB planned, {driver[1] / 1e9:.2f} GB actual")
 
 
 def main() -> None:

@@ -286,6 +286,17 @@ def test_a_gang_killed_at_a_random_step_ends_in_the_bits_of_one_that_was_not(
 
 @needs_deepspeed
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_activations_that_are_computed_again_change_no_weight(
+    tiny, alone, cluster, tmp_path, stage
+):
+    found, _ = trained(cluster, config(tiny, tmp_path / "run", stage, checkpointing=True))
+    print(f"{stage}, recomputed: from one process {relative(found, alone):.1e}")
+    assert relative(found, alone) < 1e-5
+
+
+@needs_deepspeed
+@pytest.mark.timeout(3600)
 def test_two_gangs_side_by_side_end_in_the_bits_of_one_after_the_other(tmp_path):
     found = {}
     for workers in (2, 4):
