@@ -114,6 +114,7 @@ FLAT = Speeds(
     rates={n: Rate(0, 1.0) for n in ("forward", "train", "product", "gradient", "model")},
     unit_s=0.0,
     start_s=100.0,
+    worker_s=0.0,
 )
 
 
@@ -129,6 +130,16 @@ def test_a_gang_is_as_fast_as_the_rank_with_most_shards(tmp_path):
         assert found["curvature"].workers == min(workers, 4)
         assert found["gradients"].workers == min(workers, 4)  # its units
         assert found["scores"].workers == 1
+
+
+def test_workers_that_a_later_stage_starts_are_waited_for(tmp_path):
+    session, late = session_of(tmp_path), replace(FLAT, worker_s=7.0)
+    found, before = (
+        staged(staging.stage_plans(session, 4, lambda _, each=each: each)) for each in (late, FLAT)
+    )
+    later = {n: round(found[n].seconds - before[n].seconds, 6) for n in found if found[n].units}
+    assert {name for name, seconds in later.items() if seconds} == {"curvature"}  # 4, after 2
+    assert later["curvature"] == found["curvature"].parts["fixed start"] - 0.5 == 7.0
 
 
 def test_fresh_products_look_at_their_rows_before(tmp_path):

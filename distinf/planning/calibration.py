@@ -74,6 +74,7 @@ def measured(session: Session, runtime: RuntimeSettings, workers: int) -> Speeds
         rates=rates,
         unit_s=rates["commit"].sample,
         start_s=0.0 if runtime.kind == "local" else start_s * slower,
+        worker_s=(start_s - CLUSTER_S) * slower,
         share=share,
         # With the simulator, which a worker that has made rows still holds.
         base=max(one["generate" if "generate" in one else "start"]["bytes"] for one in found),

@@ -9,17 +9,18 @@ import torch
 
 from distinf.errors import DistinfError, InputError
 from distinf.gram.session import TRAIN, Session, layout_of
-from distinf.gram.task import Prepared
+from distinf.gram.task import Measured, Prepared
 from distinf.gram.train import step_passes
 from distinf.numerics.capture import block_gradients
 from distinf.planning.devices import COMPUTE_SHARE, Device
-from distinf.planning.speeds import BUSY, BUSY_NOTE, NO_GPU, Rate, Speeds
+from distinf.planning.speeds import BUSY, BUSY_NOTE, NO_GPU, WORKER_S, Rate, Speeds
 from distinf.planning.staging import SpeedsOf
 from distinf.runtime import RuntimeSettings
 from distinf.tasks.building import error_context
 from distinf.tasks.task import Task
 
-ROWS = 32  # of the batch that is timed, drawn evenly from the training rows
+ROWS = 32  # that are timed, drawn evenly from the training rows
+PIECE = 8  # of them at once, where they have lengths
 SECONDS = 2.0  # for each kind of pass
 SIDE = 1_024  # of the products that stand for the linear algebra
 
@@ -37,7 +38,7 @@ def measured_passes(session: Session, runtime: RuntimeSettings) -> SpeedsOf:
     try:
         task = _with_rows(next(iter(session.tasks.values())))
         watch = _Watch()
-        rates = _rates(session, task, watch)
+        rates = _rates(session, task, watch, PIECE if not runtime.num_gpus else ROWS)
         flops = 2.0 * SIDE**3 / watch.seconds(_matrix_product())
     finally:
         torch.set_num_threads(before)
@@ -47,7 +48,10 @@ def measured_passes(session: Session, runtime: RuntimeSettings) -> SpeedsOf:
     share = watch.share if alone else 1.0
     if share < BUSY:
         notes.append(BUSY_NOTE.format(share))
-    speeds = Speeds(flops=flops, rates=rates, share=share, notes=tuple(notes))
+    start_s = 0.0 if runtime.kind == "local" else Speeds.start_s / share
+    speeds = Speeds(
+        flops, rates, start_s=start_s, worker_s=WORKER_S / share, share=share, notes=tuple(notes)
+    )
     return lambda _: speeds
 
 
@@ -64,29 +68,40 @@ def _with_rows(task: Task) -> Task:
     return task
 
 
-def _rates(session: Session, task: Task, watch: "_Watch") -> dict[str, Rate]:
+def _rates(session: Session, task: Task, watch: "_Watch", most: int) -> dict[str, Rate]:
     with error_context("model()"):
         model = task.model()
     ids = np.linspace(0, task.rows(TRAIN) - 1, min(ROWS, task.rows(TRAIN))).astype(np.int64)
-    batch = task.batch(TRAIN, ids)
+    batches = [task.batch(TRAIN, part) for part in _pieces(task, ids, most)]
     loss = next(iter(task.losses.values()))
     layout = layout_of(model, session.settings.gradients)
 
     def forward() -> None:
         with torch.no_grad():
-            loss(model.eval(), batch)
+            for batch in batches:
+                loss(model.eval(), batch)
 
     def step() -> None:
         model.zero_grad()
-        loss(model.train(), batch).mean().backward()
+        for batch in batches:
+            loss(model.train(), batch).sum().backward()
 
     def gradients() -> None:
-        block_gradients(model, loss, batch, layout)
+        for batch in batches:
+            block_gradients(model, loss, batch, layout)
 
     calls = {"forward": forward, "train": step, "gradient": gradients}
     return {
         name: Rate(0.0, watch.seconds(call) / len(ids), len(ids)) for name, call in calls.items()
     }
+
+
+def _pieces(task: Task, ids: np.ndarray, most: int) -> list[np.ndarray]:
+    """Rows of like length together, as the stages take them; of other tasks all at once."""
+    if not isinstance(task, Measured):
+        return [ids]
+    by_length = ids[np.argsort(np.asarray(task.lengths(TRAIN))[ids], kind="stable")]
+    return [by_length[a : a + most] for a in range(0, len(ids), most)]
 
 
 class _Watch:

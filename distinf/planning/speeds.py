@@ -79,6 +79,7 @@ class Speeds:
 
     unit_s    for each unit, beside its work and the bytes that it stores
     start_s   until the first worker is ready
+    worker_s  until one is that starts in a later stage
     base      bytes of a worker that holds nothing yet
     share     of a core, that a worker is taken to have
     notes     what all this rests on, a line each
@@ -89,6 +90,7 @@ class Speeds:
     rates: Mapping[str, Rate] = field(default_factory=dict)
     unit_s: float = UNIT_S
     start_s: float = CLUSTER_S + WORKER_S
+    worker_s: float = WORKER_S
     base: float = PROCESS_BYTES
     share: float = 1.0
     notes: tuple[str, ...] = ()
@@ -97,8 +99,9 @@ class Speeds:
     def undisturbed(self) -> "Speeds":
         """With a core for each worker."""
         rates = {name: rate.times(self.share) for name, rate in self.rates.items()}
-        unit_s, start_s = self.unit_s * self.share, self.start_s * self.share
-        return replace(self, rates=rates, unit_s=unit_s, start_s=start_s, share=1.0)
+        names = ("unit_s", "start_s", "worker_s")
+        seconds = {name: getattr(self, name) * self.share for name in names}
+        return replace(self, rates=rates, share=1.0, **seconds)
 
     def __post_init__(self) -> None:
         if "forward" in self.rates and "screen" not in self.rates:

@@ -4,7 +4,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,11 @@ class StagePlan:
     gpu_parts: Mapping[str, float]
     asked: Asked
 
+    def later(self, seconds: float) -> "StagePlan":
+        """The same with so much more of a fixed start."""
+        parts = {**self.parts, FIXED: self.parts.get(FIXED, 0.0) + seconds}
+        return replace(self, seconds=self.seconds + seconds, parts=parts)
+
     @property
     def bound(self) -> str:
         """What most of its time goes into."""
@@ -80,6 +85,7 @@ def stage_plans(
     seen: set[str] = set()
     loaded: dict[str, Counter[str]] = {}  # by run or variation, what its workers have in memory
     found: list[StagePlan] = []
+    started = 0  # workers
     for each, stage in running.parts(session):
         new = [(unit, cost) for unit, cost in stage.units(each.outline) if unit.id not in seen]
         seen |= {unit.id for unit, _ in new}
@@ -89,7 +95,11 @@ def stage_plans(
             costs = [cost for _, cost in new]
             of = _asked(each, stage, costs, speeds.base, runtime)
             had = loaded.setdefault(each.name, Counter())
-            found.append(_stage_plan(each, stage, costs, workers, speeds, start_s, of, had))
+            made = _stage_plan(each, stage, costs, workers, speeds, start_s, of, had)
+            if costs and 0 < started < made.workers:
+                made = made.later(speeds.worker_s)
+            started = max(started, made.workers if costs else 0)
+            found.append(made)
     return found
 
 
