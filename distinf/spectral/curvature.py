@@ -42,6 +42,7 @@ from distinf.tasks.identity import has_own_rows
 from distinf.tasks.task import Task
 
 NAME = "curvature"
+FEWER = "name fewer parameters in curvature.blocks, as by 'lora'"
 SEEN = ("product", "sqnorm", "coordinates")  # of a training gradient, as seen_by gives them
 
 
@@ -77,6 +78,7 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
     product = shapes.forwards["product"] * shapes.flops_per_sample * samples
     vector = outline.vector
     passed, lever = product_bytes(outline)
+    directions = vector * (settings.steps + settings.keep + 4)
     step = Cost(
         flops=product,
         bytes=vector,
@@ -84,13 +86,14 @@ def units(outline: Outline) -> Sequence[tuple[Unit, Cost]]:
         device={
             "weights": shapes.model_bytes,
             "activations": passed,
-            "directions": vector * (settings.steps + settings.keep + 4),
+            "directions": directions,
         },
         staged=vector * settings.keep + shapes.model_bytes,
         levers=(
             lever,
             Lever("curvature.steps", settings.steps, vector * settings.steps, settings.keep),
             Lever("curvature.keep", settings.keep, vector * settings.keep),
+            Lever("curvature.blocks", 1.0, directions, advice=FEWER),
         ),
         work={"product": samples, "screen": samples * settings.fresh},
         loaded=outline.loaded,
