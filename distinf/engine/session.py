@@ -179,7 +179,7 @@ class Session(Stored):
                  for _, cost in each.units(self.outline))  # fmt: skip
         most = max(costs, key=lambda cost: sum(lever.bytes for lever in cost.levers))
         levers = sorted(most.levers, key=lambda lever: -lever.bytes)
-        return list(dict.fromkeys(lever.setting for lever in levers))
+        return list(dict.fromkeys(lever.setting for lever in levers if not lever.advice))
 
     def work(self, body: str) -> Work:
         return Work(body, PREPARE, self.context)
