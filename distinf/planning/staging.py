@@ -136,14 +136,8 @@ def _stage_plan(
     had: Counter[str],
 ) -> StagePlan:
     """`had`: of what the run's workers have loaded, how many have it; this stage's is added."""
-    shards = stage.shards(session.settings) if stage.shards else None
-    ranks = stage.ranks(session.settings) if stage.ranks else None
-    size = ranks or shards or 1
-    of_gang = max(1, min(workers, size))
-    at_once = 1 if shards and not ranks else max(1, min(workers // of_gang, len(costs)))
+    of_gang, at_once, share = _side_by_side(session.settings, stage, workers, len(costs))
     useful = of_gang * at_once
-    # Of a gang the rank that owns most shards is waited for, then rank 0 commits.
-    share = -(-size // of_gang) / size
     units = [speeds.unit_parts(cost, share) for cost in costs]
     times = [sum(unit.values()) for unit in units]
     parts = {name: sum(unit[name] for unit in units) / at_once for name in PARTS}
@@ -177,6 +171,19 @@ def _stage_plan(
         gpu_parts=asked.gpu_parts,
         asked=asked,
     )
+
+
+def _side_by_side(settings: Any, stage: Stage, workers: int, units: int) -> tuple[int, int, float]:
+    """(workers of a gang, gangs or workers at once, the largest share of a unit that a rank has).
+
+    Of a gang the rank that owns most shards is waited for, then rank 0 commits.
+    """
+    shards = stage.shards(settings) if stage.shards else None
+    ranks = stage.ranks(settings) if stage.ranks else None
+    size = ranks or shards or 1
+    of_gang = max(1, min(workers, size))
+    at_once = 1 if shards and not ranks else max(1, min(workers // of_gang, units))
+    return of_gang, at_once, -(-size // of_gang) / size
 
 
 def _reads(
