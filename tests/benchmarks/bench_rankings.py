@@ -32,6 +32,7 @@ from distinf.gram.blocks import ALL
 from distinf.gram.configurations import all_scores
 from distinf.gram.scores import right_queries
 from distinf.gram.session import QUERY, Cell, Session
+from distinf.gram.settings import JOINT
 from distinf.numerics import metrics
 from distinf.numerics.aggregation import tallies
 from distinf.numerics.bootstrap import estimate
@@ -123,6 +124,8 @@ def further(session: Session, cell: Cell) -> Iterator[tuple[str, torch.Tensor]]:
     yield "datainf over norms", datainf_QN
     yield "cosine-joint", cross_QN / train_N.sqrt() / query_Q.sqrt()[:, None]
     yield "tracin over row norms", cross_QN / train_N.sqrt()
+    if JOINT not in session.settings.scores.estimators:
+        return
     joint_QN = joint_solve(session, cell, ALL).scores_QN
     yield "fisher-joint over row norms", joint_QN / train_N.sqrt()
     own_N = baselines.columns(session, cell).get(baselines.SELF_INFLUENCE)
