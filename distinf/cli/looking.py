@@ -124,9 +124,11 @@ def _repair(options: argparse.Namespace, blobs: "Blobs", found: "Verification") 
     from distinf.config import load
     from distinf.engine.lease import held
     from distinf.engine.run import checked_session
-    from distinf.engine.verifying import set_aside
+    from distinf.engine.verifying import set_aside, set_notes_aside
 
     config = load(options.run)
+    with held(blobs):
+        set_notes_aside(blobs, found)
     by = f"first distinf run {shlex.quote(options.run)}"
     checked_session(config, by=by)  # nothing is moved that cannot be made again
     with held(blobs):

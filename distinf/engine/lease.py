@@ -116,11 +116,15 @@ class Lease:
 
 def _take(blobs: Blobs) -> Lease:
     try:
-        numbers = _numbers(blobs)
-    except CorruptionError:  # a link that leads out of the run: no lease of ours lies there
-        LOG.warning("warning: %s led out of the run; it was moved to %s", FOLDER, repairs.ASIDE)
+        return _next(blobs)
+    except CorruptionError:  # a link that leads elsewhere, or no folder: no lease of ours is there
+        LOG.warning("warning: %s was no folder of the run; it was moved away", FOLDER)
         blobs.move(FOLDER, repairs.ASIDE)
-        numbers = []
+        return _next(blobs)
+
+
+def _next(blobs: Blobs) -> Lease:
+    numbers = _numbers(blobs)
     if numbers:
         _refuse_living(blobs, numbers[-1])
     number = (numbers[-1] if numbers else 0) + 1

@@ -5,7 +5,6 @@ stage, which is the digest of all that the stage's results depend on.
 """
 
 import errno
-import json
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from distinf.collective import Collective
+from distinf.engine import source_notes
 from distinf.engine.recipe import Recipe, recipe_named
 from distinf.engine.stage import WHOLE, Keys
 from distinf.engine.stored import Stored
@@ -40,7 +40,6 @@ from distinf.tasks.rehearsal import checked_shapes
 from distinf.tasks.sources import digest_of, loaded_beyond, sources
 from distinf.tasks.task import SPLITS, Batch, Shapes, Task
 
-SOURCES = "sources"  # digests of modules beyond those that a task's files name
 PREPARE = "distinf.engine.session:prepare"
 
 
@@ -243,16 +242,17 @@ class Session(Stored):
         self._modules = len(sys.modules)
         found = loaded_beyond(self.context["sources"])
         if found:
-            self.blobs.put_if_absent(f"{SOURCES}/{digest(found)}.json", json.dumps(found).encode())
+            source_notes.keep(self.blobs, found)
 
     def changed_sources(self) -> list[str]:
         """Of the code that was so noted, the modules whose source is now another."""
-        notes = [json.loads(self.blobs.get(name)) for name in self.blobs.names(SOURCES)]
+        names = self.blobs.names(source_notes.FOLDER)
+        notes = [source_notes.kept(self.blobs, name) for name in names]
         return sorted({k for note in notes for k, v in note.items() if digest_of(k) != v})
 
     def forget_sources(self) -> None:
         """Of code that was accepted; what runs from now on is noted anew."""
-        for name in self.blobs.names(SOURCES):
+        for name in self.blobs.names(source_notes.FOLDER):
             self.blobs.delete(name)
 
 

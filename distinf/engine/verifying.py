@@ -10,18 +10,21 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from distinf.engine import source_notes
 from distinf.errors import CorruptionError, in_one_line
 from distinf.naming import CONFIG
 from distinf.runtime import Agenda, Ledger, Part, repairs
 from distinf.runtime.agenda import START
 from distinf.runtime.handed import FOLDER, changed, handed, sums_of
 from distinf.runtime.ledger import Examined
+from distinf.runtime.litter import TOLD
 from distinf.runtime.records import folders_of
 from distinf.store import Blobs, damage
 
 NOTHING = {"group": "", "files": {}, "bytes": 0}  # the manifest of a unit without arrays
 REPORT, TRAIN, QUERY, EVALUATION = "report", "train", "query-", "evaluation-"
 WEIGHTS = "model.safetensors"
+NOTES = ("repairs", "timing", TOLD, source_notes.FOLDER)  # which no result depends on
 UNIT_ID = re.compile("[0-9a-f]{20}")
 LISTED = 5  # missing units of a stage that are named one by one
 
@@ -61,11 +64,17 @@ def verify(blobs: Blobs) -> Verification:
             if part.stage == stage:
                 _look_for_missing(part, examined, found)
     _verify_handed(blobs, parts, found)
-    for folder in ("repairs", "timing"):  # nothing is promised of what is in them
+    for folder in NOTES:
         try:
-            blobs.names(folder)
+            names = blobs.names(folder)
         except (CorruptionError, OSError) as error:
             _not_listed(found, folder, error)
+            continue
+        for name in names if folder == source_notes.FOLDER else ():
+            try:
+                source_notes.kept(blobs, name)
+            except (CorruptionError, OSError) as error:
+                _not_listed(found, name, error)
     return found
 
 
@@ -214,6 +223,12 @@ def _is_there(blobs: Blobs, name: str) -> bool:
         return False
     except CorruptionError:
         return True
+
+
+def set_notes_aside(blobs: Blobs, found: Verification) -> None:
+    """Move damaged notes to `damaged/`: without that the run cannot be looked at to be repaired."""
+    move = repairs.moving(blobs, f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    move(name for name in found.names if name.partition("/")[0] in NOTES)
 
 
 def set_aside(blobs: Blobs, found: Verification) -> int:

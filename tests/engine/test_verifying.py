@@ -12,6 +12,7 @@ import pytest
 
 from distinf.cli import main
 from distinf.config import load, resolve
+from distinf.engine import source_notes
 from distinf.engine.rewriting import rewrite_report
 from distinf.engine.run import execute, open_session, reopen
 from distinf.engine.standing import stages_of
@@ -606,3 +607,38 @@ def test_another_config_forgets_what_was_known(blobs):
 def test_a_finished_run_says_what_it_has_not_looked_at(blobs, capsys):
     assert main(["run", blobs.root]) == 0
     assert f"was not read again: distinf verify {blobs.root} does" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["told", "timing", "sources", "repairs"])
+@pytest.mark.parametrize("to", ["itself", "elsewhere"])
+def test_notes_behind_a_link_are_told_and_put_aside(blobs, tmp_path, capsys, name, to):
+    """They were no damage to `verify`, and no run went on beside them."""
+    place = Path(blobs.root, name)
+    shutil.rmtree(place, ignore_errors=True)
+    place.symlink_to(place if to == "itself" else tmp_path)
+    assert name in problems(blobs)
+    assert main(["verify", "--repair", blobs.root]) == 0, capsys.readouterr()
+    assert not place.is_symlink()
+    assert main(["run", blobs.root]) == 0
+    assert problems(blobs) == ""
+
+
+@pytest.mark.parametrize("content", [b"{torn", b'{"mine": "0"}', b"[1]", b""])
+def test_a_damaged_note_of_code_is_told_and_put_aside(blobs, capsys, content):
+    """Also one that was altered: it would refuse the run, or let changed code pass."""
+    source_notes.keep(blobs, {})
+    name = blobs.names("sources")[0]
+    Path(blobs.root, name).write_bytes(content)
+    assert f"{name} is not what was noted" in problems(blobs)
+    assert main(["run", blobs.root]) == 3
+    assert "see `distinf verify`" in capsys.readouterr().err
+    assert main(["verify", "--repair", blobs.root]) == 0
+    assert problems(blobs) == ""
+
+
+def test_a_file_in_the_place_of_the_drivers_folder_is_put_aside(blobs):
+    for _ in range(2):
+        Path(blobs.root, "driver").write_text("")
+        assert main(["run", blobs.root]) == 0
+    Path(blobs.root, "driver").symlink_to("driver")
+    assert main(["run", blobs.root]) == 0
