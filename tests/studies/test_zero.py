@@ -6,7 +6,6 @@ import random
 import signal
 import threading
 import time
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,13 +16,12 @@ import torch
 from distinf.config import resolve
 from distinf.engine.run import open_session
 from distinf.errors import CorruptionError, InputError
-from distinf.gram import data, deepspeed, train
+from distinf.gram import deepspeed, train
 from distinf.gram.settings import StageSettings, TrainSettings
 from distinf.planning.room import Asked, refuse_few
 from distinf.runtime import Node, Resources, RuntimeSettings, open_runtime
 from distinf.store import open_root
 from distinf.studies.language.saving import Saved
-from tests.support.noisy import tiny_model, write_classes
 from tests.support.runs import ROOT, workers_of
 
 FILES = ROOT / "configs" / "deepspeed"
@@ -293,33 +291,3 @@ def test_activations_that_are_computed_again_change_no_weight(
     found, _ = trained(cluster, config(tiny, tmp_path / "run", stage, checkpointing=True))
     print(f"{stage}, recomputed: from one process {relative(found, alone):.1e}")
     assert relative(found, alone) < 1e-5
-
-
-@needs_deepspeed
-@pytest.mark.timeout(3600)
-def test_two_gangs_side_by_side_end_in_the_bits_of_one_after_the_other(tmp_path):
-    found = {}
-    for workers in (2, 4):
-        configuration = resolve({
-            "task": "noisy_labels", "out": str(tmp_path / f"{workers}"), "seeds": 3,
-            "data": {"path": write_classes(tmp_path / "rows.csv", ("good", "bad"), rows=48),
-                     "train_rows": 24, "query_rows": 12, "test_rows": 12},
-            "model": {"name": tiny_model(tmp_path / "model", "llama"), "max_length": 12},
-            "runtime": {"kind": "ray", "workers": workers, "num_cpus": 0.5, "timeout_s": 900},
-            "train": {"epochs": 2, "batch_size": 8, "devices": 2,
-                      "deepspeed": str(FILES / "zero2.json")},
-        })  # fmt: skip
-        session = open_session(configuration)
-        cluster = open_runtime(replace(configuration.runtime, silent_s=900))
-        try:
-            data.run(session, cluster)
-            train.run(session, cluster)
-        finally:
-            cluster.close()
-        wanted = [unit for unit, _ in train.units(session.outline)]
-        assert len(wanted) == 3
-        gangs = {session.record(unit)["name"] for unit in wanted}
-        found[workers] = [session.arrays(unit) for unit in wanted], len(gangs)
-    for one, other in zip(found[2][0], found[4][0], strict=True):
-        assert all(np.array_equal(one[n], other[n], equal_nan=True) for n in one)
-    assert (found[2][1], found[4][1]) == (1, 2)
