@@ -14,6 +14,7 @@ from rich.table import Table
 from distinf.engine.heartbeat import FINISHED, RUNNING, STOPPED, last_heartbeat
 from distinf.errors import InputError
 from distinf.runtime import Agenda, Ledger, Part
+from distinf.runtime.ledger import no_collecting
 from distinf.runtime.records import Lowered, amount, lowered_in
 from distinf.store import Blobs
 from distinf.terminal import Terminal
@@ -115,7 +116,8 @@ def stages_of(blobs: Blobs, ledgers: Ledgers | None = None) -> list[StageStatus]
     ledgers = {} if ledgers is None else ledgers
     for part in parts:
         ledgers.setdefault(part.stage, Ledger(blobs, part.stage))
-    return [_stage_status(part, ledgers[part.stage]) for part in parts]
+    with no_collecting():
+        return [_stage_status(part, ledgers[part.stage]) for part in parts]
 
 
 def _stage_status(part: Part, ledger: Ledger) -> StageStatus:

@@ -176,7 +176,7 @@ class Ledger:
 
     def _read_segments(self, names: Iterable[str]) -> None:
         new = [name for name in names if _is_segment(name) and name not in self._segments]
-        with _no_collecting():  # known all together: one that cannot be read hides none of them
+        with no_collecting():  # known all together: one that cannot be read hides none of them
             self._segments |= {name: self._segment(name) for name in new}
         late = _in_order(self._segments)[-len(new) :] if new else []
         if {*late} != {*new}:  # one comes before those that were known
@@ -218,7 +218,7 @@ class Ledger:
 
 
 @contextlib.contextmanager
-def _no_collecting() -> Iterator[None]:
+def no_collecting() -> Iterator[None]:
     """Python's search for cycles looks at all records again and again, and there are none."""
     was = gc.isenabled()
     gc.disable()

@@ -109,7 +109,7 @@ def _check_manifest(value: Any, stage: str, unit: str, name: str) -> None:
     group, files, size = map(value.get, _OF_FILES) if isinstance(value, dict) else (None,) * 3
     if type(group) is not str or type(files) is not dict or type(size) is not int or size < 0:
         raise CorruptionError(f"{name} has no manifest of its files; {SEE}")
-    if {*map(type, files), *map(type, files.values())} - {str}:
+    if not {*map(type, files.values())} <= {str}:
         raise CorruptionError(f"{name} has no manifest of its files; {SEE}")
     if files and not group.startswith(folders_of(stage, unit)):
         raise CorruptionError(f"{name} names files of another unit; {SEE}")
