@@ -292,7 +292,9 @@ def override_of(override: str) -> tuple[str, Any]:
     except yaml.YAMLError:
         raise InputError(f"--set {override}: the value is not valid YAML") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"--set {override}: the value is no YAML: {reason(error)}") from None
+        raise InputError(
+            f"--set {override}: the value is not valid YAML: {reason(error)}"
+        ) from None
     return todays(key.strip()), value
 
 

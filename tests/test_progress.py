@@ -8,7 +8,7 @@ import time
 from rich.cells import cell_len
 
 from distinf import progress
-from distinf.engine import running
+from distinf.engine import running, stored
 from distinf.engine import session as sessions
 from distinf.gram import data, train
 from distinf.report.gram import terminal
@@ -30,7 +30,7 @@ def test_a_units_worker_tells_how_far_it_is_and_its_commit_ends_that(tmp_path, m
 
     tell = sessions.Session.tell
     monkeypatch.setattr(sessions.Session, "tell", told)
-    monkeypatch.setattr(sessions, "TELL_S", 0.0)
+    monkeypatch.setattr(stored, "TELL_S", 0.0)
     train.run(session, runtime)
     assert seen == [0.0, 0.3333, 0.6667, 1.0]  # three epochs
     assert not session.blobs.names("told")

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from distinf.blobs import Blobs, Buffer
 from distinf.errors import SEE, CorruptionError, InputError
-from distinf.store.regular import equals, open_regular, read_whole, too_large
+from distinf.store.regular import equals, open_regular, read_whole, refuse_ring, too_large
 
 MOST = 240  # characters of a service's own words
 KEYS = {
@@ -38,7 +38,7 @@ class Folder:
         for part in key.split("/"):
             below = f"{below}/{part}"
             if part in ("", "..") or os.path.islink(below):
-                _refuse_ring(below, key)
+                refuse_ring(below, key)
                 break
         else:
             return path  # no link and no way up
@@ -323,16 +323,6 @@ def open_root(root: str) -> Blobs:
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"out: cannot open {root}: {reason}; check the URL and its keys") from None
-
-
-def _refuse_ring(path: str, key: str) -> None:
-    """CorruptionError for a link that leads to itself: another try would end in the same way."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            what = f"{key} is no regular file, but a link to itself"
-            raise CorruptionError(f"{what}; {SEE}") from None
 
 
 def _raise_unless_absent(error: OSError) -> None:

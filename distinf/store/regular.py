@@ -27,6 +27,16 @@ def _irregular(path: Path) -> CorruptionError:
     return CorruptionError(f"{path} is no regular file; {SEE}")
 
 
+def refuse_ring(path: str, key: str) -> None:
+    """CorruptionError for a link that leads to itself: another try would end in the same way."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            what = f"{key} is no regular file, but a link to itself"
+            raise CorruptionError(f"{what}; {SEE}") from None
+
+
 def read_whole(file: BinaryIO, name: str, most: int | None = None) -> bytes:
     """All of an open file; CorruptionError if it is larger than `most`, or than memory."""
     size = os.fstat(file.fileno()).st_size

@@ -26,7 +26,7 @@ from distinf.numerics.text_baselines import bm25
 from distinf.numerics.tuning import Tuning, first_order, losses_of, of_pieces, parameters_of
 from distinf.studies.knowledge import task as knowledge
 from distinf.studies.knowledge.domains import domains, word
-from distinf.studies.knowledge.packing import of_like_lengths, packed, token_loss
+from distinf.studies.knowledge.packing import A_PASS, of_like_lengths, packed, token_loss
 from distinf.studies.knowledge.task import Knowledge, task
 from distinf.tasks.rehearsal import rehearse
 from tests.support.causal import write_causal
@@ -103,7 +103,7 @@ def test_texts_are_batched_as_costs_least(most):
 
         def cost(ends, lengths=lengths):
             steps = pairwise((0, *ends, len(lengths)))
-            return sum((stop - start) * lengths[stop - 1] + knowledge.A_PASS
+            return sum((stop - start) * lengths[stop - 1] + A_PASS
                        for start, stop in steps)  # fmt: skip
 
         found = of_like_lengths(lengths, most)

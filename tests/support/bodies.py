@@ -168,9 +168,11 @@ def where(state: Mapping[str, Any], unit: Unit, attempt: str) -> dict[str, Any]:
         "node": Path.cwd().name,
         "mode": os.environ.get("RAY_AUTH_MODE", ""),
     }
-    (state["calls"] / f"where-{os.getpid()}").touch()
+    here = state["calls"].with_name("here")
+    here.mkdir(exist_ok=True)
+    (here / str(os.getpid())).touch()
     until = time.monotonic() + 200
-    while len([*state["calls"].glob("where-*")]) < state["script"].get("together", 1):
+    while len([*here.iterdir()]) < state["script"].get("together", 1):
         assert time.monotonic() < until, "the other workers never came"
         time.sleep(0.05)
     return Ledger(state["blobs"], unit.stage).commit(unit, 1, content)
