@@ -24,11 +24,19 @@ from distinf.masking import given_again, masked, unknown
 from distinf.naming import refuse_names, shown
 from distinf.runtime import RuntimeSettings
 from distinf.runtime.units import differences, flatten
-from distinf.tasks.building import STUDIES, build_task, recipe_of, settings_type, task_path
 from distinf.tasks.checkpoint import content_digest
 from distinf.tasks.identity import rows_of, seen, seen_model, stated
 from distinf.tasks.sources import sources
-from distinf.tasks.task import SPLITS, GeneratingTask, Task
+from distinf.tasks.task import (
+    SPLITS,
+    STUDIES,
+    GeneratingTask,
+    Task,
+    build_task,
+    recipe_of,
+    settings_type,
+    task_path,
+)
 
 METHOD = "gradients.method"
 NOT_VARIED = ("task", "recipe", "out", "runtime", "variations", "report", "provenance")

@@ -21,7 +21,7 @@ from pydantic_core import PydanticSerializationError
 
 from distinf.config import RunConfig, config_class
 from distinf.engine.recipe import RECIPES
-from distinf.tasks.building import STUDIES, build_task, recipe_of, settings_type
+from distinf.tasks.task import STUDIES, build_task, recipe_of, settings_type
 
 NEEDED = object()  # in place of a default
 SHOWN_WIDTH = 100

@@ -11,7 +11,7 @@ from distinf import keys
 from distinf.cli import main
 from distinf.config import config_class, load, resolve
 from distinf.engine.recipe import RECIPES
-from distinf.tasks.building import STUDIES, settings_type
+from distinf.tasks.task import STUDIES, settings_type
 from tests.support.runs import ROOT, distinf
 
 SETTINGS = [

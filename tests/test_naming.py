@@ -15,8 +15,8 @@ from distinf.errors import InputError
 from distinf.gram.task import cells_of
 from distinf.naming import MOST_BYTES, refuse_names
 from distinf.store import open_root, read_group, write_group
-from distinf.tasks.building import build_task
 from distinf.tasks.rehearsal import few_rows, rehearse
+from distinf.tasks.task import build_task
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
 from tests.support.runs import POINTS, distinf, merged

@@ -32,7 +32,7 @@ from distinf.progress import plan_table
 from distinf.runtime import Cost, RuntimeSettings
 from distinf.spectral.session import Session
 from distinf.store import Rows
-from distinf.tasks.task import Shapes
+from distinf.tasks.shapes import Shapes
 from distinf.terminal import Terminal
 from tests.gram.test_gram_route import session_of as gram_session
 from tests.support.blobs_task import Points, points

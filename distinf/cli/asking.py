@@ -84,7 +84,7 @@ def _file_setting(options: argparse.Namespace, rows: str, by_set: bool = False) 
     InputError for what the task cannot have."""
     from distinf.config import load
     from distinf.engine.query import asks_of
-    from distinf.tasks.building import setting_of_file
+    from distinf.tasks.task import setting_of_file
 
     config = load(options.run)
     asks_of(config, options.run, options.candidates is not None)

@@ -113,7 +113,7 @@ def init(options: argparse.Namespace) -> None:
 def _ask_about(raw: dict[str, Any], options: argparse.Namespace) -> None:
     """The task's queries come from --query FILE, and the report has each one's rows."""
     from distinf.config_file import assign
-    from distinf.tasks.building import setting_of_file
+    from distinf.tasks.task import setting_of_file
 
     if options.top < 1:
         raise InputError(f"--top {options.top}: give at least 1")

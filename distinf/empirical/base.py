@@ -21,7 +21,7 @@ from distinf.numerics.precision import precision
 from distinf.numerics.tuning import FOLLOWED, Losses, losses_of, of_pieces, parameters_of
 from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
-from distinf.tasks.building import error_context
+from distinf.tasks.task import error_context
 
 NAME = "base"
 WEIGHT = "weight."

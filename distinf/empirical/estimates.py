@@ -44,8 +44,8 @@ from distinf.numerics.text_baselines import Words, bm25, of_norm_1
 from distinf.numerics.tuning import first_order
 from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
-from distinf.tasks.building import error_context
 from distinf.tasks.factors import check_sampling, sampled_loss
+from distinf.tasks.task import error_context
 
 NAME = "estimates"
 AT = "@"  # between an estimator and its space

@@ -10,7 +10,7 @@ import numpy as np
 from distinf.empirical.settings import TuneSettings
 from distinf.empirical.task import EVALUATION, TRAIN, Based, Parted, Worded, places, relations
 from distinf.engine import session as engine_session
-from distinf.tasks.building import error_context
+from distinf.tasks.task import error_context
 
 
 @dataclass(frozen=True)

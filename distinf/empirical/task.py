@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distinf.errors import InputError
-from distinf.tasks.building import error_context
-from distinf.tasks.task import SPLITS, Batch, Task
+from distinf.tasks.task import SPLITS, Batch, Task, error_context
 
 TRAIN, EVALUATION = SPLITS  # rows that are tuned on, and rows that are evaluated
 CLEAN = ""  # the level of rows that were not disturbed

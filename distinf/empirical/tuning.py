@@ -53,9 +53,9 @@ from distinf.numerics.tuning import (  # fmt: skip
 )
 from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
-from distinf.tasks.building import error_context
 from distinf.tasks.identity import has_own_rows
 from distinf.tasks.rehearsal import rehearse
+from distinf.tasks.task import error_context
 
 NAME = "tuning"
 PROMPT = "prompt"

@@ -33,12 +33,12 @@ from distinf.runtime.activity import HERE
 from distinf.runtime.litter import TOLD
 from distinf.runtime.records import JOBS, Record
 from distinf.store import write_group
-from distinf.tasks.building import build_task, task_path
 from distinf.tasks.culprit import InHand, failing_row
 from distinf.tasks.identity import needs_model, refuse_other, rows_of, seen, seen_model, stated
 from distinf.tasks.rehearsal import checked_shapes
+from distinf.tasks.shapes import Shapes
 from distinf.tasks.sources import digest_of, loaded_beyond, sources
-from distinf.tasks.task import SPLITS, Batch, Shapes, Task
+from distinf.tasks.task import SPLITS, Batch, Task, build_task, task_path
 
 PREPARE = "distinf.engine.session:prepare"
 

@@ -17,7 +17,7 @@ from distinf.gram.session import QUERY, TRAIN, Cell, Session
 from distinf.gram.settings import JOINT
 from distinf.gram.stored_gradients import finite_rows
 from distinf.gram.task import AskedAbout, described_rows
-from distinf.tasks.building import error_context
+from distinf.tasks.task import error_context
 
 
 def ranking(

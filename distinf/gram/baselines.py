@@ -36,7 +36,7 @@ from distinf.numerics.label_noise import log_odds_gain
 from distinf.numerics.precision import float_edges, precision
 from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
-from distinf.tasks.building import error_context
+from distinf.tasks.task import error_context
 
 NAME = "baselines"
 TEXTS, SELF = "texts", "self"

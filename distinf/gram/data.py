@@ -8,8 +8,8 @@ from distinf.gram.session import DATA, Outline, Session, data_unit
 from distinf.gram.task import Prepared
 from distinf.runtime import Cost, Runtime, Unit
 from distinf.runtime.ledger import Record
-from distinf.tasks.building import STUDIES, error_context
 from distinf.tasks.rehearsal import rehearse
+from distinf.tasks.task import STUDIES, error_context
 
 NAME = DATA
 

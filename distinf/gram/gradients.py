@@ -36,6 +36,7 @@ from distinf.gram.spread import (
     shared,
 )
 from distinf.gram.stored_gradients import NAME, SAYS_RIGHT, WORDS, split_units
+from distinf.gram.stored_gradients import as_tensor as as_tensor  # by its former place
 from distinf.gram.train import trained_model
 from distinf.numerics.batches import rows as rows_in
 from distinf.numerics.capture import Method, Methods, block_gradients, flat_gradients

@@ -26,7 +26,8 @@ from distinf.runtime import Cost, Runtime, Unit
 from distinf.tasks.identity import rows_of
 from distinf.tasks.methods import in_a_run, method_by_layers
 from distinf.tasks.rehearsal import checked_shapes, skeleton_of
-from distinf.tasks.task import Batch, Shapes, Task
+from distinf.tasks.shapes import Shapes
+from distinf.tasks.task import Batch, Task
 
 DATA = "data"
 TRAIN, QUERY = "train", "evaluation"  # the task's splits, as this recipe uses them

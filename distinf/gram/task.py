@@ -20,10 +20,9 @@ from distinf.errors import InputError
 from distinf.gram.settings import Epoch, StageSettings, TrainSettings
 from distinf.naming import refuse_names
 from distinf.numerics.label_noise import check_probabilities
-from distinf.tasks.building import check_losses, error_context
 from distinf.tasks.factors import Classifying
 from distinf.tasks.notes import described
-from distinf.tasks.task import SPLITS, Batch, ElementTask, Task
+from distinf.tasks.task import SPLITS, Batch, ElementTask, Task, check_losses, error_context
 
 Tell = Callable[[float], None]
 FIRST = 64  # rows

@@ -24,7 +24,7 @@ from distinf.gram.train import trained_model
 from distinf.numerics.elements import element_shares
 from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
-from distinf.tasks.building import error_context
+from distinf.tasks.task import error_context
 
 NAME = "tokens"
 PASSES = 5.0  # forward passes of a derivative along a direction

@@ -29,7 +29,7 @@ from distinf.runtime.ledger import Record
 from distinf.runtime.units import by_part
 from distinf.store import open_group
 from distinf.tasks.culprit import InHand
-from distinf.tasks.task import Shapes
+from distinf.tasks.shapes import Shapes
 
 NAME = "train"
 WEIGHT = "weight."

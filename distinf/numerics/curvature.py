@@ -21,6 +21,9 @@ from distinf.errors import InputError
 from distinf.numerics.batches import Batch
 from distinf.numerics.krylov import Matvec
 from distinf.numerics.losses import Loss, SplitLoss, applied, evaluating, per_sample
+from distinf.numerics.losses import dense_embeddings as dense_embeddings  # by their former place
+from distinf.numerics.losses import sample_losses as sample_losses
+from distinf.numerics.losses import sum_gradient as sum_gradient
 from distinf.numerics.own_parameters import Parameters
 from distinf.numerics.parameters import Layout
 

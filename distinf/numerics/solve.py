@@ -18,7 +18,7 @@ from distinf.numerics.basis import SlicedBasis
 from distinf.numerics.complement import not_finite
 from distinf.numerics.krylov import Matvec
 from distinf.numerics.metrics import spearman
-from distinf.numerics.spectra import Spectrum
+from distinf.numerics.variants import Spectrum
 
 # Preconditioner denominators are at least this fraction of the largest one.
 TINY = 1e-6

@@ -16,8 +16,7 @@ from distinf.planning.devices import COMPUTE_SHARE, Device
 from distinf.planning.speeds import BUSY, BUSY_NOTE, NO_GPU, WORKER_S, Rate, Speeds
 from distinf.planning.staging import SpeedsOf
 from distinf.runtime import RuntimeSettings
-from distinf.tasks.building import error_context
-from distinf.tasks.task import Task
+from distinf.tasks.task import Task, error_context
 
 ROWS = 32  # that are timed, drawn evenly from the training rows
 PIECE = 8  # of them at once, where they have lengths

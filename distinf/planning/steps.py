@@ -23,7 +23,7 @@ from distinf.planning.devices import (  # fmt: skip
 from distinf.planning.speeds import BATCHES, NO_GPU, OTHER_FLOPS, Rate, Speeds
 from distinf.planning.staging import SpeedsOf
 from distinf.runtime import RuntimeSettings
-from distinf.tasks.building import error_context
+from distinf.tasks.task import error_context
 
 SECONDS = 1.0  # for each kind of work
 PATIENCE = 4.0  # of SECONDS; what takes longer the first time is not done again

@@ -17,7 +17,7 @@ from distinf.report.formats import count, duration, size
 from distinf.report.schema import Bullets, Column, Facts, Row, Section, Table, Text, text
 from distinf.runtime import Agenda
 from distinf.runtime.records import lowered_in
-from distinf.tasks.building import STUDIES
+from distinf.tasks.task import STUDIES
 
 COSTS = ("stage", "units", "seconds", "worker_seconds", "bytes")  # wall time; what was stored
 

@@ -31,8 +31,7 @@ from distinf.spectral.session import Outline, Session
 from distinf.spectral.solves import converged_solutions
 from distinf.spectral.spectra import damped_spectrum
 from distinf.spectral.train import trained_layers
-from distinf.tasks.building import error_context
-from distinf.tasks.task import ElementTask, GeneratingTask
+from distinf.tasks.task import ElementTask, GeneratingTask, error_context
 
 NAME = "attribution"
 PASSES = 7.0  # forward passes a row: five for the derivative (measured 5.2), two for the check

@@ -16,11 +16,10 @@ from distinf.spectral import (
     trajectory,
 )
 from distinf.spectral.session import Session
-from distinf.tasks.building import STUDIES, build_task
 from distinf.tasks.identity import has_own_rows
 from distinf.tasks.methods import methods_to_try
 from distinf.tasks.rehearsal import few_rows, rehearse
-from distinf.tasks.task import GeneratingTask
+from distinf.tasks.task import STUDIES, GeneratingTask, build_task
 
 
 def check(session: Session) -> str:

@@ -37,9 +37,8 @@ from distinf.spectral.preconditioning import rooted
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import REFINEMENT, CurvatureSettings, StageSettings
 from distinf.spectral.train import trained_layers
-from distinf.tasks.building import STUDIES
 from distinf.tasks.identity import has_own_rows
-from distinf.tasks.task import Task
+from distinf.tasks.task import STUDIES, Task
 
 NAME = "curvature"
 FEWER = "name fewer parameters in curvature.blocks, as by 'lora'"

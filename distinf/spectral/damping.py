@@ -11,7 +11,7 @@ from distinf.errors import InputError
 from distinf.numerics.damping import sgd_damping
 from distinf.numerics.estimators.arnoldi import DEFAULT_DAMPING_FRACTION, default_damping
 from distinf.numerics.preconditioning import is_preconditioned
-from distinf.numerics.spectra import RITZ_PRECISION, SAFE_FRACTION, spectrum
+from distinf.numerics.variants import RITZ_PRECISION, SAFE_FRACTION, spectrum
 from distinf.spectral.session import Session
 
 

@@ -22,8 +22,7 @@ from distinf.runtime.ledger import Record
 from distinf.spectral.session import Outline, Session
 from distinf.spectral.settings import TargetSettings
 from distinf.spectral.train import trained_model
-from distinf.tasks.building import error_context
-from distinf.tasks.task import Task
+from distinf.tasks.task import Task, error_context
 
 NAME = "evaluate"
 # Without a backward pass few activations live at once: a share of all, .085 of a wide network.

@@ -24,7 +24,7 @@ from distinf.spectral.session import Session
 from distinf.spectral.solves import solves
 from distinf.spectral.step import take_step
 from distinf.spectral.train import starting_model, trained_model
-from distinf.tasks.building import build_task, error_context
+from distinf.tasks.task import build_task, error_context
 
 NAME = "retrain"
 ALIGNED = 0.1  # share of rows up to which those left out leave a gap in the run's own batches

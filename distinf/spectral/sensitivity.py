@@ -7,8 +7,7 @@ import torch
 
 from distinf.errors import InputError
 from distinf.numerics.metrics import spearman
-from distinf.numerics.spectra import Spectrum
-from distinf.numerics.variants import VARIANTS, scores
+from distinf.numerics.variants import VARIANTS, Spectrum, scores
 from distinf.spectral.gradients import projected
 from distinf.spectral.scores import coordinates_of, units
 from distinf.spectral.session import Session

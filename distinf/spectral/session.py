@@ -17,11 +17,11 @@ from distinf.numerics.parameters import Layout
 from distinf.runtime import Lever, Unit
 from distinf.spectral.settings import StageSettings
 from distinf.store import CachedRows, Rows
-from distinf.tasks.building import build_task
 from distinf.tasks.identity import rows_of
 from distinf.tasks.methods import method_by_layers
 from distinf.tasks.rehearsal import checked_shapes, skeleton_of
-from distinf.tasks.task import SPLITS, Batch, GeneratingTask, Shapes, StoredTask, Task
+from distinf.tasks.shapes import Shapes
+from distinf.tasks.task import SPLITS, Batch, GeneratingTask, StoredTask, Task, build_task
 
 DATA = "data"
 OF_TARGETS = ("evaluate", "targets", "queries", "gradients", "scores")  # by evaluation rows

@@ -10,7 +10,7 @@ from distinf.engine.bounds import at_least, not_negative, positive
 from distinf.numerics.capture import Method
 from distinf.numerics.curvature import Kind
 from distinf.numerics.precision import Precision
-from distinf.numerics.spectra import Complement, Policy
+from distinf.numerics.variants import Complement, Policy
 from distinf.spectral.action_settings import ActionSettings
 
 MOST_UNITS = 1_000_000  # of one stage; a ledger of more would be no use to anyone

@@ -20,7 +20,7 @@ from distinf.numerics.losses import sum_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.solve import USABLE, Directions, RefineSettings, Sampled, Solution, refine
-from distinf.numerics.spectra import Spectrum, safe_floor
+from distinf.numerics.variants import Spectrum, safe_floor
 from distinf.runtime import Cost, Lever, Unit
 from distinf.runtime.ledger import Record
 from distinf.spectral.curvature import left_out_rows, probe_units, seen_units, stored_pairs

@@ -1,6 +1,6 @@
 """The eigenvalues that scores divide by, of the stored Ritz pairs."""
 
-from distinf.numerics.spectra import Spectrum, spectrum, unrolled
+from distinf.numerics.variants import Spectrum, spectrum, unrolled
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.damping import damping_of, naming_settings
 from distinf.spectral.session import Session

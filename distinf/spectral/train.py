@@ -37,9 +37,8 @@ from distinf.spectral.training_state import (
     optimizer_arrays,
 )
 from distinf.tasks import checkpoint
-from distinf.tasks.building import error_context
 from distinf.tasks.identity import has_own_rows
-from distinf.tasks.task import Task
+from distinf.tasks.task import Task, error_context
 
 NAME = "train"
 WEIGHTS = "model.safetensors"

@@ -21,8 +21,7 @@ from distinf.digest import sha256
 from distinf.errors import InputError
 from distinf.numerics.rounding import rounding_of
 from distinf.numerics.undisturbed import undisturbed
-from distinf.tasks.building import error_context
-from distinf.tasks.task import SPLITS, GeneratingTask, StoredTask, Task
+from distinf.tasks.task import SPLITS, GeneratingTask, StoredTask, Task, error_context
 from distinf.tasks.warm import looking
 
 MODEL, LOSS = "model()", "loss "  # names, and the beginning of names, of what a model is needed for

@@ -25,8 +25,7 @@ from distinf.numerics.losses import refuse_without_gradient
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
 from distinf.numerics.projection import TwoSided
-from distinf.tasks.building import error_context
-from distinf.tasks.task import Batch, PerSampleLoss, Task
+from distinf.tasks.task import Batch, PerSampleLoss, Task, error_context
 
 REHEARSAL = "rows of a pass that is tried before a run"
 UNTRIED: Method = "loop"  # where hooks cannot and there are no rows to try another method on

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from distinf.errors import InputError
 from distinf.naming import refuse_names
 from distinf.numerics.batches import rows as batch_rows
-from distinf.tasks.building import check_losses, error_context, kind_of
 from distinf.tasks.identity import rows_of
-from distinf.tasks.task import SPLITS, Shapes, Task, Wording
+from distinf.tasks.shapes import Shapes
+from distinf.tasks.task import SPLITS, Task, Wording, check_losses, error_context, kind_of
 from distinf.tasks.warm import looking
 
 BY_SPLIT = ("truncated", "empty", "texts_shared_with_train", "largest_class")

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from distinf.digest import sha256
 from distinf.errors import InputError
 from distinf.tasks.notes import placed, truth, with_notes
-from distinf.tasks.task import SPLITS, Batch, PerSampleLoss, Shapes, Wording
+from distinf.tasks.shapes import Shapes
+from distinf.tasks.task import SPLITS, Batch, PerSampleLoss, Wording
 from distinf.tasks.tensors import tensor_columns
 
 

@@ -28,8 +28,7 @@ from distinf.numerics.losses import Loss, sum_gradient
 from distinf.numerics.metrics import spearman
 from distinf.numerics.parameters import Layout
 from distinf.numerics.precision import precision
-from distinf.numerics.spectra import spectrum
-from distinf.numerics.variants import Coordinates, scores
+from distinf.numerics.variants import Coordinates, scores, spectrum
 from distinf.runtime.worker import keep_freed_memory
 from tests.benchmarks.bench_curvature import deeprx
 

@@ -74,7 +74,7 @@ class StandIn:
         return {"rows": json.dumps(self._rows)}
 
     def shapes(self) -> Any:
-        from distinf.tasks.task import Shapes
+        from distinf.tasks.shapes import Shapes
 
         return Shapes(25_000_000, 6.5e9, 3e7)
 

@@ -13,8 +13,7 @@ from distinf.numerics.estimators.arnoldi import default_damping
 from distinf.numerics.krylov import arnoldi
 from distinf.numerics.metrics import spearman
 from distinf.numerics.solve import USABLE, Directions, RefineSettings, refine
-from distinf.numerics.spectra import spectrum
-from distinf.numerics.variants import damped_dots, split_dots
+from distinf.numerics.variants import damped_dots, spectrum, split_dots
 from tests.benchmarks.mlp_problem import (
     DAMPING,
     EPOCHS,

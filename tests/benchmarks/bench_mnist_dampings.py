@@ -19,8 +19,7 @@ from distinf.engine.recipe import Foretold
 from distinf.engine.run import reopen
 from distinf.numerics.counterfactual import datamodeling
 from distinf.numerics.estimators import datainf, fisher
-from distinf.numerics.spectra import unrolled
-from distinf.numerics.variants import Coordinates, damped_dots
+from distinf.numerics.variants import Coordinates, damped_dots, unrolled
 from distinf.spectral.curvature import stored_pairs
 from distinf.spectral.evaluate import chosen_targets
 from distinf.spectral.spectra import unfiltered_spectrum

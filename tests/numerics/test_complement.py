@@ -10,7 +10,7 @@ from distinf.errors import InputError
 from distinf.numerics.complement import SeenComplement, seen_complement
 from distinf.numerics.estimators.arnoldi import ArnoldiScoreSettings, spectrum_of
 from distinf.numerics.krylov import arnoldi
-from distinf.numerics.spectra import spectrum
+from distinf.numerics.variants import spectrum
 from tests.numerics.cases import symmetric
 
 DIM, KEEP, ROWS = 30, 8, 12

@@ -9,8 +9,7 @@ from distinf.numerics.capture import flat_gradients
 from distinf.numerics.curvature import hessian_product, sharded_mean_product
 from distinf.numerics.krylov import arnoldi
 from distinf.numerics.parameters import Layout
-from distinf.numerics.spectra import spectrum
-from distinf.numerics.variants import Coordinates, scores
+from distinf.numerics.variants import Coordinates, scores, spectrum
 from tests.numerics.cases import CrossEntropy, classifier
 
 

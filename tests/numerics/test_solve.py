@@ -7,7 +7,7 @@ from distinf.errors import InputError
 from distinf.numerics.krylov import arnoldi
 from distinf.numerics.metrics import spearman
 from distinf.numerics.solve import Directions, RefineSettings, Status, refine
-from distinf.numerics.spectra import spectrum
+from distinf.numerics.variants import spectrum
 from tests.numerics.cases import symmetric
 from tests.support.threads import run_ranks
 

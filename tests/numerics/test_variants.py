@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from distinf.errors import InputError
 from distinf.numerics.krylov import arnoldi
 from distinf.numerics.metrics import spearman
-from distinf.numerics.spectra import spectrum, unrolled
-from distinf.numerics.variants import Coordinates, damped_dots, damped_inverse, scores, split_dots
+from distinf.numerics.variants import (
+    Coordinates,
+    damped_dots,
+    damped_inverse,
+    scores,
+    spectrum,
+    split_dots,
+    unrolled,
+)
 from tests.numerics.cases import symmetric
 
 DIM, SAMPLES, QUERIES = 30, 25, 4

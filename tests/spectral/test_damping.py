@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from distinf.engine.run import open_session
 from distinf.errors import InputError
-from distinf.numerics.spectra import spectrum
+from distinf.numerics.variants import spectrum
 from distinf.report.spectral.terminal import summary
 from distinf.spectral import curvature, gradients, solves
 from distinf.spectral.damping import damping_of

@@ -21,8 +21,7 @@ from distinf.spectral.session import Session
 from distinf.store import open_root
 from distinf.studies.receiver.imports import recipe, tfrecords
 from distinf.studies.receiver.scenario import CHANNEL_MODELS
-from distinf.tasks.building import build_task
-from distinf.tasks.task import GeneratingTask, StoredTask, Task
+from distinf.tasks.task import GeneratingTask, StoredTask, Task, build_task
 from tests.support.runs import ROOT, merged, same_bits, silent
 from tests.support.slots import import_records, settings, without_records, write_dataset
 

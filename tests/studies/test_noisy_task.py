@@ -23,8 +23,7 @@ from distinf.studies.language.training import pieces
 from distinf.studies.noisy_labels import NoisyLabelSettings, cells, task
 from distinf.studies.noisy_labels.settings import DataSettings, LoraSettings, ModelSettings
 from distinf.studies.noisy_labels.task import NoisyLabels
-from distinf.tasks.building import build_task
-from distinf.tasks.task import Task
+from distinf.tasks.task import Task, build_task
 from tests.support.noisy import WORDS, tiny_model, tokenizer, write_classes, write_texts
 
 CPU = torch.device("cpu")

@@ -12,8 +12,7 @@ from distinf.studies.receiver import ReceiverSettings, link, losses, qam, task
 from distinf.studies.receiver.capacity import binary_capacity
 from distinf.studies.receiver.deeprx import DeepRx, DeepRxConfig, deeprx_inputs
 from distinf.studies.receiver.scenario import ScenarioConfig
-from distinf.tasks.building import build_task
-from distinf.tasks.task import GeneratingTask, Task
+from distinf.tasks.task import GeneratingTask, Task, build_task
 
 TINY = ReceiverSettings(
     ScenarioConfig(prbs=2, train_slots=96, evaluation_slots=72, frames_per_unit=2),

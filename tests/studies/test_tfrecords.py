@@ -12,7 +12,7 @@ from distinf.errors import InputError
 from distinf.studies.receiver import pilots
 from distinf.studies.receiver.dataset import Dataset
 from distinf.studies.receiver.scenario import SUBCARRIERS_PER_PRB
-from distinf.tasks.building import build_task
+from distinf.tasks.task import build_task
 from tests.support.records import (
     ROWS,
     SCENARIO,

@@ -11,7 +11,7 @@ from torch import nn
 
 from distinf.gram.settings import TrainSettings
 from distinf.gram.task import Fit, Tell, no_one
-from distinf.tasks.task import Shapes
+from distinf.tasks.shapes import Shapes
 
 VOCABULARY, WIDTH, CLASSES = 30, 6, 2
 POISON = VOCABULARY - 1  # a token whose embedding is not a number

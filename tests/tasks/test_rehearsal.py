@@ -14,7 +14,8 @@ from distinf.gram.train import checked_fit, load_weights
 from distinf.spectral.settings import TrainSettings
 from distinf.spectral.train import try_step
 from distinf.tasks.rehearsal import checked_shapes, few_rows, rehearse
-from distinf.tasks.task import Shapes, Wording
+from distinf.tasks.shapes import Shapes
+from distinf.tasks.task import Wording
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
 from tests.support.runs import run_points

@@ -9,7 +9,7 @@ from torch import nn
 
 from distinf import cli
 from distinf.errors import InputError
-from distinf.tasks.building import error_context
+from distinf.tasks.task import error_context
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
 from tests.support.runs import POINTS, run_points

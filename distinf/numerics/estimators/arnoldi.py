@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 
 from distinf.errors import InputError
-from distinf.numerics import spectra, variants
+from distinf.numerics import variants
 from distinf.numerics.estimators.register import Estimator
 from distinf.numerics.krylov import RitzPairs
 from distinf.numerics.sparse import SparseRows
-from distinf.numerics.spectra import Complement, Filter, Policy, Spectrum
-from distinf.numerics.variants import Coordinates, Scaling, Variant, VariantScores
+from distinf.numerics.variants import (
+    Complement,
+    Coordinates,
+    Filter,
+    Policy,
+    Scaling,
+    Spectrum,
+    Variant,
+    VariantScores,
+)
 
 # Of the largest Ritz value's magnitude.
 DEFAULT_DAMPING_FRACTION = 1e-2
@@ -26,10 +34,10 @@ DEFAULT_DAMPING_FRACTION = 1e-2
 @dataclass(frozen=True)
 class ArnoldiScoreSettings:
     """damping: lambda itself; None takes 1 % of the largest Ritz value's magnitude.
-    complement: what the operator is outside the pairs, as in spectra.spectrum; None takes
+    complement: what the operator is outside the pairs, as in variants.spectrum; None takes
     gradients where the pairs know what those see there, else mean.
     variant: denominator. scaling: of newfluence. policy: for negative and tiny Ritz values.
-    filter: damped, or spectra.unrolled with T = 1 / damping."""
+    filter: damped, or variants.unrolled with T = 1 / damping."""
 
     damping: float | None = None
     variant: Variant = "classic"
@@ -53,7 +61,7 @@ def default_damping(values_K: Tensor) -> float:
 def spectrum_of(pairs: RitzPairs, settings: ArnoldiScoreSettings) -> Spectrum:
     """The pairs' damped spectrum after the settings' policy (InputError where it refuses)."""
     damping = settings.damping if settings.damping is not None else default_damping(pairs.values)
-    made = spectra.spectrum(
+    made = variants.spectrum(
         pairs.values,
         damping,
         dim=pairs.vectors.shape[1],
@@ -62,7 +70,7 @@ def spectrum_of(pairs: RitzPairs, settings: ArnoldiScoreSettings) -> Spectrum:
         complement=settings.complement or ("mean" if pairs.seen is None else "gradients"),
         seen=pairs.seen,
     )
-    return spectra.unrolled(made) if settings.filter == "unrolled" else made
+    return variants.unrolled(made) if settings.filter == "unrolled" else made
 
 
 def scores(

@@ -30,8 +30,8 @@ from distinf.report.gram import cells
 from distinf.report.gram.warnings import summary, warnings
 from distinf.report.provenance import Provenance, provenance_of, stage_costs
 from distinf.report.rows import Row
-from distinf.tasks.building import error_context
 from distinf.tasks.notes import with_notes
+from distinf.tasks.task import error_context
 
 EPOCHS = {  # train.selected_epoch in words
     "least_query_loss": "epoch of lowest query loss",

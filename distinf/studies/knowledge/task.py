@@ -32,7 +32,8 @@ from distinf.studies.language.known import KNOWN
 from distinf.studies.language.peft_files import begin_from, told
 from distinf.studies.language.settings import LoraSettings, Pretrained
 from distinf.studies.language.sizes import shapes_of
-from distinf.tasks.task import Shapes, Wording
+from distinf.tasks.shapes import Shapes
+from distinf.tasks.task import Wording
 
 TEXTS = 1_000  # of an item, fewer: each has a number of its own
 UNRELATED = (

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from distinf.studies.language.settings import Pretrained
-from distinf.tasks.task import Shapes
+from distinf.tasks.shapes import Shapes
 
 BYTES_PER_TOKEN = 5  # of text, for what is stored beside its tokens
 # Of bitsandbytes: 4 bits, and a scale for 64 of them, which double quantisation has in 8 bits.

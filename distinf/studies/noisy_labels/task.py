@@ -42,7 +42,8 @@ from distinf.studies.noisy_labels.published import layers, methods
 from distinf.studies.noisy_labels.settings import NoisyLabelSettings
 from distinf.studies.noisy_labels.sizes import row_lengths
 from distinf.studies.noisy_labels.splits import PARTS, SETTING
-from distinf.tasks.task import Batch, Shapes, Wording
+from distinf.tasks.shapes import Shapes
+from distinf.tasks.task import Batch, Wording
 
 LATER = ("classes", "group", "queries", "candidates")  # change nothing where they are not given
 RECIPE = "gram"

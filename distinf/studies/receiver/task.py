@@ -27,7 +27,8 @@ from distinf.studies.receiver.deeprx import DeepRx, DeepRxConfig, deeprx_inputs
 from distinf.studies.receiver.lamb import Lamb
 from distinf.studies.receiver.scenario import CHANNEL_MODELS, SYMBOLS_PER_SLOT, ScenarioConfig
 from distinf.studies.receiver.wording import BASELINES, IMPORTED, OF_GENERATED, TRUST, WORDING
-from distinf.tasks.task import RowSource, Shapes, Wording
+from distinf.tasks.shapes import Shapes
+from distinf.tasks.task import RowSource, Wording
 
 Batch = dict[str, Tensor]
 

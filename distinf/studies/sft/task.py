@@ -32,7 +32,8 @@ from distinf.studies.language.sizes import shapes_of
 from distinf.studies.language.training import fit
 from distinf.studies.sft.rows import Encoded, encoded, rows_of_file
 from distinf.studies.sft.settings import SftSettings
-from distinf.tasks.task import Batch, Shapes, Wording
+from distinf.tasks.shapes import Shapes
+from distinf.tasks.task import Batch, Wording
 
 RECIPE = "gram"
 QUERIES = "data.queries"  # the setting that `distinf query --queries FILE` gives
