@@ -43,14 +43,14 @@ from distinf.microbatch import from_the_start
 from distinf.numerics.curvature import Parameters
 from distinf.numerics.parameters import Layout
 from distinf.numerics.randomness import generator
-from distinf.numerics.tuning import (  # fmt: skip
+from distinf.numerics.tuning import (
     Losses,
     Tuned,
     Tuning,
     first_order,
     losses_of,
     parameters_of,
-)
+)  # fmt: skip
 from distinf.runtime import Cost, Unit
 from distinf.runtime.ledger import Record
 from distinf.tasks.identity import has_own_rows

@@ -13,13 +13,13 @@ from distinf.empirical.session import Outline, Session
 from distinf.empirical.task import TRAIN, Based, places, relations
 from distinf.engine.running import together
 from distinf.errors import InputError
-from distinf.planning.devices import (  # fmt: skip
+from distinf.planning.devices import (
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,
     LAUNCH_S,
     Device,
     longer,
-)
+)  # fmt: skip
 from distinf.planning.speeds import BATCHES, NO_GPU, OTHER_FLOPS, Rate, Speeds
 from distinf.planning.staging import SpeedsOf
 from distinf.runtime import RuntimeSettings

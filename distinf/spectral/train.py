@@ -150,12 +150,7 @@ def _is_exported(session: Session) -> bool:
 
 
 def _export(session: Session, last: Unit) -> None:
-    stored = session.arrays(last)
-    tensors = {
-        name.removeprefix("model."): torch.from_numpy(values)
-        for name, values in stored.items()
-        if name.startswith("model.")
-    }
+    tensors = checkpoint.whole(trained_model(session))
     about = {
         "task": session.context["task"],
         "seed": session.seed,

@@ -44,7 +44,7 @@ def content_digest(path: str) -> str:
 
 
 def load_checked(path: str, model: nn.Module, settings: Mapping[str, Any] | None = None) -> None:
-    """Put the file's weights into the model, in place; it may lack frozen ones.
+    """Put the file's weights into the model, in place; a quantised one keeps its frozen ones.
 
     Raises InputError, in one line, for a file that is not safetensors, for other tensors or shapes
     than the model's, and for weights that are not finite. `settings` are the task's, to name those
@@ -58,8 +58,8 @@ def load_checked(path: str, model: nn.Module, settings: Mapping[str, Any] | None
             f"train.checkpoint: {path} is not a safetensors file ({reason}); save the weights with "
             "safetensors.torch.save_file(model.state_dict(), path)"
         ) from None
-    needed = unfrozen(model)
-    _check_tensors(path, tensors, model.state_dict(), needed, _remedy(settings or {}))
+    wanted, needed = model.state_dict(), whole(model)
+    _check_tensors(path, tensors, wanted, needed, _remedy(settings or {}))
     model.load_state_dict(tensors, strict=False)
 
 
@@ -69,6 +69,12 @@ def unfrozen(model: nn.Module) -> dict[str, Tensor]:
     frozen = tuple(f"{name}." for name, p in model.named_parameters() if not p.requires_grad)
     state = model.state_dict().items()
     return {name: values for name, values in state if not f"{name}.".startswith(frozen)}
+
+
+def whole(model: nn.Module) -> dict[str, Tensor]:
+    """What a file of the model holds: another model's frozen parameters may be others. Those that
+    are quantised come from the model that they were made of, and are left out."""
+    return unfrozen(model) if getattr(model, "is_quantized", False) else model.state_dict()
 
 
 def _check_tensors(

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from distinf.errors import Interrupted
+from distinf.errors import InputError, Interrupted
 from distinf.microbatch import MICROBATCHES
 from distinf.spectral import train
+from distinf.tasks import checkpoint
 from distinf.tasks.tensor_task import TensorTask
 from tests.support.blobs_task import loss, points
 from tests.support.partial import points_config, run_until
@@ -129,3 +130,36 @@ def test_a_parameter_that_no_loss_depends_on_is_left_alone_as_by_torchs_optimize
         loss(again, session.batch("train", train.step_rows(session, step))).mean().backward()
         optimizer.step()
     torch.testing.assert_close(end.one.weight, again.one.weight)
+
+
+def half_frozen(settings: dict, seed: int) -> TensorTask:
+    """Its first layer stays as the seed drew it."""
+    made = normalised(settings, seed)
+
+    def model() -> torch.nn.Module:
+        drawn = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        drawn[0].requires_grad_(False)
+        return drawn
+
+    made._model = model
+    return made
+
+
+def test_a_checkpoint_brings_its_frozen_weights_to_a_run_of_another_seed(tmp_path):
+    task = {"task": "tests.spectral.test_training:half_frozen"}
+    steps = {"steps": 2, "checkpoint_every": 2}
+    first = run_until("train", points_config(tmp_path / "first", train=steps, **task))
+    wanted = train.trained_model(first).state_dict()
+    kept = {"steps": 0, "checkpoint": str(tmp_path / "first" / train.WEIGHTS)}
+    other = run_until("train", points_config(tmp_path / "other", seed=7, train=kept, **task))
+    assert not torch.equal(other.fresh_model().state_dict()["0.weight"], wanted["0.weight"])
+    for name, values in train.trained_model(other).state_dict().items():
+        assert torch.equal(values, wanted[name]), name
+
+
+def test_a_checkpoint_without_frozen_weights_is_refused(tmp_path):
+    model = half_frozen({}, 0).model()
+    path = tmp_path / "trained.safetensors"
+    path.write_bytes(checkpoint.encoded(checkpoint.unfrozen(model), {}))
+    with pytest.raises(InputError, match=r"has no '0\.weight', '0\.bias'"):
+        checkpoint.load_checked(str(path), model)
